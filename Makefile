@@ -1,0 +1,66 @@
+# `make` lists the targets. Two stamps in .venv say what is installed, so that a second call installs nothing.
+
+PYTHON ?= python3
+HOST =# not taken from the environment, where some shells keep the machine's name
+PORT ?=
+WORKERS ?=
+RECIPE ?= models/train/recipes/fashion-mnist-28.toml
+OUT ?= runs/$(notdir $(basename $(RECIPE)))
+
+TORCH = 2.13.0
+BIN = .venv/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+SERVE = .venv/.installed-serve
+TEST = .venv/.installed-test
+
+.DEFAULT_GOAL = help
+.PHONY: help serve test check format train bench docker-test lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+serve: $(SERVE) ## run the service on http://127.0.0.1:8000 (HOST= PORT= WORKERS=)
+	@exec $(BIN)/ddpm up $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)') $(if $(WORKERS),--workers '$(WORKERS)')
+
+test: $(TEST) ## run every test that this machine can run (ARGS= goes to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(TEST) ## format, lint, types, who imports whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(TEST) ## format the code and mend what ruff can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+train: $(TEST) ## train a network (RECIPE= OUT=); Ctrl-C saves, the next call resumes
+	$(BIN)/ddpm train '$(RECIPE)' --out '$(OUT)'
+
+bench: $(TEST) ## measure the engine; the figures of docs/benchmarks.md
+	$(BIN)/python -m bench.engine
+
+docker-test: ## build the image, run it with Compose and sample through the published port
+	tests/docker/run.sh
+
+lock: ## write constraints.txt anew from what a clean environment gets
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet torch==$(TORCH) setuptools '.[train,test]'
+	.venv-lock/bin/python -m pip freeze --all | grep -v -E '^(ddpm-service|pip|nvidia|cuda|triton)\b' | sed 's/+[a-z0-9]*$$//' > constraints.txt
+	rm -rf .venv-lock
+
+clean: ## remove .venv and caches; .ddpm/ and runs/ stay
+	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, %s is " % sys.executable + sys.version.split()[0] + "; name one with PYTHON=")'
+	$(PYTHON) -m venv .venv
+
+$(SERVE): pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(TEST): pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install --quiet -c constraints.txt -e '.[train,test]'
+	@touch $@ $(SERVE)

@@ -1,0 +1,38 @@
+"""What handlers ask for, under short names."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+from fastapi import Depends
+from redis.asyncio import Redis
+from starlette.requests import Request
+
+from app import jobs
+from app.errors import WrongContentType
+from models import catalog
+
+
+def _jobs(request: Request) -> jobs.Jobs:
+    return cast("jobs.Jobs", request.app.state.jobs)
+
+
+def _catalog(request: Request) -> catalog.Catalog:
+    return cast("catalog.Catalog", request.app.state.catalog)
+
+
+def _redis(request: Request) -> Redis:
+    return cast("Redis", request.app.state.redis)
+
+
+def json_only(request: Request) -> None:
+    """FastAPI would say of any other type that the body is no object."""
+    sent = request.headers.get("content-type")
+    kind = (sent or "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise WrongContentType(sent)
+
+
+Jobs = Annotated[jobs.Jobs, Depends(_jobs)]
+Catalog = Annotated[catalog.Catalog, Depends(_catalog)]
+Store = Annotated[Redis, Depends(_redis)]

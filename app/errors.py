@@ -1,0 +1,161 @@
+"""Every error that a client can see: one tree, the status on the class. Texts are fact, value, remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from starlette.exceptions import HTTPException
+
+from app.schemas import InvalidField
+from worker.contract import State
+
+
+class Problem(HTTPException):
+    """An HTTPException, so that FastAPI lets it through while it reads a body."""
+
+    status: ClassVar[HTTPStatus]
+    name: ClassVar[str]
+    about: ClassVar[str]  # what OpenAPI says of it
+    with_headers: ClassVar[Mapping[str, str]] = {}
+    errors: tuple[InvalidField, ...] = ()
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(self.status, detail, dict(self.with_headers))
+
+    def content(self) -> dict[str, Any]:
+        title = self.name.replace("-", " ").capitalize()
+        body = {"type": f"urn:problem-type:ddpm:{self.name}", "title": title, "status": int(self.status), "detail": self.detail}
+        return body | ({"errors": [error.model_dump() for error in self.errors]} if self.errors else {})
+
+
+class InvalidRequest(Problem):
+    status, name = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request"
+    about = "A field or parameter is invalid; `errors` names each."
+
+    def __init__(self, errors: Iterable[InvalidField]) -> None:
+        self.errors = tuple(errors)
+        super().__init__(" ".join(error.detail for error in self.errors))
+
+
+class BrokenBody(Problem):
+    status, name, about = HTTPStatus.BAD_REQUEST, "broken-body", "The body is not JSON."
+
+
+class UnknownRoute(Problem):
+    status, name, about = HTTPStatus.NOT_FOUND, "unknown-route", "There is nothing at this path."
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"there is nothing at {_cut(path)}; /docs lists what there is.")
+
+
+class UnknownJob(Problem):
+    status, name, about = HTTPStatus.NOT_FOUND, "unknown-job", "There is no such job, or it was deleted or forgotten."
+
+    def __init__(self, job: str) -> None:
+        super().__init__(f"there is no job {_cut(job)}; `GET /v1/jobs` lists those that exist.")
+
+
+class UnknownImage(Problem):
+    status, name, about = HTTPStatus.NOT_FOUND, "unknown-image", "The job has no image of this index."
+
+    def __init__(self, index: int, start: int, count: int) -> None:
+        super().__init__(f"index={index} is not an image of this job; use {start} to {start + count - 1}.")
+
+
+class UnknownModel(Problem):
+    status, name, about = HTTPStatus.NOT_FOUND, "unknown-model", "There is no such model."
+
+    def __init__(self, model: str, known: Iterable[str]) -> None:
+        super().__init__(unknown_model(model, known))
+
+
+class MethodNotAllowed(Problem):
+    status, name, about = HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "The path is there, but not for this method."
+
+    def __init__(self, method: str, path: str, allowed: Iterable[str]) -> None:
+        allow = ", ".join(allowed)
+        super().__init__(f"{_cut(path)} does not answer to {method}; use {allow}.")
+        self.headers = {"Allow": allow}
+
+
+class NotFinished(Problem):
+    status, name, about = HTTPStatus.CONFLICT, "not-finished", "The image is not finished; `detail` says whether it will be."
+
+    def __init__(self, what: str, state: State) -> None:
+        remedy = "post the job again" if state.final else "poll the job until images_done grows, with ?wait=S"
+        super().__init__(f"{what} is not finished and the job is {state}; {remedy}.")
+
+
+class Expired(Problem):
+    status, name, about = HTTPStatus.GONE, "expired", "The image was finished, and its time to live is over."
+
+    def __init__(self) -> None:
+        super().__init__("the images of this job have expired; post the job again with its seed to get the same bytes.")
+
+
+class BodyTooLarge(Problem):
+    status, name, about = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body-too-large", "The body is larger than the limit."
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the body is larger than {limit} bytes; a job needs less than 1024.")
+
+
+class WrongContentType(Problem):
+    status, name, about = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "wrong-content-type", "The body is not declared as JSON."
+
+    def __init__(self, content_type: str | None) -> None:
+        fact = f"content-type={_cut(content_type)} is not JSON" if content_type else "the request has no Content-Type"
+        super().__init__(f"{fact}; send `Content-Type: application/json`.")
+
+
+class Internal(Problem):
+    status, name, about = HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "A bug of the server's."
+
+    def __init__(self) -> None:
+        super().__init__("the server failed on this request, which is a bug; its log says more.")
+
+
+class StoreUnreachable(Problem):
+    status, name, about = HTTPStatus.SERVICE_UNAVAILABLE, "store-unreachable", "The job store (Redis) does not answer."
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}
+
+    def __init__(self) -> None:
+        super().__init__("the job store (Redis) does not answer; try again in 2 s.")
+
+
+class NoWorker(Problem):
+    status, name, about = HTTPStatus.SERVICE_UNAVAILABLE, "no-worker", "No worker is alive."
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
+
+    def __init__(self) -> None:
+        super().__init__("no worker is alive: jobs are accepted but wait; start one with `ddpm worker`.")
+
+
+class StoreFull(Problem):
+    status, name, about = HTTPStatus.INSUFFICIENT_STORAGE, "store-full", "The job store is out of memory or disk."
+
+    def __init__(self) -> None:
+        super().__init__("the job store (Redis) is out of memory or disk; delete jobs, or give it more.")
+
+
+def unknown_model(model: str, known: Iterable[str]) -> str:
+    return f"model={_cut(model)} is not known; use one of: {', '.join(sorted(known))}."
+
+
+def _cut(text: str, size: int = 80) -> str:
+    return repr(text if len(text) <= size else text[:size] + "...")
+
+
+def problems(*kinds: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI `responses` of the errors that a route can answer with."""
+    by_status: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds:
+        entry = by_status.setdefault(int(kind.status), {"description": "", "content": _CONTENT, "headers": {}})
+        entry["description"] = f"{entry['description']} {kind.about}".strip()
+        entry["headers"] |= {header: {"schema": {"type": "string"}} for header in kind.with_headers}
+    return by_status
+
+
+_CONTENT = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}

@@ -1,0 +1,184 @@
+"""Jobs in Redis: post, look, wait, list, fetch, cancel, delete."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Sequence
+from typing import cast
+
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+
+from app.errors import Expired, NotFinished, UnknownImage, UnknownJob
+from app.look import check, known, look, seen
+from app.notifier import Notifier
+from app.pages import Place, newest_first
+from app.recipes import recipe_of
+from app.record import Record
+from app.schemas import Job, JobPage, JobRequest, JobSummary
+from app.sheet import ContactSheet
+from models.catalog import Catalog
+from worker import contract, scripts
+from worker.contract import State, job_key, open_key, owner_key, png_key, sha256_key
+from worker.queue import enqueue, withdraw_keys
+
+_LOOK_EVERY_S = 1.0  # who waits looks for itself, should the notifier have missed a change
+_INDEX_TTL_S = contract.UNFINISHED_TTL_S + contract.RECORD_TTL_S
+_MAX_SCAN = 1000  # records read by one listing, however few match
+
+
+class Jobs:
+    """Every method raises redis' own errors where Redis is away; app/handlers.py makes them 503 and 507."""
+
+    def __init__(self, redis: Redis, catalog: Catalog, notifier: Notifier, results_ttl_s: int) -> None:
+        self._redis, self._catalog, self._notifier, self._results_ttl_s = redis, catalog, notifier, results_ttl_s
+
+    async def submit(self, request: JobRequest, owner: str) -> Job:
+        """Post a job, whole or not at all. Raises InvalidRequest for what the model cannot do."""
+        record = self._record(request, owner)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(job_key(record.id), mapping=record.to_hash(self._results_ttl_s))
+            pipe.expire(job_key(record.id), contract.UNFINISHED_TTL_S)
+            _index(pipe, owner_key(owner), record, _INDEX_TTL_S)
+            _index(pipe, open_key(record.priority), record, contract.UNFINISHED_TTL_S)
+            enqueue(record.shards, pipe)
+            pipe.publish(contract.CHANGES, f"{record.id} {record.state}")
+            look(pipe, record.id)  # here, not afterwards: a job that was accepted must not be answered with 503
+            return seen(record.id, await pipe.execute())
+
+    async def get(self, job: str) -> Job:
+        """In one round trip. Raises UnknownJob."""
+        check(job)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            look(pipe, job)
+            return seen(job, await pipe.execute())
+
+    async def wait(self, job: str, seconds: float) -> Job:
+        """The job at the next change of its state, after `seconds`, or at once where its state is final."""
+        until = time.monotonic() + seconds
+        with self._notifier.listen(job) as changed:
+            before = now = await self.get(job)
+            while now.state is before.state and not now.state.final and (left_s := until - time.monotonic()) > 0:
+                await _set_or_timeout(changed, min(left_s, _LOOK_EVERY_S))
+                now = await self.get(job)
+            return now
+
+    async def page(self, owner: str, state: State | None, limit: int, after: Place | None) -> JobPage:
+        found: list[JobSummary] = []
+        scanned = 0
+        async for batch in newest_first(self._redis, owner_key(owner), after):
+            for place, summary in zip(batch, await self._summaries(batch), strict=True):
+                if summary and state in (None, summary.state):
+                    found.append(summary)
+                scanned += 1
+                if len(found) == limit or scanned == _MAX_SCAN:
+                    return JobPage(jobs=found, next_cursor=str(place))
+        return JobPage(jobs=found, next_cursor=None)
+
+    async def image(self, job: str, index: int) -> tuple[bytes, str]:
+        """A PNG and its sha256. Raises UnknownJob, UnknownImage, NotFinished or Expired."""
+        check(job)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(job_key(job))
+            pipe.hget(sha256_key(job), str(index))
+            pipe.hget(png_key(job), str(index))
+            fields, sha256, png = await pipe.execute()
+        record = known(job, fields)
+        if index not in record.indices:
+            raise UnknownImage(index, record.start, record.count)
+        if not sha256:
+            raise NotFinished(f"image {index}", record.state)
+        if not png:
+            raise Expired
+        return png, sha256.decode()
+
+    async def grid(self, job: str) -> tuple[bytes, bool]:
+        """The contact sheet as it stands, and whether it is final. Raises UnknownJob, NotFinished or Expired."""
+        now = await self.get(job)
+        if not now.progress.images_done:
+            raise NotFinished("any image", now.state)
+        sheet = ContactSheet(now.count)
+        for first in range(0, now.count, sheet.columns):
+            indices = [str(now.start + place) for place in range(first, min(first + sheet.columns, now.count))]
+            pngs = cast("list[bytes | None]", await self._redis.hmget(png_key(job), indices))
+            await asyncio.to_thread(sheet.paste, first, pngs)
+        png = await asyncio.to_thread(sheet.png)
+        if png is None:
+            raise Expired
+        return png, now.state.final
+
+    async def cancel(self, job: str) -> Job:
+        """Where the job has ended already, nothing happens to it. Raises UnknownJob."""
+        record = await self._find(job)
+        keys = contract.transition_keys(job, record.priority)
+        # Not in the transaction: a script that fails, as on a full server, does not keep the next one from running.
+        await self._redis.eval(contract.CANCEL, len(keys), *keys, time.time())
+        async with self._redis.pipeline(transaction=True) as pipe:
+            _withdraw(pipe, record)
+            look(pipe, job)
+            return seen(job, await pipe.execute())
+
+    async def delete(self, job: str) -> None:
+        """Workers drop a job that is gone. Raises UnknownJob, also for the later of two deletions at once."""
+        record = await self._find(job)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(job_key(job))
+            pipe.delete(sha256_key(job), png_key(job))
+            pipe.zrem(open_key(record.priority), job)
+            pipe.zrem(owner_key(record.owner), job)
+            pipe.publish(contract.CHANGES, f"{job} deleted")
+            _withdraw(pipe, record)
+            # A full server cannot mark what runs, and need not: the job is gone.
+            existed, *_ = await pipe.execute(raise_on_error=False)
+        if not existed:
+            raise UnknownJob(job)
+
+    def _record(self, request: JobRequest, owner: str) -> Record:
+        return Record(
+            id=uuid.uuid4().hex,
+            owner=owner,
+            recipe=recipe_of(request, self._catalog),
+            start=request.start,
+            count=request.count,
+            priority=request.priority,
+            created_at=time.time_ns() // 1000 / 1e6,  # whole microseconds, so that a cursor can say it exactly
+        )
+
+    async def _find(self, job: str) -> Record:
+        check(job)
+        return known(job, cast("dict[bytes, bytes]", await self._redis.hgetall(job_key(job))))
+
+    async def _summaries(self, places: Sequence[Place]) -> list[JobSummary | None]:
+        """None for a record that has expired."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for place in places:
+                pipe.hgetall(job_key(place.job))
+                pipe.hlen(sha256_key(place.job))
+            answers = await pipe.execute()
+        now, pairs = time.time(), zip(answers[::2], answers[1::2], strict=True)
+        return [Record.from_hash(fields).summary(done, now) if fields else None for fields, done in pairs]
+
+
+def _withdraw(pipe: Pipeline, record: Record) -> None:
+    """Take what waits out of the queue, and tell the workers of what runs."""
+    for shard in record.shards:
+        keys = withdraw_keys(shard)
+        pipe.eval(scripts.WITHDRAW, len(keys), *keys, shard.id)
+
+
+def _index(pipe: Pipeline, key: str, record: Record, ttl_s: int) -> None:
+    """Enter the job, and drop what outlived its record."""
+    pipe.zadd(key, {record.id: record.created_at})
+    pipe.zremrangebyscore(key, "-inf", record.created_at - ttl_s)
+    pipe.expire(key, ttl_s)
+
+
+async def _set_or_timeout(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
+    event.clear()

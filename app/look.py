@@ -1,0 +1,47 @@
+"""Reading one job, in one round trip, also at the end of a transaction that changed it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redis.asyncio.client import Pipeline
+
+from app.errors import UnknownJob
+from app.estimate import PLACE_KEYS, QUEUE_PLACE, alive, place_args, queue_place
+from app.record import Record
+from app.schemas import Job
+from worker.contract import WORKERS, job_key, png_key, sha256_key
+
+_ID = re.compile("[0-9a-f]{32}")
+_ANSWERS = 5
+
+
+def look(pipe: Pipeline, job: str) -> None:
+    """Buffer what `seen` wants. Must come last."""
+    pipe.hgetall(job_key(job))
+    pipe.hgetall(sha256_key(job))
+    pipe.exists(png_key(job))
+    pipe.eval(QUEUE_PLACE, len(PLACE_KEYS), *PLACE_KEYS, *place_args(job))
+    pipe.hvals(WORKERS)
+
+
+def seen(job: str, answers: Sequence[Any]) -> Job:
+    """The job, from the answers to a pipeline that `look` was the end of. Raises UnknownJob."""
+    fields, hashes, stored, place, workers = answers[-_ANSWERS:]
+    record, now = known(job, fields), time.time()
+    return record.job(hashes, bool(stored), queue_place(place, record.recipe.model, alive(workers, now)), now)
+
+
+def known(job: str, fields: Mapping[bytes, bytes]) -> Record:
+    if not fields:
+        raise UnknownJob(job)
+    return Record.from_hash(fields)
+
+
+def check(job: str) -> None:
+    """Anything that is no id could name another key: `<id>:png` is one."""
+    if not _ID.fullmatch(job):
+        raise UnknownJob(job)

@@ -1,0 +1,47 @@
+"""The API's process: `uvicorn app.main:create_app --factory`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from app import handlers, openapi, store
+from app.errors import Internal, problems
+from app.jobs import Jobs
+from app.middleware import BodyLimit, HeadAsGet
+from app.notifier import Notifier
+from app.routers import health, jobs, models
+from app.settings import ApiSettings
+from models.catalog import SHIPPED, Catalog
+
+_ABOUT = "Samples from denoising diffusion models. The same seed gives the same bytes."
+
+
+def create_app(settings: ApiSettings | None = None) -> FastAPI:
+    """Raises CatalogError where no model can be served. Redis need not be there yet."""
+    settings = settings or ApiSettings()
+    app = FastAPI(
+        title="ddpm", description=_ABOUT, lifespan=_lifespan, redirect_slashes=False, redoc_url=None, responses=problems(Internal)
+    )
+    app.state.catalog = Catalog.read(SHIPPED, *([settings.models_dir] if settings.models_dir else []))
+    app.state.redis = store.connect(settings.redis_url)
+    app.state.notifier = Notifier(app.state.redis)
+    app.state.jobs = Jobs(app.state.redis, app.state.catalog, app.state.notifier, settings.results_ttl_s)
+    for router in (jobs.router, models.router, health.router):
+        app.include_router(router)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(HeadAsGet)
+    handlers.install(app)
+    openapi.describe(app, app.state.catalog)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    try:
+        async with app.state.notifier.running():
+            yield
+    finally:
+        await app.state.redis.aclose()

@@ -1,0 +1,49 @@
+"""The OpenAPI document: what FastAPI makes of the routes, and what only the models' cards can tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.schemas import ProblemDetails
+from models.catalog import Catalog
+
+
+def describe(app: FastAPI, catalog: Catalog) -> None:
+    """Name the models and the largest number of steps in the document that `app` serves."""
+    made_by_fastapi = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            _complete(made_by_fastapi(), catalog)
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
+
+
+def _complete(document: dict[str, Any], catalog: Catalog) -> None:
+    schemas = document["components"]["schemas"]
+    problem = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= problem.pop("$defs") | {"ProblemDetails": problem}
+    _drop_fastapis_422(document)
+    fields = schemas["JobRequest"]["properties"]
+    _not_null(fields["model"])["enum"] = sorted(catalog)
+    _not_null(fields["steps"])["maximum"] = max(card.schedule.T for card in catalog.values())
+
+
+def _drop_fastapis_422(document: dict[str, Any]) -> None:
+    """It is added wherever there is a parameter, also where that can be any string."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            answer = operation["responses"].get("422", {})
+            if "application/json" in answer.get("content", {}):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+
+
+def _not_null(field: dict[str, Any]) -> dict[str, Any]:
+    option: dict[str, Any] = next(option for option in field["anyOf"] if option["type"] != "null")
+    return option

@@ -1,0 +1,43 @@
+"""A listing's place: the last job that was given out. Stable under inserts, since new jobs come before every page."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import cast
+
+from redis.asyncio import Redis
+
+CURSOR_PATTERN = "^[0-9]{1,16}-[0-9a-f]{32}$"
+_BATCH = 100
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Ordered as Redis orders a sorted set: by score, then by member."""
+
+    created_at: float
+    job: str
+
+    @classmethod
+    def parse(cls, cursor: str) -> Place:
+        """Of a text that matches CURSOR_PATTERN."""
+        microseconds, _, job = cursor.partition("-")
+        return cls(int(microseconds) / 1e6, job)
+
+    def __str__(self) -> str:
+        return f"{round(self.created_at * 1e6)}-{self.job}"
+
+
+async def newest_first(redis: Redis, key: str, after: Place | None) -> AsyncIterator[list[Place]]:
+    """Batches of a sorted set of jobs, from behind `after` to its end."""
+    while True:
+        highest = after.created_at if after else "+inf"
+        answer = await redis.zrevrangebyscore(key, highest, "-inf", start=0, num=_BATCH, withscores=True)
+        rows = cast("list[tuple[bytes, float]]", answer)
+        places = [Place(score, job.decode()) for job, score in rows]
+        batch = [place for place in places if after is None or place < after]
+        if not batch:
+            return
+        yield batch
+        after = batch[-1]

@@ -1,0 +1,47 @@
+"""From what was asked for to what will be done: the model's defaults filled in, its limits held."""
+
+from __future__ import annotations
+
+import secrets
+
+from app.errors import unknown_model
+from app.schemas import JobRequest
+from app.validation import invalid
+from models.catalog import Card, Catalog, Sampler
+from worker.contract import MAX_SEED, Recipe
+
+
+def recipe_of(request: JobRequest, catalog: Catalog) -> Recipe:
+    """Raises InvalidRequest for what no model, or not this one, can do."""
+    card = _card(request.model, catalog)
+    return Recipe(
+        model=card.name,
+        weights=card.sha256,
+        sampler=_sampler(request.sampler, card),
+        steps=_steps(request.steps, card),
+        variance=request.variance or card.defaults.variance,
+        eta=card.defaults.eta if request.eta is None else request.eta,
+        seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+    )
+
+
+def _card(name: str | None, catalog: Catalog) -> Card:
+    if name is None:
+        return catalog.default
+    if name not in catalog:
+        raise invalid("model", name, unknown_model(name, catalog))
+    return catalog[name]
+
+
+def _sampler(name: Sampler | None, card: Card) -> Sampler:
+    if name and name not in card.samplers:
+        raise invalid("sampler", name, f"sampler={name} is not one of {card.name!r}; use one of: {', '.join(card.samplers)}.")
+    return name or card.defaults.sampler
+
+
+def _steps(steps: int | None, card: Card) -> int:
+    longest = card.schedule.T
+    if steps and steps > longest:
+        text = f"steps={steps} is more than the {longest} that {card.name!r} was trained with; use 1 to {longest}."
+        raise invalid("steps", steps, text)
+    return steps or card.defaults.steps

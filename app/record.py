@@ -1,0 +1,158 @@
+"""A job's record as Redis holds it, and what clients are told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from redis.typing import EncodableT, FieldT
+
+from app.schemas import Image, Job, JobError, JobSummary, Progress, QueuePlace
+from worker.contract import SHARD_IMAGES, Priority, Recipe, Shard, State, progress_field, shard_count, shards_of
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Times in seconds since the epoch."""
+
+    id: str
+    owner: str
+    recipe: Recipe
+    start: int
+    count: int
+    priority: Priority
+    created_at: float
+    state: State = State.QUEUED
+    started_at: float | None = None
+    finished_at: float | None = None
+    attempts: int = 0
+    error: JobError | None = None
+    done: tuple[tuple[int, int] | None, ...] = ()  # a shard: step of its least advanced image, image-steps; None: not taken yet
+
+    @classmethod
+    def from_hash(cls, fields: Mapping[bytes, bytes]) -> Record:
+        text = {name.decode(): value.decode() for name, value in fields.items()}
+        count = int(text["count"])
+        return cls(
+            id=text["id"],
+            owner=text["owner"],
+            recipe=_recipe(text),
+            start=int(text["start"]),
+            count=count,
+            priority=Priority(text["priority"]),
+            created_at=float(text["created_at"]),
+            state=State(text["state"]),
+            started_at=_time(text, "started_at"),
+            finished_at=_time(text, "finished_at"),
+            attempts=int(text["attempts"]),
+            error=JobError(code=text["error_code"], message=text["error_message"]) if "error_code" in text else None,
+            done=tuple(_done(text.get(progress_field(shard))) for shard in range(shard_count(count))),
+        )
+
+    def to_hash(self, results_ttl_s: int) -> dict[FieldT, EncodableT]:
+        """Of a job that nobody has touched yet."""
+        recipe = cast("dict[FieldT, EncodableT]", asdict(self.recipe))
+        return recipe | {
+            "id": self.id,
+            "owner": self.owner,
+            "start": self.start,
+            "count": self.count,
+            "priority": self.priority.value,
+            "state": self.state.value,
+            "created_at": self.created_at,
+            "attempts": self.attempts,
+            "results_ttl_s": results_ttl_s,
+        }
+
+    @property
+    def shards(self) -> Iterator[Shard]:
+        return shards_of(self.id, self.recipe, self.start, self.count, self.owner, self.priority)
+
+    @property
+    def indices(self) -> range:
+        return range(self.start, self.start + self.count)
+
+    def summary(self, images_done: int, now: float) -> JobSummary:
+        return JobSummary(**self._summary(images_done, now))
+
+    def job(self, hashes: Mapping[bytes, bytes], stored: bool, queue: QueuePlace | None, now: float) -> Job:
+        """`hashes` is the job's sha256 key; `stored` says whether its PNGs are still there."""
+        images = [self._image(index, hashes.get(b"%d" % index), stored) for index in self.indices]
+        return Job(**self._summary(len(hashes), now), queue=queue, images=images)
+
+    def _summary(self, images_done: int, now: float) -> dict[str, Any]:
+        recipe, path = self.recipe, f"/v1/jobs/{self.id}"
+        return {
+            "id": self.id,
+            "state": self.state,
+            "model": recipe.model,
+            "sampler": recipe.sampler,
+            "steps": recipe.steps,
+            "count": self.count,
+            "start": self.start,
+            "seed": recipe.seed,
+            "priority": self.priority,
+            "eta": recipe.eta if recipe.sampler == "ddim" else None,
+            "variance": recipe.variance if recipe.sampler == "ddpm" else None,
+            "created_at": _utc(self.created_at),
+            "started_at": _utc(self.started_at),
+            "finished_at": _utc(self.finished_at),
+            "progress": self._progress(images_done, now),
+            "error": self.error,
+            "attempts": self.attempts,
+            "links": {"self": path, "grid": f"{path}/grid", "cancel": f"{path}/cancel"},
+        }
+
+    def _progress(self, images_done: int, now: float) -> Progress:
+        steps, finished = self.recipe.steps, self.state is State.FINISHED
+        least = min(done[0] if done else 0 for done in self.done)
+        image_steps = sum(done[1] for done in self.done if done)
+        fraction = 1.0 if finished else min(image_steps / (self.count * steps), 1.0)
+        return Progress(
+            step=steps if finished else least,
+            steps=steps,
+            images_done=images_done,
+            fraction=fraction,
+            images_per_s=self._images_per_s(fraction, now),
+        )
+
+    def _images_per_s(self, fraction: float, now: float) -> float | None:
+        elapsed_s = (self.finished_at or now) - self.started_at if self.started_at else 0.0
+        return round(fraction * self.count / elapsed_s, 3) if elapsed_s > 0 else None
+
+    def _image(self, index: int, sha256: bytes | None, stored: bool) -> Image:
+        url = f"/v1/jobs/{self.id}/images/{index}"
+        if sha256:
+            return Image(index=index, state=State.FINISHED if stored else "expired", url=url, sha256=sha256.decode())
+        taken = self.done[(index - self.start) // SHARD_IMAGES] is not None
+        waiting = self.state is State.RUNNING and not taken
+        return Image(index=index, state=State.QUEUED if waiting else self.state, url=url, sha256=None)
+
+
+def _recipe(text: Mapping[str, str]) -> Recipe:
+    return Recipe(
+        model=text["model"],
+        weights=text["weights"],
+        sampler=text["sampler"],
+        steps=int(text["steps"]),
+        variance=text["variance"],
+        eta=float(text["eta"]),
+        seed=int(text["seed"]),
+    )
+
+
+def _time(text: Mapping[str, str], name: str) -> float | None:
+    return float(text[name]) if name in text else None
+
+
+def _done(value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    least, done = value.split(",")
+    return int(least), int(done)
+
+
+def _utc(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import time
+from typing import cast
+
+from fastapi import APIRouter
+
+from app.dependencies import Store
+from app.errors import NoWorker, StoreUnreachable, problems
+from app.estimate import alive
+from app.schemas import Health, Readiness, Worker
+from worker.contract import WORKERS
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz")
+async def healthz() -> Health:
+    """Whether this process answers. Says nothing of Redis or the workers: restarting the API would not help those."""
+    return Health()
+
+
+@router.get("/readyz", responses=problems(NoWorker, StoreUnreachable))
+async def readyz(store: Store) -> Readiness:
+    """Whether a job posted now would run: Redis answers, and a worker is alive."""
+    workers = alive(cast("list[bytes]", await store.hvals(WORKERS)), time.time())
+    if not workers:
+        raise NoWorker
+    return Readiness(workers=[Worker.model_validate(worker, from_attributes=True) for worker in workers])

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+
+from app.dependencies import Jobs, json_only
+from app.errors import (
+    BodyTooLarge,
+    BrokenBody,
+    Expired,
+    InvalidRequest,
+    NotFinished,
+    StoreFull,
+    StoreUnreachable,
+    UnknownImage,
+    UnknownJob,
+    WrongContentType,
+    problems,
+)
+from app.pages import CURSOR_PATTERN, Place
+from app.png import PNG, png_response
+from app.schemas import JOB_EXAMPLE, Job, JobPage, JobRequest
+from worker.contract import MAX_INDEX, State
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(StoreUnreachable))
+OWNER = "local"  # whose jobs these are, until there are keys
+
+JobId = Annotated[str, Path(description="The job's `id`", examples=[JOB_EXAMPLE])]
+Index = Annotated[int, Path(ge=0, le=MAX_INDEX, description="Absolute index, `start` to `start + count - 1`", examples=[0])]
+Wait = Annotated[
+    float,
+    Query(ge=0, le=60, allow_inf_nan=False, description="Answer at the next change of state, after this many seconds at most"),
+]
+OfState = Annotated[State | None, Query(description="Only jobs in this state", examples=["running"])]
+Limit = Annotated[int, Query(ge=1, le=100, description="Jobs a page, at most", examples=[20])]
+Cursor = Annotated[str | None, Query(pattern=CURSOR_PATTERN, description="`next_cursor` of the page before")]
+
+_NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "`If-None-Match` has its ETag"}}
+_ACCEPTED = {
+    "description": "Accepted; to be polled at `Location`",
+    "headers": {"Location": {"description": "Path of the job", "schema": {"type": "string"}}},
+}
+
+
+@router.post(
+    "",
+    status_code=202,
+    dependencies=[Depends(json_only)],
+    responses=problems(BrokenBody, BodyTooLarge, WrongContentType, InvalidRequest, StoreFull) | {202: _ACCEPTED},
+)
+async def create_job(request: JobRequest, jobs: Jobs, response: Response) -> Job:
+    """Queue a sampling job. Poll the `Location` header until its state is final."""
+    job = await jobs.submit(request, OWNER)
+    response.headers["Location"] = job.links["self"]
+    return job
+
+
+@router.get("", responses=problems(InvalidRequest))
+async def list_jobs(jobs: Jobs, state: OfState = None, limit: Limit = 20, cursor: Cursor = None) -> JobPage:
+    """Jobs, newest first."""
+    return await jobs.page(OWNER, state, limit, Place.parse(cursor) if cursor else None)
+
+
+@router.get("/{job_id}", responses=problems(UnknownJob, InvalidRequest))
+async def get_job(job_id: JobId, jobs: Jobs, wait: Wait = 0) -> Job:
+    """A job as it stands now or, with `wait`, at its next change of state."""
+    return await jobs.wait(job_id, wait)
+
+
+@router.get(
+    "/{job_id}/images/{index}",
+    response_class=PNG,
+    responses=problems(UnknownJob, UnknownImage, InvalidRequest, NotFinished, Expired) | _NOT_MODIFIED,
+)
+async def get_image(job_id: JobId, index: Index, jobs: Jobs, request: Request) -> Response:
+    """The PNG of one image. It never changes."""
+    png, digest = await jobs.image(job_id, index)
+    return png_response(request, png, digest, final=True)
+
+
+@router.get("/{job_id}/grid", response_class=PNG, responses=problems(UnknownJob, NotFinished, Expired) | _NOT_MODIFIED)
+async def get_grid(job_id: JobId, jobs: Jobs, request: Request) -> Response:
+    """A contact sheet of the images finished so far, each in its place; at most 4096 pixels wide."""
+    png, final = await jobs.grid(job_id)
+    return png_response(request, png, sha256(png).hexdigest(), final=final)
+
+
+@router.post("/{job_id}/cancel", responses=problems(UnknownJob, StoreFull))
+async def cancel_job(job_id: JobId, jobs: Jobs) -> Job:
+    """Stop within one step. Images that are finished stay; a job that has ended stays as it is."""
+    return await jobs.cancel(job_id)
+
+
+@router.delete("/{job_id}", status_code=204, responses=problems(UnknownJob, StoreFull))
+async def delete_job(job_id: JobId, jobs: Jobs) -> None:
+    """Cancel the job, and remove it and its images."""
+    await jobs.delete(job_id)

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from app.dependencies import Catalog
+from app.errors import UnknownModel, problems
+from app.schemas import ModelPage
+from models.catalog import Card
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+Name = Annotated[str, Path(description="The model's `name`", examples=["fashion-mnist-28"])]
+
+
+@router.get("")
+async def list_models(catalog: Catalog) -> ModelPage:
+    """The cards of all models."""
+    return ModelPage(models=[catalog[name] for name in sorted(catalog)], default=catalog.default.name)
+
+
+@router.get("/{name}", responses=problems(UnknownModel))
+async def get_model(name: Name, catalog: Catalog) -> Card:
+    """The card of one model."""
+    if name not in catalog:
+        raise UnknownModel(name, catalog)
+    return catalog[name]

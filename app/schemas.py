@@ -1,0 +1,195 @@
+"""What goes over the wire. The descriptions are the reference: OpenAPI is made from them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from models.catalog import Card, Sampler, Variance
+from worker.contract import MAX_COUNT, MAX_INDEX, MAX_SEED, Priority, State
+
+JOB_EXAMPLE = "9f1c2b7e4d5a4c0f8b6a3e2d1c0b9a87"
+_SHA256_EXAMPLE = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def _only_with(option: str, sampler: str) -> dict[str, Any]:
+    """JSON Schema of `_belongs_to_its_sampler`, so that a client can know of it beforehand."""
+    named = {"required": ["sampler"], "properties": {"sampler": {"const": sampler}}}
+    return {"if": {"required": [option], "properties": {option: {"not": {"type": "null"}}}}, "then": named}
+
+
+class JobRequest(BaseModel):
+    """A number of images of one model. Image i depends on model, sampler, steps, seed and i, and on nothing else."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        json_schema_extra={"allOf": [_only_with("eta", "ddim"), _only_with("variance", "ddpm")]},
+    )
+
+    model: str | None = Field(
+        default=None, description="Name of a model of `GET /v1/models`; null: its default model", examples=["fashion-mnist-28"]
+    )
+    count: int = Field(default=1, ge=1, le=MAX_COUNT, description="Number of images", examples=[16])
+    seed: int | None = Field(
+        default=None, ge=0, le=MAX_SEED, description="Seed of the noise; null: drawn and reported", examples=[7]
+    )
+    start: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_INDEX + 1 - MAX_COUNT,
+        description="Index of the first image. `start` 5 and `count` 1 give the sixth image of a larger job of the same seed",
+        examples=[0],
+    )
+    steps: int | None = Field(
+        default=None, ge=1, description="Steps from noise to image; null: the model's default", examples=[100]
+    )
+    sampler: Sampler | None = Field(default=None, description="Null: the model's default", examples=["ddim"])
+    eta: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Noise of `sampler` ddim, which has to be named: 0 is deterministic, 1 is ddpm; null: the model's default",
+        examples=[0.0],
+    )
+    variance: Variance | None = Field(
+        default=None,
+        description="Reverse variance of `sampler` ddpm, which has to be named; null: the model's default",
+        examples=["fixed_small"],
+    )
+    priority: Annotated[Priority, Field(strict=False)] = Field(
+        default=Priority.INTERACTIVE, description="bulk waits for everything interactive", examples=["interactive"]
+    )
+
+    @field_validator("count", "seed", "start", "steps", mode="before")
+    @classmethod
+    def _whole(cls, value: object) -> object:
+        """To JSON, and to JSON Schema, 7.0 is the number 7."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    @field_validator("eta", "variance")
+    @classmethod
+    def _belongs_to_its_sampler(cls, value: object, info: ValidationInfo) -> object:
+        needed = {"eta": "ddim", "variance": "ddpm"}[str(info.field_name)]
+        named = info.data.get("sampler", needed)  # absent where it was refused itself
+        if value is not None and named != needed:
+            given = f"not of {named}" if named else "and the request names no sampler"
+            raise ValueError(
+                f'{info.field_name} is an option of sampler {needed}, {given}; send "sampler": "{needed}" or leave it out'
+            )
+        return value
+
+
+class Progress(BaseModel):
+    step: int = Field(description="Steps done by the least advanced image", examples=[40])
+    steps: int = Field(description="Steps of every image", examples=[100])
+    images_done: int = Field(description="Images that can be fetched", examples=[0])
+    fraction: float = Field(ge=0, le=1, description="Image-steps done, of all", examples=[0.4])
+    images_per_s: float | None = Field(description="Mean rate since the start; null before it", examples=[3.1])
+
+
+class QueuePlace(BaseModel):
+    position: int = Field(description="Jobs that have not ended and come before this one", examples=[2])
+    eta_s: float | None = Field(
+        description="Estimate of the seconds until this job has finished: what is left of the jobs before it and its own "
+        "image-steps, over the measured rate of the live workers that have the model. Null without such a worker, or far back "
+        "in the queue",
+        examples=[12.5],
+    )
+
+
+class Image(BaseModel):
+    index: int = Field(description="Absolute index, from `start` on", examples=[0])
+    state: State | Literal["expired"] = Field(
+        description="finished: can be fetched; expired: could be; otherwise how far its job got with it", examples=["finished"]
+    )
+    url: str = Field(description="Where the PNG is or will be", examples=[f"/v1/jobs/{JOB_EXAMPLE}/images/0"])
+    sha256: str | None = Field(description="Of the PNG; null until it is finished", examples=[_SHA256_EXAMPLE])
+
+
+class JobError(BaseModel):
+    code: str = Field(description="For programs", examples=["worker_lost"])
+    message: str = Field(description="For people", examples=["three workers were lost while they ran this job"])
+
+
+class JobSummary(BaseModel):
+    id: str = Field(examples=[JOB_EXAMPLE], description="Identifier, 32 hexadecimal digits")
+    state: State = Field(description="finished, failed and cancelled are final", examples=["running"])
+    model: str = Field(description="Name of the model", examples=["fashion-mnist-28"])
+    sampler: Sampler = Field(description="Sampler", examples=["ddpm"])
+    steps: int = Field(description="Steps from noise to image", examples=[100])
+    count: int = Field(description="Number of images", examples=[16])
+    start: int = Field(description="Index of the first image", examples=[0])
+    seed: int = Field(description="Seed, asked for or drawn", examples=[7])
+    priority: Priority = Field(description="Class of the queue", examples=["interactive"])
+    eta: float | None = Field(description="Noise of the ddim sampler; null for others", examples=[None])
+    variance: Variance | None = Field(
+        description="Reverse variance of the ddpm sampler; null for others", examples=["fixed_small"]
+    )
+    created_at: datetime = Field(description="When it was accepted, UTC", examples=["2026-11-22T12:00:00.000000Z"])
+    started_at: datetime | None = Field(description="When a worker first took it, UTC", examples=["2026-11-22T12:00:00.100000Z"])
+    finished_at: datetime | None = Field(
+        description="When it reached a final state, UTC", examples=["2026-11-22T12:00:05.200000Z"]
+    )
+    progress: Progress = Field(description="How far it is")
+    error: JobError | None = Field(description="Why it failed; null otherwise")
+    attempts: int = Field(description="Workers that took up the same part of it; above 1, some were lost", examples=[1])
+    links: dict[str, str] = Field(
+        description="Paths: self, grid, cancel",
+        examples=[{"self": f"/v1/jobs/{JOB_EXAMPLE}", "grid": f"/v1/jobs/{JOB_EXAMPLE}/grid"}],
+    )
+
+
+class Job(JobSummary):
+    queue: QueuePlace | None = Field(description="Place in the queue; null unless queued")
+    images: list[Image] = Field(description="All images, in order of index")
+
+
+class JobPage(BaseModel):
+    jobs: list[JobSummary] = Field(description="Newest first; may be fewer than `limit` before the end")
+    next_cursor: str | None = Field(
+        description="`cursor` of the next page; null at the end", examples=["1795348800000000-9f1c2b7e4d5a4c0f8b6a3e2d1c0b9a87"]
+    )
+
+
+class ModelPage(BaseModel):
+    models: list[Card] = Field(description="All models, by name")
+    default: str = Field(description="Used by jobs that name no model", examples=["fashion-mnist-28"])
+
+
+class Health(BaseModel):
+    status: Literal["alive"] = Field(default="alive", description="This process answers", examples=["alive"])
+
+
+class Worker(BaseModel):
+    name: str = Field(description="Name of the worker", examples=["worker-1"])
+    device: str = Field(description="Where it computes", examples=["cuda:0"])
+    models: list[str] = Field(description="Models that it has loaded", examples=[["fashion-mnist-28"]])
+    image_steps_per_s: float = Field(description="Measured rate", examples=[5200.0])
+
+
+class Readiness(BaseModel):
+    status: Literal["ready"] = Field(default="ready", description="Jobs are accepted and run", examples=["ready"])
+    workers: list[Worker] = Field(description="Workers that are alive")
+
+
+class InvalidField(BaseModel):
+    field: str = Field(description="Name of the field, parameter or header", examples=["count"])
+    value: str = Field(
+        description="What was sent, as JSON, cut to 80 characters; arrays and objects are not shown", examples=["1025"]
+    )
+    detail: str = Field(description="Fact, value, remedy", examples=["count=1025 is more than 1024; use 1024 or less."])
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457: the body of every error."""
+
+    type: str = Field(description="Kind of problem, for programs", examples=["urn:problem-type:ddpm:invalid-request"])
+    title: str = Field(description="Kind of problem, for people", examples=["Invalid request"])
+    status: int = Field(description="HTTP status", examples=[422])
+    detail: str = Field(description="Fact, value, remedy", examples=["count=1025 is more than 1024; use 1024 or less."])
+    errors: list[InvalidField] | None = Field(default=None, description="Each invalid field; only for invalid requests")

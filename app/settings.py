@@ -1,0 +1,23 @@
+"""Settings of an API process, from the environment (prefix DDPM_)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ApiSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="DDPM_", extra="ignore", frozen=True)
+
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0",
+        pattern="^(rediss?|unix)://",
+        description="The server that holds the jobs: redis://, rediss:// or unix://",
+    )
+    models_dir: Path | None = Field(default=None, description="Folder of model folders, beside the shipped ones")
+    results_ttl_s: int = Field(default=86_400, ge=1, description="Seconds that images are kept after their job ended")
+    host: str = Field(default="127.0.0.1", description="Address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one")
+    max_body_bytes: int = Field(default=65_536, ge=1024, description="Largest request body that is read")

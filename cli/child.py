@@ -1,0 +1,105 @@
+"""One supervised process: its command, its log lines, its restarts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO
+
+from cli import tether
+from cli.console import say
+
+FIRST_DELAY_S, LONGEST_DELAY_S, STEADY_S = 0.5, 10.0, 30.0
+
+
+@dataclass(slots=True)
+class Backoff:
+    """How long to wait before the next start: doubling, and from the beginning again after a steady life."""
+
+    delay_s: float = 0.0
+
+    def after(self, lived_s: float) -> float:
+        self.delay_s = FIRST_DELAY_S if lived_s >= STEADY_S else min(LONGEST_DELAY_S, max(FIRST_DELAY_S, 2 * self.delay_s))
+        return self.delay_s
+
+
+@dataclass(slots=True)
+class Child:
+    """A process that `tend` keeps alive. `orphaned` is the signal that it gets when the supervisor is killed."""
+
+    name: str
+    command: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    orphaned: signal.Signals = signal.SIGKILL
+    keep_fds: tuple[int, ...] = ()
+    patience_s: float = 10.0
+    process: subprocess.Popen[str] | None = None
+    backoff: Backoff = field(default_factory=Backoff)
+    _started: float = 0.0
+    _start_again: float = 0.0
+    _relay: threading.Thread | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        """From the main thread only: the kernel takes the death of the thread that started a child for its parent's."""
+        leash = [sys.executable, "-P", tether.__file__, str(int(self.orphaned)), str(os.getpid())]
+        self.process = subprocess.Popen(
+            [*leash, *self.command],
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **self.env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops the children in order
+            pass_fds=self.keep_fds,
+        )
+        self._started = time.monotonic()
+        assert self.process.stdout is not None
+        self._relay = threading.Thread(target=_relay, args=(self.process.stdout, self.name), daemon=True)
+        self._relay.start()
+
+    def tend(self, now: float) -> None:
+        """Notice a death, say so, and start again when the delay is over."""
+        if self.alive:
+            return
+        if self.process is not None:
+            delay_s = self.backoff.after(now - self._started)
+            lived = f"after {now - self._started:.1f} s"
+            say(f"{self.name} {ending(self.process.returncode)} {lived}; restart in {delay_s:g} s")
+            self.process, self._start_again = None, now + delay_s
+        elif now >= self._start_again:
+            self.start()
+
+    def send(self, number: signal.Signals) -> None:
+        if self.process is not None and self.alive:
+            self.process.send_signal(number)
+
+    def finish(self) -> None:
+        """Wait for the end of a child that was sent SIGKILL, and for its last log line."""
+        if self.process is not None:
+            self.process.wait()
+        if self._relay is not None:
+            self._relay.join(timeout=1)
+
+
+def ending(code: int) -> str:
+    if code >= 0:
+        return f"exited with {code}"
+    return f"was killed by {signal.Signals(-code).name}" if -code in list(signal.Signals) else f"was killed by signal {-code}"
+
+
+def _relay(stream: IO[str], name: str) -> None:
+    """Read to the end even when nobody reads us: a full pipe would stop the child."""
+    with stream:
+        for line in stream:
+            say(f"{name:<9}| {line.rstrip()}")

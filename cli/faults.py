@@ -1,0 +1,21 @@
+"""Errors that a person can mend: one line with fact, value and remedy, exit code 1, no traceback."""
+
+from __future__ import annotations
+
+import typer
+from typer.core import TyperGroup
+
+
+class Fault(Exception):
+    """An expected error; its text is all that is shown."""
+
+
+class FaultGroup(TyperGroup):
+    """Commands whose Faults end the program with their text on stderr."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # Typer's context, not click's
+        try:
+            return super().invoke(ctx)
+        except Fault as fault:
+            typer.echo(f"ddpm: {fault}", err=True)
+            raise typer.Exit(1) from None

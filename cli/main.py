@@ -1,0 +1,127 @@
+"""The `ddpm` command: its options, and which module does the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.faults import FaultGroup
+
+app = typer.Typer(
+    name="ddpm",
+    cls=FaultGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Sample from trained denoising diffusion models, serve them over HTTP, train them.",
+)
+models_app = typer.Typer(invoke_without_command=True, help="List the models that can be served, or add one.")
+app.add_typer(models_app, name="models")
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on; default DDPM_HOST, else 127.0.0.1")]
+Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on; default DDPM_PORT, else 8000")]
+
+
+@app.command()
+def up(
+    host: Host = None,
+    port: Port = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Worker processes; default: one per GPU, else one")] = None,
+) -> None:
+    """Run the whole service here: queue, workers and API, until Ctrl-C."""
+    from app.settings import ApiSettings
+    from cli.settings import read
+    from cli.up import up as run
+
+    settings = read(ApiSettings)
+    raise typer.Exit(run(host or settings.host, port or settings.port, workers))
+
+
+@app.command()
+def api(host: Host = None, port: Port = None) -> None:
+    """Run the API alone; needs DDPM_REDIS_URL."""
+    import uvicorn
+
+    from app.settings import ApiSettings
+    from cli.settings import read
+
+    settings = read(ApiSettings)
+    uvicorn.run(
+        "app.main:create_app",
+        factory=True,
+        host=host or settings.host,
+        port=port or settings.port,
+        access_log=False,  # clients poll
+        timeout_graceful_shutdown=3,  # a client that waits for a change of state asks again
+    )
+
+
+@app.command()
+def worker() -> None:
+    """Run one worker; needs DDPM_REDIS_URL."""
+    from worker.__main__ import main
+
+    raise typer.Exit(main())
+
+
+@app.command()
+def sample(
+    count: Annotated[int, typer.Option(help="Number of images")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same images; default: the service draws one")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the reverse chain; default: the model's")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpmpp_2m; default: the model's")] = None,
+    model: Annotated[str | None, typer.Option(help="Name from `ddpm models`; default: the service's")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the PNGs")] = Path("samples"),
+    url: Annotated[str, typer.Option(envvar="DDPM_URL", help="Where the service is")] = "http://127.0.0.1:8000",
+) -> None:
+    """Have a running service draw images, and save them as OUT/<seed>-<index>.png. Ctrl-C cancels."""
+    from cli.sample import sample as run
+
+    request = {"count": count, "seed": seed, "steps": steps, "sampler": sampler, "model": model}
+    raise typer.Exit(run(url, {key: value for key, value in request.items() if value is not None}, out))
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Configuration of the run, TOML; see models/train/recipes/")],
+    out: Annotated[Path, typer.Option(help="Folder for the state, the pictures and the finished model")],
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU where there is one")] = "auto",
+) -> None:
+    """Train a network. Ctrl-C saves, and the same command resumes exactly where it stopped."""
+    from cli.train import train as run
+
+    run(recipe, out, device)
+
+
+@models_app.callback()
+def models(ctx: typer.Context) -> None:
+    """List the models that can be served, or add one."""
+    if ctx.invoked_subcommand is None:
+        from cli.models import show
+
+        show()
+
+
+@models_app.command()
+def add(
+    folder: Annotated[Path, typer.Argument(help="Model in diffusers' format: UNet2DModel or DDPMPipeline, safetensors")],
+    name: Annotated[str, typer.Option(help="What jobs will call it")],
+    licence: Annotated[str, typer.Option(help="Licence of the weights")] = "unknown",
+    provenance: Annotated[str | None, typer.Option(help="Where the weights come from")] = None,
+    data_name: Annotated[str, typer.Option(help="What it was trained on")] = "unknown",
+    data_licence: Annotated[str, typer.Option(help="Licence of that data")] = "unknown",
+    default: Annotated[bool, typer.Option("--default", help="Use it for jobs that name no model")] = False,
+) -> None:
+    """Copy a model folder into DDPM_MODELS_DIR and write its card. Running processes see it after a restart."""
+    from cli.models import add as run
+    from models.catalog import DataCard
+
+    run(
+        folder,
+        name,
+        DataCard(name=data_name, licence=data_licence),
+        licence,
+        provenance or f"imported from {folder.name}",
+        default,
+    )

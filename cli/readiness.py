@@ -1,0 +1,47 @@
+"""Tells the person at the terminal when the service answers, and what it waits for until then."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import httpx
+
+from cli.console import say
+from cli.problem import detail
+
+_ASK_EVERY_S, _COMPLAIN_EVERY_S = 0.5, 30.0
+
+
+@dataclass(slots=True)
+class Readiness:
+    """Call it often: it asks `/readyz` twice a second until the answer is 200, and never again."""
+
+    url: str
+    ready: bool = False
+    _next_question: float = 0.0
+    _next_complaint: float = field(default_factory=lambda: time.monotonic() + _COMPLAIN_EVERY_S)
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if self.ready or now < self._next_question:
+            return
+        self._next_question = now + _ASK_EVERY_S
+        fault = self._fault()
+        if fault is None:
+            self.ready = True
+            say(f"ready on {self.url}\n{example(self.url)}")
+        elif now >= self._next_complaint:
+            self._next_complaint = now + _COMPLAIN_EVERY_S
+            say(f"not ready yet: {fault}")
+
+    def _fault(self) -> str | None:
+        try:
+            answer = httpx.get(f"{self.url}/readyz", timeout=1, trust_env=False)
+        except httpx.HTTPError as error:
+            return f"no answer from {self.url} ({error})"
+        return None if answer.status_code == 200 else detail(answer)
+
+
+def example(url: str) -> str:
+    return f"""  curl {url}/v1/jobs -H 'Content-Type: application/json' -d '{{"count": 16, "seed": 7}}'"""

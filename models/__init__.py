@@ -1,0 +1,1 @@
+"""Denoising diffusion probabilistic models: schedule, plans, noise, network, checkpoints, training."""

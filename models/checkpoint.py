@@ -1,0 +1,196 @@
+"""Reading and writing a model folder in diffusers' format, so that `DDPMPipeline.from_pretrained` and this service read one.
+
+    <name>/card.json model_index.json unet/config.json unet/diffusion_pytorch_model.safetensors scheduler/scheduler_config.json
+
+The flat form (config.json and the weights beside each other, as `UNet2DModel.save_pretrained` writes) is read too.
+Weights are safetensors only: a pickle runs code when it is opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.catalog import Prediction, ScheduleCard, Variance, sha256_of
+from models.schedule import LINEAR_END, LINEAR_START, LINEAR_T, Schedule
+from models.unet import UNet
+from models.unet_config import UNetConfig, UnsupportedConfig
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
+# Options of diffusers' DDPMScheduler that change the process, with the only value that the plans implement.
+_FIXED_SCHEDULER: dict[str, Any] = {
+    "trained_betas": None,
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "thresholding": False,
+    "rescale_betas_zero_snr": False,
+}
+
+
+class BadCheckpoint(Exception):
+    """A model folder that cannot be loaded; the text names file, key and remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A network ready to run (eval mode, float32) and the process that it was trained on."""
+
+    net: UNet
+    schedule: Schedule
+    prediction: Prediction
+    sha256: str
+
+
+def load(folder: Path, sha256: str | None = None) -> Checkpoint:
+    """Load a model folder. Raises BadCheckpoint, also where the weights are not those that `sha256` names."""
+    config_path, weights_path = _network_files(folder)
+    found = sha256_of(weights_path)
+    if sha256 is not None and found != sha256:
+        raise BadCheckpoint(f"{weights_path} has sha256 {found}, its card says {sha256}; restore the file or write the card anew")
+    try:
+        net = UNet(UNetConfig.from_diffusers(_read_json(config_path)))
+    except UnsupportedConfig as error:
+        raise BadCheckpoint(f"{config_path}: {error}") from None
+    _load_weights(net, weights_path)
+    card, prediction = read_scheduler(folder)
+    return Checkpoint(net.eval().requires_grad_(False), schedule_of(card), prediction, found)
+
+
+def save(folder: Path, config: UNetConfig, state: Mapping[str, Tensor], schedule: ScheduleCard, prediction: Prediction) -> str:
+    """Write the folder (all but its card); the sha256 of the weights is returned."""
+    (folder / "unet").mkdir(parents=True, exist_ok=True)
+    (folder / "scheduler").mkdir(exist_ok=True)
+    weights = folder / "unet" / WEIGHTS
+    save_file({k: v.detach().float().cpu().contiguous() for k, v in state.items()}, weights, metadata={"format": "pt"})
+    _write_json(folder / "unet" / "config.json", config.to_diffusers())
+    _write_json(folder / "scheduler" / "scheduler_config.json", _scheduler_config(schedule, prediction))
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": "0.35.0",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    _write_json(folder / "model_index.json", index)
+    return sha256_of(weights)
+
+
+def schedule_of(card: ScheduleCard) -> Schedule:
+    if card.kind == "cosine":
+        return Schedule.cosine(card.T)
+    start, end = (
+        LINEAR_START if card.beta_start is None else card.beta_start,
+        LINEAR_END if card.beta_end is None else card.beta_end,
+    )
+    return Schedule.linear(card.T, start, end)
+
+
+def read_variance(folder: Path) -> Variance:
+    """The reverse variance that the checkpoint was published with; fixed_small where it says nothing that we have."""
+    return "fixed_large" if _scheduler_file(folder)[1].get("variance_type") == "fixed_large" else "fixed_small"
+
+
+def read_scheduler(folder: Path) -> tuple[ScheduleCard, Prediction]:
+    """The process in scheduler/scheduler_config.json (or beside the weights); without one, the paper's."""
+    path, config = _scheduler_file(folder)
+    for key, only in _FIXED_SCHEDULER.items():
+        if config.get(key, only) != only:
+            raise BadCheckpoint(f"{path}: {key}={config[key]!r} is not supported; only {only!r} is")
+    name = config.get("beta_schedule", "linear")
+    if name not in _BETA_SCHEDULES:
+        raise BadCheckpoint(f"{path}: beta_schedule={name!r} is not supported; use {' or '.join(_BETA_SCHEDULES)}")
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "sample", "v_prediction"):
+        raise BadCheckpoint(f"{path}: prediction_type={prediction!r} is not supported; use epsilon, sample or v_prediction")
+    wanted = {"kind": _BETA_SCHEDULES[name], "T": config.get("num_train_timesteps", LINEAR_T)}
+    if name == "linear":
+        wanted |= {"beta_start": config.get("beta_start", LINEAR_START), "beta_end": config.get("beta_end", LINEAR_END)}
+    try:
+        return ScheduleCard.model_validate(wanted), prediction
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = str(fault["loc"][0]).replace("T", "num_train_timesteps")
+        raise BadCheckpoint(f"{path}: {key}={fault['input']!r}: {fault['msg']}; correct it") from None
+
+
+def _scheduler_file(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The scheduler's file and what is in it; empty where there is none."""
+    nested, flat = folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"
+    path = nested if nested.is_file() or not flat.is_file() else flat
+    return path, _read_json(path) if path.is_file() else {}
+
+
+def _network_files(folder: Path) -> tuple[Path, Path]:
+    for base in (folder / "unet", folder):
+        if (base / "config.json").is_file():
+            if (base / WEIGHTS).is_file():
+                return base / "config.json", base / WEIGHTS
+            raise BadCheckpoint(
+                f"{base} holds no {WEIGHTS}; pickled weights are not read: save the model with safe_serialization=True"
+            )
+    raise BadCheckpoint(f"{folder} holds no unet/config.json and no config.json; give a folder in diffusers' UNet2DModel format")
+
+
+def _load_weights(net: UNet, path: Path) -> None:
+    try:
+        found = {_modern_name(name): tensor for name, tensor in load_file(path).items()}
+    except SafetensorError as error:
+        raise BadCheckpoint(f"{path} is not a safetensors file ({error}); download or save it again") from None
+    wanted = net.state_dict()
+    for name in sorted(wanted.keys() - found.keys()):
+        raise BadCheckpoint(f"{path}: {name} is missing; config.json describes another network than the weights")
+    for name in sorted(found.keys() - wanted.keys()):
+        raise BadCheckpoint(f"{path}: {name} belongs to no layer that config.json describes; the two files do not fit")
+    for name, tensor in found.items():
+        if tensor.shape != wanted[name].shape:
+            raise BadCheckpoint(f"{path}: {name} has shape {list(tensor.shape)}, config.json asks for {list(wanted[name].shape)}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise BadCheckpoint(f"{path}: {name} holds NaN or infinity; the training diverged or the file is damaged")
+    net.load_state_dict(found)
+
+
+def _modern_name(name: str) -> str:
+    """The attention names of checkpoints saved before diffusers 0.12, in today's."""
+    if ".attentions." not in name:
+        return name
+    return ".".join(_OLD_ATTENTION.get(part, part) for part in name.split("."))
+
+
+def _scheduler_config(schedule: ScheduleCard, prediction: Prediction) -> dict[str, Any]:
+    betas = {"beta_schedule": "squaredcos_cap_v2"} if schedule.kind == "cosine" else {"beta_schedule": "linear"}
+    ends = {"beta_start": schedule.beta_start, "beta_end": schedule.beta_end} if schedule.kind == "linear" else {}
+    return {
+        "_class_name": "DDPMScheduler",
+        "_diffusers_version": "0.35.0",
+        "num_train_timesteps": schedule.T,
+        **betas,
+        **{k: v for k, v in ends.items() if v is not None},
+        "variance_type": "fixed_small",
+        "clip_sample": True,
+        "prediction_type": prediction,
+        "timestep_spacing": "linspace",
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadCheckpoint(f"{path} is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise BadCheckpoint(f"{path} holds a {type(content).__name__}, not an object")
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,146 @@
+"""Samplers as tables: a job is a plan, a step is one row.
+
+Every sampler here is, per step and per image, for a network output `out` at timestep t and fresh noise z,
+
+    x_0_hat = clip(p x + q out, -bound, bound)
+    x'      = a x_0_hat + b x + d x_0_hat_previous + s z
+
+so a sampler is a function from a schedule to K rows (t, p, q, bound, a, b, d, s), computed in float64 and cast once. Wherever
+a sampler's formula holds eps, it is the eps that x_0_hat implies after clipping, (x - sqrt(ab) x_0_hat) / sqrt(1 - ab), as in
+improved-diffusion: so the output enters through x_0_hat alone, and DDPM with fixed_small equals DDIM with eta 1.
+
+K rows in the order of execution: row 0 is at timestep T-1, row K-1 at timestep 0 and free of noise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.catalog import Prediction, Sampler, Variance
+from models.schedule import Posterior, Schedule, linspace_grid
+
+COLUMNS = ("p", "q", "bound", "a", "b", "d", "s")
+PlanVariance = Variance | Literal["analytic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`t`: int64 (K,), the timestep of each row. `rows`: float32 (K, 7), the columns p, q, bound, a, b, d, s."""
+
+    t: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a step needs the x_0_hat of the step before."""
+        return bool((self.rows[:, COLUMNS.index("d")] != 0).any())
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The visited timesteps `tau` (K,), increasing, with alpha_bar there and one visit earlier (1 before the first)."""
+
+    tau: Tensor
+    alpha_bar: Tensor
+    alpha_bar_prev: Tensor
+
+    @classmethod
+    def of(cls, schedule: Schedule, tau: Tensor) -> Grid:
+        alpha_bar = schedule.alpha_bar[tau]
+        return cls(tau, alpha_bar, torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]]))
+
+
+def compile_plan(
+    schedule: Schedule,
+    steps: int,
+    sampler: Sampler = "ddpm",
+    *,
+    variance: Variance = "fixed_small",
+    eta: float = 0.0,
+    prediction: Prediction = "epsilon",
+    clip: bool = True,
+) -> Plan:
+    """The plan of a job. Raises ValueError for steps outside 1..T."""
+    tau = linspace_grid(steps, schedule.T)
+    if sampler == "ddpm":
+        return ddpm(schedule, tau, variance, prediction=prediction, clip=clip)
+    if sampler == "ddim":
+        return ddim(schedule, tau, eta, prediction=prediction, clip=clip)
+    return dpmpp_2m(schedule, tau, prediction=prediction, clip=clip)
+
+
+def ddpm(
+    schedule: Schedule,
+    tau: Tensor,
+    variance: PlanVariance,
+    *,
+    prediction: Prediction = "epsilon",
+    clip: bool = True,
+    residual_variance: Tensor | None = None,
+) -> Plan:
+    """Algorithm 2 on the timesteps `tau`; beta is recomputed on them (Nichol and Dhariwal, 2021, section 4).
+
+    The analytic variance is beta_tilde plus a^2 times `residual_variance` (T,), the mean over pixels of Var(x_0 | x_t): what
+    x_t leaves unknown of x_0 (Bao et al., 2022, Eq. 8).
+    """
+    process = schedule.respaced(tau)
+    posterior = Posterior(process)
+    if variance == "fixed_large":
+        sigma2 = process.beta
+    elif variance == "fixed_small":
+        sigma2 = posterior.variance
+    elif residual_variance is None:
+        raise ValueError("the analytic variance needs residual_variance, shape (T,); estimate it on training data")
+    else:
+        sigma2 = posterior.variance + posterior.of_x_0.square() * residual_variance[tau]
+    zero = torch.zeros_like(sigma2)
+    return _plan(Grid.of(schedule, tau), prediction, clip, posterior.of_x_0, posterior.of_x_t, zero, sigma2.sqrt())
+
+
+def ddim(schedule: Schedule, tau: Tensor, eta: float, *, prediction: Prediction = "epsilon", clip: bool = True) -> Plan:
+    """Song et al., 2021, Eq. 12: eta 0 is deterministic, eta 1 is DDPM with fixed_small."""
+    g = Grid.of(schedule, tau)
+    beta_tilde = (1 - g.alpha_bar_prev) / (1 - g.alpha_bar) * (1 - g.alpha_bar / g.alpha_bar_prev)
+    of_eps = (1 - g.alpha_bar_prev - eta**2 * beta_tilde).clamp(min=0).sqrt()
+    b = of_eps / (1 - g.alpha_bar).sqrt()
+    a = g.alpha_bar_prev.sqrt() - b * g.alpha_bar.sqrt()
+    return _plan(g, prediction, clip, a, b, torch.zeros_like(a), eta * beta_tilde.sqrt())
+
+
+def dpmpp_2m(schedule: Schedule, tau: Tensor, *, prediction: Prediction = "epsilon", clip: bool = True) -> Plan:
+    """DPM-Solver++(2M), Lu et al., 2022, Algorithm 2. First order at the first step, and at the last, which ends at noise 0."""
+    g = Grid.of(schedule, tau)
+    log_snr = (g.alpha_bar / (1 - g.alpha_bar)).log() / 2
+    h = torch.cat([torch.full((1,), math.inf, dtype=torch.float64), log_snr.diff().neg()])  # row i goes from tau_i to tau_{i-1}
+    b = ((1 - g.alpha_bar_prev) / (1 - g.alpha_bar)).sqrt()
+    first_order = g.alpha_bar_prev.sqrt() - b * g.alpha_bar.sqrt()
+    # D = (1 + 1/2r) x_0_hat - 1/2r x_0_hat_previous, with r = h_previous / h and the previous row at tau_{i+1}
+    half_over_r = torch.zeros_like(b)
+    half_over_r[1:-1] = h[1:-1] / h[2:] / 2
+    return _plan(g, prediction, clip, first_order * (1 + half_over_r), b, -first_order * half_over_r, torch.zeros_like(b))
+
+
+def _plan(g: Grid, prediction: Prediction, clip: bool, a: Tensor, b: Tensor, d: Tensor, s: Tensor) -> Plan:
+    """Columns over increasing tau -> rows in the order of execution. The last row gives x_0_hat exactly, without noise."""
+    p, q = _x_0_of(prediction, g.alpha_bar)
+    bound = torch.full_like(p, 1.0 if clip else math.inf)
+    s = torch.cat([torch.zeros(1, dtype=torch.float64), s[1:]])
+    rows = torch.stack([p, q, bound, a, b, d, s], dim=1)
+    return Plan(g.tau.flip(0), rows.flip(0).float().contiguous())
+
+
+def _x_0_of(prediction: Prediction, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+    """p, q with x_0_hat = p x_t + q out (Eq. 15 for epsilon; Salimans and Ho, 2022, for v)."""
+    if prediction == "epsilon":
+        return alpha_bar.rsqrt(), -((1 - alpha_bar) / alpha_bar).sqrt()
+    if prediction == "sample":
+        return torch.zeros_like(alpha_bar), torch.ones_like(alpha_bar)
+    return alpha_bar.sqrt(), -(1 - alpha_bar).sqrt()

@@ -1,0 +1,150 @@
+"""Algorithm 1, resumable to the bit: every update draws its batch, timesteps and noise from (seed, update) alone."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models import checkpoint
+from models.train.data import Images
+from models.train.ema import EMA
+from models.train.loss import Diffusion, simple_loss
+from models.train.precision import autocast, faster_precision
+from models.train.recipe import Recipe
+from models.train.state import Counters, load_state, save_state
+from models.unet import UNet
+
+LOG_EVERY = 50  # updates between two readings of the loss, each of which waits for the device
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A reading: `update` of `updates` done, mean loss since the last reading, images per second since then."""
+
+    update: int
+    updates: int
+    loss: float
+    images_per_s: float
+
+
+class Trainer:
+    """Owns the weights, their average and the optimizer. `run` yields a Progress every LOG_EVERY updates."""
+
+    def __init__(self, recipe: Recipe, images: Images, out: Path, device: torch.device) -> None:
+        self.recipe, self.images, self.out, self.device = recipe, images, out, device
+        options = recipe.training
+        out.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(options.seed)
+        self.net = UNet(recipe.network).to(device)
+        if device.type == "cuda":  # on the CPU the plain layout trains faster: 223 against 190 images/s
+            self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
+        self.parameters = dict(self.net.named_parameters())
+        self.ema = EMA(self.parameters, options.ema_decay)
+        self.optimizer = torch.optim.Adam(self.parameters.values(), options.learning_rate, fused=True)
+        self.diffusion = Diffusion(checkpoint.schedule_of(recipe.schedule), device)
+        fingerprint = hashlib.sha256(_identity(recipe).encode()).hexdigest()
+        saved = load_state(out, fingerprint, self.net, self.ema, self.optimizer)
+        self.counters = saved or Counters(fingerprint, self._choose_precision())
+        self.forward = torch.compile(self.net) if device.type == "cuda" else self.net
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
+        """Train until the recipe's last update, or until `stop` says so; then the state is saved."""
+        updates, counters = self.recipe.training.updates, self.counters
+        self.net.train()
+        total, count, since = torch.zeros((), device=self.device), 0, time.perf_counter()
+        while counters.update < updates and not stop():
+            total += self._update(counters.update)
+            count += 1
+            counters.update += 1
+            if count == LOG_EVERY or counters.update == updates:
+                loss, now = float(total) / count, time.perf_counter()
+                if loss != loss:
+                    raise Diverged(f"the loss is NaN at update {counters.update}; lower learning_rate and resume the last state")
+                counters.losses.append((counters.update, loss))
+                counters.seconds += now - since
+                yield Progress(counters.update, updates, loss, count * self.recipe.training.batch_size / (now - since))
+                total.zero_()
+                count, since = 0, time.perf_counter()
+        self.save_state()
+
+    @property
+    def recent_loss(self) -> float | None:
+        """Mean of the last 20 readings; None before the first."""
+        recent = [loss for _, loss in self.counters.losses[-20:]]
+        return sum(recent) / len(recent) if recent else None
+
+    def save_state(self) -> None:
+        save_state(self.out, self.counters, self.net, self.ema, self.optimizer)
+
+    def _update(self, n: int) -> Tensor:
+        """One pass of the loop of Algorithm 1; the loss, still on the device."""
+        options = self.recipe.training
+        torch.manual_seed(_mix(options.seed, n))
+        x_0 = self._batch(n)
+        with autocast(self.counters.precision, self.device):
+            loss = simple_loss(self.forward, self.diffusion, x_0, self.recipe.prediction)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), options.gradient_clip)
+        rate = options.learning_rate * min(1.0, (n + 1) / max(1, options.warmup_updates))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.ema.update(self.parameters, n)
+        return loss.detach()
+
+    def _batch(self, n: int) -> Tensor:
+        """Batch of update n: without replacement within an epoch, x = u / 127.5 - 1, half of it mirrored. (B, C, H, W)."""
+        size = self.recipe.training.batch_size
+        first = n * size
+        epochs = range(first // len(self.images), (first + size - 1) // len(self.images) + 1)
+        order = torch.cat([self._order(epoch) for epoch in epochs])
+        offset = first - epochs[0] * len(self.images)
+        pixels = self.images.batch(order[offset : offset + size])
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True).to(memory_format=torch.channels_last)
+        x_0 = pixels.float() / 127.5 - 1
+        if not self.recipe.data.horizontal_flip:
+            return x_0
+        mirrored = torch.rand(len(x_0), device=self.device) < 0.5
+        return torch.where(mirrored[:, None, None, None], x_0.flip(3), x_0)
+
+    def _order(self, epoch: int) -> Tensor:
+        if getattr(self, "_epoch", None) != epoch:
+            generator = torch.Generator().manual_seed(_mix(self.recipe.training.seed, -1 - epoch))
+            self._epoch, self._permutation = epoch, torch.randperm(len(self.images), generator=generator)
+        return self._permutation
+
+    def _choose_precision(self) -> str:
+        asked = self.recipe.training.precision
+        if asked != "auto":
+            return asked
+        x_0 = self._batch(0)
+
+        def step(precision: str) -> None:
+            with autocast(precision, self.device):
+                simple_loss(self.net, self.diffusion, x_0, self.recipe.prediction).backward()
+            self.net.zero_grad(set_to_none=True)
+
+        return faster_precision(step, self.device)
+
+
+def _identity(recipe: Recipe) -> str:
+    """What must not change between the parts of one run: all but where it ends, how often it saves and what its card says."""
+    free = {"updates", "save_every_s", "sample_every_s", "sample_steps"}
+    return recipe.model_dump_json(exclude={"card": True, "data": {"path", "name", "licence"}, "training": free})
+
+
+def _mix(seed: int, n: int) -> int:
+    """A 63-bit generator seed from two integers."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{n}".encode(), digest_size=8).digest()) >> 1

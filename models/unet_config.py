@@ -1,0 +1,136 @@
+"""What a diffusers `UNet2DModel` config.json says of the network, checked: what this U-Net cannot be is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+# What absent keys mean (the defaults of diffusers' UNet2DModel), and the only values that this U-Net implements.
+_FIXED: dict[str, Any] = {
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "mid_block_type": "UNetMidBlock2D",
+    "mid_block_scale_factor": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "act_fn": "silu",
+    "attn_norm_num_groups": None,
+    "resnet_time_scale_shift": "default",
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
+_DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}
+_UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
+
+
+class UnsupportedConfig(ValueError):
+    """The configuration describes a network that this U-Net is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class UNetConfig:
+    """The options of `UNet2DModel` that this U-Net has, with diffusers' names and defaults."""
+
+    sample_size: int
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
+    layers_per_block: int = 2
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    attention_head_dim: int | None = 8
+    downsample_padding: int = 1
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    norm_eps: float = 1e-5
+    norm_num_groups: int = 32
+    dropout: float = 0.0
+    add_attention: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("sample_size", "in_channels", "layers_per_block", "norm_num_groups"):
+            if getattr(self, name) < 1:
+                raise UnsupportedConfig(f"{name}={getattr(self, name)}; give 1 or more")
+        levels = len(self.block_out_channels)
+        for name, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
+            blocks = getattr(self, name)
+            if len(blocks) != levels:
+                raise UnsupportedConfig(f"{name} names {len(blocks)} levels, block_out_channels {levels}; give one each")
+            for block in blocks:
+                if block not in known:
+                    raise UnsupportedConfig(f"{name} holds {block!r}; this U-Net has {', '.join(known)}")
+        if self.sample_size % 2 ** (levels - 1):
+            raise UnsupportedConfig(
+                f"sample_size={self.sample_size} cannot be halved {levels - 1} times; use a multiple of {2 ** (levels - 1)}"
+            )
+        if self.in_channels != self.out_channels:
+            raise UnsupportedConfig(
+                f"out_channels={self.out_channels} differs from in_channels={self.in_channels}; learned variances are unsupported"
+            )
+        for width in self.block_out_channels:
+            if width < 1 or width % self.norm_num_groups:
+                raise UnsupportedConfig(f"norm_num_groups={self.norm_num_groups} does not divide {width} channels")
+        for width in self._attending_widths():
+            if self.attention_head_dim is not None and (self.attention_head_dim < 1 or width % self.attention_head_dim):
+                raise UnsupportedConfig(f"attention_head_dim={self.attention_head_dim} does not divide {width} channels")
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any]) -> UNetConfig:
+        """Read config.json. Raises UnsupportedConfig with the key, its value and what is supported."""
+        if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+            raise UnsupportedConfig(f"_class_name={config['_class_name']!r}; this loader reads UNet2DModel")
+        known = {f.name for f in fields(cls)}
+        for key, value in config.items():
+            if key.startswith("_") or key in known:
+                continue
+            if key not in _FIXED:
+                raise UnsupportedConfig(f"unknown key {key}={value!r}; remove it or convert the checkpoint")
+            if value != _FIXED[key]:
+                raise UnsupportedConfig(f"{key}={value!r} is not supported; only {_FIXED[key]!r} is")
+        size = config.get("sample_size")
+        if isinstance(size, list | tuple):
+            if len(set(size)) != 1:
+                raise UnsupportedConfig(f"sample_size={list(size)} is not square; only square images are supported")
+            size = size[0]
+        if not isinstance(size, int):
+            raise UnsupportedConfig(f"sample_size={size!r}; give the image's side in pixels")
+        given = {k: v for k, v in config.items() if k in known}
+        try:
+            return TypeAdapter(cls).validate_python({**given, "sample_size": size})
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = ".".join(map(str, fault["loc"]))
+            raise UnsupportedConfig(
+                f"{key}={fault['input']!r}: {fault['msg']}" if key else fault["msg"].removeprefix("Value error, ")
+            ) from None
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The config.json that diffusers reads back to the same network."""
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {"_class_name": "UNet2DModel", "_diffusers_version": "0.35.0", **_FIXED, **options}
+
+    @property
+    def down_attention(self) -> tuple[bool, ...]:
+        return tuple(_DOWN[b] for b in self.down_block_types)
+
+    @property
+    def up_attention(self) -> tuple[bool, ...]:
+        return tuple(_UP[b] for b in self.up_block_types)
+
+    def _attending_widths(self) -> set[int]:
+        """Channels of every level that has attention; the middle has the last level's."""
+        down = {w for w, attends in zip(self.block_out_channels, self.down_attention, strict=True) if attends}
+        up = {w for w, attends in zip(reversed(self.block_out_channels), self.up_attention, strict=True) if attends}
+        return down | up | ({self.block_out_channels[-1]} if self.add_attention else set())
+
+    @property
+    def time_width(self) -> int:
+        return 4 * self.block_out_channels[0]
+
+    def heads(self, channels: int) -> int:
+        return 1 if self.attention_head_dim is None else channels // self.attention_head_dim

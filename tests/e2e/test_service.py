@@ -1,0 +1,162 @@
+"""From a POST to PNGs, through real processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import checkpoint
+from models.catalog import SHIPPED, read_card
+from models.plans import compile_plan
+from models.sampling import sample, to_bytes
+from tests.e2e.conftest import Service
+from tests.support.processes import eventually
+
+CONFIGURATION = {"rq:queues", "rq:workers"}  # sets of names; they do not grow with the number of jobs
+
+
+def picture(png: bytes) -> Image.Image:
+    return Image.open(BytesIO(png))
+
+
+def test_a_job_goes_in_and_its_pictures_come_out(service: Service):
+    job = service.post(count=5, seed=11, steps=20)
+    ended = service.finished(job["id"])
+    assert ended["progress"] == {**ended["progress"], "step": 20, "steps": 20, "images_done": 5, "fraction": 1.0}
+    for image in ended["images"]:
+        png = service.http.get(image["url"]).content
+        assert hashlib.sha256(png).hexdigest() == image["sha256"]
+        assert picture(png).size == (8, 8)
+    grid = picture(service.http.get(ended["links"]["grid"]).content)
+    assert grid.size[0] > 8
+
+
+def test_a_picture_is_what_the_plain_loop_makes_of_the_recipe_in_it(service: Service):
+    recipe = {"model": "fashion-mnist-28", "seed": 3, "start": 9, "count": 1, "steps": 10, "sampler": "dpmpp_2m"}
+    png = picture(next(iter(service.pngs(service.post(**recipe)["id"]).values())))
+    found = json.loads(png.text["ddpm"])
+    card = read_card(SHIPPED / found["model"])
+    assert found["weights"] == card.sha256
+    loaded = checkpoint.load(SHIPPED / found["model"])
+    plan = compile_plan(loaded.schedule, found["steps"], found["sampler"], variance=found["variance"], eta=found["eta"])
+    expected = to_bytes(sample(loaded.net, plan, found["seed"], [found["index"]], (1, 28, 28)))[0, 0]
+    off = (torch.from_numpy(np.array(png)).int() - expected.int()).abs()
+    assert off.max() <= 1, "the same picture, but for a value at the edge of two grey levels"
+    assert (off > 0).sum() <= 2
+
+
+def test_polling_shows_the_steps_go_by(service: Service):
+    job = service.post(count=32, steps=600)
+    steps = []
+    while (now := service.job(job["id"]))["state"] in ("queued", "running"):
+        steps.append(now["progress"]["step"])
+        time.sleep(0.02)
+    assert steps == sorted(steps)
+    assert len(set(steps)) >= 5
+
+
+def test_an_image_is_the_same_alone_and_in_a_big_job_across_shards_and_workers(service: Service):
+    big = service.pngs(service.post(count=130, seed=21, steps=15)["id"])
+    alone = [service.post(count=1, start=index, seed=21, steps=15)["id"] for index in (0, 63, 64, 129)]
+    for job in alone:
+        for index, png in service.pngs(job).items():
+            assert png == big[index]
+
+
+def test_two_workers_share_one_big_job(service: Service):
+    job = service.post(count=200, steps=300)
+    at_work: set[bytes] = set()
+
+    def both_at_work() -> bool:
+        names = (service.redis.hget(key, "worker_name") for key in service.redis.scan_iter(f"rq:execution:{job['id']}-*"))
+        at_work.update(name for name in names if name)
+        return len(at_work) == 2
+
+    eventually(both_at_work, 30, "two workers hold shards of the job")
+    service.finished(job["id"])
+
+
+def test_a_small_job_does_not_wait_behind_a_big_one(service: Service):
+    big = service.post(count=640, steps=200)
+    small = service.post(count=1, steps=20)
+    service.finished(small["id"])
+    assert service.job(big["id"])["state"] == "running"
+    service.http.delete(f"/v1/jobs/{big['id']}")
+
+
+def test_cancel_stops_a_running_job_at_once_and_frees_its_place(service: Service):
+    job = service.post(count=64, steps=1000)["id"]
+    eventually(lambda: service.job(job)["progress"]["step"] > 3, 20, "the job runs")
+    cancelled = service.http.post(f"/v1/jobs/{job}/cancel").json()
+    assert cancelled["state"] == "cancelled"
+    step = cancelled["progress"]["step"]
+    eventually(lambda: not service.redis.exists(f"rq:job:{job}-0"), 5, "the worker let the shard go")
+    assert service.job(job)["progress"]["step"] - step <= 1
+    assert service.http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
+    service.finished(service.post(count=1, steps=5)["id"], within_s=10)
+
+
+def test_images_that_were_finished_before_a_cancel_stay(service: Service):
+    job = service.post(count=256, steps=100)["id"]
+    eventually(lambda: service.job(job)["progress"]["images_done"] > 0, 60, "an image is finished")
+    cancelled = service.http.post(f"/v1/jobs/{job}/cancel").json()
+    done = [image for image in cancelled["images"] if image["state"] == "finished"]
+    assert cancelled["state"] == "cancelled"
+    assert 0 < len(done) < 256
+    assert all(service.http.get(image["url"]).status_code == 200 for image in done)
+
+
+def test_deleting_a_running_job_leaves_no_key_behind(service: Service):
+    job = service.post(count=200, steps=1000)["id"]
+    eventually(lambda: service.job(job)["progress"]["fraction"] > 0, 30, "the job runs")
+    assert service.http.delete(f"/v1/jobs/{job}").status_code == 204
+    eventually(lambda: not any(job in key for key in service.key_names()), 5, "all its keys are gone")
+    time.sleep(1)
+    assert not any(job in key for key in service.key_names()), "a worker brought a key back"
+    assert service.http.get(f"/v1/jobs/{job}").status_code == 404
+
+
+def test_a_network_that_gives_nan_fails_its_job_and_no_other(service: Service):
+    good = service.post(count=8, steps=200)["id"]
+    bad = service.post(model="blows-up", count=2, steps=3)["id"]
+    eventually(lambda: service.job(bad)["state"] == "failed", 30, "the job has failed")
+    assert service.job(bad)["error"]["code"] == "not_finite"
+    assert not any(image["state"] == "finished" for image in service.job(bad)["images"])
+    service.finished(good)
+
+
+@pytest.mark.slow
+def test_after_a_thousand_jobs_every_key_will_expire_but_the_configuration(service: Service):
+    jobs = [service.post(count=1, steps=1, seed=n)["id"] for n in range(1000)]
+    for job in jobs:
+        service.finished(job)
+    eventually(lambda: not any(key.startswith("rq:job:") for key in service.key_names()), 10, "every shard is closed")
+    for_ever = {key for key in service.key_names() if service.redis.ttl(key) == -1}
+    assert {key for key in for_ever if not key.startswith("rq:workers:")} <= CONFIGURATION
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_seconds_and_the_pictures_are_the_same(service: Service):
+    undisturbed = service.pngs(service.post(count=130, seed=5, steps=60)["id"])
+    job = service.post(count=130, seed=5, steps=60)["id"]
+    eventually(lambda: service.job(job)["progress"]["step"] + service.job(job)["progress"]["images_done"] > 0, 30, "the job runs")
+    service.workers[0].kill()
+    service.finished(job, within_s=90)
+    assert service.pngs(job) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_told_to_stop_gives_its_shards_back_and_exits_cleanly(service: Service):
+    worker = service.add_worker()
+    jobs = [service.post(count=64, seed=seed, steps=150)["id"] for seed in range(4)]
+    eventually(lambda: all(service.job(job)["state"] == "running" for job in jobs), 30, "all jobs run")
+    assert worker.stop(within_s=10) == 0
+    for job in jobs:
+        service.finished(job, within_s=90)

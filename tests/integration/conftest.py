@@ -1,0 +1,51 @@
+"""The API on a real port before a real Valkey, with the card of one small model and a worker that computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from app.main import create_app
+from app.settings import ApiSettings
+from tests.support.server import serve
+from tests.support.worker import IdleWorker
+
+
+@pytest.fixture(scope="session")
+def settings(shared_valkey_url: str, models_dir: Path) -> ApiSettings:
+    return ApiSettings(redis_url=shared_valkey_url, models_dir=models_dir)
+
+
+@pytest.fixture(scope="session")
+def url(settings: ApiSettings) -> Iterator[str]:
+    with serve(create_app(settings)) as url:
+        yield url
+
+
+@pytest.fixture
+def api(url: str, redis: Redis) -> Iterator[httpx.Client]:
+    """A client of an API that knows no job."""
+    with httpx.Client(base_url=url, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture
+def worker(redis: Redis) -> IdleWorker:
+    return IdleWorker(redis)
+
+
+@pytest.fixture
+def post(api: httpx.Client) -> Callable[..., dict[str, Any]]:
+    """`post(count=3, steps=10)`: the job that was accepted."""
+
+    def post(**request: Any) -> dict[str, Any]:
+        response = api.post("/v1/jobs", json={"model": "tiny"} | request)
+        assert response.status_code == 202, response.text
+        return response.json()
+
+    return post

@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from app.main import create_app
+from app.settings import ApiSettings
+from tests.support.server import serve
+from tests.support.worker import IdleWorker
+from worker import contract
+
+JSON = {"content-type": "application/json"}
+
+
+def problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The body of an error, checked for what RFC 9457 and style.md ask of each."""
+    assert response.headers["content-type"] == "application/problem+json", response.text
+    body: dict[str, Any] = response.json()
+    assert response.status_code == status == body["status"], body
+    assert body["type"].startswith("urn:problem-type:ddpm:")
+    assert body["title"]
+    fact, _, remedy = body["detail"].partition(";")
+    assert fact.strip()
+    assert remedy.strip(), "no remedy"
+    return body
+
+
+BAD_FIELDS = [
+    ("count", 0, "count=0 is less than 1; use 1 or more."),
+    ("count", 1025, "count=1025 is more than 1024; use 1024 or less."),
+    ("count", "7", 'count="7" is not an integer; send digits without quotes or a fraction.'),
+    ("count", 7.5, "count=7.5 is not an integer; send digits without quotes or a fraction."),
+    ("count", True, "count=true is not an integer; send digits without quotes or a fraction."),
+    ("count", None, "count=null is not an integer; send digits without quotes or a fraction."),
+    ("seed", -1, "seed=-1 is less than 0; use 0 or more."),
+    ("seed", 2**53, "seed=9007199254740992 is more than 9007199254740991; use 9007199254740991 or less."),
+    ("start", -1, "start=-1 is less than 0; use 0 or more."),
+    ("start", 2**32 - 1023, "start=4294966273 is more than 4294966272; use 4294966272 or less."),
+    ("steps", 0, "steps=0 is less than 1; use 1 or more."),
+    ("steps", 2000, "steps=2000 is more than the 1000 that 'tiny' was trained with; use 1 to 1000."),
+    ("model", "nobody", "model='nobody' is not known; use one of: "),
+    ("model", 7, "model=7 is not a string; send one in quotes."),
+    ("sampler", "euler", "sampler=\"euler\" is not known; use one of: 'ddpm', 'ddim' or 'dpmpp_2m'."),
+    ("priority", "urgent", "priority=\"urgent\" is not known; use one of: 'interactive' or 'bulk'."),
+    ("nonsense", 1, "nonsense=1 is not a known field; remove it, or see /docs for the fields there are."),
+    ("eta", 0.5, 'eta is an option of sampler ddim, and the request names no sampler; send "sampler": "ddim" or leave it out.'),
+    (
+        "variance",
+        "fixed_large",
+        'variance is an option of sampler ddpm, and the request names no sampler; send "sampler": "ddpm"',
+    ),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "detail"), BAD_FIELDS)
+def test_a_bad_field_is_named_with_its_value_and_the_remedy(api: httpx.Client, field: str, value: object, detail: str) -> None:
+    body = problem(api.post("/v1/jobs", json={"model": "tiny"} | {field: value}), 422)
+    (error,) = body["errors"]
+    assert error["field"] == field
+    assert error["value"] == json.dumps(value)
+    assert body["detail"].startswith(detail)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("field", ["count", "seed", "eta"])
+def test_what_is_no_finite_number_is_refused(api: httpx.Client, field: str, number: str) -> None:
+    body = f'{{"model": "tiny", "sampler": "ddim", "{field}": {number}}}'
+    assert problem(api.post("/v1/jobs", content=body, headers=JSON), 422)["errors"][0]["field"] == field
+
+
+def test_an_option_of_another_sampler_is_refused(api: httpx.Client) -> None:
+    body = problem(api.post("/v1/jobs", json={"model": "tiny", "sampler": "dpmpp_2m", "eta": 0.5}), 422)
+    assert body["detail"] == 'eta is an option of sampler ddim, not of dpmpp_2m; send "sampler": "ddim" or leave it out.'
+
+
+def test_every_bad_field_of_a_request_is_named(api: httpx.Client) -> None:
+    body = problem(api.post("/v1/jobs", json={"count": 0, "seed": -1}), 422)
+    assert [error["field"] for error in body["errors"]] == ["count", "seed"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"count": 1,}', "nonsense", "[" * 50_000, '{"count": ' + "9" * 5000 + "}", b"\xff\xfe"]
+)
+def test_what_is_not_json_is_refused(api: httpx.Client, content: str | bytes) -> None:
+    status = 422 if content == "" else 400
+    problem(api.post("/v1/jobs", content=content, headers=JSON), status)
+
+
+def test_broken_json_is_told_where(api: httpx.Client) -> None:
+    body = problem(api.post("/v1/jobs", content='{"count": }', headers=JSON), 400)
+    assert body["detail"] == "the body is not JSON: Expecting value at character 10; correct it there."
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "7", '"text"'])
+def test_json_that_is_no_object_is_refused(api: httpx.Client, content: str) -> None:
+    problem(api.post("/v1/jobs", content=content, headers=JSON), 422)
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", "json", None])
+def test_another_content_type_is_refused(api: httpx.Client, content_type: str | None) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    body = problem(api.post("/v1/jobs", content=b"{}", headers=headers), 415)
+    assert "send `Content-Type: application/json`" in body["detail"]
+
+
+def test_a_body_of_10_mb_is_refused(api: httpx.Client) -> None:
+    body = problem(api.post("/v1/jobs", content=b" " * 10_000_000, headers=JSON), 413)
+    assert "65536" in body["detail"]
+
+
+def test_a_large_body_without_a_length_is_refused_too(api: httpx.Client) -> None:
+    chunks = (b" " * 10_000 for _ in range(100))
+    problem(api.post("/v1/jobs", content=chunks, headers=JSON), 413)
+
+
+def test_a_body_of_64_kib_is_read(api: httpx.Client) -> None:
+    content = b'{"model": "tiny"}'.ljust(65_536)
+    assert api.post("/v1/jobs", content=content, headers=JSON).status_code == 202
+
+
+def test_a_lone_surrogate_breaks_nothing(api: httpx.Client) -> None:
+    for content in (rb'{"model": "\ud800"}', rb'{"\ud800": 1}', rb'{"sampler": "\ud800"}'):
+        problem(api.post("/v1/jobs", content=content, headers=JSON), 422)
+
+
+def test_long_values_are_cut(api: httpx.Client) -> None:
+    assert len(api.post("/v1/jobs", json={"model": "x" * 60_000}).content) < 1000
+    assert len(api.post("/v1/jobs", json={str(k): k for k in range(5000)}).content) < 5000
+
+
+UNKNOWN = [
+    "nobody",
+    "0" * 31,
+    "0" * 32,
+    "0" * 33,
+    "A" * 32,
+    "%00",
+    "x%00y",
+    "%F0%9F%98%80",
+    "%FF",
+    "..%2F",
+    "x" * 8000,
+    "0" * 32 + ":png",
+]
+
+
+@pytest.mark.parametrize("job", UNKNOWN)
+@pytest.mark.parametrize(
+    ("method", "rest"), [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/grid"), ("GET", "/images/0")]
+)
+def test_an_unknown_job_is_not_found(api: httpx.Client, method: str, job: str, rest: str) -> None:
+    problem(api.request(method, f"/v1/jobs/{job}{rest}"), 404)
+
+
+def test_a_key_beside_a_job_is_no_job(api: httpx.Client, redis: Redis) -> None:
+    redis.hset(contract.sha256_key("0" * 32), "0", "ab")
+    problem(api.get(f"/v1/jobs/{'0' * 32}:sha256"), 404)
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/jobs/", "/v1/models/", "/nothing", "/v1/jobs/x/y/z"])
+def test_an_unknown_path_is_not_found(api: httpx.Client, path: str) -> None:
+    problem(api.get(path), 404)
+
+
+def test_an_unknown_model_is_not_found(api: httpx.Client) -> None:
+    assert problem(api.get("/v1/models/nobody"), 404)["detail"].startswith("model='nobody' is not known; use one of: ")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("PUT", "/v1/jobs", "GET, HEAD, POST"),
+        ("POST", "/v1/jobs/x", "GET, HEAD, DELETE"),
+        ("GET", "/v1/jobs/x/cancel", "POST"),
+        ("HEAD", "/v1/jobs/x/cancel", "POST"),
+        ("DELETE", "/healthz", "GET, HEAD"),
+        ("TRACE", "/v1/models", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_is_not_allowed_is_answered_with_all_that_are(
+    api: httpx.Client, method: str, path: str, allow: str
+) -> None:
+    response = api.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allow)
+    if method != "HEAD":
+        problem(response, 405)
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"limit": 0}, "limit"),
+        ({"limit": 101}, "limit"),
+        ({"limit": "many"}, "limit"),
+        ({"state": "asleep"}, "state"),
+        ({"cursor": "nonsense"}, "cursor"),
+        ({"cursor": "1-" + "0" * 31 + "\n"}, "cursor"),
+    ],
+)
+def test_a_bad_parameter_of_a_listing_is_named(api: httpx.Client, params: dict[str, Any], field: str) -> None:
+    assert problem(api.get("/v1/jobs", params=params), 422)["errors"][0]["field"] == field
+
+
+@pytest.mark.parametrize("wait", [-1, 61, "NaN", "inf", "long"])
+def test_a_bad_wait_is_named(api: httpx.Client, wait: object) -> None:
+    assert problem(api.get(f"/v1/jobs/{'0' * 32}", params={"wait": wait}), 422)["errors"][0]["field"] == "wait"
+
+
+def test_an_unfinished_image_says_whether_to_wait(api: httpx.Client) -> None:
+    job = api.post("/v1/jobs", json={"model": "tiny"}).json()["id"]
+    assert "poll" in problem(api.get(f"/v1/jobs/{job}/images/0"), 409)["detail"]
+    api.post(f"/v1/jobs/{job}/cancel")
+    assert "post the job again" in problem(api.get(f"/v1/jobs/{job}/images/0"), 409)["detail"]
+
+
+def test_readiness_needs_a_live_worker(api: httpx.Client, worker: IdleWorker) -> None:
+    assert "no worker" in problem(api.get("/readyz"), 503)["detail"]
+    worker.announce(lives_s=-1)
+    problem(api.get("/readyz"), 503)
+    worker.announce()
+    response = api.get("/readyz")
+    assert response.status_code == 200
+    assert response.json()["workers"] == [
+        {"name": "worker-1", "device": "cpu", "models": ["tiny"], "image_steps_per_s": 100.0},
+    ]
+    assert api.get("/healthz").json() == {"status": "alive"}
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A server that takes connections and never says a word, as a stalled Redis does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+
+
+def _requests(client: httpx.Client) -> Iterator[httpx.Response]:
+    job = f"/v1/jobs/{'0' * 32}"
+    yield client.post("/v1/jobs", json={"model": "tiny"})
+    yield client.get(job, params={"wait": 20})
+    yield client.post(f"{job}/cancel")
+    yield client.get("/v1/jobs")
+    yield client.get("/readyz")
+
+
+def _assert_503_within_2_s(redis_url: str, models_dir: Path) -> None:
+    app = create_app(ApiSettings(redis_url=redis_url, models_dir=models_dir))
+    with serve(app) as url, httpx.Client(base_url=url, timeout=10) as client:
+        began = time.monotonic()
+        for response in _requests(client):
+            assert time.monotonic() - began < 2
+            problem(response, 503)
+            assert int(response.headers["retry-after"]) > 0
+            began = time.monotonic()
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/v1/models").status_code == 200
+
+
+def test_a_redis_that_stalls_is_a_503_within_2_s(silent: str, models_dir: Path) -> None:
+    _assert_503_within_2_s(silent, models_dir)
+
+
+def test_a_redis_that_is_gone_is_a_503_within_2_s(models_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    _assert_503_within_2_s(f"redis://127.0.0.1:{port}/0", models_dir)
+
+
+def test_a_redis_that_pauses_is_a_503_and_then_well_again(api: httpx.Client, redis: Redis) -> None:
+    redis.client_pause(1500)
+    problem(api.post("/v1/jobs", json={"model": "tiny"}), 503)
+    time.sleep(0.7)
+    assert api.post("/v1/jobs", json={"model": "tiny"}).status_code == 202
+
+
+@pytest.fixture
+def full(redis: Redis) -> Iterator[None]:
+    """A server that is out of memory."""
+    redis.config_set("maxmemory", 1)
+    yield
+    redis.config_set("maxmemory", 0)
+
+
+@pytest.mark.usefixtures("full")
+def test_a_redis_that_is_full_is_a_507_and_nothing_is_written(api: httpx.Client, redis: Redis) -> None:
+    problem(api.post("/v1/jobs", json={"model": "tiny"}), 507)
+    assert redis.keys("*") == []
+
+
+def test_a_redis_that_is_full_still_shows_jobs_and_deletes_them(api: httpx.Client, redis: Redis, worker: IdleWorker) -> None:
+    job = "/v1/jobs/" + api.post("/v1/jobs", json={"model": "tiny", "count": 70}).json()["id"]
+    redis.hset(f"rq:job:{job[-32:]}-1", "status", "started")
+    redis.config_set("maxmemory", 1)
+    try:
+        problem(api.post(f"{job}/cancel"), 507)
+        assert api.get(job).json()["state"] == "queued"
+        assert redis.llen("rq:queue:interactive:tiny") == 1, "cancelled by half"
+        assert api.delete(job).status_code == 204
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert redis.keys("ddpm:*") == []
+
+
+def test_a_bug_is_a_500_that_tells_nothing(settings: ApiSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("app.jobs.Jobs.page", broken)
+    with serve(create_app(settings)) as url:
+        response = httpx.get(f"{url}/v1/jobs")
+    assert "bug" in problem(response, 500)["detail"]
+    assert "secret" not in response.text
+
+
+def test_no_depth_of_nesting_is_a_5xx(api: httpx.Client) -> None:
+    """Near Python's limit of recursion a body can be read and yet be too deep for the answer."""
+    for depth in range(400, 1100, 7):
+        for content in ('{"x": ' + "[" * depth + "]" * depth + "}", '{"x": ' + '{"a":' * depth + "1" + "}" * depth + "}"):
+            assert api.post("/v1/jobs", content=content, headers=JSON).status_code in (400, 422)

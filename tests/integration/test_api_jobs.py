@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from io import BytesIO
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from redis import Redis
+
+from tests.support.worker import IdleWorker, png_of
+from worker import contract
+from worker.contract import Priority, Shard
+
+Post = Callable[..., dict[str, Any]]
+
+
+def keys(redis: Redis) -> set[bytes]:
+    return set(redis.keys("*")) - {b"rq:queues"}
+
+
+def shards_waiting(redis: Redis) -> list[str]:
+    queues = [f"rq:queue:{priority}:tiny" for priority in Priority]
+    return [shard.decode() for queue in queues for shard in redis.lrange(queue, 0, -1)]
+
+
+def test_a_job_is_accepted_and_says_where_it_is(api: httpx.Client) -> None:
+    response = api.post("/v1/jobs", json={"model": "tiny", "count": 3, "seed": 7, "steps": 50})
+    job = response.json()
+    assert response.status_code == 202
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}" == job["links"]["self"]
+    assert (job["state"], job["count"], job["seed"], job["steps"], job["start"]) == ("queued", 3, 7, 50, 0)
+    assert api.get(response.headers["location"]).json() == job
+
+
+def test_what_is_left_out_is_the_models_default_and_a_drawn_seed(post: Post) -> None:
+    one, other = post(), post(model=None, seed=None)
+    assert (one["model"], one["sampler"], one["steps"], one["variance"], one["eta"]) == ("tiny", "ddpm", 100, "fixed_small", None)
+    assert (one["count"], one["priority"]) == (1, "interactive")
+    assert 0 <= one["seed"] < 2**53
+    assert one["seed"] != other["seed"]
+
+
+def test_times_are_rfc_3339_in_utc(post: Post) -> None:
+    created = datetime.fromisoformat(post()["created_at"])
+    assert created.utcoffset() == timedelta(0)
+    assert abs(created.timestamp() - time.time()) < 10
+
+
+def test_a_job_of_200_images_is_four_shards_with_the_whole_recipe(redis: Redis, post: Post) -> None:
+    job = post(count=200, start=5, sampler="ddim", eta=0.5, seed=9)
+    assert shards_waiting(redis) == [f"{job['id']}-{number}" for number in range(4)]
+    shards = [_shard(redis, id) for id in shards_waiting(redis)]
+    assert [index for shard in shards for index in shard.indices] == list(range(5, 205))
+    assert {(s.recipe.sampler, s.recipe.eta, s.recipe.seed, s.recipe.weights) for s in shards} == {("ddim", 0.5, 9, "ab" * 32)}
+
+
+def _shard(redis: Redis, id: str) -> Shard:
+    from rq.job import Job
+    from rq.serializers import JSONSerializer
+
+    return Shard.from_json(Job.fetch(id, connection=redis, serializer=JSONSerializer).kwargs)
+
+
+def test_polling_shows_the_least_advanced_image_and_the_share_of_work_done(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
+    job = post(count=100, steps=10)["id"]
+    worker.start(job)
+    worker.progress(job, 0, 4, 64 * 4)
+    assert api.get(f"/v1/jobs/{job}").json()["progress"] | {"images_per_s": None} == {
+        "step": 0,
+        "steps": 10,
+        "images_done": 0,
+        "fraction": 0.256,
+        "images_per_s": None,
+    }
+    worker.progress(job, 1, 2, 36 * 2)
+    now = api.get(f"/v1/jobs/{job}").json()
+    assert (now["progress"]["step"], now["progress"]["fraction"]) == (2, 0.328)
+    assert now["progress"]["images_per_s"] > 0
+    assert now["queue"] is None
+
+
+def test_images_say_how_far_they_are(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post(count=66, start=10)["id"]
+    worker.start(job)
+    worker.progress(job, 0, 1, 64)
+    worker.publish(job, [11])
+    images = api.get(f"/v1/jobs/{job}").json()["images"]
+    assert [image["index"] for image in images] == list(range(10, 76))
+    assert [images[k]["state"] for k in (0, 1, 63, 64, 65)] == ["running", "finished", "running", "queued", "queued"]
+    assert images[1]["sha256"] == hashlib.sha256(png_of(11)).hexdigest()
+    assert api.get(images[1]["url"]).content == png_of(11)
+
+
+def test_the_last_image_finishes_the_job(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post(count=2)["id"]
+    worker.start(job)
+    worker.publish(job, [0, 1])
+    now = api.get(f"/v1/jobs/{job}").json()
+    assert now["state"] == "finished"
+    assert (now["progress"]["step"], now["progress"]["fraction"], now["progress"]["images_done"]) == (100, 1.0, 2)
+    assert now["created_at"] <= now["started_at"] <= now["finished_at"]
+
+
+def test_a_failed_job_says_why(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post()["id"]
+    worker.fail(job, "worker_lost", "three workers were lost")
+    now = api.get(f"/v1/jobs/{job}").json()
+    assert (now["state"], now["error"]) == ("failed", {"code": "worker_lost", "message": "three workers were lost"})
+
+
+def test_a_place_in_the_queue_counts_the_jobs_before_it_and_bulk_comes_last(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
+    bulk, first, second = post(priority="bulk"), post(), post()
+    assert bulk["queue"] == {"position": 0, "eta_s": None}
+    assert (first["queue"]["position"], second["queue"]["position"]) == (0, 1)
+    assert api.get(f"/v1/jobs/{bulk['id']}").json()["queue"]["position"] == 2
+
+
+def test_the_estimate_is_the_work_ahead_over_the_measured_rate(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    worker.announce(image_steps_per_s=100.0)
+    first, second = post(count=10, steps=100)["id"], post(count=1, steps=100)
+    assert second["queue"] == {"position": 1, "eta_s": 11.0}
+    worker.start(first)
+    worker.progress(first, 0, 50, 500)
+    assert api.get(f"/v1/jobs/{second['id']}").json()["queue"] == {"position": 1, "eta_s": 6.0}
+
+
+def test_there_is_no_estimate_without_a_live_worker_that_has_the_model(worker: IdleWorker, post: Post) -> None:
+    worker.announce(lives_s=-1)
+    assert post()["queue"]["eta_s"] is None
+    worker.announce(models=("other",))
+    assert post()["queue"]["eta_s"] is None
+
+
+def test_waiting_ends_with_the_next_change_of_state(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post()["id"]
+    threading.Timer(0.1, worker.start, [job]).start()
+    began = time.monotonic()
+    assert api.get(f"/v1/jobs/{job}", params={"wait": 5}).json()["state"] == "running"
+    assert 0.1 <= time.monotonic() - began < 1, "woken by the clock, not by the change"
+
+
+def test_waiting_ends_when_the_time_is_up(api: httpx.Client, post: Post) -> None:
+    job = post()["id"]
+    began = time.monotonic()
+    assert api.get(f"/v1/jobs/{job}", params={"wait": 0.3}).json()["state"] == "queued"
+    assert 0.3 <= time.monotonic() - began < 1
+
+
+def test_nobody_waits_for_a_job_that_has_ended(api: httpx.Client, post: Post) -> None:
+    job = post()["id"]
+    api.post(f"/v1/jobs/{job}/cancel")
+    began = time.monotonic()
+    assert api.get(f"/v1/jobs/{job}", params={"wait": 30}).json()["state"] == "cancelled"
+    assert time.monotonic() - began < 1
+
+
+def test_waiting_survives_a_lost_subscription(api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post) -> None:
+    job = post()["id"]
+    redis.client_kill_filter(_type="pubsub")
+    threading.Timer(0.2, worker.start, [job]).start()
+    assert api.get(f"/v1/jobs/{job}", params={"wait": 5}).json()["state"] == "running"
+
+
+def test_jobs_are_listed_newest_first_without_their_images(api: httpx.Client, post: Post) -> None:
+    posted = [post(count=2)["id"] for _ in range(3)]
+    page = api.get("/v1/jobs").json()
+    assert [job["id"] for job in page["jobs"]] == posted[::-1]
+    assert page["next_cursor"] is None
+    assert "images" not in page["jobs"][0]
+
+
+def test_a_listing_can_be_of_one_state(api: httpx.Client, post: Post) -> None:
+    cancelled, _queued = post()["id"], post()["id"]
+    api.post(f"/v1/jobs/{cancelled}/cancel")
+    assert [job["id"] for job in api.get("/v1/jobs", params={"state": "cancelled"}).json()["jobs"]] == [cancelled]
+
+
+def pages(api: httpx.Client, between: Callable[[], object] = lambda: None, **params: Any) -> Iterator[str]:
+    while True:
+        page = api.get("/v1/jobs", params=params).json()
+        yield from [job["id"] for job in page["jobs"]]
+        if page["next_cursor"] is None:
+            return
+        params["cursor"] = page["next_cursor"]
+        between()
+
+
+def test_pages_neither_repeat_nor_skip_a_job_while_others_are_posted(api: httpx.Client, post: Post) -> None:
+    posted = [post()["id"] for _ in range(7)]
+    assert list(pages(api, between=post, limit=3)) == posted[::-1]
+
+
+def test_jobs_of_the_same_microsecond_are_all_listed(api: httpx.Client, redis: Redis, post: Post) -> None:
+    posted = [post()["id"] for _ in range(5)]
+    redis.zadd(contract.owner_key("local"), dict.fromkeys(posted, 1_795_348_800.000001))
+    assert sorted(pages(api, limit=2)) == sorted(posted)
+
+
+def test_a_listing_leaves_out_what_has_expired(api: httpx.Client, redis: Redis, post: Post) -> None:
+    kept, expired = post()["id"], post()["id"]
+    redis.delete(contract.job_key(expired))
+    assert list(pages(api)) == [kept]
+
+
+def test_an_image_is_cached_for_ever(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post()["id"]
+    worker.start(job)
+    worker.publish(job, [0])
+    response = api.get(f"/v1/jobs/{job}/images/0")
+    assert response.headers["content-type"] == "image/png"
+    assert response.headers["cache-control"] == "private, max-age=31536000, immutable"
+    assert response.headers["etag"] == f'"{hashlib.sha256(response.content).hexdigest()}"'
+
+
+@pytest.mark.parametrize("tags", ["{}", '"other", {}', "W/{}", "*"])
+def test_an_image_that_the_client_has_is_not_sent_again(api: httpx.Client, worker: IdleWorker, post: Post, tags: str) -> None:
+    job = post()["id"]
+    worker.start(job)
+    worker.publish(job, [0])
+    path = f"/v1/jobs/{job}/images/0"
+    response = api.get(path, headers={"If-None-Match": tags.format(api.get(path).headers["etag"])})
+    assert (response.status_code, response.content) == (304, b"")
+    assert response.headers["etag"]
+
+
+def test_head_tells_of_an_image_without_sending_it(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post()["id"]
+    worker.start(job)
+    worker.publish(job, [0])
+    response = api.head(f"/v1/jobs/{job}/images/0")
+    assert (response.status_code, response.content) == (200, b"")
+    assert int(response.headers["content-length"]) == len(png_of(0))
+
+
+def test_an_image_is_unknown_then_unfinished_then_there_then_expired(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post
+) -> None:
+    job = post(count=2, start=5)["id"]
+    status = lambda index: api.get(f"/v1/jobs/{job}/images/{index}").status_code  # noqa: E731
+    assert [status(index) for index in (0, 4, 5, 6, 7)] == [404, 404, 409, 409, 404]
+    worker.start(job)
+    worker.publish(job, [5, 6])
+    assert [status(index) for index in (5, 6)] == [200, 200]
+    redis.delete(contract.png_key(job))
+    assert [status(index) for index in (5, 6)] == [410, 410]
+    assert {image["state"] for image in api.get(f"/v1/jobs/{job}").json()["images"]} == {"expired"}
+    assert api.get(f"/v1/jobs/{job}/grid").status_code == 410
+
+
+def test_the_contact_sheet_has_finished_images_in_their_places_and_blanks(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
+    job = post(count=5, start=10)["id"]
+    assert api.get(f"/v1/jobs/{job}/grid").status_code == 409
+    worker.start(job)
+    worker.publish(job, [10, 14])
+    response = api.get(f"/v1/jobs/{job}/grid")
+    assert (response.headers["content-type"], response.headers["cache-control"]) == ("image/png", "no-cache")
+    sheet = Image.open(BytesIO(response.content))
+    assert sheet.size == (2 + 3 * 10, 2 + 2 * 10)
+    centres = [sheet.getpixel((6 + 10 * column, 6 + 10 * row)) for row in range(2) for column in range(3)]
+    assert centres == [10, 255, 255, 255, 14, 255]
+
+
+def test_cancelling_takes_the_shards_out_of_the_queue_and_keeps_what_is_finished(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post
+) -> None:
+    job = post(count=200)["id"]
+    worker.start(job)
+    worker.publish(job, [3])
+    response = api.post(f"/v1/jobs/{job}/cancel")
+    assert (response.status_code, response.json()["state"]) == (200, "cancelled")
+    assert shards_waiting(redis) == []
+    assert redis.keys("rq:job:*") == []
+    assert api.get(f"/v1/jobs/{job}/images/3").status_code == 200
+    assert api.get(f"/v1/jobs/{job}/images/4").status_code == 409
+    assert not worker.progress(job, 0, 1, 1)
+
+
+def test_cancelling_signals_the_worker_that_runs_a_shard(api: httpx.Client, redis: Redis, post: Post) -> None:
+    job = post()["id"]
+    redis.hset(f"rq:job:{job}-0", "status", "started")
+    api.post(f"/v1/jobs/{job}/cancel")
+    assert redis.hget(f"rq:job:{job}-0", "status") == b"canceled"
+
+
+def test_cancelling_a_job_that_has_ended_changes_nothing(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post()["id"]
+    worker.start(job)
+    worker.publish(job, [0])
+    before = api.get(f"/v1/jobs/{job}").json()
+    response = api.post(f"/v1/jobs/{job}/cancel")
+    assert (response.status_code, response.json()) == (200, before)
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "finished", "failed", "cancelled"])
+def test_a_deleted_job_leaves_no_key_and_cannot_come_back(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, state: str
+) -> None:
+    job = post(count=70)["id"]
+    if state != "queued":
+        worker.start(job)
+        worker.progress(job, 0, 1, 64)
+        worker.publish(job, range(70 if state == "finished" else 5))
+    if state == "failed":
+        worker.fail(job, "nan", "not a number")
+    if state == "cancelled":
+        api.post(f"/v1/jobs/{job}/cancel")
+    assert api.delete(f"/v1/jobs/{job}").status_code == 204
+    worker.start(job)
+    assert not worker.progress(job, 0, 2, 128)
+    assert not worker.publish(job, [6])
+    assert keys(redis) == set()
+    assert api.delete(f"/v1/jobs/{job}").status_code == 404
+    assert api.get(f"/v1/jobs/{job}").status_code == 404
+
+
+def test_a_deletion_ends_the_waiting(api: httpx.Client, url: str, post: Post) -> None:
+    job = post()["id"]
+    threading.Timer(0.2, httpx.delete, [f"{url}/v1/jobs/{job}"]).start()
+    began = time.monotonic()
+    assert api.get(f"/v1/jobs/{job}", params={"wait": 5}).status_code == 404
+    assert time.monotonic() - began < 1
+
+
+def test_every_key_of_a_job_has_a_time_to_live(redis: Redis, worker: IdleWorker, post: Post) -> None:
+    job = post(count=2)["id"]
+    worker.start(job)
+    worker.publish(job, [0, 1])
+    ours = [key for key in redis.keys("ddpm:*") if redis.ttl(key) == -1]
+    assert ours == []
+
+
+def test_a_status_is_one_round_trip(api: httpx.Client, redis: Redis, post: Post) -> None:
+    job = post()["id"]
+    reads = lambda: redis.info("stats")["total_reads_processed"]  # noqa: E731
+    before = reads()
+    api.get(f"/v1/jobs/{job}")
+    assert reads() - before == 1 + 1  # the second is INFO's own

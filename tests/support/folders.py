@@ -1,0 +1,31 @@
+"""Model folders with weights, small enough to be made in a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models import checkpoint
+from models.card import make_card
+from models.catalog import Card, DataCard, Defaults, ScheduleCard, write_card
+from tests.support.networks import TINY, random_unet
+
+LINEAR = ScheduleCard(kind="linear", T=1000, beta_start=1e-4, beta_end=0.02)
+
+
+def write_model(root: Path, name: str, *, blow_up: bool = False) -> Card:
+    """A random 8x8 network; with `blow_up`, one whose output is not finite though its weights are."""
+    net = random_unet()
+    state = net.state_dict()
+    if blow_up:
+        state["conv_out.weight"] = state["conv_out.weight"].sign() * 3e38
+    checkpoint.save(root / name, TINY, state, LINEAR, "epsilon")
+    card = make_card(
+        root / name,
+        name,
+        data=DataCard(name="none", licence="none"),
+        licence="Apache-2.0",
+        provenance="made by a test",
+        defaults=Defaults(steps=20),
+    )
+    write_card(root / name, card)
+    return card

@@ -1,0 +1,40 @@
+"""Networks with a closed form, for tests in which exactness is the point; and a small U-Net with weights that are not zero."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.schedule import Schedule
+from models.unet import UNet
+from models.unet_config import UNetConfig
+
+SCHEDULE = Schedule.linear()
+SHAPE = (1, 4, 6)
+TINY = UNetConfig(
+    sample_size=8,
+    in_channels=1,
+    out_channels=1,
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    attention_head_dim=16,
+    norm_num_groups=4,
+)
+
+
+def gaussian_eps(x: Tensor, t: Tensor, mu: float = 0.3, variance: float = 0.25) -> Tensor:
+    """The optimal eps_theta for x_0 ~ N(mu, variance I). Elementwise, so it cannot depend on the batch."""
+    alpha_bar = SCHEDULE.alpha_bar.float().to(x.device)[t][:, None, None, None]
+    return (1 - alpha_bar).sqrt() * (x - alpha_bar.sqrt() * mu) / (alpha_bar * variance + 1 - alpha_bar)
+
+
+def random_unet(seed: int = 0, cfg: UNetConfig = TINY) -> UNet:
+    """No weight is zero: a zero convolution would hide whatever comes before it."""
+    torch.manual_seed(seed)
+    net = UNet(cfg)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return net.eval().requires_grad_(False)

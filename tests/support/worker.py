@@ -1,0 +1,51 @@
+"""A worker that computes nothing: it drives the contract's scripts, as workers do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from io import BytesIO
+
+from PIL import Image
+from redis import Redis
+
+from worker import contract
+from worker.contract import WorkerInfo
+
+
+def png_of(index: int, size: int = 8) -> bytes:
+    """A grey square whose brightness tells the index."""
+    out = BytesIO()
+    Image.new("L", (size, size), index % 256).save(out, "PNG")
+    return out.getvalue()
+
+
+class IdleWorker:
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+
+    def announce(self, *, image_steps_per_s: float = 100.0, lives_s: float = 60.0, models: tuple[str, ...] = ("tiny",)) -> None:
+        info = WorkerInfo("worker-1", models, "cpu", "fp32", (2,), image_steps_per_s, time.time() + lives_s)
+        self.redis.hset(contract.WORKERS, info.name, json.dumps(asdict(info)))
+
+    def start(self, job: str) -> bytes | None:
+        return self._run(contract.START, job, time.time(), 1)
+
+    def progress(self, job: str, shard: int, least: int, image_steps: int) -> bool:
+        return bool(self._run(contract.PROGRESS, job, contract.progress_field(shard), f"{least},{image_steps}"))
+
+    def publish(self, job: str, indices: Iterable[int]) -> bool:
+        pngs = [(index, png_of(index)) for index in indices]
+        images = [part for index, png in pngs for part in (index, hashlib.sha256(png).hexdigest(), png)]
+        return bool(self._run(contract.PUBLISH, job, time.time(), contract.UNFINISHED_TTL_S, *images))
+
+    def fail(self, job: str, code: str, message: str) -> bool:
+        return bool(self._run(contract.FAIL, job, time.time(), code, message))
+
+    def _run(self, script: str, job: str, *args: str | int | float | bytes) -> bytes | None:
+        priority = (self.redis.hget(contract.job_key(job), "priority") or b"interactive").decode()
+        keys = contract.transition_keys(job, priority)
+        return self.redis.eval(script, len(keys), *keys, *args)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from app.errors import BodyTooLarge
+from app.middleware import BodyLimit
+
+
+class Client:
+    """Sends chunks without end, and counts those that were taken."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.taken = size, 0
+
+    async def receive(self) -> Message:
+        self.taken += 1
+        return {"type": "http.request", "body": b" " * self.size, "more_body": True}
+
+
+async def _greedy(scope: Scope, receive: Receive, send: Send) -> None:
+    while (await receive())["more_body"]:
+        pass
+
+
+def _read_all(client: Client, *headers: tuple[bytes, bytes]) -> None:
+    scope: Scope = {"type": "http", "headers": list(headers)}
+
+    async def send(_: Message) -> None: ...
+
+    with pytest.raises(BodyTooLarge):
+        asyncio.run(BodyLimit(_greedy, max_bytes=100)(scope, client.receive, send))
+
+
+def test_a_body_is_read_no_further_than_the_chunk_that_passes_the_limit() -> None:
+    client = Client(30)
+    _read_all(client)
+    assert client.taken == 4
+
+
+def test_a_declared_length_over_the_limit_is_refused_unread() -> None:
+    client = Client(30)
+    _read_all(client, (b"content-length", b"101"))
+    assert client.taken == 0
+
+
+def test_a_false_declaration_does_not_help() -> None:
+    client = Client(30)
+    _read_all(client, (b"content-length", b"1"))
+    assert client.taken == 4

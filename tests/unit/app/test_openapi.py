@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.main import create_app
+from app.settings import ApiSettings
+
+
+@pytest.fixture
+def document(models_dir: Path) -> dict[str, Any]:
+    return create_app(ApiSettings(models_dir=models_dir)).openapi()
+
+
+def _answers(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in document["paths"].values():
+        for operation in path.values():
+            yield from operation["responses"].items()
+
+
+def test_every_error_is_a_problem(document: dict[str, Any]) -> None:
+    errors = [answer for status, answer in _answers(document) if int(status) >= 400]
+    assert errors
+    assert {tuple(answer["content"]) for answer in errors} == {("application/problem+json",)}
+
+
+def test_every_field_of_ours_is_described(document: dict[str, Any]) -> None:
+    silent = {
+        f"{name}.{field}"
+        for name, schema in document["components"]["schemas"].items()
+        for field, about in schema.get("properties", {}).items()
+        if "description" not in about and not (name == "Card" and "$ref" in about)
+    }
+    assert silent == set()
+
+
+def test_every_parameter_is_described(document: dict[str, Any]) -> None:
+    parameters = [p for path in document["paths"].values() for op in path.values() for p in op.get("parameters", [])]
+    assert [parameter["name"] for parameter in parameters if "description" not in parameter] == []
+
+
+def test_the_document_names_the_models_and_their_longest_schedule(document: dict[str, Any]) -> None:
+    fields = document["components"]["schemas"]["JobRequest"]["properties"]
+    assert "tiny" in fields["model"]["anyOf"][0]["enum"]
+    assert fields["steps"]["anyOf"][0]["maximum"] == 1000

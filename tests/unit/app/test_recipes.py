@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.errors import InvalidRequest
+from app.recipes import recipe_of
+from app.schemas import JobRequest
+from models.catalog import Card, Catalog, Defaults
+from tests.support.cards import card_of
+from worker.contract import MAX_SEED, Recipe
+
+
+def recipe(*cards: Card, **request: Any) -> Recipe:
+    return recipe_of(JobRequest(**request), Catalog({}, {card.name: card for card in cards}))
+
+
+def test_what_is_left_out_comes_from_the_card() -> None:
+    defaults = Defaults(sampler="ddim", steps=20, variance="fixed_large", eta=0.25)
+    asked = recipe(card_of("tiny", defaults=defaults), seed=1)
+    assert asked == Recipe("tiny", "ab" * 32, "ddim", 20, "fixed_large", 0.25, 1)
+
+
+def test_what_is_asked_for_wins_even_where_it_is_zero() -> None:
+    card = card_of("tiny", defaults=Defaults(sampler="ddim", steps=20, eta=0.25))
+    asked = recipe(card, sampler="ddim", eta=0.0, seed=0, steps=1)
+    assert (asked.eta, asked.seed, asked.steps) == (0.0, 0, 1)
+
+
+def test_the_default_model_is_the_marked_one() -> None:
+    assert recipe(card_of("marked"), card_of("other", default=False)).model == "marked"
+
+
+def test_seeds_are_drawn_from_their_whole_range() -> None:
+    seeds = {recipe(card_of("tiny")).seed for _ in range(50)}
+    assert len(seeds) == 50
+    assert max(seeds) > MAX_SEED / 2
+    assert all(0 <= seed <= MAX_SEED for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        ({"model": "nobody"}, "model='nobody' is not known; use one of: tiny."),
+        ({"steps": 51}, "steps=51 is more than the 50 that 'tiny' was trained with; use 1 to 50."),
+        ({"sampler": "dpmpp_2m"}, "sampler=dpmpp_2m is not one of 'tiny'; use one of: ddpm, ddim."),
+    ],
+)
+def test_what_the_card_does_not_allow_is_refused(request_: dict[str, Any], text: str) -> None:
+    schedule = card_of("tiny").schedule.model_copy(update={"T": 50})
+    with pytest.raises(InvalidRequest) as error:
+        recipe(card_of("tiny", schedule=schedule, samplers=("ddpm", "ddim")), **request_)
+    assert error.value.detail == text

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.record import Record
+from app.schemas import JobError
+from worker.contract import Priority, Recipe, State
+
+QUEUED = Record(
+    id="0" * 32,
+    owner="local",
+    recipe=Recipe("tiny", "ab" * 32, "ddim", 10, "fixed_small", 0.1, 2**53 - 1),
+    start=2**32 - 1024,
+    count=100,
+    priority=Priority.BULK,
+    created_at=1_795_348_800.000001,
+    done=(None, None),
+)
+
+
+def read(record: Record, **more: str) -> Record:
+    fields = {**record.to_hash(results_ttl_s=60), **more}
+    return Record.from_hash({str(name).encode(): str(value).encode() for name, value in fields.items()})
+
+
+def test_a_record_is_read_as_it_was_written() -> None:
+    assert read(QUEUED) == QUEUED
+
+
+def test_what_workers_add_is_read_too() -> None:
+    failed = read(
+        QUEUED, state="failed", started_at="1.5", finished_at="2.5", p1="3,70", error_code="nan", error_message="no number"
+    )
+    assert failed == replace(
+        QUEUED,
+        state=State.FAILED,
+        started_at=1.5,
+        finished_at=2.5,
+        done=(None, (3, 70)),
+        error=JobError(code="nan", message="no number"),
+    )
+
+
+@given(st.lists(st.none() | st.tuples(st.integers(0, 10), st.integers(0, 640)), min_size=2, max_size=2), st.sampled_from(State))
+def test_progress_is_a_share_of_the_whole(done: list[tuple[int, int] | None], state: State) -> None:
+    record = replace(QUEUED, state=state, started_at=1.0, done=tuple(done))
+    progress = record.summary(images_done=0, now=3.0).progress
+    assert 0 <= progress.fraction <= 1
+    assert 0 <= progress.step <= progress.steps == 10
+    assert progress.images_per_s == round(progress.fraction * 100 / 2, 3)
+    assert state is not State.FINISHED or progress.fraction == 1

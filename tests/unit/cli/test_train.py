@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.main import app
+from models.catalog import read_card
+
+RECIPE = """
+[data]
+path = "{data}"
+name = "noise"
+licence = "none"
+
+[network]
+sample_size = 8
+in_channels = 1
+out_channels = 1
+block_out_channels = [8, 8]
+layers_per_block = 1
+down_block_types = ["DownBlock2D", "DownBlock2D"]
+up_block_types = ["UpBlock2D", "UpBlock2D"]
+norm_num_groups = 4
+attention_head_dim = 8
+
+[schedule]
+kind = "linear"
+T = 20
+
+[training]
+updates = {updates}
+batch_size = 4
+precision = "fp32"
+save_every_s = {save_every_s}
+sample_steps = 2
+
+[card]
+name = "tiny"
+licence = "MIT"
+defaults = {{ steps = 5 }}
+"""
+
+
+def write_recipe(folder: Path, updates: int, save_every_s: float = 300) -> Path:
+    np.savez(folder / "data.npz", np.random.default_rng(0).integers(0, 256, (16, 8, 8), np.uint8))
+    path = folder / "recipe.toml"
+    path.write_text(RECIPE.format(data=folder / "data.npz", updates=updates, save_every_s=save_every_s))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.train.signal.signal", lambda *_: None)
+
+
+def ddpm_train(*words: object) -> Result:
+    return CliRunner().invoke(app, ["train", *map(str, words)])
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_model_its_card_the_curve_and_samples(tmp_path: Path) -> None:
+    result = ddpm_train(write_recipe(tmp_path, updates=60), "--out", tmp_path / "run", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "update 50/60  loss" in result.stdout
+    assert read_card(tmp_path / "run" / "tiny").data.images == 16
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "run" / "samples-000060.png").exists()
+
+
+@pytest.mark.slow
+def test_a_stop_saves_and_says_how_to_resume(tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path, updates=1_000_000), tmp_path / "run"
+    command = [sys.executable, "-u", "-m", "cli", "train", str(recipe), "--out", str(out), "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
+        assert training.stdout is not None
+        assert "update 50/1000000" in training.stdout.readline()
+        training.send_signal(signal.SIGTERM)
+        told = training.stdout.read()
+    assert training.returncode == 0
+    assert f"resume with: ddpm train {recipe} --out {out}" in told
+    assert (out / "state.safetensors").exists()
+    assert (out / "tiny" / "card.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda path: path.unlink(), "does not exist"),
+        (lambda path: path.write_text("[data"), "is not TOML"),
+        (lambda path: path.write_text(path.read_text().replace("updates = 60", "updates = 0")), "training.updates"),
+        (lambda path: (path.parent / "data.npz").unlink(), "data.npz"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_in_one_line(tmp_path: Path, fault: object, words: str) -> None:
+    recipe = write_recipe(tmp_path, updates=60)
+    fault(recipe)  # type: ignore[operator]
+    result = ddpm_train(recipe, "--out", tmp_path / "run", "--device", "cpu")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert words in result.stderr
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_is_a_fault(tmp_path: Path, device: str) -> None:
+    result = ddpm_train(write_recipe(tmp_path, updates=60), "--out", tmp_path / "run", "--device", device)
+    assert (result.exit_code, device in result.stderr) == (1, True)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from models import checkpoint
+from models.card import gflop_per_image_step, make_card
+from models.catalog import SHIPPED, DataCard, read_card, sha256_of, write_card
+from models.train.recipe import Recipe
+from models.unet import UNet
+from models.unet_config import UNetConfig
+
+WORDS = {"data": DataCard(name="noise", licence="CC0-1.0"), "licence": "MIT", "provenance": "made up"}
+
+
+def test_a_card_says_what_the_files_are(folder, small_net):
+    card = make_card(folder, "tiny", **WORDS)
+    assert (card.shape.channels, card.shape.height, card.shape.width) == (3, 8, 8)
+    assert card.parameters == sum(p.numel() for p in small_net.parameters())
+    assert card.sha256 == sha256_of(folder / "unet" / checkpoint.WEIGHTS)
+    assert (card.schedule.T, card.prediction, card.defaults.steps, card.defaults.variance) == (
+        1000,
+        "epsilon",
+        1000,
+        "fixed_small",
+    )
+    write_card(folder, card)
+    assert read_card(folder) == card
+    checkpoint.load(folder, read_card(folder).sha256)
+
+
+@pytest.mark.parametrize("name", ["Upper", "has space", "../up", "", "x" * 65])
+def test_a_name_that_no_url_could_hold_is_refused(folder, name):
+    with pytest.raises(ValidationError, match="name"):
+        make_card(folder, name, **WORDS)
+
+
+def test_the_cifar10_network_takes_12_1_gflop_per_image_step_and_its_attention_a_third_of_one():
+    config = UNetConfig(
+        sample_size=32,
+        block_out_channels=(128, 256, 256, 256),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=None,
+        downsample_padding=0,
+    )
+    attention = 5 * 2 * 2 * 256**2 * 256 / 1e9  # five of them over 16x16 positions and 256 channels: two products each
+    with torch.device("meta"):
+        net = UNet(config)
+    assert gflop_per_image_step(net) == pytest.approx(12.108 + attention, abs=0.01)
+
+
+def test_the_count_is_the_same_wherever_the_network_lies(small_net):
+    assert gflop_per_image_step(small_net) == gflop_per_image_step(copy.deepcopy(small_net).to("meta"))
+
+
+def test_the_shipped_recipe_keeps_its_promise_of_size():
+    """At most 3M parameters and 0.65 GFLOP per image-step, so that a laptop can serve it."""
+    recipe = Recipe.read(SHIPPED.parent / "train" / "recipes" / "fashion-mnist-28.toml")
+    with torch.device("meta"):
+        net = UNet(recipe.network)
+    assert net.parameter_count() <= 3_000_000
+    assert gflop_per_image_step(net) <= 0.65

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.catalog import Card, Catalog, CatalogError, DataCard, Defaults, ScheduleCard, Shape, read_card, write_card
+
+
+def add(root: Path, folder: str, name: str | None = None, **changes: object) -> Path:
+    """A folder with a card and nothing else: all that a catalog looks at."""
+    card = Card(
+        name=name or folder,
+        shape=Shape(channels=1, height=28, width=28),
+        schedule=ScheduleCard(kind="linear", T=1000, beta_start=1e-4, beta_end=0.02),
+        prediction="epsilon",
+        defaults=Defaults(steps=100),
+        parameters=1,
+        gflop_per_image_step=0.1,
+        data=DataCard(name="noise", licence="CC0-1.0"),
+        licence="MIT",
+        provenance="made up",
+        sha256="0" * 64,
+        **changes,
+    )
+    (root / folder).mkdir(parents=True)
+    write_card(root / folder, card)
+    return root / folder
+
+
+def test_a_catalog_holds_every_folder_with_a_card(tmp_path):
+    folders = {name: add(tmp_path, name) for name in ("b", "a")}
+    (tmp_path / "no-card").mkdir()
+    (tmp_path / "a-file").write_text("")
+    catalog = Catalog.read(tmp_path, tmp_path / "no-such-root")
+    assert list(catalog) == ["a", "b"]
+    assert len(catalog) == 2
+    assert catalog["a"] == read_card(folders["a"])
+    assert catalog.folder("b") == folders["b"]
+    assert "c" not in catalog
+
+
+def test_a_later_roots_model_replaces_an_earlier_ones_of_the_same_name(tmp_path):
+    add(tmp_path / "shipped", "x")
+    mine = add(tmp_path / "mine", "other-folder", name="x")
+    assert Catalog.read(tmp_path / "shipped", tmp_path / "mine").folder("x") == mine
+
+
+def test_the_default_is_the_marked_card_and_the_last_marked_of_several(tmp_path):
+    add(tmp_path / "one", "a", default=True)
+    add(tmp_path / "one", "b")
+    assert Catalog.read(tmp_path / "one").default.name == "a"
+    add(tmp_path / "two", "c", default=True)
+    assert Catalog.read(tmp_path / "one", tmp_path / "two").default.name == "c"
+
+
+def test_without_a_mark_the_last_card_is_the_default(tmp_path):
+    add(tmp_path, "a")
+    add(tmp_path, "b")
+    assert Catalog.read(tmp_path).default.name == "b"
+
+
+def test_no_model_at_all_says_where_it_looked_and_what_to_do(tmp_path):
+    with pytest.raises(CatalogError, match=rf"no card.json below {tmp_path}; add a model with `ddpm models add FOLDER`"):
+        Catalog.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sha256", "abc"),
+        ("name", "No Such"),
+        ("prediction", "noise"),
+        ("surplus", 1),
+        ("schedule", {"kind": "linear", "T": 1}),
+        ("schedule", {"kind": "linear", "T": 10, "beta_end": 1.5}),
+        ("shape", {"channels": 0, "height": 1, "width": 1}),
+        ("defaults", {"steps": 0}),
+    ],
+)
+def test_a_bad_card_is_named_with_its_key(tmp_path, key, value):
+    path = add(tmp_path, "a") / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(CatalogError, match=rf"{path}: {key}.*correct it or write it anew"):
+        Catalog.read(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_card_that_is_no_json_object_is_named(tmp_path, content):
+    path = add(tmp_path, "a") / "card.json"
+    path.write_bytes(content)
+    with pytest.raises(CatalogError, match=rf"{path}: the file: .*correct it"):
+        Catalog.read(tmp_path)
+
+
+def test_a_folder_without_a_card_says_how_to_write_one(tmp_path):
+    with pytest.raises(CatalogError, match=r"has no card\.json; write one with `ddpm models add"):
+        read_card(tmp_path)
+
+
+def test_reading_cards_loads_no_torch():
+    code = "import sys, models.catalog; print([m for m in ('torch', 'numpy', 'diffusers') if m in sys.modules])"
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models import checkpoint
+from models.catalog import ScheduleCard
+from models.checkpoint import BadCheckpoint
+from models.plans import compile_plan
+from models.sampling import sample
+from models.schedule import Schedule
+
+OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def weights_of(folder: Path) -> Path:
+    return folder / "unet" / checkpoint.WEIGHTS
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_weights(folder: Path, change) -> None:
+    tensors = load_file(weights_of(folder))
+    change(tensors)
+    save_file(tensors, weights_of(folder))
+
+
+def output(net) -> Tensor:
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    out = net(x, torch.tensor([3, 987]))
+    return out if isinstance(out, Tensor) else out.sample
+
+
+@pytest.fixture
+def theirs(small_config, randomise) -> UNet2DModel:
+    return randomise(UNet2DModel(**small_config.to_diffusers())).eval().requires_grad_(False)
+
+
+def test_what_is_saved_is_what_is_loaded(folder, small_net):
+    loaded = checkpoint.load(folder)
+    assert all(torch.equal(v, small_net.state_dict()[k]) for k, v in loaded.net.state_dict().items())
+    assert not loaded.net.training
+    assert torch.equal(loaded.schedule.beta, Schedule.linear().beta)
+    assert loaded.prediction == "epsilon"
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize(
+    "card", [ScheduleCard(kind="cosine", T=500), ScheduleCard(kind="linear", T=100, beta_start=1e-3, beta_end=0.2)]
+)
+def test_the_process_survives_being_saved_and_loaded(tmp_path, small_net, card, prediction):
+    sha256 = checkpoint.save(tmp_path / "m", small_net.cfg, small_net.state_dict(), card, prediction)
+    loaded = checkpoint.load(tmp_path / "m", sha256)
+    assert checkpoint.read_scheduler(tmp_path / "m") == (card, prediction)
+    torch.testing.assert_close(loaded.schedule.beta, checkpoint.schedule_of(card).beta)
+    theirs = DDPMScheduler.from_pretrained(tmp_path / "m", subfolder="scheduler")
+    torch.testing.assert_close(theirs.betas.double(), loaded.schedule.beta, rtol=1e-5, atol=1e-8)
+    assert theirs.config.prediction_type == prediction
+
+
+@pytest.mark.parametrize("form", ["pipeline", "flat"])
+def test_a_folder_that_diffusers_saved_is_loaded(tmp_path, theirs, form):
+    scheduler = DDPMScheduler(variance_type="fixed_large")
+    if form == "pipeline":
+        DDPMPipeline(theirs, scheduler).save_pretrained(tmp_path)
+    else:
+        theirs.save_pretrained(tmp_path)
+        scheduler.save_pretrained(tmp_path)
+    loaded = checkpoint.load(tmp_path)
+    torch.testing.assert_close(output(loaded.net), output(theirs), rtol=0, atol=1e-5)
+    assert checkpoint.read_variance(tmp_path) == "fixed_large"
+
+
+def test_a_lone_network_means_the_papers_process(tmp_path, theirs):
+    theirs.save_pretrained(tmp_path)
+    loaded = checkpoint.load(tmp_path)
+    assert torch.equal(loaded.schedule.beta, Schedule.linear().beta)
+    assert (loaded.prediction, checkpoint.read_variance(tmp_path)) == ("epsilon", "fixed_small")
+
+
+def test_the_old_names_of_attention_are_read_too(folder, small_net):
+    def rename(tensors: dict[str, Tensor]) -> None:
+        for name in [n for n in tensors if ".attentions." in n]:
+            old = name
+            for new_part, old_part in OLD_NAMES.items():
+                old = old.replace(f".{new_part}.", f".{old_part}.")
+            tensors[old] = tensors.pop(name)
+
+    change_weights(folder, rename)
+    assert any("query" in name for name in load_file(weights_of(folder)))
+    torch.testing.assert_close(output(checkpoint.load(folder).net), output(small_net), rtol=0, atol=0)
+
+
+def test_half_precision_weights_are_loaded_as_float32(folder, small_net):
+    change_weights(folder, lambda tensors: tensors.update({k: v.half() for k, v in tensors.items()}))
+    loaded = checkpoint.load(folder).net
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    torch.testing.assert_close(output(loaded), output(small_net), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("K", [10, 107])
+def test_our_folder_samples_in_diffusers_pipeline_as_it_does_here(folder, noise_of, monkeypatch, K):
+    """K = 107 is one of the numbers of steps at which a timestep lies halfway between two integers."""
+    noise = torch.randn(K + 1, 2, 3, 8, 8)
+    noise_of(lambda draw: noise[draw])
+    loaded = checkpoint.load(folder)
+    ours = sample(loaded.net, compile_plan(loaded.schedule, K), 0, [0, 1], (3, 8, 8))
+
+    draws = iter(noise)
+    monkeypatch.setattr("diffusers.pipelines.ddpm.pipeline_ddpm.randn_tensor", lambda *_, **__: next(draws))
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(draws))
+    pipeline = DDPMPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(batch_size=2, num_inference_steps=K, output_type="pt").images
+    torch.testing.assert_close((ours / 2 + 0.5).clamp(0, 1), theirs, rtol=0, atol=1e-3)
+    assert ours.std() > 0.1
+
+
+def fault(folder: Path, kind: str) -> None:
+    config, scheduler = folder / "unet" / "config.json", folder / "scheduler" / "scheduler_config.json"
+    name = "mid_block.attentions.0.to_q.weight"
+    match kind:
+        case "no folder":
+            shutil.rmtree(folder)
+        case "pickle only":
+            weights_of(folder).rename(folder / "unet" / "diffusion_pytorch_model.bin")
+        case "missing key":
+            change_weights(folder, lambda t: t.pop(name))
+        case "extra key":
+            change_weights(folder, lambda t: t.update(surplus=torch.zeros(1)))
+        case "wrong shape":
+            change_weights(folder, lambda t: t.update({name: torch.zeros(3, 5)}))
+        case "NaN":
+            change_weights(folder, lambda t: t[name].view(-1)[7:8].fill_(float("nan")))
+        case "truncated":
+            weights_of(folder).write_bytes(weights_of(folder).read_bytes()[:-100])
+        case "empty":
+            weights_of(folder).write_bytes(b"")
+        case "not safetensors":
+            weights_of(folder).write_bytes(b"\x80\x04" * 500)
+        case "config is garbage":
+            config.write_text('{"sample_size": 8,')
+        case "config is binary":
+            config.write_bytes(b"\xff\xfe\x00")
+        case "config is a list":
+            config.write_text("[1, 2]")
+        case "unknown key":
+            edit(config, mystery=3)
+        case "class conditional":
+            edit(config, num_class_embeds=10)
+        case "not square":
+            edit(config, sample_size=[8, 16])
+        case "wrong type":
+            edit(config, layers_per_block="many")
+        case "scheduler is garbage":
+            scheduler.write_text("nope")
+        case "trained betas":
+            edit(scheduler, trained_betas=[0.1, 0.2])
+        case "unknown schedule":
+            edit(scheduler, beta_schedule="scaled_linear")
+        case "unknown prediction":
+            edit(scheduler, prediction_type="flow_prediction")
+        case "wide clip":
+            edit(scheduler, clip_sample_range=2.0)
+        case "zero snr":
+            edit(scheduler, rescale_betas_zero_snr=True)
+        case "T is text":
+            edit(scheduler, num_train_timesteps="thousand")
+        case "beta beyond 1":
+            edit(scheduler, beta_end=1.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "says"),
+    [
+        ("no folder", "model", "holds no unet/config.json.*give a folder"),
+        ("pickle only", "unet", "pickled weights are not read.*safe_serialization=True"),
+        ("missing key", checkpoint.WEIGHTS, r"mid_block\.attentions\.0\.to_q\.weight is missing; config.json"),
+        ("extra key", checkpoint.WEIGHTS, "surplus belongs to no layer"),
+        ("wrong shape", checkpoint.WEIGHTS, r"to_q\.weight has shape \[3, 5\], config.json asks for \[32, 32\]"),
+        ("NaN", checkpoint.WEIGHTS, r"to_q\.weight holds NaN or infinity; the training diverged"),
+        ("truncated", checkpoint.WEIGHTS, "is not a safetensors file.*download or save it again"),
+        ("empty", checkpoint.WEIGHTS, "is not a safetensors file"),
+        ("not safetensors", checkpoint.WEIGHTS, "is not a safetensors file"),
+        ("config is garbage", "unet/config.json", "is not JSON"),
+        ("config is binary", "unet/config.json", "is not JSON"),
+        ("config is a list", "unet/config.json", "holds a list, not an object"),
+        ("unknown key", "unet/config.json", "unknown key mystery=3; remove it or convert"),
+        ("class conditional", "unet/config.json", "num_class_embeds=10 is not supported; only None is"),
+        ("not square", "unet/config.json", r"sample_size=\[8, 16\] is not square"),
+        ("wrong type", "unet/config.json", "layers_per_block='many'"),
+        ("scheduler is garbage", "scheduler/scheduler_config.json", "is not JSON"),
+        ("trained betas", "scheduler/scheduler_config.json", r"trained_betas=\[0\.1, 0\.2\] is not supported; only None is"),
+        ("unknown schedule", "scheduler/scheduler_config.json", "beta_schedule='scaled_linear'.*use linear or squaredcos_cap_v2"),
+        ("unknown prediction", "scheduler/scheduler_config.json", "prediction_type='flow_prediction'.*use epsilon"),
+        ("wide clip", "scheduler/scheduler_config.json", r"clip_sample_range=2\.0 is not supported; only 1\.0"),
+        ("zero snr", "scheduler/scheduler_config.json", "rescale_betas_zero_snr=True"),
+        ("T is text", "scheduler/scheduler_config.json", "num_train_timesteps='thousand'"),
+        ("beta beyond 1", "scheduler/scheduler_config.json", r"beta_end=1\.5"),
+    ],
+)
+def test_a_bad_folder_is_refused_with_file_key_and_remedy(folder, kind, file, says):
+    fault(folder, kind)
+    with pytest.raises(BadCheckpoint, match=says) as error:
+        checkpoint.load(folder)
+    assert file in str(error.value)
+
+
+def test_weights_that_are_not_the_cards_are_refused(folder):
+    with pytest.raises(
+        BadCheckpoint, match=rf"{checkpoint.WEIGHTS} has sha256 [0-9a-f]{{64}}, its card says {'0' * 64}; restore"
+    ):
+        checkpoint.load(folder, "0" * 64)

@@ -1,0 +1,104 @@
+"""Our rows against the schedulers of diffusers, on the same noise and network. Its tables are float32: agreement to 1e-3."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor
+
+from models.plans import compile_plan, ddim, dpmpp_2m
+from models.sampling import chain
+from models.schedule import Schedule, linspace_grid
+
+SHAPE = (2, 3, 4, 4)
+
+
+def net(x: Tensor, t: Tensor) -> Tensor:
+    """Not linear, different for every t, and off enough for x_0_hat to be clipped here and there."""
+    return 0.9 * x + 0.3 * torch.sin(3 * x + t[:, None, None, None] / 100)
+
+
+@pytest.fixture
+def noise(noise_of):
+    z = torch.randn(1001, *SHAPE)
+    noise_of(lambda draw: z[draw])
+    return z
+
+
+def ours(plan) -> list[tuple[Tensor, Tensor]]:
+    return list(chain(net, plan, 0, range(SHAPE[0]), SHAPE[1:]))
+
+
+def assert_same_steps(plan, step, noise: Tensor, clips: bool) -> None:
+    """Every step of `plan` is what `step(out, t, x, z)` makes of the same x, and so is the whole chain."""
+    x, free = noise[0], noise[0]
+    clipped = 0.0
+    for k, (mine, x_0_hat) in enumerate(ours(plan)):
+        t = plan.t[k]
+        clipped += (x_0_hat.abs() == 1).float().mean().item() / len(plan)
+        free = step(net(free, t.expand(2)), t, free, noise[k + 1])
+        torch.testing.assert_close(mine, free, rtol=0, atol=1e-3, msg=lambda m, k=k: f"row {k}: {m}")
+        x = mine
+    assert bool(x.isfinite().all())
+    assert (0.01 < clipped < 0.99) == clips, clipped
+
+
+@pytest.mark.parametrize("K", [2, 10, 50, 107, 1000])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_ddpm_steps_are_those_of_ddpm_scheduler(paper, noise, monkeypatch, variance, prediction, K):
+    theirs = DDPMScheduler(variance_type=variance, clip_sample=True, timestep_spacing="linspace", prediction_type=prediction)
+    theirs.set_timesteps(K)
+
+    def step(out: Tensor, t: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: z)
+        return theirs.step(out, t, x).prev_sample
+
+    plan = compile_plan(paper, K, variance=variance, prediction=prediction)
+    assert torch.equal(plan.t, theirs.timesteps)
+    assert_same_steps(plan, step, noise, clips=True)
+
+
+@pytest.mark.parametrize("first", [0, 19])
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_ddim_steps_are_those_of_ddim_scheduler(paper, noise, eta, first):
+    """On grids of stride T / K, where its previous timestep is right."""
+    theirs = DDIMScheduler(clip_sample=True, timestep_spacing="leading", steps_offset=first)
+    theirs.set_timesteps(50)
+    plan = ddim(paper, torch.arange(first, 1000, 20), eta)
+    assert torch.equal(plan.t, theirs.timesteps)
+
+    def step(out: Tensor, t: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        noise = {"variance_noise": z} if eta else {}
+        return theirs.step(out, int(t), x, eta=eta, use_clipped_model_output=True, **noise).prev_sample
+
+    assert_same_steps(plan, step, noise, clips=True)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")  # diffusers' own
+@pytest.mark.parametrize("K", [2, 3, 20, 100])
+def test_2m_steps_are_those_of_dpm_solver_multistep_scheduler(paper, noise, K):
+    """Without clipping, which that scheduler has not."""
+    theirs = DPMSolverMultistepScheduler(
+        algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", final_sigmas_type="zero"
+    )
+    tau = linspace_grid(K, 1000)
+    theirs.set_timesteps(timesteps=tau.flip(0).tolist())
+
+    def step(out: Tensor, t: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        return theirs.step(out, t, x).prev_sample
+
+    assert_same_steps(dpmpp_2m(paper, tau, clip=False), step, noise, clips=False)
+
+
+@pytest.mark.parametrize("K", [10, 1000])
+def test_a_cosine_chain_is_that_of_ddpm_scheduler(noise, monkeypatch, K):
+    theirs = DDPMScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing="linspace")
+    theirs.set_timesteps(K)
+
+    def step(out: Tensor, t: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: z)
+        return theirs.step(out, t, x).prev_sample
+
+    assert_same_steps(compile_plan(Schedule.cosine(1000), K), step, noise, clips=True)

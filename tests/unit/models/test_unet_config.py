@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from diffusers import UNet2DModel
+
+from models.unet_config import UNetConfig, UnsupportedConfig
+
+
+def test_absent_keys_mean_what_they_mean_in_diffusers():
+    defaults = UNet2DModel(sample_size=16, block_out_channels=(32, 32, 32, 32)).config
+    ours = UNetConfig.from_diffusers({"sample_size": 16, "block_out_channels": [32, 32, 32, 32]})
+    assert ours == UNetConfig.from_diffusers(dict(defaults))
+    written = ours.to_diffusers()
+    for key, value in defaults.items():
+        if not key.startswith("_"):
+            assert written[key] == (list(value) if isinstance(value, tuple) else value), key
+
+
+def test_a_configuration_survives_being_written_and_read(small_config):
+    for config in (small_config, replace(small_config, attention_head_dim=None, norm_eps=1e-6, dropout=0.1, add_attention=False)):
+        assert UNetConfig.from_diffusers(config.to_diffusers()) == config
+
+
+def test_a_pair_of_equal_sides_is_square():
+    assert UNetConfig.from_diffusers({"sample_size": [64, 64]}).sample_size == 64
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"_class_name": "UNet2DConditionModel"}, "_class_name='UNet2DConditionModel'.*UNet2DModel"),
+        ({"class_embed_type": "timestep"}, "class_embed_type='timestep'.*None"),
+        ({"num_class_embeds": 10}, "num_class_embeds=10"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift='scale_shift'.*'default'"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type='fourier'.*'positional'"),
+        ({"act_fn": "gelu"}, "act_fn='gelu'.*'silu'"),
+        ({"mystery": 3}, "unknown key mystery=3"),
+        ({"sample_size": [32, 64]}, r"sample_size=\[32, 64\] is not square"),
+        ({"sample_size": None}, "sample_size=None; give"),
+        ({"sample_size": []}, "sample_size"),
+        ({"sample_size": 30}, "sample_size=30 cannot be halved 3 times; use a multiple of 8"),
+        ({"sample_size": 0}, "sample_size=0"),
+        ({"out_channels": 6}, "out_channels=6.*learned variances"),
+        ({"down_block_types": ["DownBlock2D"]}, "down_block_types names 1 levels, block_out_channels 4"),
+        ({"down_block_types": ["SkipDownBlock2D", *["DownBlock2D"] * 3]}, "'SkipDownBlock2D'.*AttnDownBlock2D"),
+        ({"up_block_types": ["ResnetUpsampleBlock2D", *["UpBlock2D"] * 3]}, "'ResnetUpsampleBlock2D'"),
+        ({"norm_num_groups": 48}, "norm_num_groups=48 does not divide 224 channels"),
+        ({"norm_num_groups": 0}, "norm_num_groups=0"),
+        ({"attention_head_dim": 5}, "attention_head_dim=5 does not divide"),
+        ({"attention_head_dim": 0}, "attention_head_dim=0"),
+        ({"attention_head_dim": 4096}, "attention_head_dim=4096"),
+        ({"block_out_channels": "wide"}, "block_out_channels"),
+        ({"block_out_channels": None}, "block_out_channels=None"),
+        ({"norm_eps": None}, "norm_eps=None"),
+        ({"layers_per_block": 0}, "layers_per_block=0"),
+        ({"layers_per_block": "two"}, "layers_per_block='two'"),
+        ({"dropout": "much"}, "dropout='much'"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_what_this_network_cannot_be_is_refused_by_name(config, says):
+    with pytest.raises(UnsupportedConfig, match=says):
+        UNetConfig.from_diffusers({"sample_size": 64, **config})
+
+
+def test_a_head_width_matters_only_where_there_is_attention(small_config):
+    """The 16 channels of the first level have none, so heads of 32 fit."""
+    assert replace(small_config, attention_head_dim=32).heads(32) == 1

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.train import recipe as module
+from models.train.recipe import BadRecipe, Recipe
+
+
+def test_the_shipped_recipes_can_be_followed():
+    shipped = sorted((Path(module.__file__).parent / "recipes").glob("*.toml"))
+    assert shipped
+    for path in shipped:
+        recipe = Recipe.read(path)
+        assert recipe.card.name == path.stem
+        assert recipe.card.defaults.steps <= recipe.schedule.T
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("dropout = 0.1", "dropuot = 0.1", r"network\.dropuot"),
+        ("seed = 3", "sede = 3", r"training\.sede"),
+        ("[schedule]", "[shedule]", "shedule"),
+        ("batch_size = 6", "batch_size = 0", r"training\.batch_size: .*greater than or equal to 1"),
+        ("batch_size = 6", "batch_size = 'many'", r"training\.batch_size: .*integer"),
+        ('precision = "fp32"', 'precision = "fp8"', r"training\.precision: .*'auto', 'fp32' or 'bf16'"),
+        ("updates = 12", "", r"training\.updates: .*required"),
+        ("sample_size = 8", "", r"network\.sample_size: .*required"),
+        ("sample_size = 8", "sample_size = 9", "network: .*sample_size=9 cannot be halved 1 times; use a multiple of 2"),
+        ("norm_num_groups = 4", "norm_num_groups = 5", "network: .*norm_num_groups=5 does not divide 8 channels"),
+        ("out_channels = 1", "out_channels = 2", "network: .*out_channels=2"),
+        ("beta_end = 0.2", "beta_end = 2", r"schedule\.beta_end: .*less than 1"),
+        ('kind = "linear"', 'kind = "quadratic"', r"schedule\.kind: .*'linear' or 'cosine'"),
+        ('sampler = "ddim"', 'sampler = "euler"', r"card\.defaults\.sampler"),
+        ("[data]", "[data", "is not TOML"),
+    ],
+)
+def test_a_fault_is_named_by_its_key_and_file(tmp_path, recipe_text, old, new, says):
+    path = tmp_path / "recipe.toml"
+    assert old in recipe_text
+    path.write_text(recipe_text.replace(old, new, 1))
+    with pytest.raises(BadRecipe, match=says) as error:
+        Recipe.read(path)
+    assert str(path) in str(error.value)
+
+
+def test_an_absent_recipe_says_where_the_shipped_ones_are(tmp_path):
+    with pytest.raises(BadRecipe, match=r"does not exist; the shipped recipes are in models/train/recipes/"):
+        Recipe.read(tmp_path / "absent.toml")
+
+
+def test_a_file_that_is_not_text_is_not_toml(tmp_path):
+    (tmp_path / "r.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadRecipe, match="is not TOML"):
+        Recipe.read(tmp_path / "r.toml")

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from models.train.report import draw_loss, draw_samples
+
+
+@pytest.fixture
+def trainer(tmp_path, make_recipe, train):
+    trainer = train(make_recipe(), tmp_path / "out")
+    trainer.counters.losses += [(50, 0.3), (100, 0.2), (150, 0.1)]
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # matplotlib's own imports
+def test_the_loss_curve_is_a_png(trainer):
+    pytest.importorskip("matplotlib", reason="the train extra draws the loss curve")
+    with Image.open(draw_loss(trainer)) as image:
+        assert image.format == "PNG"
+        assert image.width > 300
+        assert len(image.convert("L").getcolors()) > 10
+    assert (trainer.out / "loss.png").is_file()
+
+
+def test_the_sample_sheet_is_named_by_its_update_and_shows_many_images(trainer):
+    path = draw_samples(trainer, images=16)
+    assert path.name == "samples-000012.png"
+    with Image.open(path) as image:
+        assert (image.size, image.mode) == ((32, 32), "L")
+        assert len(image.getcolors()) > 10
+
+
+def test_drawing_samples_changes_nothing_and_draws_the_same_again(trainer):
+    weights = {n: p.clone() for n, p in trainer.parameters.items()}
+    first = draw_samples(trainer, images=4).read_bytes()
+    assert draw_samples(trainer, images=4).read_bytes() == first
+    assert trainer.net.training
+    assert all(torch.equal(weights[n], p) for n, p in trainer.parameters.items())
+
+
+def test_samples_are_of_the_averaged_weights(trainer):
+    first = draw_samples(trainer, images=4).read_bytes()
+    with torch.no_grad():
+        trainer.parameters["conv_out.bias"].add_(5)
+    assert draw_samples(trainer, images=4).read_bytes() == first
+    trainer.ema.averages["conv_out.bias"].add_(5)
+    assert draw_samples(trainer, images=4).read_bytes() != first

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.train.state import FILE, BadState
+from models.train.trainer import LOG_EVERY, Diverged, Trainer
+
+
+def assert_equal_runs(one: Trainer, other: Trainer) -> None:
+    """Weights, averages, moments and counters, to the bit."""
+    for a, b in [(one.net.state_dict(), other.net.state_dict()), (one.ema.averages, other.ema.averages)]:
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    moments, others = (t.optimizer.state_dict()["state"] for t in (one, other))
+    assert moments.keys() == others.keys()
+    for i in moments:
+        assert all(torch.equal(moments[i][key], others[i][key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+    assert one.counters.update == other.counters.update
+
+
+def test_training_lowers_the_loss_and_its_average_follows(tmp_path, make_recipe, train):
+    trainer = train(make_recipe(updates=4 * LOG_EVERY), tmp_path / "out")
+    losses = [loss for _, loss in trainer.counters.losses]
+    assert [update for update, _ in trainer.counters.losses] == [LOG_EVERY * i for i in range(1, 5)]
+    assert losses[-1] < 0.6 * losses[0] < 0.6  # a network that says nothing has 1
+    assert trainer.recent_loss == pytest.approx(sum(losses) / 4)
+    close = [(trainer.ema.averages[n] - p).norm() / p.norm() for n, p in trainer.parameters.items() if p.ndim > 1]
+    assert 0 < max(close) < 0.5
+
+
+@pytest.mark.parametrize("first", [1, 5, 11])
+def test_a_run_in_two_parts_is_the_run_in_one_to_the_bit(tmp_path, make_recipe, train, first):
+    recipe = make_recipe()
+    straight = train(recipe, tmp_path / "straight")
+    train(recipe, tmp_path / "parts", only=first)
+    torch.manual_seed(999)  # what else the process draws must not matter
+    resumed = train(recipe, tmp_path / "parts")
+    assert resumed.counters.update == 12
+    assert_equal_runs(straight, resumed)
+
+
+def test_a_killed_run_goes_on_from_its_last_state_to_the_same_bits(tmp_path, make_recipe, train, recipe_text, images):
+    """kill -9 in the middle of an update, in a process of its own, after a state was saved."""
+    (tmp_path / "r.toml").write_text(recipe_text.replace("updates = 12", "updates = 100000"))
+    torch.save(images.pixels, tmp_path / "pixels.pt")
+    code = f"""
+import torch
+from pathlib import Path
+from models.train.data import ArrayImages
+from models.train.recipe import Recipe
+from models.train.trainer import Trainer
+torch.set_num_threads(1)
+trainer = Trainer(Recipe.read(Path({str(tmp_path / "r.toml")!r})), ArrayImages(torch.load({str(tmp_path / "pixels.pt")!r})),
+                  Path({str(tmp_path / "killed")!r}), torch.device("cpu"))
+def stop():
+    if trainer.counters.update == 7:
+        trainer.save_state()
+    if trainer.counters.update == 9:
+        print("now", flush=True)
+for _ in trainer.run(stop):
+    pass
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[4], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "now\n"
+        os.kill(process.pid, signal.SIGKILL)
+    assert_equal_runs(train(make_recipe(), tmp_path / "straight"), train(make_recipe(), tmp_path / "killed"))
+
+
+def test_every_epoch_shows_every_image_once_in_another_order(tmp_path, make_recipe, images):
+    trainer = Trainer(make_recipe(), images, tmp_path, torch.device("cpu"))
+    seen: list[int] = []
+    original = images.batch
+    images.batch = lambda indices: (seen.extend(indices.tolist()), original(indices))[1]
+    for n in range(10):  # 60 images: three epochs of 20, in batches of 6 that straddle them
+        assert trainer._batch(n).shape == (6, 1, 8, 8)
+    epochs = [seen[start : start + 20] for start in (0, 20, 40)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != list(range(20))
+
+
+def test_a_batch_larger_than_the_set_holds_whole_epochs(tmp_path, make_recipe, images):
+    trainer = Trainer(make_recipe(batch_size=40), images, tmp_path, torch.device("cpu"))
+    seen: list[int] = []
+    original = images.batch
+    images.batch = lambda indices: (seen.extend(indices.tolist()), original(indices))[1]
+    trainer._batch(1)
+    assert sorted(seen) == sorted([*range(20), *range(20)])
+
+
+def test_pixels_become_minus_one_to_one_without_noise(tmp_path, make_recipe, images):
+    images.pixels = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 1, 8, 8)
+    x_0 = Trainer(make_recipe(), images, tmp_path, torch.device("cpu"))._batch(0)
+    assert set(x_0.unique().tolist()) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_half_of_the_images_are_mirrored_where_the_recipe_says_so(tmp_path, make_recipe, images, flip):
+    trainer = Trainer(make_recipe("data", horizontal_flip=flip), images, tmp_path, torch.device("cpu"))
+    torch.manual_seed(0)
+    batches = torch.cat([trainer._batch(n) for n in range(50)])
+    mirrored = batches[..., 4:].mean((1, 2, 3)) > batches[..., :4].mean((1, 2, 3))  # the bright half is the left one
+    share = mirrored.float().mean().item()
+    assert share == pytest.approx(0.5 if flip else 0, abs=0.12 if flip else 0)
+
+
+def test_the_learning_rate_warms_up_to_the_recipes(tmp_path, make_recipe, images):
+    trainer = Trainer(make_recipe(), images, tmp_path, torch.device("cpu"))
+    rates = []
+    for n in range(7):
+        trainer._update(n)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([2e-3 * r for r in (0.2, 0.4, 0.6, 0.8, 1, 1, 1)])
+
+
+def test_a_state_of_another_recipe_is_refused(tmp_path, make_recipe, train):
+    train(make_recipe(updates=1), tmp_path / "out")
+    with pytest.raises(BadState, match=rf"{FILE} belongs to a run with another recipe; use another --out"):
+        train(make_recipe(learning_rate=1e-4), tmp_path / "out")
+
+
+def test_a_run_may_be_prolonged_and_its_card_reworded(tmp_path, make_recipe, train):
+    train(make_recipe(updates=2), tmp_path / "out")
+    longer = make_recipe(updates=4, save_every_s=1.0).model_copy(update={"card": make_recipe("card", licence="CC0-1.0").card})
+    assert train(longer, tmp_path / "out").counters.update == 4
+    assert train(longer, tmp_path / "out").counters.update == 4
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_last_state(tmp_path, make_recipe, train):
+    good = train(make_recipe(updates=2), tmp_path / "out")
+    before = (tmp_path / "out" / FILE).read_bytes()
+    bad = Trainer(make_recipe(updates=4), good.images, tmp_path / "out", torch.device("cpu"))
+    with torch.no_grad():
+        bad.parameters["conv_in.weight"].fill_(math.nan)
+    with pytest.raises(Diverged, match="NaN at update 4; lower learning_rate and resume"):
+        list(bad.run())
+    assert (tmp_path / "out" / FILE).read_bytes() == before
+
+
+def test_progress_counts_to_the_last_update(tmp_path, make_recipe, images):
+    trainer = Trainer(make_recipe(updates=LOG_EVERY + 3), images, tmp_path, torch.device("cpu"))
+    readings = list(trainer.run())
+    assert [r.update for r in readings] == [LOG_EVERY, LOG_EVERY + 3]
+    assert all(r.updates == LOG_EVERY + 3 and r.images_per_s > 0 and 0 < r.loss < 3 for r in readings)
+    assert trainer.counters.seconds > 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "auto"])
+def test_weights_and_averages_stay_float32_in_any_precision(tmp_path, make_recipe, train, precision):
+    trainer = train(make_recipe(precision=precision, updates=2), tmp_path / "out")
+    assert trainer.counters.precision in ("fp32", "bf16")
+    assert {t.dtype for t in (*trainer.parameters.values(), *trainer.ema.averages.values())} == {torch.float32}
+
+
+def test_choosing_a_precision_changes_no_weight(tmp_path, make_recipe, images):
+    """The choice is by measurement, so it must not show in what is trained: gradients are dropped, weights untouched."""
+    auto, fp32 = (Trainer(make_recipe(precision=p), images, tmp_path / p, torch.device("cpu")) for p in ("auto", "fp32"))
+    assert all(torch.equal(auto.parameters[n], fp32.parameters[n]) and auto.parameters[n].grad is None for n in fp32.parameters)

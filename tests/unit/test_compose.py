@@ -1,0 +1,60 @@
+"""The two Compose files, as files: what needs an engine is in tests/docker."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.settings import ApiSettings
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).parents[2]
+GPU, CPU = "docker-compose.yml", "docker-compose.cpu.yml"
+
+
+def read(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def test_the_gpu_file_is_the_cpu_file_and_the_gpu() -> None:
+    without = copy.deepcopy(read(GPU))
+    asked = without["services"]["worker"].pop("deploy")
+    assert without == read(CPU)
+    assert asked == {"resources": {"reservations": {"devices": [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]}}}
+
+
+@pytest.mark.parametrize("name", [GPU, CPU])
+def test_only_the_api_is_published_and_on_loopback_unless_told_otherwise(name: str) -> None:
+    services = read(name)["services"]
+    assert {service: body["ports"] for service, body in services.items() if "ports" in body} == {
+        "api": ["${DDPM_PUBLISH:-127.0.0.1:8000}:8000"]
+    }
+
+
+@pytest.mark.parametrize("name", [GPU, CPU])
+def test_every_service_is_confined(name: str) -> None:
+    for service, body in read(name)["services"].items():
+        assert body["read_only"], service
+        assert body["cap_drop"] == ["ALL"], service
+        assert body["security_opt"] == ["no-new-privileges:true"], service
+        assert not body.get("privileged"), service
+
+
+def test_a_setting_that_a_service_is_handed_exists() -> None:
+    handed = {name: set(body["environment"]) for name, body in read(CPU)["services"].items()}
+    for service, settings in (("api", ApiSettings), ("worker", WorkerSettings)):
+        assert handed[service] <= {f"DDPM_{field}".upper() for field in settings.model_fields}
+
+
+def test_the_page_on_containers_names_every_variable_that_compose_reads() -> None:
+    text = (ROOT / CPU).read_text()
+    environments = [body["environment"] for body in read(CPU)["services"].values()]
+    passed_on = {name for environment in environments for name, value in environment.items() if value is None}
+    read_by_compose = set(re.findall(r"\$\{(\w+)", text)) | passed_on
+    page = (ROOT / "docs" / "containers.md").read_text()
+    assert {name for name in read_by_compose if f"`{name}`" not in page} == set()

@@ -1,0 +1,184 @@
+"""The engine against the plain loop, in any order of events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from torch import Tensor
+
+from models.plans import Plan, compile_plan
+from models.sampling import sample, to_bytes
+from tests.support.networks import SCHEDULE, SHAPE, gaussian_eps, random_unet
+from worker.engine import ChainRequest, Engine, Snapshot
+from worker.pool import Network, Pool
+
+PLANS = [
+    compile_plan(SCHEDULE, 1, "ddpm"),
+    compile_plan(SCHEDULE, 7, "ddpm", variance="fixed_large"),
+    compile_plan(SCHEDULE, 5, "ddim", eta=0.5),
+    compile_plan(SCHEDULE, 6, "dpmpp_2m"),
+]
+
+
+def engine(network: Network = gaussian_eps, capacity: int = 12, buckets: tuple[int, ...] = (2, 4, 8)) -> Engine:
+    return Engine(Pool(network, SHAPE, capacity, torch.device("cpu")), buckets)
+
+
+def request(name: object, plan: Plan = PLANS[1], seed: int = 5, index: int = 0, **options: object) -> ChainRequest:
+    return ChainRequest(name, name, plan, seed, index, **options)
+
+
+def drain(e: Engine) -> dict[object, Tensor | None]:
+    out: dict[object, Tensor | None] = {}
+    while len(e):
+        out |= {done.request.chain: done.pixels for done in e.step()}
+    return out
+
+
+def plain(r: ChainRequest, network: Network = gaussian_eps) -> Tensor:
+    return to_bytes(sample(network, r.plan, r.seed, [r.index], SHAPE))[0]
+
+
+class EngineAgainstPlainLoop(RuleBasedStateMachine):
+    """Chains join, leave, are parked, copied out and put back; whatever finishes is the plain loop's picture, bit for bit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = engine()
+        self.running: dict[int, ChainRequest] = {}
+        self.saved: list[Snapshot] = []
+        self.names = 0
+
+    @rule(plan=st.sampled_from(PLANS), seed=st.integers(0, 2**53 - 1), index=st.integers(0, 2**32 - 1), urgent=st.booleans())
+    def submit(self, plan: Plan, seed: int, index: int, urgent: bool) -> None:
+        if self.engine.room:
+            r = ChainRequest(self.names, self.names % 3, plan, seed, index, owner=str(self.names % 2), urgent=urgent)
+            self.names += 1
+            self.engine.submit([r])
+            self.running[r.chain] = r
+
+    @rule()
+    def step(self) -> None:
+        for done in self.engine.step():
+            assert torch.equal(done.pixels, plain(self.running.pop(done.request.chain)))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.running)))
+        self.engine.cancel([name])
+        del self.running[name]
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def move_out(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.running)))
+        self.saved += self.engine.snapshot([name])
+        self.engine.cancel([name])
+        del self.running[name]
+
+    @precondition(lambda self: self.saved and self.engine.room)
+    @rule()
+    def move_in(self) -> None:
+        snapshot = self.saved.pop()
+        self.engine.restore([snapshot])
+        self.running[snapshot.request.chain] = snapshot.request
+
+    @invariant()
+    def every_place_is_free_or_taken(self) -> None:
+        assert len(self.engine) == len(self.running)
+        assert self.engine.room == 12 - len(self.running)
+
+    def teardown(self) -> None:
+        for name, pixels in drain(self.engine).items():
+            assert torch.equal(pixels, plain(self.running[name]))
+
+
+TestEngineAgainstPlainLoop = EngineAgainstPlainLoop.TestCase
+TestEngineAgainstPlainLoop.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+def test_the_u_net_in_the_engine_equals_the_plain_loop():
+    net = random_unet()
+    shape = (1, 8, 8)
+    e = Engine(Pool(net, shape, 16, torch.device("cpu")), (2, 4, 8))
+    waiting = [ChainRequest((p, i), p, plan, 9, i) for p, plan in enumerate(PLANS) for i in range(3)]
+    ended: dict[object, Tensor] = {}
+    while waiting or len(e):
+        e.submit(waiting[:2])
+        waiting = waiting[2:]
+        ended |= {done.request.chain: done.pixels for done in e.step()}
+    assert len(ended) == 12
+    for (p, i), pixels in ended.items():
+        expected = sample(net, PLANS[p], 9, [i], shape)[0]
+        # to 1e-4 in [-1, 1]: half a grey level is 4e-3, so only a value at the edge of two levels may differ, by one
+        close = (pixels.int() - to_bytes(expected).int()).abs()
+        at_edge = (((expected + 1) * 127.5) % 1 - 0.5).abs() < 127.5e-4
+        assert bool(((close == 0) | ((close == 1) & at_edge)).all())
+
+
+def test_a_chain_joins_the_running_batch_at_the_next_step():
+    e = engine()
+    e.submit([request("long", compile_plan(SCHEDULE, 50))])
+    for _ in range(10):
+        e.step()
+    e.submit([request("short", PLANS[0])])
+    assert [done.request.chain for done in e.step()] == ["short"]
+    assert e.rows_done("long") == 11
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+def test_a_network_whose_output_is_not_finite_for_one_chain_leaves_its_neighbours_alone(poison: float):
+    def poisoned(x: Tensor, t: Tensor) -> Tensor:
+        out = gaussian_eps(x, t)
+        out[x[:, 0, 0, 0] == marked, 0, 0, 0] = poison
+        return out
+
+    marked = sample(gaussian_eps, PLANS[1], 5, [1], SHAPE)[0, 0, 0, 0]
+    e = engine(poisoned)
+    e.submit([request(i, index=i) for i in range(4)])
+    marked = e.snapshot([1])[0].x[0, 0, 0]
+    out = drain(e)
+    assert out.pop(1) is None
+    assert all(torch.equal(pixels, plain(request(i, index=i))) for i, pixels in out.items())
+
+
+def test_more_chains_than_places_are_refused_whole():
+    e = engine(capacity=2)
+    with pytest.raises(ValueError, match="2 free places"):
+        e.submit([request(i) for i in range(3)])
+    assert e.room == 2
+
+
+def test_a_name_in_use_is_refused():
+    e = engine()
+    e.submit([request("a")])
+    with pytest.raises(ValueError, match="a name of its own"):
+        e.submit([request("a")])
+
+
+def test_a_batch_is_padded_to_a_bucket_and_the_padding_stays_at_zero():
+    sizes: list[int] = []
+
+    def counting(x: Tensor, t: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return gaussian_eps(x, t)
+
+    e = engine(counting)
+    e.submit([request(i, index=i) for i in range(5)])
+    drain(e)
+    assert set(sizes) == {8}
+    assert not e.pool.x[e.pool.dummy].any()
+    assert e.image_steps == 5 * 7
+
+
+@pytest.mark.parametrize("network", [gaussian_eps, lambda x, t: torch.full_like(x, 1e30)])
+def test_pixels_are_always_within_bounds(network: Callable[[Tensor, Tensor], Tensor]):
+    e = engine(network)
+    e.submit([request(i, index=i) for i in range(4)])
+    assert all(pixels is not None and pixels.dtype == torch.uint8 for pixels in drain(e).values())

@@ -1,0 +1,70 @@
+"""`python -m worker`: load the models, serve until SIGTERM or SIGINT, give back what is unfinished."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: docs/decisions/0005
+
+import torch
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from models.catalog import SHIPPED, Catalog, CatalogError
+from models.checkpoint import BadCheckpoint
+from worker.loaded import LoadedModel
+from worker.service import Worker
+from worker.settings import WorkerSettings
+
+log = logging.getLogger("worker")
+_REDIS_TIMEOUT_S = 2.0
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    settings = WorkerSettings()
+    try:
+        device = choose_device(settings.device)
+        models = load_models(settings, device)
+    except (CatalogError, BadCheckpoint, ValueError) as error:
+        log.error("%s", error)
+        return 1
+    worker = Worker(connect(str(settings.redis_url)), models, str(device))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.crew.stopping.set())
+    worker.run()
+    return 0
+
+
+def connect(url: str) -> Redis:
+    """Short timeouts and no hidden retries: whoever calls knows best what an unanswered command means."""
+    return Redis.from_url(
+        url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Raises ValueError for a device that is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"DDPM_DEVICE={name} but torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto")
+    return device
+
+
+def load_models(settings: WorkerSettings, device: torch.device) -> dict[str, LoadedModel]:
+    catalog = Catalog.read(*(root for root in (SHIPPED, settings.models_dir) if root))
+    names = settings.models or tuple(catalog)
+    for name in names:
+        if name not in catalog:
+            raise ValueError(f"DDPM_MODELS names {name!r}, the catalog holds {', '.join(catalog)}")
+    return {name: LoadedModel(catalog, name, device, settings.pool_images) for name in names}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""What the API and the workers agree on: names of keys, fields of a job, and its changes of state. Knows no torch.
+
+A job is three keys, all gone after their TTL:
+
+    ddpm:job:<id>         hash: what was asked for, state, times, error; `p<k>` is shard k's progress
+    ddpm:job:<id>:sha256  hash: image index -> sha256 of its PNG, one field an image that is finished
+    ddpm:job:<id>:png     hash: image index -> PNG
+
+A job is finished when every image has its hash: there is no counter that a crash between two writes could leave wrong.
+Every change of state is one script, so that it happens whole or not at all, and is published on `CHANGES` as "<id> <state>".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+SHARD_IMAGES = 64
+MAX_COUNT = 1024
+MAX_SEED = 2**53 - 1  # JSON numbers are exact up to here
+MAX_INDEX = 2**32 - 1  # one word of the noise's counter
+UNFINISHED_TTL_S = 7 * 24 * 3600  # nothing waits or runs this long; keys of a job that ends are given their own TTL
+RECORD_TTL_S = 7 * 24 * 3600  # a job's record outlives its images by this, so that they are known to have expired
+
+CHANGES = "ddpm:changes"
+WORKERS = "ddpm:workers"  # hash: worker name -> JSON of WorkerInfo, with its own end in it
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        return self not in (State.QUEUED, State.RUNNING)
+
+
+class Priority(StrEnum):
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+def job_key(job: str) -> str:
+    return f"ddpm:job:{job}"
+
+
+def sha256_key(job: str) -> str:
+    return f"ddpm:job:{job}:sha256"
+
+
+def png_key(job: str) -> str:
+    return f"ddpm:job:{job}:png"
+
+
+def owner_key(owner: str) -> str:
+    """Sorted set of an owner's jobs by time of creation."""
+    return f"ddpm:jobs:{owner}"
+
+
+def open_key(priority: str) -> str:
+    """Sorted set of the jobs that have not ended, by time of creation."""
+    return f"ddpm:open:{priority}"
+
+
+def queue_name(priority: str, model: str) -> str:
+    return f"{priority}:{model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that an image's bytes depend on, its index apart. `weights` is the sha256 of the safetensors file."""
+
+    model: str
+    weights: str
+    sampler: str
+    steps: int
+    variance: str
+    eta: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """At most SHARD_IMAGES consecutive images of a job; what one RQ job carries, as JSON."""
+
+    job: str
+    number: int
+    first: int
+    count: int
+    owner: str
+    job_priority: str
+    recipe: Recipe
+
+    @property
+    def id(self) -> str:
+        return f"{self.job}-{self.number}"
+
+    @property
+    def priority(self) -> Priority:
+        """Only a job's first shard is interactive: a big job starts at once, and the rest of it is in nobody's way."""
+        return Priority(self.job_priority) if self.number == 0 else Priority.BULK
+
+    @property
+    def queue(self) -> str:
+        return queue_name(self.priority, self.recipe.model)
+
+    @property
+    def indices(self) -> range:
+        return range(self.first, self.first + self.count)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Shard:
+        """Raises TypeError for fields of another version."""
+        return cls(**{**fields, "recipe": Recipe(**fields["recipe"])})
+
+
+def shards_of(job: str, recipe: Recipe, start: int, count: int, owner: str, priority: str) -> Iterator[Shard]:
+    for number in range(shard_count(count)):
+        first = start + number * SHARD_IMAGES
+        yield Shard(job, number, first, min(SHARD_IMAGES, start + count - first), owner, priority, recipe)
+
+
+def shard_count(count: int) -> int:
+    return math.ceil(count / SHARD_IMAGES)
+
+
+def progress_field(shard: int) -> str:
+    """Field of the job's hash; its value is "<step of the least advanced image>,<image-steps done>"."""
+    return f"p{shard}"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What a worker says of itself every few seconds. Times in seconds since the epoch."""
+
+    name: str
+    models: tuple[str, ...]
+    device: str
+    precision: str
+    buckets: tuple[int, ...]
+    image_steps_per_s: float
+    until: float
+
+
+def _script(body: str) -> str:
+    return (_SHARED + body).replace("$CHANGES", CHANGES).replace("$RECORD_TTL_S", str(RECORD_TTL_S))
+
+
+# Changes of state. KEYS are always: job, sha256, png, open set. `finish` closes a job for good.
+_SHARED = """
+local function state() return redis.call('HGET', KEYS[1], 'state') end
+local function is_open() local s = state(); return s == 'queued' or s == 'running' end
+local function finish(to, now)
+  local id = redis.call('HGET', KEYS[1], 'id')
+  local ttl = tonumber(redis.call('HGET', KEYS[1], 'results_ttl_s'))
+  redis.call('HSET', KEYS[1], 'state', to, 'finished_at', now)
+  redis.call('EXPIRE', KEYS[3], ttl)
+  redis.call('EXPIRE', KEYS[1], ttl + $RECORD_TTL_S)
+  redis.call('EXPIRE', KEYS[2], ttl + $RECORD_TTL_S)
+  redis.call('ZREM', KEYS[4], id)
+  redis.call('PUBLISH', '$CHANGES', id .. ' ' .. to)
+end
+"""
+
+# ARGV: now, attempt. -> 'running', or the final state, or false for a job that is gone.
+START = _script("""
+if not is_open() then return state() end
+local attempts = tonumber(redis.call('HGET', KEYS[1], 'attempts'))
+if tonumber(ARGV[2]) > attempts then redis.call('HSET', KEYS[1], 'attempts', ARGV[2]) end
+if state() == 'queued' then
+  redis.call('HSET', KEYS[1], 'state', 'running', 'started_at', ARGV[1])
+  redis.call('PUBLISH', '$CHANGES', redis.call('HGET', KEYS[1], 'id') .. ' running')
+end
+return state()""")
+
+# ARGV: field, value. -> 1, or 0 where the job has ended or is gone: the worker drops its chains.
+PROGRESS = _script("""
+if state() ~= 'running' then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1""")
+
+# ARGV: now, unfinished ttl, then index, sha256, PNG an image. Binary PNGs are plain arguments.
+# -> 1, or 0 where the job has ended or is gone. The image that completes the job closes it.
+PUBLISH = _script("""
+if state() ~= 'running' then return 0 end
+for i = 3, #ARGV, 3 do
+  redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+  redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 2])
+end
+redis.call('EXPIRE', KEYS[2], ARGV[2])
+redis.call('EXPIRE', KEYS[3], ARGV[2])
+if redis.call('HLEN', KEYS[2]) == tonumber(redis.call('HGET', KEYS[1], 'count')) then finish('finished', ARGV[1]) end
+return 1""")
+
+# ARGV: now, code, message. -> 1, or 0 where the job had ended already.
+FAIL = _script("""
+if not is_open() then return 0 end
+redis.call('HSET', KEYS[1], 'error_code', ARGV[2], 'error_message', ARGV[3])
+finish('failed', ARGV[1])
+return 1""")
+
+# ARGV: now. -> the state afterwards, or false for a job that is gone.
+CANCEL = _script("""
+if is_open() then finish('cancelled', ARGV[1]) end
+return state()""")
+
+
+def transition_keys(job: str, priority: str) -> list[str]:
+    """The KEYS of every script above."""
+    return [job_key(job), sha256_key(job), png_key(job), open_key(priority)]

@@ -1,0 +1,61 @@
+"""The threads of a worker beside the one that steps: each repeats a short turn until the worker stops."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from redis.exceptions import ConnectionError, RedisError, TimeoutError
+
+log = logging.getLogger(__name__)
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 3.0
+
+
+class Crew:
+    """Runs turns in threads. While Redis is away they wait with backoff; any other failure stops the worker."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self.failure: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+
+    def start(self, name: str, turn: Callable[[], None]) -> None:
+        thread = threading.Thread(target=self._repeat, args=(name, turn), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def stop(self, within_s: float) -> None:
+        self.stopping.set()
+        for thread in self._threads:
+            thread.join(within_s)
+
+    def patiently(self, name: str, turn: Callable[[], None]) -> None:
+        """Do the turn, and do it again for as long as Redis does not answer and the worker does not stop."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return turn()
+            except RedisError as error:
+                if not _passing(error) or self.stopping.is_set():
+                    raise
+                log.warning("%s: Redis does not answer (%s); again in %.1f s", name, error, pause_s)
+            self.stopping.wait(pause_s)
+            pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+
+    def _repeat(self, name: str, turn: Callable[[], None]) -> None:
+        try:
+            while not self.stopping.is_set():
+                self.patiently(name, turn)
+        except Exception as error:  # whatever it is: the process must not go on without this thread
+            if not self.stopping.is_set():
+                log.exception("%s failed; the worker stops", name)
+                self.failure = error
+                self.stopping.set()
+
+
+def _passing(error: RedisError) -> bool:
+    """Faults that time mends: no connection, no answer, a server that loads its data or is out of memory."""
+    return isinstance(error, ConnectionError | TimeoutError) or str(error).startswith(
+        ("LOADING", "OOM", "BUSY", "MISCONF", "READONLY")
+    )

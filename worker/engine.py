@@ -1,0 +1,157 @@
+"""The engine: any number of chains, each with its own plan, seed and progress, in one running batch.
+
+It knows no Redis, no RQ and no HTTP. Its loop is four verbs: admit, pick, step, retire. Chains join at any step, may be
+parked at any step (parking is not being picked), and leave by one door whether they finish, fail or are cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.plans import COLUMNS, Plan
+from models.sampling import to_bytes
+from worker.pool import Batch, Pool
+from worker.scheduler import Candidate, pick
+
+
+@dataclass(frozen=True, slots=True)
+class ChainRequest:
+    """One image to make. `chain` names it, `job` groups chains for the scheduler, `urgent` is the upper class."""
+
+    chain: Hashable
+    job: Hashable
+    plan: Plan
+    seed: int
+    index: int
+    owner: str = ""
+    urgent: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A chain between two steps: `row` rows are done. x and x_0_hat: float32 (C, H, W) on the host."""
+
+    request: ChainRequest
+    row: int
+    x: Tensor
+    x_0_hat: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An image that left the engine: uint8 (C, H, W), or None where the network's numbers were not finite."""
+
+    request: ChainRequest
+    pixels: Tensor | None
+
+
+@dataclass(slots=True)
+class _Chain:
+    request: ChainRequest
+    slot: int
+    candidate: Candidate
+    row: int = 0
+
+
+class Engine:
+    """Steps the chains of one network. Not thread-safe: one thread submits, steps and cancels."""
+
+    def __init__(self, pool: Pool, buckets: Sequence[int]) -> None:
+        self.pool = pool
+        self.buckets = sorted(buckets)
+        self.image_steps = 0  # done since the start, padding not counted
+        self._chains: dict[Hashable, _Chain] = {}
+        self._free = list(range(pool.dummy))
+        self._turn = 0
+
+    @property
+    def room(self) -> int:
+        """Chains that may still be submitted."""
+        return len(self._free)
+
+    def __len__(self) -> int:
+        return len(self._chains)
+
+    def rows_done(self, chain: Hashable) -> int:
+        return self._chains[chain].row
+
+    def submit(self, requests: Sequence[ChainRequest]) -> None:
+        """Admit new chains; they run from the next step on. Raises ValueError for more than there is room, or a name in use."""
+        slots = self._admit(requests, rows=[0] * len(requests))
+        if requests:
+            self.pool.start(slots, [r.seed for r in requests], [r.index for r in requests])
+
+    def restore(self, snapshots: Sequence[Snapshot]) -> None:
+        """Admit chains where their snapshots left them; the images come out as if nothing had happened."""
+        slots = self._admit([s.request for s in snapshots], [s.row for s in snapshots])
+        if snapshots:
+            self.pool.write(slots, torch.stack([s.x for s in snapshots]), torch.stack([s.x_0_hat for s in snapshots]))
+
+    def snapshot(self, chains: Iterable[Hashable]) -> list[Snapshot]:
+        """Copies of the chains as they are between two steps. They keep running."""
+        held = [self._chains[chain] for chain in chains]
+        if not held:
+            return []
+        x, x_0_hat = self.pool.read([c.slot for c in held])
+        return [Snapshot(c.request, c.row, x[i], x_0_hat[i]) for i, c in enumerate(held)]
+
+    def cancel(self, chains: Iterable[Hashable]) -> None:
+        """Drop the chains that are still here; their places are free at once."""
+        for chain in chains:
+            if chain in self._chains:
+                self._leave(chain)
+
+    def step(self) -> list[Finished]:
+        """One step for as many chains as the largest bucket holds; those that it finished have left."""
+        picked = self._pick()
+        if not picked:
+            return []
+        self.pool.step(self._batch(picked))
+        for chain in picked:
+            chain.row += 1
+            chain.candidate.rows_left -= 1
+        self.image_steps += len(picked)
+        return self._retire(picked)
+
+    def _admit(self, requests: Sequence[ChainRequest], rows: Sequence[int]) -> list[int]:
+        names = [request.chain for request in requests]
+        if len(requests) > self.room:
+            raise ValueError(f"{len(requests)} chains do not fit the {self.room} free places; submit what `room` allows")
+        if len(set(names)) < len(names) or any(name in self._chains for name in names):
+            raise ValueError("a chain of this name is in the engine; give every chain a name of its own")
+        for request, row in zip(requests, rows, strict=True):
+            candidate = Candidate(request.chain, request.job, request.owner, request.urgent, len(request.plan) - row)
+            self._chains[request.chain] = _Chain(request, self._free.pop(), candidate, row)
+        return [self._chains[name].slot for name in names]
+
+    def _pick(self) -> list[_Chain]:
+        self._turn += 1
+        chosen = pick([c.candidate for c in self._chains.values()], self.buckets[-1], self._turn)
+        return [self._chains[candidate.chain] for candidate in chosen]
+
+    def _batch(self, picked: Sequence[_Chain]) -> Batch:
+        """The chains' next rows, padded with the dummy chain to a bucket. A row of zeros keeps the dummy at zero."""
+        padding = next(size for size in self.buckets if size >= len(picked)) - len(picked)
+        rows = torch.zeros(len(picked) + padding, len(COLUMNS))
+        torch.stack([c.request.plan.rows[c.row] for c in picked], out=rows[: len(picked)])
+        numbers = [(c.slot, int(c.request.plan.t[c.row]), c.request.seed, c.request.index, c.row + 1) for c in picked]
+        columns = torch.tensor(numbers + [(self.pool.dummy, 0, 0, 0, 0)] * padding).T.contiguous().to(self.pool.device)
+        slots, t, seed, index, draw = columns
+        return Batch(slots, t, seed, index, draw, rows.to(self.pool.device))
+
+    def _retire(self, stepped: Sequence[_Chain]) -> list[Finished]:
+        done = [chain for chain in stepped if chain.row == len(chain.request.plan)]
+        if not done:
+            return []
+        x, _ = self.pool.read([chain.slot for chain in done])
+        for chain in done:
+            self._leave(chain.request.chain)
+        finite = x.isfinite().flatten(1).all(1)
+        return [Finished(c.request, to_bytes(x[i]) if finite[i] else None) for i, c in enumerate(done)]
+
+    def _leave(self, chain: Hashable) -> None:
+        self._free.append(self._chains.pop(chain).slot)

@@ -1,0 +1,67 @@
+"""A model in a worker: its engine and the plans of the jobs that it runs."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import cast
+
+import torch
+
+from models import checkpoint
+from models.catalog import Card, Catalog, Sampler, Variance
+from models.plans import Plan, compile_plan
+from worker.calibrate import Calibration, calibrate
+from worker.contract import Shard
+from worker.engine import ChainRequest, Engine
+from worker.network import TabledNetwork
+from worker.pool import Pool
+
+log = logging.getLogger(__name__)
+
+
+class WrongWeights(Exception):
+    """The job was accepted for other weights than those that this worker has loaded."""
+
+
+class LoadedModel:
+    """Raises BadCheckpoint for a folder that cannot be served."""
+
+    def __init__(self, catalog: Catalog, name: str, device: torch.device, capacity: int) -> None:
+        self.card: Card = catalog[name]
+        loaded = checkpoint.load(catalog.folder(name), self.card.sha256)
+        self.schedule, self.prediction = loaded.schedule, loaded.prediction
+        shape = (self.card.shape.channels, self.card.shape.height, self.card.shape.width)
+        network = TabledNetwork(loaded, device)
+        self.calibration: Calibration = calibrate(network, shape, self.schedule.T, device)
+        self.capacity = capacity
+        self.engine = Engine(Pool(network, shape, capacity, device), self.calibration.buckets)
+        self.plan = lru_cache(maxsize=256)(self._plan)
+        log.info(
+            "%s on %s: buckets %s, %.0f image-steps/s", name, device, self.calibration.buckets, self.calibration.image_steps_per_s
+        )
+
+    @property
+    def low_water(self) -> int:
+        """Below this many chains the engine could soon run short: take more of what is in no hurry."""
+        return 2 * self.calibration.buckets[-1]
+
+    def requests(self, shard: Shard, indices: list[int]) -> list[ChainRequest]:
+        """Raises WrongWeights."""
+        recipe = shard.recipe
+        if recipe.weights != self.card.sha256:
+            asked, loaded = recipe.weights[:12], self.card.sha256[:12]
+            raise WrongWeights(f"the job asks for weights {asked} of {recipe.model!r}, the worker has {loaded}; post it again")
+        plan = self.plan(recipe.sampler, recipe.steps, recipe.variance, recipe.eta)
+        urgent = shard.priority == "interactive"
+        return [ChainRequest((shard.id, i), shard.job, plan, recipe.seed, i, shard.owner, urgent) for i in indices]
+
+    def _plan(self, sampler: str, steps: int, variance: str, eta: float) -> Plan:
+        return compile_plan(
+            self.schedule,
+            steps,
+            cast("Sampler", sampler),
+            variance=cast("Variance", variance),
+            eta=eta,
+            prediction=self.prediction,
+        )

@@ -1,0 +1,81 @@
+"""What goes out: PNGs, progress and the ends of shards, sent by a thread so that no step waits for Redis or for zlib."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from worker.intake import Dropped, Inbox
+from worker.results import Results, encode
+from worker.rq_worker import Lease, ShardWorker
+
+PROGRESS_EVERY_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Finished images of a shard by index, uint8 (C, H, W); `last` where nothing of the shard is to come."""
+
+    lease: Lease
+    images: list[tuple[int, Tensor]] = field(default_factory=list)
+    failure: tuple[str, str] | None = None  # code and message: the job ends as failed
+    last: bool = False
+
+
+Progress = Sequence[tuple[Lease, int, int]]  # step of the shard's least advanced image, image-steps done
+
+
+class Outbox:
+    """`post` and `report` never wait. While Redis is away parcels gather here, and of the reports only the newest counts."""
+
+    def __init__(self, shards: ShardWorker, results: Results, inbox: Inbox) -> None:
+        self._shards, self._results, self._inbox = shards, results, inbox
+        self._parcels: deque[Parcel] = deque()
+        self._progress: Progress = ()
+        self._work = threading.Event()
+
+    def post(self, parcel: Parcel) -> None:
+        if parcel.last:  # a report from before it would set the shard's progress back
+            self._progress = [entry for entry in self._progress if entry[0] is not parcel.lease]
+        self._parcels.append(parcel)
+        self._work.set()
+
+    def report(self, progress: Progress) -> None:
+        self._progress = progress
+        self._work.set()
+
+    def turn(self) -> None:
+        """Send what there is; a parcel leaves the box only when Redis has it."""
+        self._work.wait(PROGRESS_EVERY_S * 10)
+        self._work.clear()
+        progress, self._progress = self._progress, ()
+        for lease, least, image_steps in progress:
+            self._heed(lease, self._results.progress(lease.shard, least, image_steps))
+        while self._parcels:
+            self._send(self._parcels[0])
+            self._parcels.popleft()
+
+    def flush(self) -> None:
+        """Before the worker exits, with the thread stopped: what is finished must not be computed again."""
+        self._work.set()
+        self.turn()
+
+    def _send(self, parcel: Parcel) -> None:
+        shard = parcel.lease.shard
+        if parcel.last and parcel.images:
+            self._results.progress(shard, shard.recipe.steps, shard.recipe.steps * shard.count)
+        if parcel.images:
+            images = [(index, encode(pixels, shard.recipe, index)) for index, pixels in parcel.images]
+            self._heed(parcel.lease, self._results.publish(shard, images))
+        if parcel.failure:
+            self._results.fail(shard.job, shard.job_priority, *parcel.failure)
+        if parcel.last:
+            self._shards.finish(parcel.lease)
+
+    def _heed(self, lease: Lease, wanted: bool) -> None:
+        if not wanted:
+            self._inbox.put(Dropped(lease.shard.job))

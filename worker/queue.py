@@ -1,0 +1,91 @@
+"""Shards in RQ's queues, from the side of whoever posts, withdraws or rescues them. Knows RQ, not its worker.
+
+RQ owns the job format, the key names and the worker registration; every change of a shard's state is one Lua script of
+ours, because RQ's own are neither atomic nor fenced (docs/decisions/0003). RQ is pinned: its key layout is private.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+from redis import Redis
+from rq import Queue, Retry, worker_registration
+from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution, ExecutionRegistry
+from rq.job import Job
+from rq.registry import FailedJobRegistry, StartedJobRegistry
+from rq.serializers import JSONSerializer
+
+from worker import scripts
+from worker.contract import Shard
+
+LEASE_S = 15.0  # an execution not heard of for this long is anybody's
+MAX_LOSSES = 3  # a shard that loses this many workers is failed, not given to a fourth
+FAILED_TTL_S = 3600  # lost too often: kept in RQ's failed registry until it is settled
+_FUNC = "worker.sample"  # a label: never imported, workers read the arguments only
+_NO_CONNECTION = Redis()  # RQ's queues want one to be made; this one never connects
+
+
+def make_queue(name: str, connection: Any) -> Queue:
+    """JSON always: a queue built without a serializer unpickles what it finds."""
+    queue = Queue(name, connection=cast("Redis", connection), serializer=JSONSerializer)
+    queue.redis_server_version = (6, 2, 0)  # else the first enqueue asks the server with a blocking INFO
+    return queue
+
+
+def enqueue(shards: Iterable[Shard], pipe: Any) -> None:
+    """Buffer the commands that post `shards` on `pipe`, sync or asyncio; the caller's MULTI decides.
+
+    `Queue.enqueue_job` would call `pipe.multi()` in the midst of it, and its `unique` ignores the pipeline.
+    """
+    for shard in shards:
+        data = Queue.prepare_data(
+            _FUNC,
+            kwargs=shard.to_json(),
+            job_id=shard.id,
+            timeout=-1,
+            result_ttl=0,
+            failure_ttl=FAILED_TTL_S,
+            description=shard.id,  # by default RQ copies the arguments into it
+            retry=Retry(max=MAX_LOSSES, enqueue_at_front=True),  # our budget of losses
+        )
+        make_queue(shard.queue, _NO_CONNECTION).enqueue_many([data], pipeline=pipe)
+
+
+def withdraw_keys(shard: Shard) -> list[str]:
+    """KEYS of scripts.WITHDRAW; its ARGV is the shard's id."""
+    queue = make_queue(shard.queue, _NO_CONNECTION)
+    return [queue.key, Job.key_for(shard.id), FailedJobRegistry(queue=queue).key]
+
+
+def reap(queues: Sequence[Queue], lease_s: float = LEASE_S) -> list[tuple[str, str]]:
+    """Put every shard whose lease lapsed back at the front: [(shard id, 'requeued' | 'failed')].
+
+    Any process may call it, any number at once. RQ's own cleanup may push a shard twice, and its lock outlives its holder.
+    """
+    done: list[tuple[str, str]] = []
+    for queue in queues:
+        nobody = Execution("", "", queue.connection)
+        out = cast(
+            "list[bytes]",
+            queue.connection.register_script(scripts.REAP)(
+                keys=[
+                    StartedJobRegistry(queue=queue).key,
+                    queue.key,
+                    queue.intermediate_queue_key,
+                    FailedJobRegistry(queue=queue).key,
+                ],
+                args=[
+                    lease_s,
+                    FAILED_TTL_S,
+                    Job.key_for(""),
+                    nobody.key[:-1],
+                    ExecutionRegistry("", queue.connection).key,
+                    queue.intermediate_queue.get_first_seen_key(""),
+                    WORKER_EXECUTIONS_KEY_TEMPLATE,
+                ],
+            ),
+        )
+        done += [(out[i].decode(), out[i + 1].decode()) for i in range(0, len(out), 2)]
+        worker_registration.clean_worker_registry(queue)  # names of killed workers, once their hash has expired
+    return done

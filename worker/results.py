@@ -1,0 +1,56 @@
+"""Finished images on their way out: bytes to PNG with the recipe inside, and the changes of a job's state in Redis."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+from redis import Redis
+from torch import Tensor
+
+from models.pictures import png
+from worker import contract
+from worker.contract import Recipe, Shard, State
+
+METADATA_KEY = "ddpm"  # the tEXt entry that holds the recipe
+
+
+def encode(pixels: Tensor, recipe: Recipe, index: int) -> bytes:
+    """uint8 (C, H, W) to a PNG from whose metadata the picture can be made again."""
+    return png(pixels, {METADATA_KEY: json.dumps({**asdict(recipe), "index": index}, sort_keys=True)})
+
+
+class Results:
+    """The contract's changes of state, from the worker's side. False means: the job has ended or is gone, drop its chains."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        scripts = (contract.START, contract.PROGRESS, contract.PUBLISH, contract.FAIL)
+        self._start, self._progress, self._publish, self._fail = (cast("Any", redis.register_script(s)) for s in scripts)
+
+    def start(self, shard: Shard, attempt: int) -> bool:
+        state = self._start(keys=_keys(shard), args=[time.time(), attempt])
+        return state is not None and State(state.decode()) is State.RUNNING
+
+    def finished_indices(self, shard: Shard) -> set[int]:
+        """Images of the shard's job that need no computing again."""
+        return {int(index) for index in cast("list[bytes]", self._redis.hkeys(contract.sha256_key(shard.job)))}
+
+    def progress(self, shard: Shard, least: int, image_steps: int) -> bool:
+        return bool(self._progress(keys=_keys(shard), args=[contract.progress_field(shard.number), f"{least},{image_steps}"]))
+
+    def publish(self, shard: Shard, images: Sequence[tuple[int, bytes]]) -> bool:
+        """Store PNGs by index. The one that completes the job closes it."""
+        entries = [part for index, data in images for part in (index, hashlib.sha256(data).hexdigest(), data)]
+        return bool(self._publish(keys=_keys(shard), args=[time.time(), contract.UNFINISHED_TTL_S, *entries]))
+
+    def fail(self, job: str, priority: str, code: str, message: str) -> bool:
+        return bool(self._fail(keys=contract.transition_keys(job, priority), args=[time.time(), code, message]))
+
+
+def _keys(shard: Shard) -> list[str]:
+    return contract.transition_keys(shard.job, shard.job_priority)

@@ -1,0 +1,152 @@
+"""Shards from the side of a worker: many RQ jobs held at once by one process. The only file that knows RQ's worker.
+
+RQ's `work()` runs one job at a time, in a fork. This class uses RQ's registration and keys, so that RQ's own tools see every
+execution, and moves shards by the scripts in scripts.py. A lease is the score of an execution in RQ's set of started jobs,
+in the server's time, so that clocks need not agree.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+from uuid import uuid4
+
+from redis import Redis
+from rq import Queue
+from rq.exceptions import DeserializationError
+from rq.executions import Execution, ExecutionRegistry
+from rq.job import Job
+from rq.registry import StartedJobRegistry
+from rq.serializers import JSONSerializer
+from rq.utils import now, utcformat
+from rq.worker import BaseWorker
+
+from worker import scripts
+from worker.contract import Shard
+from worker.queue import LEASE_S, MAX_LOSSES, make_queue
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A shard that this worker holds, as RQ sees it."""
+
+    shard: Shard
+    job: Job
+    queue: Queue
+    execution: Execution
+
+    @property
+    def attempt(self) -> int:
+        """1 for a shard that no worker has lost yet."""
+        return 1 + MAX_LOSSES - (MAX_LOSSES if self.job.retries_left is None else self.job.retries_left)
+
+    @property
+    def started_key(self) -> str:
+        return StartedJobRegistry(queue=self.queue).key
+
+
+class ShardWorker(BaseWorker):
+    """`register`, then `take` and `finish`; a thread calls `beat` every few seconds; `close` at the end."""
+
+    def __init__(self, connection: Redis, queue_names: Sequence[str], lease_s: float = LEASE_S) -> None:
+        super().__init__(
+            [make_queue(name, connection) for name in queue_names],
+            connection=connection,
+            serializer=JSONSerializer,
+            worker_ttl=max(1, round(lease_s)),
+        )
+        self.lease_s = lease_s
+        self._leases: dict[str, Lease] = {}
+        self._lock = threading.Lock()
+        self._take, self._fenced, self._beat = map(connection.register_script, (scripts.TAKE, scripts.FENCED, scripts.BEAT))
+
+    def _set_connection(self, connection: Redis) -> Redis:
+        return connection  # RQ's own would raise the socket timeout of the whole pool to 415 s
+
+    def register(self) -> None:
+        self.register_birth()  # type: ignore[no-untyped-call]  # RQ's
+        self.beat()
+
+    def take(self, queue_names: Sequence[str]) -> Lease | None:
+        """Pop and lease a shard of the first queue that has one, in one script: a kill at any moment loses nothing."""
+        queues = [queue for queue in self.queues if queue.name in queue_names]
+        execution_id = uuid4().hex
+        nobody = Execution("", "", self.connection)
+        got = self._take(
+            keys=[self.executions_key, *(k for q in queues for k in (q.key, StartedJobRegistry(queue=q).key))],
+            args=[
+                execution_id,
+                self.name,
+                self.lease_s,
+                utcformat(now()),
+                Job.key_for(""),
+                nobody.key[:-1],
+                ExecutionRegistry("", self.connection).key,
+            ],
+        )
+        if not got:
+            return None
+        queue, job_id, flat = queues[got[0]], got[1].decode(), got[2]
+        return self._lease(
+            queue, Execution(execution_id, job_id, self.connection, self.name), dict(zip(flat[::2], flat[1::2], strict=True))
+        )
+
+    def finish(self, lease: Lease) -> bool:
+        """Delete every key of the shard. False: it had been taken from us, and nothing was done."""
+        return self._end(lease, "delete")
+
+    def give_back(self, lease: Lease) -> bool:
+        """Put the shard at the front of its queue for another worker; a withdrawn one is deleted instead."""
+        return self._end(lease, "front")
+
+    def beat(self) -> list[Lease]:
+        """Prolong the worker and all its leases, in one command. Returns those that are ours no longer: drop their chains."""
+        with self._lock:
+            leases = list(self._leases.values())
+        keys = [k for le in leases for k in (le.started_key, le.job.key, le.execution.key, le.job.execution_registry.key)]
+        members = [lease.execution.composite_key for lease in leases]
+        alive, *states = self._beat(
+            keys=[self.key, self.executions_key, *keys],
+            args=[self.worker_ttl, self.lease_s, utcformat(now()), "busy" if leases else "idle", *members],
+        )
+        if not alive:  # we were stopped for so long that our key expired
+            self.register_birth()  # type: ignore[no-untyped-call]  # RQ's
+        gone = [lease for lease, state in zip(leases, states, strict=True) if state == b"lost"]
+        with self._lock:
+            for lease in gone:
+                self._leases.pop(lease.execution.id, None)
+        return gone + [lease for lease, state in zip(leases, states, strict=True) if state == b"cancelled"]
+
+    def close(self) -> None:
+        """Give everything back and sign off."""
+        for lease in reversed(list(self._leases.values())):  # the last taken is pushed first, so that their order is kept
+            self.give_back(lease)
+        self.register_death()  # type: ignore[no-untyped-call]  # RQ's
+        self.connection.delete(self.key)
+
+    def _lease(self, queue: Queue, execution: Execution, fields: dict[bytes, bytes]) -> Lease | None:
+        job = Job(execution.job_id, connection=self.connection, serializer=JSONSerializer)
+        try:
+            job.restore(fields)
+            lease = Lease(Shard.from_json(job.kwargs), job, queue, execution)
+        except (DeserializationError, KeyError, TypeError, ValueError):
+            log.exception("dropped %s from %s: it is no shard of this version", execution.job_id, queue.name)
+            self._fence(StartedJobRegistry(queue=queue).key, job, queue, execution, "delete")
+            return None
+        with self._lock:
+            self._leases[execution.id] = lease
+        return lease
+
+    def _end(self, lease: Lease, mode: Literal["delete", "front"]) -> bool:
+        with self._lock:  # before the script, so that a concurrent beat cannot call it lost
+            self._leases.pop(lease.execution.id, None)
+        return self._fence(lease.started_key, lease.job, lease.queue, lease.execution, mode)
+
+    def _fence(self, started_key: str, job: Job, queue: Queue, execution: Execution, mode: str) -> bool:
+        keys = [started_key, queue.key, job.key, job.execution_registry.key, execution.key, self.executions_key]
+        return bool(cast("Any", self._fenced)(keys=keys, args=[execution.composite_key, job.id, mode]))

@@ -1,0 +1,128 @@
+"""The Lua behind queue.py and rq_worker.py: each script is one change of a shard's state. Key names come from RQ's objects."""
+
+_NOW = "local t = redis.call('TIME'); local now = t[1] + t[2] / 1e6; local C = redis.call\n"
+
+# KEYS: worker executions, then (queue, wip) by priority.
+# ARGV: execution id, worker, lease, iso now, prefixes of job / execution / executions keys.
+TAKE = (
+    _NOW
+    + """
+for i = 2, #KEYS, 2 do
+  local id = C('LPOP', KEYS[i])
+  while id do
+    local job, member = ARGV[5] .. id, id .. ':' .. ARGV[1]
+    -- anything but 'queued' is a deleted, cancelled or doubly pushed id: drop it (RQ would run it)
+    if C('HGET', job, 'status') == 'queued' then
+      local execution, index, ttl = ARGV[6] .. member, ARGV[7] .. id, math.ceil(ARGV[3] * 4)
+      C('ZADD', KEYS[i + 1], string.format('%.3f', now + ARGV[3]), member)
+      C('HSET', execution, 'id', ARGV[1], 'job_id', id, 'worker_name', ARGV[2],
+        'created_at', string.format('%.6f', now), 'last_heartbeat', string.format('%.6f', now))
+      C('ZADD', index, string.format('%.3f', now + ttl), ARGV[1])
+      -- outlive the lease: RQ's Job.cancel/delete raise if the index outlives the hash
+      C('EXPIRE', execution, ttl); C('EXPIRE', index, ttl)
+      C('SADD', KEYS[1], member); C('EXPIRE', KEYS[1], ttl)
+      C('HSET', job, 'status', 'started', 'started_at', ARGV[4], 'last_heartbeat', ARGV[4], 'worker_name', ARGV[2])
+      return {(i - 2) / 2, id, C('HGETALL', job)}
+    end
+    id = C('LPOP', KEYS[i])
+  end
+end
+return false"""
+)
+
+# KEYS: wip, queue, job, executions index, execution, worker executions.  ARGV: member, id, mode.
+# -> 0 where the execution is no longer in wip: a late worker, whose shard is somebody else's by now.
+FENCED = """
+local C = redis.call
+if not C('ZSCORE', KEYS[1], ARGV[1]) then return 0 end
+C('ZREM', KEYS[1], ARGV[1]); C('DEL', KEYS[4], KEYS[5]); C('SREM', KEYS[6], ARGV[1])
+if ARGV[3] == 'front' and C('HGET', KEYS[3], 'status') == 'started' then
+  C('HSET', KEYS[3], 'status', 'queued', 'started_at', '', 'worker_name', '')
+  C('LPUSH', KEYS[2], ARGV[2])
+else
+  C('DEL', KEYS[3])
+end
+return 1"""
+
+# KEYS: worker, worker executions, then (wip, job, execution, executions index) a shard.
+# ARGV: worker ttl, lease, iso now, state, members.  EXISTS first: a bare HSET would resurrect keys for ever.
+BEAT = (
+    _NOW
+    + """
+local out, ttl = {C('EXISTS', KEYS[1])}, math.ceil(ARGV[2] * 4)
+if out[1] == 1 then
+  C('HSET', KEYS[1], 'last_heartbeat', ARGV[3], 'state', ARGV[4]); C('EXPIRE', KEYS[1], ARGV[1])
+end
+C('EXPIRE', KEYS[2], ttl)
+for i = 1, #ARGV - 4 do
+  local k, member = 4 * i - 1, ARGV[4 + i]
+  if not C('ZSCORE', KEYS[k], member) then
+    out[i + 1] = 'lost'
+  else
+    C('ZADD', KEYS[k], 'XX', string.format('%.3f', now + ARGV[2]), member)
+    if C('EXISTS', KEYS[k + 2]) == 1 then C('HSET', KEYS[k + 2], 'last_heartbeat', string.format('%.6f', now)) end
+    C('EXPIRE', KEYS[k + 2], ttl); C('EXPIRE', KEYS[k + 3], ttl)
+    C('ZADD', KEYS[k + 3], 'XX', string.format('%.3f', now + ttl), string.sub(member, -32))
+    out[i + 1] = C('HGET', KEYS[k + 1], 'status') == 'started' and 'mine' or 'cancelled'
+  end
+end
+return out"""
+)
+
+# KEYS: wip, queue, intermediate, failed.
+# ARGV: lease, failed ttl, prefixes of job / execution / executions / first-seen keys, worker executions template.
+REAP = (
+    _NOW
+    + """
+local out, back = {}, {}
+for _, member in ipairs(C('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
+  local id, execution_id = string.match(member, '^(.*):(.*)$')
+  local job, status = ARGV[3] .. id, C('HGET', ARGV[3] .. id, 'status')
+  local worker = C('HGET', ARGV[4] .. member, 'worker_name')
+  if worker then C('SREM', (string.gsub(ARGV[7], '{0}', function() return worker end)), member) end
+  C('ZREM', KEYS[1], member); C('DEL', ARGV[4] .. member, ARGV[5] .. id)
+  if status == 'started' then
+    if C('HINCRBY', job, 'retries_left', -1) >= 0 then
+      back[#back + 1] = id
+    else
+      C('HSET', job, 'status', 'failed'); C('EXPIRE', job, ARGV[2])
+      C('ZADD', KEYS[4], math.floor(now + ARGV[2]), id)
+      out[#out + 1] = id; out[#out + 1] = 'failed'
+    end
+  elseif status == 'canceled' then
+    C('DEL', job)
+  end
+end
+-- Nothing of ours uses the intermediate list; a stock rq worker dying between LMOVE and start leaves ids there.
+for _, id in ipairs(C('LRANGE', KEYS[3], 0, -1)) do
+  local seen = C('GET', ARGV[6] .. id)
+  if C('HGET', ARGV[3] .. id, 'status') ~= 'queued' then
+    C('LREM', KEYS[3], 1, id)
+  elseif not seen then
+    C('SET', ARGV[6] .. id, string.format('%.3f', now), 'EX', 3600)
+  elseif now - seen >= tonumber(ARGV[1]) then
+    C('LREM', KEYS[3], 1, id); C('DEL', ARGV[6] .. id); back[#back + 1] = id
+  end
+end
+-- oldest ends up at the very front: push the youngest first (ISO times sort as text)
+local age = {}
+for _, id in ipairs(back) do age[id] = (C('HGET', ARGV[3] .. id, 'enqueued_at') or '') .. id end
+table.sort(back, function(a, b) return age[a] > age[b] end)
+for _, id in ipairs(back) do
+  C('HSET', ARGV[3] .. id, 'status', 'queued', 'started_at', '', 'worker_name', '')
+  C('LPUSH', KEYS[2], id)
+  out[#out + 1] = id; out[#out + 1] = 'requeued'
+end
+return out"""
+)
+
+# KEYS: queue, job, failed.  ARGV: id.   -> 'absent', 'removed' (it waited) or 'signalled' (its worker drops it).
+# RQ's Job.cancel would leave the hash and an entry in rq:canceled for ever.
+WITHDRAW = """
+local status = redis.call('HGET', KEYS[2], 'status')
+if not status then return 'absent' end
+if status == 'started' or status == 'canceled' then
+  redis.call('HSET', KEYS[2], 'status', 'canceled'); return 'signalled'
+end
+redis.call('LREM', KEYS[1], 1, ARGV[1]); redis.call('ZREM', KEYS[3], ARGV[1]); redis.call('DEL', KEYS[2])
+return 'removed'"""

@@ -1,0 +1,180 @@
+"""The worker: one thread steps the engines, the others carry shards in and pictures out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from queue import Empty
+from typing import cast
+
+from redis import Redis
+from torch import Tensor
+
+from worker.contract import Priority, WorkerInfo, queue_name
+from worker.crew import Crew
+from worker.engine import Finished
+from worker.intake import Dropped, Inbox, Intake, Listener, Load, Taken
+from worker.loaded import LoadedModel, WrongWeights
+from worker.outbox import PROGRESS_EVERY_S, Outbox, Parcel
+from worker.results import Results
+from worker.rq_worker import Lease, ShardWorker
+from worker.upkeep import Upkeep, until
+
+log = logging.getLogger(__name__)
+_IDLE_S = 0.5
+_STOP_WITHIN_S = 3.0
+
+
+@dataclass(slots=True)
+class _Held:
+    """A shard in an engine. `left` are the indices still running."""
+
+    lease: Lease
+    model: LoadedModel
+    left: set[int]
+
+    def chains(self) -> list[tuple[str, int]]:
+        return [(self.lease.shard.id, index) for index in self.left]
+
+    def progress(self) -> tuple[int, int]:
+        shard = self.lease.shard
+        rows = [self.model.engine.rows_done(chain) for chain in self.chains()]
+        return min(rows), sum(rows) + shard.recipe.steps * (shard.count - len(rows))
+
+
+class Worker:
+    """`run` returns when `crew.stopping` is set, with every shard given back; it raises what made a thread fail."""
+
+    def __init__(self, redis: Redis, models: Mapping[str, LoadedModel], device: str) -> None:
+        queues = [queue_name(priority, name) for priority in Priority for name in models]
+        self.crew = Crew()
+        self._models, self._device = models, device
+        self._held: dict[str, _Held] = {}
+        self._inbox, self._load = Inbox(), Load()
+        self._shards, self._results = ShardWorker(redis, queues), Results(redis)
+        self._intake = Intake(self._shards, self._results, models, self._load, self._inbox)
+        self._listener = Listener(redis, self._load, self._inbox)
+        self._outbox = Outbox(self._shards, self._results, self._inbox)
+        self._upkeep = Upkeep(redis, self._shards, self._results, self._inbox, self._info, self.crew.stopping)
+        self._rate = _Rate(max(model.calibration.image_steps_per_s for model in models.values()))
+        self._reported = 0.0
+
+    def run(self) -> None:
+        self.crew.patiently("start", self._shards.register)
+        for name in ("upkeep", "listener", "outbox", "intake"):
+            self.crew.start(name, getattr(self, f"_{name}").turn)
+        log.info("worker %s is ready", self._shards.name)
+        try:
+            while not self.crew.stopping.is_set():
+                self._turn()
+        finally:
+            self._close()
+        if self.crew.failure:
+            raise self.crew.failure
+
+    def _turn(self) -> None:
+        self._read_inbox()
+        for model in self._models.values():
+            if len(model.engine):
+                self._retire(model, model.engine.step())
+        self._rate.note(sum(m.engine.image_steps for m in self._models.values()), busy=bool(self._held))
+        self._report()
+
+    def _read_inbox(self) -> None:
+        """Everything that has come; with nothing to step, wait for something."""
+        try:
+            entry = self._inbox.get(timeout=None if self._held else _IDLE_S, block=not self._held)
+            while True:
+                self._admit(entry) if isinstance(entry, Taken) else self._drop(entry)
+                entry = self._inbox.get_nowait()
+        except Empty:
+            return
+
+    def _admit(self, taken: Taken) -> None:
+        shard = taken.lease.shard
+        model = self._models[shard.recipe.model]
+        try:
+            model.engine.submit(model.requests(shard, taken.indices))
+        except WrongWeights as error:
+            self._outbox.post(Parcel(taken.lease, failure=("wrong_weights", str(error)), last=True))
+            self._load.add(shard.recipe.model, -len(taken.indices))
+            return
+        if taken.indices:
+            self._held[shard.id] = _Held(taken.lease, model, set(taken.indices))
+        else:  # its worker died between the last image and the end of the shard
+            self._outbox.post(Parcel(taken.lease, last=True))
+
+    def _drop(self, dropped: Dropped) -> None:
+        for held in [h for h in self._held.values() if dropped.name in (h.lease.shard.job, h.lease.shard.id)]:
+            held.model.engine.cancel(held.chains())
+            self._let_go(held, len(held.left))
+            self._outbox.post(Parcel(held.lease, last=True))
+
+    def _retire(self, model: LoadedModel, finished: list[Finished]) -> None:
+        by_shard: dict[str, list[tuple[int, Tensor]]] = {}
+        for image in finished:
+            shard_id, index = cast("tuple[str, int]", image.request.chain)
+            if image.pixels is None:
+                self._fail(shard_id, index)
+            else:
+                by_shard.setdefault(shard_id, []).append((index, image.pixels))
+        for shard_id, images in by_shard.items():
+            held = self._held.get(shard_id)
+            if held is None:  # a neighbour in the batch has just failed the job
+                continue
+            held.left -= {index for index, _ in images}
+            last = not held.left
+            self._let_go(held, len(images), for_good=last)
+            self._outbox.post(Parcel(held.lease, images, last=last))
+
+    def _fail(self, shard_id: str, index: int) -> None:
+        held = self._held.get(shard_id)
+        if held is None:
+            return
+        held.left.discard(index)
+        held.model.engine.cancel(held.chains())
+        self._let_go(held, len(held.left) + 1)
+        message = f"the network's output for image {index} is not finite; the weights or the precision are at fault"
+        self._outbox.post(Parcel(held.lease, failure=("not_finite", message), last=True))
+
+    def _let_go(self, held: _Held, images: int, for_good: bool = True) -> None:
+        if for_good:
+            del self._held[held.lease.shard.id]
+        self._load.add(held.lease.shard.recipe.model, -images)
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if self._held and now - self._reported >= PROGRESS_EVERY_S:
+            self._reported = now
+            self._outbox.report([(held.lease, *held.progress()) for held in self._held.values()])
+
+    def _info(self) -> WorkerInfo:
+        buckets = max((m.calibration.buckets for m in self._models.values()), key=len)
+        return WorkerInfo(self._shards.name, tuple(self._models), self._device, "fp32", buckets, self._rate.per_s, until())
+
+    def _close(self) -> None:
+        self.crew.stop(_STOP_WITHIN_S)
+        self._outbox.flush()
+        self._upkeep.sign_off()
+        self._shards.close()
+        log.info("worker %s gave back %d shards", self._shards.name, len(self._held))
+
+
+class _Rate:
+    """Image-steps per second, measured over the latest stretch of work; before the first, what calibration promises."""
+
+    def __init__(self, per_s: float) -> None:
+        self.per_s = per_s
+        self._since: tuple[float, int] | None = None
+
+    def note(self, image_steps: int, busy: bool) -> None:
+        now = time.monotonic()
+        if not busy:
+            self._since = None
+        elif self._since is None:
+            self._since = (now, image_steps)
+        elif now - self._since[0] >= 2.0:
+            self.per_s = (image_steps - self._since[1]) / (now - self._since[0])
+            self._since = (now, image_steps)

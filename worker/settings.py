@@ -1,0 +1,28 @@
+"""Settings of a worker process, from the environment (prefix DDPM_)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AnyUrl, Field, UrlConstraints, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker.contract import SHARD_IMAGES
+
+RedisUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["redis", "rediss", "unix"])]
+
+
+class WorkerSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="DDPM_", extra="ignore", frozen=True)
+
+    redis_url: RedisUrl = Field(default=AnyUrl("redis://127.0.0.1:6379/0"), description="The server that holds the queue")
+    models_dir: Path | None = Field(default=None, description="Folder of model folders, beside the shipped ones")
+    models: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description="Names to serve, comma-separated; empty: all")
+    device: str = Field(default="auto", description="cpu, cuda, cuda:1; auto takes a GPU where there is one")
+    pool_images: int = Field(default=1024, ge=SHARD_IMAGES, le=65536, description="Images that one model's pool holds at once")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value

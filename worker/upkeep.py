@@ -1,0 +1,69 @@
+"""What keeps a worker's word: heartbeats for its leases, the rescue of shards whose worker is gone, what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from threading import Event
+from typing import cast
+
+from redis import Redis
+
+from worker import contract
+from worker.contract import WorkerInfo
+from worker.intake import Dropped, Inbox
+from worker.queue import LEASE_S, reap
+from worker.results import Results
+from worker.rq_worker import ShardWorker
+
+log = logging.getLogger(__name__)
+BEAT_EVERY_S = LEASE_S / 5
+
+
+class Upkeep:
+    """One turn every BEAT_EVERY_S."""
+
+    def __init__(
+        self, redis: Redis, shards: ShardWorker, results: Results, inbox: Inbox, info: Callable[[], WorkerInfo], stopping: Event
+    ) -> None:
+        self._redis, self._shards, self._results, self._inbox, self._info, self._stopping = (
+            redis,
+            shards,
+            results,
+            inbox,
+            info,
+            stopping,
+        )
+
+    def turn(self) -> None:
+        for lease in self._shards.beat():
+            self._inbox.put(Dropped(lease.shard.id))
+        self._introduce()
+        for shard_id, outcome in reap(self._shards.queues, self._shards.lease_s):
+            log.warning("shard %s was lost by its worker: %s", shard_id, outcome)
+            if outcome == "failed":
+                self._give_up(shard_id)
+        self._stopping.wait(BEAT_EVERY_S)
+
+    def sign_off(self) -> None:
+        self._redis.hdel(contract.WORKERS, self._shards.name)
+
+    def _introduce(self) -> None:
+        info = self._info()
+        self._redis.hset(contract.WORKERS, info.name, json.dumps(asdict(info)))
+        self._redis.expire(contract.WORKERS, round(4 * LEASE_S))
+
+    def _give_up(self, shard_id: str) -> None:
+        job = shard_id.rpartition("-")[0]
+        priority = self._redis.hget(contract.job_key(job), "priority")
+        if priority is not None:
+            message = "the workers that ran this job were lost, several times without progress; post it again or ask the operator"
+            self._results.fail(job, cast("bytes", priority).decode(), "workers_lost", message)
+
+
+def until() -> float:
+    """When what a worker says of itself now is to be believed no longer."""
+    return time.time() + LEASE_S
