@@ -1,6 +1,6 @@
 # Two images: `service` (API and worker; the last stage, so the default) and `redis` (the store, with a folder its user owns).
 # CPU or GPU is decided by where torch comes from: PyPI's wheel for Linux carries CUDA and runs on both;
-# TORCH_INDEX=<the PyTorch CPU wheel index> makes an image of a fifth of the size that runs on CPUs only.
+# TORCH_INDEX=<the PyTorch CPU wheel index> makes a much smaller image, for CPUs only.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG VALKEY_IMAGE=valkey/valkey:9
 

@@ -10,6 +10,7 @@ from queue import Empty
 from typing import cast
 
 from redis import Redis
+from redis.exceptions import RedisError
 from torch import Tensor
 
 from worker.contract import Priority, WorkerInfo, queue_name
@@ -155,11 +156,16 @@ class Worker:
         return WorkerInfo(self._shards.name, tuple(self._models), self._device, "fp32", buckets, self._rate.per_s, until())
 
     def _close(self) -> None:
+        """Store what is finished and give the rest back. Without Redis the leases lapse, and others take the shards up."""
         self.crew.stop(_STOP_WITHIN_S)
-        self._outbox.flush()
-        self._upkeep.sign_off()
-        self._shards.close()
-        log.info("worker %s gave back %d shards", self._shards.name, len(self._held))
+        try:
+            self._outbox.flush()
+            self._upkeep.sign_off()
+            self._shards.close()
+        except RedisError as error:
+            log.warning("worker %s could not give back %d shards: %s", self._shards.name, len(self._held), error)
+        else:
+            log.info("worker %s gave back %d shards", self._shards.name, len(self._held))
 
 
 class _Rate:
