@@ -21,7 +21,7 @@ from app.schemas import Job, JobPage, JobRequest, JobSummary
 from app.sheet import ContactSheet
 from models.catalog import Catalog
 from worker import contract, scripts
-from worker.contract import State, job_key, open_key, owner_key, png_key, sha256_key
+from worker.contract import State, chains_key, job_key, open_key, owner_key, png_key, sha256_key
 from worker.queue import enqueue, withdraw_keys
 
 _LOOK_EVERY_S = 1.0  # who waits looks for itself, should the notifier have missed a change
@@ -125,7 +125,7 @@ class Jobs:
         record = await self._find(job)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(job_key(job))
-            pipe.delete(sha256_key(job), png_key(job))
+            pipe.delete(sha256_key(job), png_key(job), chains_key(job))
             pipe.zrem(open_key(record.priority), job)
             pipe.zrem(owner_key(record.owner), job)
             pipe.publish(contract.CHANGES, f"{job} deleted")

@@ -1,10 +1,11 @@
 """What the API and the workers agree on: names of keys, fields of a job, and its changes of state. Knows no torch.
 
-A job is three keys, all gone after their TTL:
+A job is four keys, all gone after their TTL:
 
     ddpm:job:<id>         hash: what was asked for, state, times, error; `p<k>` is shard k's progress
     ddpm:job:<id>:sha256  hash: image index -> sha256 of its PNG, one field an image that is finished
     ddpm:job:<id>:png     hash: image index -> PNG
+    ddpm:job:<id>:chains  hash: shard -> its unfinished chains as a worker last saved them; gone when the job ends
 
 A job is finished when every image has its hash: there is no counter that a crash between two writes could leave wrong.
 Every change of state is one script, so that it happens whole or not at all, and is published on `CHANGES` as "<id> <state>".
@@ -56,6 +57,10 @@ def sha256_key(job: str) -> str:
 
 def png_key(job: str) -> str:
     return f"ddpm:job:{job}:png"
+
+
+def chains_key(job: str) -> str:
+    return f"ddpm:job:{job}:chains"
 
 
 def owner_key(owner: str) -> str:
@@ -155,7 +160,7 @@ def _script(body: str) -> str:
     return (_SHARED + body).replace("$CHANGES", CHANGES).replace("$RECORD_TTL_S", str(RECORD_TTL_S))
 
 
-# Changes of state. KEYS are always: job, sha256, png, open set. `finish` closes a job for good.
+# Changes of state. KEYS are always: job, sha256, png, open set, chains. `finish` closes a job for good.
 _SHARED = """
 local function state() return redis.call('HGET', KEYS[1], 'state') end
 local function is_open() local s = state(); return s == 'queued' or s == 'running' end
@@ -166,6 +171,7 @@ local function finish(to, now)
   redis.call('EXPIRE', KEYS[3], ttl)
   redis.call('EXPIRE', KEYS[1], ttl + $RECORD_TTL_S)
   redis.call('EXPIRE', KEYS[2], ttl + $RECORD_TTL_S)
+  redis.call('DEL', KEYS[5])
   redis.call('ZREM', KEYS[4], id)
   redis.call('PUBLISH', '$CHANGES', id .. ' ' .. to)
 end
@@ -186,6 +192,13 @@ return state()""")
 PROGRESS = _script("""
 if state() ~= 'running' then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1""")
+
+# ARGV: shard, blob, unfinished ttl. -> 1, or 0 where the job has ended or is gone.
+SAVE = _script("""
+if state() ~= 'running' then return 0 end
+redis.call('HSET', KEYS[5], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[5], ARGV[3])
 return 1""")
 
 # ARGV: now, unfinished ttl, then index, sha256, PNG an image. Binary PNGs are plain arguments.
@@ -216,4 +229,4 @@ return state()""")
 
 def transition_keys(job: str, priority: str) -> list[str]:
     """The KEYS of every script above."""
-    return [job_key(job), sha256_key(job), png_key(job), open_key(priority)]
+    return [job_key(job), sha256_key(job), png_key(job), open_key(priority), chains_key(job)]

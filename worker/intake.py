@@ -20,10 +20,11 @@ _LOOK_EVERY_S = 0.5  # should a published change have been missed
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A shard to run, and the images of it that are not finished yet."""
+    """A shard to run, the images of it that are not finished yet, and its chains as another worker saved them."""
 
     lease: Lease
     indices: list[int]
+    saved: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Intake:
             finished = self._results.finished_indices(lease.shard)
             indices = [i for i in lease.shard.indices if i not in finished]
             self._load.add(lease.shard.recipe.model, len(indices))
-            self._inbox.put(Taken(lease, indices))
+            self._inbox.put(Taken(lease, indices, self._results.saved(lease.shard)))
 
     def _wanted(self) -> list[str]:
         def has_room(name: str, model: LoadedModel) -> bool:

@@ -13,9 +13,10 @@ from models.catalog import Card, Catalog, Sampler, Variance
 from models.plans import Plan, compile_plan
 from worker.calibrate import Calibration, calibrate
 from worker.contract import Shard
-from worker.engine import ChainRequest, Engine
+from worker.engine import ChainRequest, Engine, Snapshot
 from worker.network import TabledNetwork
 from worker.pool import Pool
+from worker.snapshots import BadSnapshot, unpack
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,17 @@ class LoadedModel:
         """Below this many chains the engine could soon run short: take more of what is in no hurry."""
         return 2 * self.calibration.buckets[-1]
 
-    def requests(self, shard: Shard, indices: list[int]) -> list[ChainRequest]:
-        """Raises WrongWeights."""
+    def admit(self, shard: Shard, indices: list[int], saved: bytes | None) -> None:
+        """Let the shard's images into the engine, each from where it was saved. Raises WrongWeights."""
+        requests = {request.index: request for request in self._requests(shard, indices)}
+        snapshots = _unpacked(saved, requests, shard.id) if saved else []
+        if snapshots:
+            log.info("shard %s: %d images resume, from step %d on", shard.id, len(snapshots), min(s.row for s in snapshots))
+        self.engine.restore(snapshots)
+        resumed = {snapshot.request.index for snapshot in snapshots}
+        self.engine.submit([request for index, request in requests.items() if index not in resumed])
+
+    def _requests(self, shard: Shard, indices: list[int]) -> list[ChainRequest]:
         recipe = shard.recipe
         if recipe.weights != self.card.sha256:
             asked, loaded = recipe.weights[:12], self.card.sha256[:12]
@@ -65,3 +75,11 @@ class LoadedModel:
             eta=eta,
             prediction=self.prediction,
         )
+
+
+def _unpacked(saved: bytes, requests: dict[int, ChainRequest], shard_id: str) -> list[Snapshot]:
+    try:
+        return unpack(saved, requests)
+    except BadSnapshot as error:
+        log.warning("shard %s begins anew: what was saved of it cannot be read (%s)", shard_id, error)
+        return []

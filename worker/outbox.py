@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from worker.engine import Snapshot
 from worker.intake import Dropped, Inbox
 from worker.results import Results, encode
 from worker.rq_worker import Lease, ShardWorker
+from worker.snapshots import pack
 
 PROGRESS_EVERY_S = 0.05
 
@@ -26,6 +28,7 @@ class Parcel:
     last: bool = False
 
 
+Chains = tuple[Lease, Sequence[Snapshot]]
 Progress = Sequence[tuple[Lease, int, int]]  # step of the shard's least advanced image, image-steps done
 
 
@@ -36,16 +39,23 @@ class Outbox:
         self._shards, self._results, self._inbox = shards, results, inbox
         self._parcels: deque[Parcel] = deque()
         self._progress: Progress = ()
+        self._chains: Sequence[Chains] = ()
         self._work = threading.Event()
 
     def post(self, parcel: Parcel) -> None:
-        if parcel.last:  # a report from before it would set the shard's progress back
+        if parcel.last:  # what was noted before it would set the shard back
             self._progress = [entry for entry in self._progress if entry[0] is not parcel.lease]
+            self._chains = [entry for entry in self._chains if entry[0] is not parcel.lease]
         self._parcels.append(parcel)
         self._work.set()
 
     def report(self, progress: Progress) -> None:
         self._progress = progress
+        self._work.set()
+
+    def save(self, chains: Sequence[Chains]) -> None:
+        """Of the snapshots too, only the newest count."""
+        self._chains = chains
         self._work.set()
 
     def turn(self) -> None:
@@ -55,6 +65,9 @@ class Outbox:
         progress, self._progress = self._progress, ()
         for lease, least, image_steps in progress:
             self._heed(lease, self._results.progress(lease.shard, least, image_steps))
+        chains, self._chains = self._chains, ()
+        for lease, snapshots in chains:
+            self._heed(lease, self._results.save(lease.shard, pack(snapshots)))
         while self._parcels:
             self._send(self._parcels[0])
             self._parcels.popleft()
@@ -74,6 +87,7 @@ class Outbox:
         if parcel.failure:
             self._results.fail(shard.job, shard.job_priority, *parcel.failure)
         if parcel.last:
+            self._results.forget(shard)
             self._shards.finish(parcel.lease)
 
     def _heed(self, lease: Lease, wanted: bool) -> None:

@@ -29,8 +29,10 @@ class Results:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        scripts = (contract.START, contract.PROGRESS, contract.PUBLISH, contract.FAIL)
-        self._start, self._progress, self._publish, self._fail = (cast("Any", redis.register_script(s)) for s in scripts)
+        scripts = (contract.START, contract.PROGRESS, contract.SAVE, contract.PUBLISH, contract.FAIL)
+        self._start, self._progress, self._save, self._publish, self._fail = (
+            cast("Any", redis.register_script(s)) for s in scripts
+        )
 
     def start(self, shard: Shard, attempt: int) -> bool:
         state = self._start(keys=_keys(shard), args=[time.time(), attempt])
@@ -42,6 +44,16 @@ class Results:
 
     def progress(self, shard: Shard, least: int, image_steps: int) -> bool:
         return bool(self._progress(keys=_keys(shard), args=[contract.progress_field(shard.number), f"{least},{image_steps}"]))
+
+    def save(self, shard: Shard, chains: bytes) -> bool:
+        """Keep a shard's chains, for whoever takes it up if this worker is lost."""
+        return bool(self._save(keys=_keys(shard), args=[shard.number, chains, contract.UNFINISHED_TTL_S]))
+
+    def saved(self, shard: Shard) -> bytes | None:
+        return cast("bytes | None", self._redis.hget(contract.chains_key(shard.job), str(shard.number)))
+
+    def forget(self, shard: Shard) -> None:
+        self._redis.hdel(contract.chains_key(shard.job), str(shard.number))
 
     def publish(self, shard: Shard, images: Sequence[tuple[int, bytes]]) -> bool:
         """Store PNGs by index. The one that completes the job closes it."""

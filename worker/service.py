@@ -26,6 +26,8 @@ from worker.upkeep import Upkeep, until
 log = logging.getLogger(__name__)
 _IDLE_S = 0.5
 _STOP_WITHIN_S = 3.0
+_SAVE_EVERY_S = 4.0
+_SAVE_BYTES_PER_S = 4e6  # of big pictures, chains are saved less often than every 4 s, so that Redis keeps up
 
 
 @dataclass(slots=True)
@@ -46,7 +48,7 @@ class _Held:
 
 
 class Worker:
-    """`run` returns when `crew.stopping` is set, with every shard given back; it raises what made a thread fail."""
+    """`run` returns when `crew.stopping` is set, with every shard given back; it raises what made a step or a thread fail."""
 
     def __init__(self, redis: Redis, models: Mapping[str, LoadedModel], device: str) -> None:
         queues = [queue_name(priority, name) for priority in Priority for name in models]
@@ -61,19 +63,18 @@ class Worker:
         self._upkeep = Upkeep(redis, self._shards, self._results, self._inbox, self._info, self.crew.stopping)
         self._rate = _Rate(max(model.calibration.image_steps_per_s for model in models.values()))
         self._reported = 0.0
+        self._save_at = 0.0
 
     def run(self) -> None:
         self.crew.patiently("start", self._shards.register)
         for name in ("upkeep", "listener", "outbox", "intake"):
             self.crew.start(name, getattr(self, f"_{name}").turn)
         log.info("worker %s is ready", self._shards.name)
-        try:
-            while not self.crew.stopping.is_set():
-                self._turn()
-        finally:
-            self._close()
-        if self.crew.failure:
+        while not self.crew.stopping.is_set():
+            self._turn()
+        if self.crew.failure:  # nothing is given back: the leases lapse, which counts as a loss, so that poison is found out
             raise self.crew.failure
+        self._close()
 
     def _turn(self) -> None:
         self._read_inbox()
@@ -82,6 +83,8 @@ class Worker:
                 self._retire(model, model.engine.step())
         self._rate.note(sum(m.engine.image_steps for m in self._models.values()), busy=bool(self._held))
         self._report()
+        if self._held and time.monotonic() >= self._save_at:
+            self._save()
 
     def _read_inbox(self) -> None:
         """Everything that has come; with nothing to step, wait for something."""
@@ -97,7 +100,7 @@ class Worker:
         shard = taken.lease.shard
         model = self._models[shard.recipe.model]
         try:
-            model.engine.submit(model.requests(shard, taken.indices))
+            model.admit(shard, taken.indices, taken.saved)
         except WrongWeights as error:
             self._outbox.post(Parcel(taken.lease, failure=("wrong_weights", str(error)), last=True))
             self._load.add(shard.recipe.model, -len(taken.indices))
@@ -151,14 +154,22 @@ class Worker:
             self._reported = now
             self._outbox.report([(held.lease, *held.progress()) for held in self._held.values()])
 
+    def _save(self) -> None:
+        """Copies of all chains, for the worker that takes them up should this one be killed."""
+        chains = [(held.lease, held.model.engine.snapshot(held.chains())) for held in self._held.values()]
+        self._outbox.save(chains)
+        size = sum(s.x.nbytes for _, snapshots in chains for s in snapshots)
+        self._save_at = time.monotonic() + max(_SAVE_EVERY_S, size / _SAVE_BYTES_PER_S)
+
     def _info(self) -> WorkerInfo:
         buckets = max((m.calibration.buckets for m in self._models.values()), key=len)
         return WorkerInfo(self._shards.name, tuple(self._models), self._device, "fp32", buckets, self._rate.per_s, until())
 
     def _close(self) -> None:
-        """Store what is finished and give the rest back. Without Redis the leases lapse, and others take the shards up."""
+        """Store what is finished, save the rest and give it back; without Redis the leases lapse, and others take over."""
         self.crew.stop(_STOP_WITHIN_S)
         try:
+            self._save()
             self._outbox.flush()
             self._upkeep.sign_off()
             self._shards.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from io import BytesIO
 
@@ -144,12 +145,15 @@ def test_after_a_thousand_jobs_every_key_will_expire_but_the_configuration(servi
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_seconds_and_the_pictures_are_the_same(service: Service):
-    undisturbed = service.pngs(service.post(count=130, seed=5, steps=60)["id"])
-    job = service.post(count=130, seed=5, steps=60)["id"]
-    eventually(lambda: service.job(job)["progress"]["step"] + service.job(job)["progress"]["images_done"] > 0, 30, "the job runs")
+    recipe = {"count": 192, "seed": 5, "steps": 300}
+    undisturbed = service.pngs(service.post(**recipe)["id"])
+    job = service.post(**recipe)["id"]
+    eventually(lambda: service.redis.hlen(f"ddpm:job:{job}:chains") >= 3, 60, "both workers have saved chains of the job")
     service.workers[0].kill()
-    service.finished(job, within_s=90)
+    assert service.finished(job, within_s=90)["attempts"] == 2
     assert service.pngs(job) == undisturbed
+    assert any("resume" in line and job in line for line in service.workers[1].log.read_text().splitlines())
+    assert not service.redis.exists(f"ddpm:job:{job}:chains")
 
 
 @pytest.mark.slow
@@ -158,5 +162,8 @@ def test_a_worker_that_is_told_to_stop_gives_its_shards_back_and_exits_cleanly(s
     jobs = [service.post(count=64, seed=seed, steps=150)["id"] for seed in range(4)]
     eventually(lambda: all(service.job(job)["state"] == "running" for job in jobs), 30, "all jobs run")
     assert worker.stop(within_s=10) == 0
+    given_back = int(re.search(r"gave back (\d+) shards", worker.log.read_text())[1])
     for job in jobs:
-        service.finished(job, within_s=90)
+        assert service.finished(job, within_s=90)["attempts"] == 1, "what is given back is not lost"
+    resumed = [line for other in service.workers for line in other.log.read_text().splitlines() if "resume" in line]
+    assert sum(job in line for line in resumed for job in jobs) >= given_back
