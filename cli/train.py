@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: docs/decisions/0005
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is loaded: docs/decisions/0005
 
 import torch
 from rich.console import Console

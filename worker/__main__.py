@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: docs/decisions/0005
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is loaded: docs/decisions/0005
 
 import torch
 from redis import Redis
@@ -19,6 +19,7 @@ from models.checkpoint import BadCheckpoint
 from worker.loaded import LoadedModel
 from worker.service import Worker
 from worker.settings import WorkerSettings
+from worker.store import open_store
 
 log = logging.getLogger("worker")
 _REDIS_TIMEOUT_S = 2.0
@@ -29,11 +30,12 @@ def main() -> int:
     settings = WorkerSettings()
     try:
         device = choose_device(settings.device)
+        store = open_store(settings.results_url.get_secret_value())
         models = load_models(settings, device)
     except (CatalogError, BadCheckpoint, ValueError) as error:
         log.error("%s", error)
         return 1
-    worker = Worker(connect(str(settings.redis_url)), models, str(device))
+    worker = Worker(connect(str(settings.redis_url)), models, str(device), store)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.crew.stopping.set())
     worker.run()
