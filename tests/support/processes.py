@@ -13,13 +13,13 @@ ROOT = Path(__file__).parents[2]
 
 
 class WorkerProcess:
-    """`python -m worker`, ready when the constructor returns."""
+    """`ddpm worker`, ready when the constructor returns."""
 
     def __init__(self, log: Path, **settings: str) -> None:
         self.log = log
         with log.open("wb") as out:
             env = {**os.environ, **{f"DDPM_{k.upper()}": v for k, v in settings.items()}}
-            self.process = subprocess.Popen([sys.executable, "-m", "worker"], stdout=out, stderr=out, env=env, cwd=ROOT)
+            self.process = subprocess.Popen([sys.executable, "-m", "cli", "worker"], stdout=out, stderr=out, env=env, cwd=ROOT)
         eventually(lambda: "is ready" in log.read_text() or self.process.poll() is not None, 60, "the worker is ready")
         assert self.process.poll() is None, log.read_text()
 
