@@ -26,7 +26,7 @@ RUN pip --python /opt/venv install -c constraints.txt ${TORCH_INDEX:+--extra-ind
  && cd /opt/venv/lib/python3*/site-packages/torch && rm -rf include test \
  && find bin -type f ! -name torch_shm_manager -delete
 COPY pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['s3'], sep='\n')" > requirements.txt \
  && pip --python /opt/venv install -c constraints.txt -r requirements.txt
 COPY README.md LICENSE ./
 COPY app app

@@ -125,6 +125,14 @@ class StoreUnreachable(Problem):
         super().__init__("the job store (Redis) does not answer; try again in 2 s.")
 
 
+class ResultsUnreachable(Problem):
+    status, name, about = HTTPStatus.SERVICE_UNAVAILABLE, "results-unreachable", "The results store does not answer."
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
+
+    def __init__(self) -> None:
+        super().__init__("the results store, which holds this job's images, does not answer; try again in 5 s.")
+
+
 class NoWorker(Problem):
     status, name, about = HTTPStatus.SERVICE_UNAVAILABLE, "no-worker", "No worker is alive."
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}

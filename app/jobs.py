@@ -15,6 +15,7 @@ from app.errors import Expired, NotFinished, UnknownImage, UnknownJob
 from app.look import check, known, look, seen
 from app.notifier import Notifier
 from app.pages import Place, newest_first
+from app.pictures import Pictures
 from app.recipes import recipe_of
 from app.record import Record
 from app.schemas import Job, JobPage, JobRequest, JobSummary
@@ -26,14 +27,16 @@ from worker.queue import enqueue, withdraw_keys
 
 _LOOK_EVERY_S = 1.0  # who waits looks for itself, should the notifier have missed a change
 _INDEX_TTL_S = contract.UNFINISHED_TTL_S + contract.RECORD_TTL_S
+_REMOVED_AGAIN_S = 60  # workers remove a deleted job's objects once more: one may just have been writing
 _MAX_SCAN = 1000  # records read by one listing, however few match
 
 
 class Jobs:
     """Every method raises redis' own errors where Redis is away; app/handlers.py makes them 503 and 507."""
 
-    def __init__(self, redis: Redis, catalog: Catalog, notifier: Notifier, results_ttl_s: int) -> None:
-        self._redis, self._catalog, self._notifier, self._results_ttl_s = redis, catalog, notifier, results_ttl_s
+    def __init__(self, redis: Redis, catalog: Catalog, notifier: Notifier, pictures: Pictures, results_ttl_s: int) -> None:
+        self._redis, self._catalog, self._notifier = redis, catalog, notifier
+        self._pictures, self._results_ttl_s = pictures, results_ttl_s
 
     async def submit(self, request: JobRequest, owner: str) -> Job:
         """Post a job, whole or not at all. Raises InvalidRequest for what the model cannot do."""
@@ -78,7 +81,7 @@ class Jobs:
         return JobPage(jobs=found, next_cursor=None)
 
     async def image(self, job: str, index: int) -> tuple[bytes, str]:
-        """A PNG and its sha256. Raises UnknownJob, UnknownImage, NotFinished or Expired."""
+        """A PNG and its sha256. Raises UnknownJob, UnknownImage, NotFinished, Expired or ResultsUnreachable."""
         check(job)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.hgetall(job_key(job))
@@ -90,19 +93,20 @@ class Jobs:
             raise UnknownImage(index, record.start, record.count)
         if not sha256:
             raise NotFinished(f"image {index}", record.state)
+        png = png or (await self._pictures.stored(record, {index: sha256.decode()}))[index]
         if not png:
             raise Expired
         return png, sha256.decode()
 
     async def grid(self, job: str) -> tuple[bytes, bool]:
-        """The contact sheet as it stands, and whether it is final. Raises UnknownJob, NotFinished or Expired."""
-        now = await self.get(job)
+        """The contact sheet as it stands, and whether it is final. Raises as `image` does."""
+        now, record = await self.get(job), await self._find(job)
         if not now.progress.images_done:
             raise NotFinished("any image", now.state)
         sheet = ContactSheet(now.count)
         for first in range(0, now.count, sheet.columns):
-            indices = [str(now.start + place) for place in range(first, min(first + sheet.columns, now.count))]
-            pngs = cast("list[bytes | None]", await self._redis.hmget(png_key(job), indices))
+            hashes = {image.index: image.sha256 for image in now.images[first : first + sheet.columns]}
+            pngs = await self._pictures.read(record, hashes)
             await asyncio.to_thread(sheet.paste, first, pngs)
         png = await asyncio.to_thread(sheet.png)
         if png is None:
@@ -123,7 +127,9 @@ class Jobs:
     async def delete(self, job: str) -> None:
         """Workers drop a job that is gone. Raises UnknownJob, also for the later of two deletions at once."""
         record = await self._find(job)
+        keys = contract.transition_keys(job, record.priority)
         async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.eval(contract.DOOM, len(keys), *keys, time.time() + _REMOVED_AGAIN_S)
             pipe.delete(job_key(job))
             pipe.delete(sha256_key(job), png_key(job), chains_key(job))
             pipe.zrem(open_key(record.priority), job)
@@ -131,9 +137,11 @@ class Jobs:
             pipe.publish(contract.CHANGES, f"{job} deleted")
             _withdraw(pipe, record)
             # A full server cannot mark what runs, and need not: the job is gone.
-            existed, *_ = await pipe.execute(raise_on_error=False)
+            external, existed, *_ = await pipe.execute(raise_on_error=False)
         if not existed:
             raise UnknownJob(job)
+        if external:
+            await self._pictures.remove(job)
 
     def _record(self, request: JobRequest, owner: str) -> Record:
         return Record(

@@ -12,15 +12,17 @@ from app.errors import Internal, problems
 from app.jobs import Jobs
 from app.middleware import BodyLimit, HeadAsGet
 from app.notifier import Notifier
+from app.pictures import Pictures
 from app.routers import health, jobs, models
 from app.settings import ApiSettings
 from models.catalog import SHIPPED, Catalog
+from worker.store import open_store
 
 _ABOUT = "Samples from denoising diffusion models. The same seed gives the same bytes."
 
 
 def create_app(settings: ApiSettings | None = None) -> FastAPI:
-    """Raises CatalogError where no model can be served. Redis need not be there yet."""
+    """Raises CatalogError where no model can be served, and BadStoreUrl. Redis and the results store need not be there yet."""
     settings = settings or ApiSettings()
     app = FastAPI(
         title="ddpm", description=_ABOUT, lifespan=_lifespan, redirect_slashes=False, redoc_url=None, responses=problems(Internal)
@@ -28,7 +30,8 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     app.state.catalog = Catalog.read(SHIPPED, *([settings.models_dir] if settings.models_dir else []))
     app.state.redis = store.connect(settings.redis_url)
     app.state.notifier = Notifier(app.state.redis)
-    app.state.jobs = Jobs(app.state.redis, app.state.catalog, app.state.notifier, settings.results_ttl_s)
+    app.state.pictures = Pictures(app.state.redis, open_store(settings.results_url.get_secret_value()))
+    app.state.jobs = Jobs(app.state.redis, app.state.catalog, app.state.notifier, app.state.pictures, settings.results_ttl_s)
     for router in (jobs.router, models.router, health.router):
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
@@ -44,4 +47,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with app.state.notifier.running():
             yield
     finally:
+        app.state.pictures.close()
         await app.state.redis.aclose()

@@ -29,12 +29,14 @@ class Record:
     finished_at: float | None = None
     attempts: int = 0
     error: JobError | None = None
+    external: bool = False  # some images may lie in the results store
+    expires_at: float | None = None  # when those go
     done: tuple[tuple[int, int] | None, ...] = ()  # a shard: step of its least advanced image, image-steps; None: not taken yet
 
     @classmethod
     def from_hash(cls, fields: Mapping[bytes, bytes]) -> Record:
         text = {name.decode(): value.decode() for name, value in fields.items()}
-        count = int(text["count"])
+        count, finished_at, external = int(text["count"]), _time(text, "finished_at"), "external" in text
         return cls(
             id=text["id"],
             owner=text["owner"],
@@ -45,9 +47,11 @@ class Record:
             created_at=float(text["created_at"]),
             state=State(text["state"]),
             started_at=_time(text, "started_at"),
-            finished_at=_time(text, "finished_at"),
+            finished_at=finished_at,
             attempts=int(text["attempts"]),
             error=JobError(code=text["error_code"], message=text["error_message"]) if "error_code" in text else None,
+            external=external,
+            expires_at=finished_at + int(text["results_ttl_s"]) if external and finished_at else None,
             done=tuple(_done(text.get(progress_field(shard))) for shard in range(shard_count(count))),
         )
 
@@ -74,12 +78,17 @@ class Record:
     def indices(self) -> range:
         return range(self.start, self.start + self.count)
 
+    def in_store(self, now: float) -> bool:
+        """Whether the results store is to be asked for images that Redis does not have."""
+        return self.external and (self.expires_at is None or now < self.expires_at)
+
     def summary(self, images_done: int, now: float) -> JobSummary:
         return JobSummary(**self._summary(images_done, now))
 
     def job(self, hashes: Mapping[bytes, bytes], stored: bool, queue: QueuePlace | None, now: float) -> Job:
-        """`hashes` is the job's sha256 key; `stored` says whether its PNGs are still there."""
-        images = [self._image(index, hashes.get(b"%d" % index), stored) for index in self.indices]
+        """`hashes` is the job's sha256 key; `stored` says whether its PNGs are still in Redis."""
+        there = stored or self.in_store(now)
+        images = [self._image(index, hashes.get(b"%d" % index), there) for index in self.indices]
         return Job(**self._summary(len(hashes), now), queue=queue, images=images)
 
     def _summary(self, images_done: int, now: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -15,6 +15,9 @@ class ApiSettings(BaseSettings):
         default="redis://127.0.0.1:6379/0",
         pattern="^(rediss?|unix)://",
         description="The server that holds the jobs: redis://, rediss:// or unix://",
+    )
+    results_url: SecretStr = Field(
+        default=SecretStr(""), description="Where finished PNGs lie, as the workers have it; empty: in Redis"
     )
     models_dir: Path | None = Field(default=None, description="Folder of model folders, beside the shipped ones")
     results_ttl_s: int = Field(default=86_400, ge=1, description="Seconds that images are kept after their job ended")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli.faults import FaultGroup
+
+# Idle threads of torch soon sleep (docs/decisions/0005). Here, because OpenMP reads it when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 app = typer.Typer(
     name="ddpm",
@@ -31,10 +35,11 @@ def up(
 ) -> None:
     """Run the whole service here: queue, workers and API, until Ctrl-C."""
     from app.settings import ApiSettings
-    from cli.settings import read
+    from cli.settings import check_results_url, read
     from cli.up import up as run
 
     settings = read(ApiSettings)
+    check_results_url(settings.results_url)
     raise typer.Exit(run(host or settings.host, port or settings.port, workers))
 
 
@@ -44,9 +49,10 @@ def api(host: Host = None, port: Port = None) -> None:
     import uvicorn
 
     from app.settings import ApiSettings
-    from cli.settings import read
+    from cli.settings import check_results_url, read
 
     settings = read(ApiSettings)
+    check_results_url(settings.results_url)
     uvicorn.run(
         "app.main:create_app",
         factory=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cli.faults import Fault
@@ -34,3 +34,13 @@ def read(settings: type[S]) -> S:
         first = error.errors()[0]
         name = "_".join(["DDPM", *map(str, first["loc"])]).upper()
         raise Fault(f"{name}={first['input']!r}: {first['msg']}; correct it or unset it") from None
+
+
+def check_results_url(url: SecretStr) -> None:
+    """Before anything starts, and without a traceback."""
+    from worker.store import BadStoreUrl, open_store
+
+    try:
+        open_store(url.get_secret_value())
+    except BadStoreUrl as error:
+        raise Fault(str(error)) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -12,8 +11,6 @@ from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is loaded: docs/decisions/0005
 
 import torch
 from rich.console import Console

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
-
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is loaded: docs/decisions/0005
 
 import torch
 from redis import Redis

@@ -4,7 +4,7 @@ A job is four keys, all gone after their TTL:
 
     ddpm:job:<id>         hash: what was asked for, state, times, error; `p<k>` is shard k's progress
     ddpm:job:<id>:sha256  hash: image index -> sha256 of its PNG, one field an image that is finished
-    ddpm:job:<id>:png     hash: image index -> PNG
+    ddpm:job:<id>:png     hash: image index -> PNG, unless the worker has a results store (worker/store.py)
     ddpm:job:<id>:chains  hash: shard -> its unfinished chains as a worker last saved them; gone when the job ends
 
 A job is finished when every image has its hash: there is no counter that a crash between two writes could leave wrong.
@@ -27,6 +27,7 @@ UNFINISHED_TTL_S = 7 * 24 * 3600  # nothing waits or runs this long; keys of a j
 RECORD_TTL_S = 7 * 24 * 3600  # a job's record outlives its images by this, so that they are known to have expired
 
 CHANGES = "ddpm:changes"
+EXPIRING = "ddpm:expiring"  # sorted set: job -> when what the results store holds of it is to be removed; it empties itself
 WORKERS = "ddpm:workers"  # hash: worker name -> JSON of WorkerInfo, with its own end in it
 
 
@@ -157,13 +158,20 @@ class WorkerInfo:
 
 
 def _script(body: str) -> str:
-    return (_SHARED + body).replace("$CHANGES", CHANGES).replace("$RECORD_TTL_S", str(RECORD_TTL_S))
+    values = {"$CHANGES": CHANGES, "$RECORD_TTL_S": RECORD_TTL_S, "$UNFINISHED_TTL_S": UNFINISHED_TTL_S}
+    script = _SHARED + body
+    for name, value in values.items():
+        script = script.replace(name, str(value))
+    return script
 
 
-# Changes of state. KEYS are always: job, sha256, png, open set, chains. `finish` closes a job for good.
+# Changes of state. KEYS are always: job, sha256, png, open set, chains, expiring. `finish` closes a job for good.
+# `external` in a job's hash: some of its PNGs may lie in the results store, written before their hash is.
 _SHARED = """
 local function state() return redis.call('HGET', KEYS[1], 'state') end
 local function is_open() local s = state(); return s == 'queued' or s == 'running' end
+local function is_external() return redis.call('HGET', KEYS[1], 'external') end
+local function remove_objects_at(due) redis.call('ZADD', KEYS[6], math.floor(due), string.match(KEYS[1], '[^:]+$')) end
 local function finish(to, now)
   local id = redis.call('HGET', KEYS[1], 'id')
   local ttl = tonumber(redis.call('HGET', KEYS[1], 'results_ttl_s'))
@@ -171,17 +179,22 @@ local function finish(to, now)
   redis.call('EXPIRE', KEYS[3], ttl)
   redis.call('EXPIRE', KEYS[1], ttl + $RECORD_TTL_S)
   redis.call('EXPIRE', KEYS[2], ttl + $RECORD_TTL_S)
+  if is_external() then remove_objects_at(now + ttl) end
   redis.call('DEL', KEYS[5])
   redis.call('ZREM', KEYS[4], id)
   redis.call('PUBLISH', '$CHANGES', id .. ' ' .. to)
 end
 """
 
-# ARGV: now, attempt. -> 'running', or the final state, or false for a job that is gone.
+# ARGV: now, attempt, 1 for a worker that has a results store. -> 'running', or the final state, or false for a job that is gone.
 START = _script("""
 if not is_open() then return state() end
 local attempts = tonumber(redis.call('HGET', KEYS[1], 'attempts'))
 if tonumber(ARGV[2]) > attempts then redis.call('HSET', KEYS[1], 'attempts', ARGV[2]) end
+if ARGV[3] == '1' and not is_external() then
+  redis.call('HSET', KEYS[1], 'external', 1)
+  remove_objects_at(ARGV[1] + $UNFINISHED_TTL_S)
+end
 if state() == 'queued' then
   redis.call('HSET', KEYS[1], 'state', 'running', 'started_at', ARGV[1])
   redis.call('PUBLISH', '$CHANGES', redis.call('HGET', KEYS[1], 'id') .. ' running')
@@ -201,13 +214,18 @@ redis.call('HSET', KEYS[5], ARGV[1], ARGV[2])
 redis.call('EXPIRE', KEYS[5], ARGV[3])
 return 1""")
 
-# ARGV: now, unfinished ttl, then index, sha256, PNG an image. Binary PNGs are plain arguments.
+# ARGV: now, unfinished ttl, then index, sha256, PNG an image. Binary PNGs are plain arguments; one in the results store is empty.
 # -> 1, or 0 where the job has ended or is gone. The image that completes the job closes it.
+# A late worker may have put objects back after all were removed: then they are due again.
 PUBLISH = _script("""
-if state() ~= 'running' then return 0 end
+if state() ~= 'running' then
+  local job = redis.call('HMGET', KEYS[1], 'finished_at', 'results_ttl_s')
+  if ARGV[5] == '' then remove_objects_at(job[1] and job[1] + job[2] or ARGV[1]) end
+  return 0
+end
 for i = 3, #ARGV, 3 do
   redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
-  redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 2])
+  if ARGV[i + 2] ~= '' then redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 2]) end
 end
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 redis.call('EXPIRE', KEYS[3], ARGV[2])
@@ -227,6 +245,13 @@ if is_open() then finish('cancelled', ARGV[1]) end
 return state()""")
 
 
+# Before the keys of a job are deleted. ARGV: when to remove what the results store holds of it. -> 1, or 0 where that is nothing.
+DOOM = _script("""
+if not is_external() then return 0 end
+remove_objects_at(ARGV[1])
+return 1""")
+
+
 def transition_keys(job: str, priority: str) -> list[str]:
     """The KEYS of every script above."""
-    return [job_key(job), sha256_key(job), png_key(job), open_key(priority), chains_key(job)]
+    return [job_key(job), sha256_key(job), png_key(job), open_key(priority), chains_key(job), EXPIRING]

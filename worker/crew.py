@@ -8,12 +8,14 @@ from collections.abc import Callable
 
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
+from worker.store import StoreFault
+
 log = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 3.0
 
 
 class Crew:
-    """Runs turns in threads. While Redis is away they wait with backoff; any other failure stops the worker."""
+    """Runs turns in threads. While Redis or the results store is away they wait with backoff; other failures stop the worker."""
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
@@ -31,15 +33,16 @@ class Crew:
             thread.join(within_s)
 
     def patiently(self, name: str, turn: Callable[[], None]) -> None:
-        """Do the turn, and do it again for as long as Redis does not answer and the worker does not stop."""
+        """Do the turn, and do it again for as long as a store does not answer and the worker does not stop."""
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 return turn()
-            except RedisError as error:
+            except (RedisError, StoreFault) as error:
                 if not _passing(error) or self.stopping.is_set():
                     raise
-                log.warning("%s: Redis does not answer (%s); again in %.1f s", name, error, pause_s)
+                what = "" if isinstance(error, StoreFault) else "Redis does not answer: "
+                log.warning("%s: %s%s; again in %.1f s", name, what, error, pause_s)
             self.stopping.wait(pause_s)
             pause_s = min(2 * pause_s, _LAST_PAUSE_S)
 
@@ -54,8 +57,8 @@ class Crew:
                 self.stopping.set()
 
 
-def _passing(error: RedisError) -> bool:
+def _passing(error: RedisError | StoreFault) -> bool:
     """Faults that time mends: no connection, no answer, a server that loads its data or is out of memory."""
-    return isinstance(error, ConnectionError | TimeoutError) or str(error).startswith(
+    return isinstance(error, ConnectionError | TimeoutError | StoreFault) or str(error).startswith(
         ("LOADING", "OOM", "BUSY", "MISCONF", "READONLY")
     )

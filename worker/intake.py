@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -61,13 +61,20 @@ class Intake:
     """
 
     def __init__(
-        self, shards: ShardWorker, results: Results, models: Mapping[str, LoadedModel], load: Load, inbox: Inbox
+        self,
+        shards: ShardWorker,
+        results: Results,
+        models: Mapping[str, LoadedModel],
+        load: Load,
+        inbox: Inbox,
+        held_back: Callable[[], bool],
     ) -> None:
         self._shards, self._results, self._models, self._load, self._inbox = shards, results, models, load, inbox
+        self._held_back = held_back
 
     def turn(self) -> None:
         self._load.changed.clear()
-        queues = self._wanted()
+        queues = [] if self._held_back() else self._wanted()
         lease = self._shards.take(queues) if queues else None
         if lease is None:
             self._load.changed.wait(_LOOK_EVERY_S)

@@ -15,11 +15,20 @@ class TabledNetwork:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        # the table is always made on the CPU in float32, so that every device starts from the same numbers
-        with torch.inference_mode():
-            self.features = checkpoint.net.time_features(torch.arange(checkpoint.schedule.T)).to(device)
+        self.features = _table(checkpoint).to(device)
         self.net = checkpoint.net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """x float32 (B, C, H, W), t int64 (B,) -> float32 (B, C, H, W)."""
         return self.net.denoise(x.contiguous(memory_format=torch.channels_last), self.features[t])
+
+
+@torch.inference_mode()
+def _table(checkpoint: Checkpoint) -> Tensor:
+    """Always made on the CPU by one thread, so that every worker starts from the same numbers: these products are thin."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return checkpoint.net.time_features(torch.arange(checkpoint.schedule.T))
+    finally:
+        torch.set_num_threads(threads)

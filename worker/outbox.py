@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -14,8 +15,11 @@ from worker.intake import Dropped, Inbox
 from worker.results import Results, encode
 from worker.rq_worker import Lease, ShardWorker
 from worker.snapshots import pack
+from worker.store import StoreFault
 
+log = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 0.05
+_FULL_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,13 @@ class Outbox:
         self._chains = chains
         self._work.set()
 
+    def is_full(self) -> bool:
+        """While the results store is away, Redis may still have shards to give: memory sets the end."""
+        images = (pixels for parcel in list(self._parcels) for _, pixels in parcel.images)
+        return sum(pixels.nbytes for pixels in images) >= _FULL_BYTES
+
     def turn(self) -> None:
-        """Send what there is; a parcel leaves the box only when Redis has it."""
+        """Send what there is; a parcel leaves the box only when Redis has it, and the results store where there is one."""
         self._work.wait(PROGRESS_EVERY_S * 10)
         self._work.clear()
         progress, self._progress = self._progress, ()
@@ -75,7 +84,10 @@ class Outbox:
     def flush(self) -> None:
         """Before the worker exits, with the thread stopped: what is finished must not be computed again."""
         self._work.set()
-        self.turn()
+        try:
+            self.turn()
+        except StoreFault as fault:  # Redis may answer all the same: give the shards back
+            log.warning("%d parcels of finished images are left for another worker to draw again: %s", len(self._parcels), fault)
 
     def _send(self, parcel: Parcel) -> None:
         shard = parcel.lease.shard

@@ -15,6 +15,7 @@ from torch import Tensor
 from models.pictures import png
 from worker import contract
 from worker.contract import Recipe, Shard, State
+from worker.store import Store
 
 METADATA_KEY = "ddpm"  # the tEXt entry that holds the recipe
 
@@ -27,15 +28,15 @@ def encode(pixels: Tensor, recipe: Recipe, index: int) -> bytes:
 class Results:
     """The contract's changes of state, from the worker's side. False means: the job has ended or is gone, drop its chains."""
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    def __init__(self, redis: Redis, store: Store) -> None:
+        self._redis, self._store = redis, store
         scripts = (contract.START, contract.PROGRESS, contract.SAVE, contract.PUBLISH, contract.FAIL)
         self._start, self._progress, self._save, self._publish, self._fail = (
             cast("Any", redis.register_script(s)) for s in scripts
         )
 
     def start(self, shard: Shard, attempt: int) -> bool:
-        state = self._start(keys=_keys(shard), args=[time.time(), attempt])
+        state = self._start(keys=_keys(shard), args=[time.time(), attempt, int(self._store.external)])
         return state is not None and State(state.decode()) is State.RUNNING
 
     def finished_indices(self, shard: Shard) -> set[int]:
@@ -56,9 +57,24 @@ class Results:
         self._redis.hdel(contract.chains_key(shard.job), str(shard.number))
 
     def publish(self, shard: Shard, images: Sequence[tuple[int, bytes]]) -> bool:
-        """Store PNGs by index. The one that completes the job closes it."""
-        entries = [part for index, data in images for part in (index, hashlib.sha256(data).hexdigest(), data)]
-        return bool(self._publish(keys=_keys(shard), args=[time.time(), contract.UNFINISHED_TTL_S, *entries]))
+        """Store PNGs by index, the bytes before the hashes. The one that completes the job closes it. Raises StoreFault."""
+        kept = self._store.put(shard.job, images)
+        entries = [
+            part
+            for (index, png), in_redis in zip(images, kept, strict=True)
+            for part in (index, hashlib.sha256(png).hexdigest(), in_redis)
+        ]
+        wanted = bool(self._publish(keys=_keys(shard), args=[time.time(), contract.UNFINISHED_TTL_S, *entries]))
+        if not wanted and self._store.external:
+            self._take_back(shard.job, [index for index, _ in images])
+        return wanted
+
+    def _take_back(self, job: str, indices: Sequence[int]) -> None:
+        """Images that have a hash stay: the job has ended with them, perhaps by this very call, whose answer was lost."""
+        if not self._redis.exists(contract.job_key(job)):
+            return self._store.remove_all(job)
+        hashes = cast("list[bytes | None]", self._redis.hmget(contract.sha256_key(job), [str(index) for index in indices]))
+        self._store.remove(job, [index for index, sha256 in zip(indices, hashes, strict=True) if not sha256])
 
     def fail(self, job: str, priority: str, code: str, message: str) -> bool:
         return bool(self._fail(keys=contract.transition_keys(job, priority), args=[time.time(), code, message]))

@@ -16,11 +16,13 @@ from torch import Tensor
 from worker.contract import Priority, WorkerInfo, queue_name
 from worker.crew import Crew
 from worker.engine import Finished
+from worker.expiry import Expiry
 from worker.intake import Dropped, Inbox, Intake, Listener, Load, Taken
 from worker.loaded import LoadedModel, WrongWeights
 from worker.outbox import PROGRESS_EVERY_S, Outbox, Parcel
 from worker.results import Results
 from worker.rq_worker import Lease, ShardWorker
+from worker.store import Store
 from worker.upkeep import Upkeep, until
 
 log = logging.getLogger(__name__)
@@ -50,24 +52,25 @@ class _Held:
 class Worker:
     """`run` returns when `crew.stopping` is set, with every shard given back; it raises what made a step or a thread fail."""
 
-    def __init__(self, redis: Redis, models: Mapping[str, LoadedModel], device: str) -> None:
+    def __init__(self, redis: Redis, models: Mapping[str, LoadedModel], device: str, store: Store) -> None:
         queues = [queue_name(priority, name) for priority in Priority for name in models]
         self.crew = Crew()
-        self._models, self._device = models, device
+        self._models, self._device, self._store = models, device, store
         self._held: dict[str, _Held] = {}
         self._inbox, self._load = Inbox(), Load()
-        self._shards, self._results = ShardWorker(redis, queues), Results(redis)
-        self._intake = Intake(self._shards, self._results, models, self._load, self._inbox)
+        self._shards, self._results = ShardWorker(redis, queues), Results(redis, store)
         self._listener = Listener(redis, self._load, self._inbox)
         self._outbox = Outbox(self._shards, self._results, self._inbox)
+        self._intake = Intake(self._shards, self._results, models, self._load, self._inbox, self._outbox.is_full)
         self._upkeep = Upkeep(redis, self._shards, self._results, self._inbox, self._info, self.crew.stopping)
+        self._expiry = Expiry(redis, store, self.crew.stopping)
         self._rate = _Rate(max(model.calibration.image_steps_per_s for model in models.values()))
         self._reported = 0.0
         self._save_at = 0.0
 
     def run(self) -> None:
         self.crew.patiently("start", self._shards.register)
-        for name in ("upkeep", "listener", "outbox", "intake"):
+        for name in ("upkeep", "listener", "outbox", "intake", *(["expiry"] if self._store.external else [])):
             self.crew.start(name, getattr(self, f"_{name}").turn)
         log.info("worker %s is ready", self._shards.name)
         while not self.crew.stopping.is_set():

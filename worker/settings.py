@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AnyUrl, Field, UrlConstraints, field_validator
+from pydantic import AnyUrl, Field, SecretStr, UrlConstraints, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.contract import SHARD_IMAGES
@@ -17,6 +17,10 @@ class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DDPM_", extra="ignore", frozen=True)
 
     redis_url: RedisUrl = Field(default=AnyUrl("redis://127.0.0.1:6379/0"), description="The server that holds the queue")
+    results_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="Where finished PNGs lie: file:///FOLDER, s3://BUCKET/PREFIX, any of fsspec; empty: in Redis",
+    )
     models_dir: Path | None = Field(default=None, description="Folder of model folders, beside the shipped ones")
     models: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description="Names to serve, comma-separated; empty: all")
     device: str = Field(default="auto", description="cpu, cuda, cuda:1; auto takes a GPU where there is one")

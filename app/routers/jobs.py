@@ -12,6 +12,7 @@ from app.errors import (
     Expired,
     InvalidRequest,
     NotFinished,
+    ResultsUnreachable,
     StoreFull,
     StoreUnreachable,
     UnknownImage,
@@ -72,7 +73,7 @@ async def get_job(job_id: JobId, jobs: Jobs, wait: Wait = 0) -> Job:
 @router.get(
     "/{job_id}/images/{index}",
     response_class=PNG,
-    responses=problems(UnknownJob, UnknownImage, InvalidRequest, NotFinished, Expired) | _NOT_MODIFIED,
+    responses=problems(UnknownJob, UnknownImage, InvalidRequest, NotFinished, Expired, ResultsUnreachable) | _NOT_MODIFIED,
 )
 async def get_image(job_id: JobId, index: Index, jobs: Jobs, request: Request) -> Response:
     """The PNG of one image. It never changes."""
@@ -80,7 +81,11 @@ async def get_image(job_id: JobId, index: Index, jobs: Jobs, request: Request) -
     return png_response(request, png, digest, final=True)
 
 
-@router.get("/{job_id}/grid", response_class=PNG, responses=problems(UnknownJob, NotFinished, Expired) | _NOT_MODIFIED)
+@router.get(
+    "/{job_id}/grid",
+    response_class=PNG,
+    responses=problems(UnknownJob, NotFinished, Expired, ResultsUnreachable) | _NOT_MODIFIED,
+)
 async def get_grid(job_id: JobId, jobs: Jobs, request: Request) -> Response:
     """A contact sheet of the images finished so far, each in its place; at most 4096 pixels wide."""
     png, final = await jobs.grid(job_id)

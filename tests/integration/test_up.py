@@ -15,24 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models import checkpoint
-from models.card import make_card
-from models.catalog import DataCard, ScheduleCard, write_card
-from models.unet import UNet
-from models.unet_config import UNetConfig
+from tests.support.folders import write_model
 
 ROOT = Path(__file__).parents[2]
-TINY = UNetConfig(
-    sample_size=8,
-    in_channels=1,
-    out_channels=1,
-    block_out_channels=(8, 8),
-    layers_per_block=1,
-    down_block_types=("DownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "UpBlock2D"),
-    norm_num_groups=4,
-)
-
 pytestmark = [
     pytest.mark.redis,
     pytest.mark.slow,
@@ -94,10 +79,7 @@ def command_line(pid: int) -> str:
 def data_dir(tmp_path: Path) -> Path:
     """A data folder, with a space in its name and one small model in it."""
     folder = tmp_path / "the data"
-    model = folder / "models" / "tiny"
-    checkpoint.save(model, TINY, UNet(TINY).state_dict(), ScheduleCard(kind="linear", T=20), "epsilon")
-    data = DataCard(name="none", licence="none")
-    write_card(model, make_card(model, "tiny", data=data, licence="none", provenance="random", default=True))
+    write_model(folder / "models", "tiny")
     return folder
 
 

@@ -14,6 +14,7 @@ from redis import Redis
 
 from worker import contract
 from worker.contract import WorkerInfo
+from worker.store import InRedis, Store
 
 
 def png_of(index: int, size: int = 8) -> bytes:
@@ -24,22 +25,23 @@ def png_of(index: int, size: int = 8) -> bytes:
 
 
 class IdleWorker:
-    def __init__(self, redis: Redis) -> None:
-        self.redis = redis
+    def __init__(self, redis: Redis, store: Store | None = None) -> None:
+        self.redis, self.store = redis, store or InRedis()
 
     def announce(self, *, image_steps_per_s: float = 100.0, lives_s: float = 60.0, models: tuple[str, ...] = ("tiny",)) -> None:
         info = WorkerInfo("worker-1", models, "cpu", "fp32", (2,), image_steps_per_s, time.time() + lives_s)
         self.redis.hset(contract.WORKERS, info.name, json.dumps(asdict(info)))
 
     def start(self, job: str) -> bytes | None:
-        return self._run(contract.START, job, time.time(), 1)
+        return self._run(contract.START, job, time.time(), 1, int(self.store.external))
 
     def progress(self, job: str, shard: int, least: int, image_steps: int) -> bool:
         return bool(self._run(contract.PROGRESS, job, contract.progress_field(shard), f"{least},{image_steps}"))
 
     def publish(self, job: str, indices: Iterable[int]) -> bool:
         pngs = [(index, png_of(index)) for index in indices]
-        images = [part for index, png in pngs for part in (index, hashlib.sha256(png).hexdigest(), png)]
+        kept = zip(pngs, self.store.put(job, pngs), strict=True)
+        images = [part for (index, png), in_redis in kept for part in (index, hashlib.sha256(png).hexdigest(), in_redis)]
         return bool(self._run(contract.PUBLISH, job, time.time(), contract.UNFINISHED_TTL_S, *images))
 
     def fail(self, job: str, code: str, message: str) -> bool:

@@ -1,0 +1,324 @@
+"""Images over HTTP, wherever they lie; and the ends of what lies in a results store."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import httpx
+import pytest
+from fsspec.core import url_to_fs
+from PIL import Image
+from redis import Redis
+
+from app.main import create_app
+from app.settings import ApiSettings
+from tests.support.s3 import BUCKET, s3_server
+from tests.support.server import serve
+from tests.support.worker import IdleWorker, png_of
+from worker import contract
+from worker.expiry import Expiry
+from worker.results import Results
+from worker.store import InObjects, Store, StoreFault, open_store
+
+Post = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=["redis", "file", "s3"])
+def results_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if request.param == "s3":
+        with s3_server():
+            yield f"s3://{BUCKET}/prefix"
+    else:
+        yield f"file://{tmp_path_factory.mktemp('results')}" if request.param == "file" else ""
+
+
+@pytest.fixture(scope="module")
+def external(results_url: str) -> str:
+    if not results_url:
+        pytest.skip("is about results stores; Redis has its own times to live")
+    return results_url
+
+
+@pytest.fixture(scope="module")
+def settings(shared_valkey_url: str, models_dir: Path, results_url: str) -> ApiSettings:
+    return ApiSettings(redis_url=shared_valkey_url, models_dir=models_dir, results_url=results_url)
+
+
+@pytest.fixture(scope="module")
+def url(settings: ApiSettings) -> Iterator[str]:
+    with serve(create_app(settings)) as url:
+        yield url
+
+
+@pytest.fixture
+def store(results_url: str) -> Store:
+    return open_store(results_url)
+
+
+@pytest.fixture
+def worker(redis: Redis, store: Store) -> IdleWorker:
+    return IdleWorker(redis, store)
+
+
+def objects(url: str) -> list[str]:
+    file_system, root = url_to_fs(url, skip_instance_cache=True, use_listings_cache=False)
+    return sorted(path.removeprefix(root) for path in file_system.find(root)) if file_system.exists(root) else []
+
+
+def clear(redis: Redis, store: Store) -> None:
+    """A turn of a worker's expiry that does not wait for the next."""
+    stopping = Event()
+    expiry = Expiry(redis, store, stopping)
+    stopping.wait = lambda _seconds: True
+    expiry.turn()
+
+
+def end_long_ago(redis: Redis, job: str) -> None:
+    long_ago = time.time() - 2 * 86_400
+    redis.hset(contract.job_key(job), "finished_at", long_ago)
+    redis.zadd(contract.EXPIRING, {job: long_ago + 86_400})
+
+
+def test_an_image_is_unfinished_then_there_with_its_etag_and_head(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post(count=2, start=5)["id"]
+    path = f"/v1/jobs/{job}/images/5"
+    assert api.get(path).status_code == 409
+    worker.start(job)
+    worker.publish(job, [5])
+    got = api.get(path)
+    assert (got.status_code, got.content, got.headers["content-type"]) == (200, png_of(5), "image/png")
+    assert "immutable" in got.headers["cache-control"]
+    head = api.head(path)
+    assert (head.status_code, head.content, int(head.headers["content-length"])) == (200, b"", len(png_of(5)))
+    again = api.get(path, headers={"If-None-Match": got.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert [api.get(f"/v1/jobs/{job}/images/{index}").status_code for index in (6, 7)] == [409, 404]
+
+
+def test_the_contact_sheet_shows_what_is_finished(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post(count=5, start=10)["id"]
+    worker.start(job)
+    worker.publish(job, [10, 14])
+    sheet = Image.open(BytesIO(api.get(f"/v1/jobs/{job}/grid").content))
+    centres = [sheet.getpixel((6 + 10 * column, 6 + 10 * row)) for row in range(2) for column in range(3)]
+    assert centres == [10, 255, 255, 255, 14, 255]
+
+
+def test_a_cancelled_job_keeps_its_finished_images(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post(count=3)["id"]
+    worker.start(job)
+    worker.publish(job, [1])
+    api.post(f"/v1/jobs/{job}/cancel")
+    assert api.get(f"/v1/jobs/{job}/images/1").content == png_of(1)
+
+
+def test_pngs_lie_in_one_place_only(redis: Redis, worker: IdleWorker, post: Post, results_url: str) -> None:
+    job = post(count=2)["id"]
+    worker.start(job)
+    worker.publish(job, [0, 1])
+    assert redis.exists(contract.png_key(job)) == (0 if results_url else 1)
+    if results_url:
+        assert [path for path in objects(results_url) if job in path] == [f"/{job}/0.png", f"/{job}/1.png"]
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "finished"])
+def test_a_deleted_job_leaves_neither_key_nor_object(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, results_url: str, state: str
+) -> None:
+    job = post(count=2)["id"]
+    if state != "queued":
+        worker.start(job)
+        worker.publish(job, [0, 1] if state == "finished" else [0])
+    assert api.delete(f"/v1/jobs/{job}").status_code == 204
+    assert not [key for key in redis.keys("*") if job in key.decode()]
+    assert not results_url or not [path for path in objects(results_url) if job in path]
+    assert api.get(f"/v1/jobs/{job}/images/0").status_code == 404
+
+
+def test_images_past_their_time_are_410_and_their_objects_go(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, store: Store, external: str
+) -> None:
+    job, other = post(count=2)["id"], post()["id"]
+    for each, images in ((job, [0, 1]), (other, [0])):
+        worker.start(each)
+        worker.publish(each, images)
+    clear(redis, store)
+    assert api.get(f"/v1/jobs/{job}/images/1").status_code == 200
+    end_long_ago(redis, job)
+    statuses = lambda: [api.get(f"/v1/jobs/{job}/{rest}").status_code for rest in ("images/0", "images/1", "grid")]  # noqa: E731
+    assert statuses() == [410, 410, 410], "before a worker has removed anything"
+    assert {image["state"] for image in api.get(f"/v1/jobs/{job}").json()["images"]} == {"expired"}
+    clear(redis, store)
+    assert statuses() == [410, 410, 410]
+    assert [path for path in objects(external) if job in path or other in path] == [f"/{other}/0.png"]
+    assert redis.zrange(contract.EXPIRING, 0, -1) == [other.encode()]
+
+
+def test_a_job_that_never_ends_is_removed_when_its_record_is_gone(
+    redis: Redis, worker: IdleWorker, post: Post, external: str
+) -> None:
+    job = post(count=2)["id"]
+    worker.start(job)
+    due = redis.zscore(contract.EXPIRING, job)
+    assert due == pytest.approx(time.time() + contract.UNFINISHED_TTL_S, abs=10)
+
+
+@pytest.mark.usefixtures("external")
+def test_an_entry_is_given_to_one_worker_and_again_when_that_one_fails(redis: Redis, store: Store) -> None:
+    store.put("job", [(0, b"zero")])
+    redis.zadd(contract.EXPIRING, {"job": time.time() - 1})
+
+    class Broken:
+        external = True
+
+        def remove_all(self, job: str) -> None:
+            clear(redis, store)  # another worker looks meanwhile
+            raise StoreFault("away")
+
+    with pytest.raises(StoreFault):
+        clear(redis, Broken())
+    assert store.get("job", [0]) == [b"zero"], "the other worker was not to have it"
+    assert redis.zscore(contract.EXPIRING, "job") > time.time()
+    redis.zadd(contract.EXPIRING, {"job": time.time() - 1})  # the claim is over
+    clear(redis, store)
+    assert store.get("job", [0]) == [None]
+    assert not redis.exists(contract.EXPIRING)
+
+
+def test_an_entry_made_anew_while_it_is_worked_on_stays(redis: Redis, store: Store, external: str) -> None:
+    class Slow:
+        external = True
+
+        def remove_all(self, job: str) -> None:
+            redis.zadd(contract.EXPIRING, {job: 4e9})
+
+    redis.zadd(contract.EXPIRING, {"job": 1})
+    clear(redis, Slow())
+    assert redis.zscore(contract.EXPIRING, "job") == 4e9
+
+
+def shard_of(post: Post, **request: Any) -> contract.Shard:
+    job = post(**request)
+    recipe = contract.Recipe("tiny", "ab" * 32, "ddpm", 10, "fixed_small", 0.0, 1)
+    return contract.Shard(job["id"], 0, 0, job["count"], "local", "interactive", recipe)
+
+
+def test_a_late_write_to_a_cancelled_job_is_taken_back_and_what_was_finished_stays(
+    api: httpx.Client, redis: Redis, post: Post, store: Store, results_url: str
+) -> None:
+    shard, results = shard_of(post, count=3), Results(redis, store)
+    results.start(shard, 1)
+    assert results.publish(shard, [(0, png_of(0))])
+    api.post(f"/v1/jobs/{shard.job}/cancel")
+    assert not results.publish(shard, [(0, png_of(0)), (1, png_of(1))])
+    assert [api.get(f"/v1/jobs/{shard.job}/images/{index}").status_code for index in range(3)] == [200, 409, 409]
+    if results_url:
+        assert [path for path in objects(results_url) if shard.job in path] == [f"/{shard.job}/0.png"]
+
+
+def test_a_late_write_to_a_deleted_job_leaves_nothing(
+    api: httpx.Client, redis: Redis, post: Post, store: Store, results_url: str
+) -> None:
+    shard, results = shard_of(post, count=3), Results(redis, store)
+    results.start(shard, 1)
+    api.delete(f"/v1/jobs/{shard.job}")
+    assert not results.publish(shard, [(0, png_of(0))])
+    assert not [key for key in redis.keys("*") if shard.job in key.decode()]
+    assert not results_url or not [path for path in objects(results_url) if shard.job in path]
+
+
+def test_a_write_that_is_repeated_because_its_answer_was_lost_takes_nothing_back(
+    api: httpx.Client, redis: Redis, post: Post, store: Store
+) -> None:
+    shard, results = shard_of(post, count=1), Results(redis, store)
+    results.start(shard, 1)
+    assert results.publish(shard, [(0, png_of(0))])
+    assert not results.publish(shard, [(0, png_of(0))])
+    assert api.get(f"/v1/jobs/{shard.job}/images/0").content == png_of(0)
+
+
+def test_a_worker_killed_between_object_and_hash_leaves_the_image_to_the_next(
+    api: httpx.Client, redis: Redis, post: Post, store: Store, external: str
+) -> None:
+    shard, next_worker = shard_of(post, count=1), Results(redis, store)
+    next_worker.start(shard, 1)
+    store.put(shard.job, [(0, png_of(0))])
+    assert api.get(f"/v1/jobs/{shard.job}").json()["state"] == "running"
+    assert api.get(f"/v1/jobs/{shard.job}/images/0").status_code == 409
+    assert next_worker.finished_indices(shard) == set()
+    next_worker.publish(shard, [(0, png_of(0))])
+    assert api.get(f"/v1/jobs/{shard.job}").json()["state"] == "finished"
+    assert api.get(f"/v1/jobs/{shard.job}/images/0").content == png_of(0)
+
+
+def test_objects_that_a_late_worker_puts_back_after_their_time_are_due_again(
+    redis: Redis, post: Post, store: Store, external: str
+) -> None:
+    shard, results = shard_of(post, count=1), Results(redis, store)
+    results.start(shard, 1)
+    results.publish(shard, [(0, png_of(0))])
+    end_long_ago(redis, shard.job)
+    clear(redis, store)
+    assert not results.publish(shard, [(0, png_of(0))])
+    clear(redis, store)
+    assert not [path for path in objects(external) if shard.job in path]
+
+
+def test_an_object_that_was_changed_is_never_served(api: httpx.Client, worker: IdleWorker, post: Post, external: str) -> None:
+    job = post(count=2)["id"]
+    worker.start(job)
+    worker.publish(job, [0, 1])
+    worker.store.put(job, [(0, png_of(0)[:-20])])
+    assert [api.get(f"/v1/jobs/{job}/images/{index}").status_code for index in (0, 1)] == [410, 200]
+
+
+def unreachable(response: httpx.Response) -> bool:
+    return (response.status_code, response.json()["type"]) == (503, "urn:problem-type:ddpm:results-unreachable") and int(
+        response.headers["retry-after"]
+    ) > 0
+
+
+def test_a_store_that_hangs_is_a_503_within_5_s_and_keeps_no_other_request_waiting(
+    redis: Redis, shared_valkey_url: str, models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, s3_server():
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        settings = ApiSettings(redis_url=shared_valkey_url, models_dir=models_dir, results_url=f"s3://{BUCKET}")
+        with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=20) as http:
+            job = http.post("/v1/jobs", json={"model": "tiny"}).json()["id"]
+            worker = IdleWorker(redis, _Kept())
+            worker.start(job)
+            worker.publish(job, [0])
+            for rest in ("images/0", "grid"):
+                began = time.monotonic()
+                assert unreachable(http.get(f"/v1/jobs/{job}/{rest}"))
+                assert time.monotonic() - began < 5
+            assert http.delete(f"/v1/jobs/{job}").status_code == 204
+            assert redis.zscore(contract.EXPIRING, job) == pytest.approx(time.time() + 60, abs=10), "left to the workers"
+
+
+class _Kept(InObjects):
+    """Says that it has kept what it was given."""
+
+    def __init__(self) -> None: ...
+
+    def put(self, job: str, images: Any) -> list[bytes]:
+        return [b""] * len(images)
+
+
+def test_an_api_without_the_workers_store_says_so(
+    redis: Redis, shared_valkey_url: str, models_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(create_app(ApiSettings(redis_url=shared_valkey_url, models_dir=models_dir))) as url:
+        job = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}).json()["id"]
+        worker = IdleWorker(redis, _Kept())
+        worker.start(job)
+        worker.publish(job, [0])
+        assert unreachable(httpx.get(f"{url}/v1/jobs/{job}/images/0"))
+    assert "set its DDPM_RESULTS_URL" in caplog.text

@@ -1,0 +1,40 @@
+"""An S3 on this machine: moto's server in a thread, and the environment that botocore finds it by."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import httpx
+from moto.server import ThreadedMotoServer
+
+BUCKET = "pictures"
+
+
+@contextmanager
+def s3_server() -> Iterator[ThreadedMotoServer]:
+    """With an empty bucket."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    httpx.post(f"{url}/moto-api/reset").raise_for_status()  # what it holds outlives the server
+    environment = {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "only-for-this-test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+    with patch.dict(os.environ, environment):
+        from s3fs import S3FileSystem
+
+        S3FileSystem(skip_instance_cache=True).mkdir(BUCKET)
+        yield server
+    server.stop()

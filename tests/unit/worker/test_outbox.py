@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from queue import SimpleQueue
+from typing import Any, cast
+
+import pytest
+import torch
+
+from worker.contract import Recipe, Shard
+from worker.outbox import Outbox, Parcel
+from worker.rq_worker import Lease
+from worker.store import StoreFault
+
+SHARD = Shard("job", 0, 0, 1, "local", "interactive", Recipe("tiny", "ab" * 32, "ddpm", 1, "fixed_small", 0.0, 1))
+
+
+class Away:
+    """Results whose store is away for a number of calls."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls, self.published = calls, 0
+
+    def progress(self, *_: object) -> bool:
+        return True
+
+    def forget(self, _shard: Shard) -> None: ...
+
+    def publish(self, _shard: Shard, _images: object) -> bool:
+        self.calls -= 1
+        if self.calls >= 0:
+            raise StoreFault("the results store is away")
+        self.published += 1
+        return True
+
+
+class Shards:
+    def __init__(self) -> None:
+        self.finished: list[Lease] = []
+
+    def finish(self, lease: Lease) -> bool:
+        self.finished.append(lease)
+        return True
+
+
+def outbox(results: Away) -> tuple[Outbox, Shards]:
+    shards = Shards()
+    box = Outbox(cast("Any", shards), cast("Any", results), SimpleQueue())
+    lease = Lease(SHARD, *cast("Any", (None, None, None)))
+    box.post(Parcel(lease, [(0, torch.zeros(1, 4, 4, dtype=torch.uint8))], last=True))
+    return box, shards
+
+
+def test_a_parcel_stays_until_the_store_has_it_and_its_shard_is_not_finished_before() -> None:
+    results = Away(calls=2)
+    box, shards = outbox(results)
+    for _ in range(2):
+        with pytest.raises(StoreFault):
+            box.turn()
+    assert shards.finished == []
+    box.turn()
+    assert (results.published, len(shards.finished)) == (1, 1)
+
+
+def test_an_outbox_is_full_of_bytes_until_the_store_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.outbox._FULL_BYTES", 16)
+    box, _ = outbox(Away(calls=0))
+    assert box.is_full()
+    box.turn()
+    assert not box.is_full()
+
+
+def test_a_worker_that_stops_while_the_store_is_away_says_what_it_leaves_and_finishes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    box, shards = outbox(Away(calls=1))
+    box.flush()
+    assert shards.finished == []
+    assert "1 parcels of finished images are left for another worker" in caplog.text

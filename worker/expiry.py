@@ -1,0 +1,52 @@
+"""Removes from the results store what is due: images past their time to live, and those of deleted jobs.
+
+`ddpm:expiring` says what is due and when. A worker claims an entry by setting it to a later time, and takes it out once the
+objects are gone; an entry that was set anew meanwhile stays. So a kill at any moment only means that it is done again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from threading import Event
+from typing import Any, cast
+
+from redis import Redis
+
+from worker.contract import EXPIRING
+from worker.store import Store
+
+log = logging.getLogger(__name__)
+LOOK_EVERY_S = 5.0
+CLAIM_S = 120.0
+
+# KEYS: expiring. ARGV: now, until. -> a job that is due, or false. Nobody else gets it until then.
+_CLAIM = """
+local due = redis.call('ZRANGE', KEYS[1], '-inf', ARGV[1], 'BYSCORE', 'LIMIT', 0, 1)[1]
+if due then redis.call('ZADD', KEYS[1], ARGV[2], due) end
+return due"""
+
+# KEYS: expiring. ARGV: job, until when it was claimed.
+_DONE = """
+if redis.call('ZSCORE', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('ZREM', KEYS[1], ARGV[1]) end"""
+
+
+class Expiry:
+    """One turn removes all that is due."""
+
+    def __init__(self, redis: Redis, store: Store, stopping: Event) -> None:
+        self._store, self._stopping = store, stopping
+        self._claim, self._done = (cast("Any", redis.register_script(script)) for script in (_CLAIM, _DONE))
+
+    def turn(self) -> None:
+        while not self._stopping.is_set():
+            now = time.time()
+            until = math.ceil(now + CLAIM_S)
+            job = self._claim(keys=[EXPIRING], args=[now, until])
+            if job is None:
+                break
+            self._store.remove_all(job.decode())
+            self._done(keys=[EXPIRING], args=[job, until])
+            log.info("removed the images of job %s from the results store", job.decode())
+        self._stopping.wait(LOOK_EVERY_S)
