@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
@@ -29,8 +30,9 @@ class Crew:
 
     def stop(self, within_s: float) -> None:
         self.stopping.set()
+        deadline = time.monotonic() + within_s
         for thread in self._threads:
-            thread.join(within_s)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def patiently(self, name: str, turn: Callable[[], None]) -> None:
         """Do the turn, and do it again for as long as a store does not answer and the worker does not stop."""

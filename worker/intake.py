@@ -28,13 +28,20 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped:
-    """A job that has ended, or a shard that is somebody else's by now: its chains are to leave."""
+class Ended:
+    """A job that finished, failed, was cancelled or deleted: whatever runs of it is to leave."""
 
-    name: str
+    job: str
 
 
-Inbox = SimpleQueue[Taken | Dropped]
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A lease that is ours no longer. Its shard may be here again under another lease, which stays."""
+
+    lease: Lease
+
+
+Inbox = SimpleQueue[Taken | Ended | Lost]
 
 
 class Load:
@@ -71,20 +78,30 @@ class Intake:
     ) -> None:
         self._shards, self._results, self._models, self._load, self._inbox = shards, results, models, load, inbox
         self._held_back = held_back
+        self._taken: Lease | None = None  # kept until it is handed on: its lease is prolonged, so nobody else would run it
 
     def turn(self) -> None:
         self._load.changed.clear()
-        queues = [] if self._held_back() else self._wanted()
-        lease = self._shards.take(queues) if queues else None
-        if lease is None:
+        self._taken = self._taken or self._next()
+        if self._taken is None:
             self._load.changed.wait(_LOOK_EVERY_S)
-        elif not self._results.start(lease.shard, lease.attempt):
-            self._shards.finish(lease)
         else:
-            finished = self._results.finished_indices(lease.shard)
-            indices = [i for i in lease.shard.indices if i not in finished]
-            self._load.add(lease.shard.recipe.model, len(indices))
-            self._inbox.put(Taken(lease, indices, self._results.saved(lease.shard)))
+            self._hand_on(self._taken)
+            self._taken = None
+
+    def _next(self) -> Lease | None:
+        queues = [] if self._held_back() else self._wanted()
+        return self._shards.take(queues) if queues else None
+
+    def _hand_on(self, lease: Lease) -> None:
+        if not self._results.start(lease.shard, lease.attempt):
+            self._shards.finish(lease)
+            return
+        finished = self._results.finished_indices(lease.shard)
+        saved = self._results.saved(lease.shard)
+        indices = [i for i in lease.shard.indices if i not in finished]
+        self._load.add(lease.shard.recipe.model, len(indices))
+        self._inbox.put(Taken(lease, indices, saved))
 
     def _wanted(self) -> list[str]:
         def has_room(name: str, model: LoadedModel) -> bool:
@@ -117,4 +134,4 @@ class Listener:
         if state == "queued":
             self._load.changed.set()
         elif state in ("cancelled", "failed", "deleted"):
-            self._inbox.put(Dropped(job))
+            self._inbox.put(Ended(job))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from worker.engine import Snapshot
-from worker.intake import Dropped, Inbox
+from worker.intake import Ended, Inbox
 from worker.results import Results, encode
 from worker.rq_worker import Lease, ShardWorker
 from worker.snapshots import pack
@@ -104,4 +104,4 @@ class Outbox:
 
     def _heed(self, lease: Lease, wanted: bool) -> None:
         if not wanted:
-            self._inbox.put(Dropped(lease.shard.job))
+            self._inbox.put(Ended(lease.shard.job))

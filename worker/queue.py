@@ -54,8 +54,23 @@ def enqueue(shards: Iterable[Shard], pipe: Any) -> None:
 
 def withdraw_keys(shard: Shard) -> list[str]:
     """KEYS of scripts.WITHDRAW; its ARGV is the shard's id."""
-    queue = make_queue(shard.queue, _NO_CONNECTION)
-    return [queue.key, Job.key_for(shard.id), FailedJobRegistry(queue=queue).key]
+    return _withdraw_keys(make_queue(shard.queue, _NO_CONNECTION), shard.id)
+
+
+def given_up(queue: Queue) -> list[str]:
+    """Shards that lost every worker, until they are discarded."""
+    ids = cast("list[bytes]", queue.connection.zrange(FailedJobRegistry(queue=queue).key, 0, -1))
+    return [shard_id.decode() for shard_id in ids]
+
+
+def discard(queue: Queue, shard_id: str) -> None:
+    """Remove a shard that was given up."""
+    keys = _withdraw_keys(queue, shard_id)
+    queue.connection.eval(scripts.WITHDRAW, len(keys), *keys, shard_id)
+
+
+def _withdraw_keys(queue: Queue, shard_id: str) -> list[str]:
+    return [queue.key, Job.key_for(shard_id), FailedJobRegistry(queue=queue).key]
 
 
 def reap(queues: Sequence[Queue], lease_s: float = LEASE_S) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from worker.contract import Priority, WorkerInfo, queue_name
 from worker.crew import Crew
 from worker.engine import Finished
 from worker.expiry import Expiry
-from worker.intake import Dropped, Inbox, Intake, Listener, Load, Taken
+from worker.intake import Ended, Inbox, Intake, Listener, Load, Lost, Taken
 from worker.loaded import LoadedModel, WrongWeights
 from worker.outbox import PROGRESS_EVERY_S, Outbox, Parcel
 from worker.results import Results
@@ -94,13 +94,24 @@ class Worker:
         try:
             entry = self._inbox.get(timeout=None if self._held else _IDLE_S, block=not self._held)
             while True:
-                self._admit(entry) if isinstance(entry, Taken) else self._drop(entry)
+                self._heed(entry)
                 entry = self._inbox.get_nowait()
         except Empty:
             return
 
+    def _heed(self, entry: Taken | Ended | Lost) -> None:
+        match entry:
+            case Taken():
+                self._admit(entry)
+            case Ended(job):
+                self._drop([held for held in self._held.values() if held.lease.shard.job == job])
+            case Lost(lease):
+                self._drop([held for held in self._held.values() if held.lease is lease])
+
     def _admit(self, taken: Taken) -> None:
         shard = taken.lease.shard
+        if shard.id in self._held:  # we were stopped past the lease, and the shard came back to us
+            self._drop([self._held[shard.id]])
         model = self._models[shard.recipe.model]
         try:
             model.admit(shard, taken.indices, taken.saved)
@@ -113,8 +124,8 @@ class Worker:
         else:  # its worker died between the last image and the end of the shard
             self._outbox.post(Parcel(taken.lease, last=True))
 
-    def _drop(self, dropped: Dropped) -> None:
-        for held in [h for h in self._held.values() if dropped.name in (h.lease.shard.job, h.lease.shard.id)]:
+    def _drop(self, shards: list[_Held]) -> None:
+        for held in shards:
             held.model.engine.cancel(held.chains())
             self._let_go(held, len(held.left))
             self._outbox.post(Parcel(held.lease, last=True))

@@ -11,11 +11,12 @@ from threading import Event
 from typing import cast
 
 from redis import Redis
+from rq import Queue
 
 from worker import contract
 from worker.contract import WorkerInfo
-from worker.intake import Dropped, Inbox
-from worker.queue import LEASE_S, reap
+from worker.intake import Inbox, Lost
+from worker.queue import LEASE_S, discard, given_up, reap
 from worker.results import Results
 from worker.rq_worker import ShardWorker
 
@@ -40,12 +41,13 @@ class Upkeep:
 
     def turn(self) -> None:
         for lease in self._shards.beat():
-            self._inbox.put(Dropped(lease.shard.id))
+            self._inbox.put(Lost(lease))
         self._introduce()
         for shard_id, outcome in reap(self._shards.queues, self._shards.lease_s):
             log.warning("shard %s was lost by its worker: %s", shard_id, outcome)
-            if outcome == "failed":
-                self._give_up(shard_id)
+        for queue in self._shards.queues:  # all of them, not only those of this turn: a kill may have come in between
+            for shard_id in given_up(queue):
+                self._give_up(queue, shard_id)
         self._stopping.wait(BEAT_EVERY_S)
 
     def sign_off(self) -> None:
@@ -56,12 +58,13 @@ class Upkeep:
         self._redis.hset(contract.WORKERS, info.name, json.dumps(asdict(info)))
         self._redis.expire(contract.WORKERS, round(4 * LEASE_S))
 
-    def _give_up(self, shard_id: str) -> None:
+    def _give_up(self, queue: Queue, shard_id: str) -> None:
         job = shard_id.rpartition("-")[0]
         priority = self._redis.hget(contract.job_key(job), "priority")
         if priority is not None:
             message = "the workers that ran this job were lost, several times without progress; post it again or ask the operator"
             self._results.fail(job, cast("bytes", priority).decode(), "workers_lost", message)
+        discard(queue, shard_id)
 
 
 def until() -> float:
