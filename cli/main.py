@@ -45,7 +45,7 @@ def up(
 
 @app.command()
 def api(host: Host = None, port: Port = None) -> None:
-    """Run the API alone; needs DDPM_REDIS_URL."""
+    """Run the API alone, on the queue at DDPM_REDIS_URL; default redis://127.0.0.1:6379/0."""
     import uvicorn
 
     from app.settings import ApiSettings
@@ -65,7 +65,7 @@ def api(host: Host = None, port: Port = None) -> None:
 
 @app.command()
 def worker() -> None:
-    """Run one worker; needs DDPM_REDIS_URL."""
+    """Run one worker, on the queue at DDPM_REDIS_URL; default redis://127.0.0.1:6379/0."""
     from worker.__main__ import main
 
     raise typer.Exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import httpx
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from cli.client import Client, is_loopback
 from cli.faults import Fault
-from cli.problem import detail
 
 CANCELLED = 130  # as a shell reports Ctrl-C
 _POLL_S = 0.2
@@ -23,40 +24,54 @@ def sample(url: str, request: Mapping[str, object], out: Path) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Fault(f"the folder {out} cannot be made ({error.strerror}); name another with --out") from None
-    with httpx.Client(base_url=url, timeout=30) as http:
+    with httpx.Client(base_url=url, timeout=30, trust_env=not is_loopback(url)) as http:
         client = Client(http)
         job = client.call("POST", "/v1/jobs", json=request).json()
         try:
-            saved = _follow(client, job, out)
-        except KeyboardInterrupt:
-            client.call("POST", f"/v1/jobs/{job['id']}/cancel")
-            typer.echo(f"cancelled job {job['id']}; the images finished until then are in {out}", err=True)
-            return CANCELLED
-    typer.echo(f"{saved} images in {out}, seed {job['seed']}")
+            return _attend(client, job, out)
+        except Fault as fault:
+            raise Fault(f"{fault} (look at job {job['id']} with `curl {url.rstrip('/')}/v1/jobs/{job['id']}`)") from None
+
+
+class NotSaved(Fault):
+    """An image that this machine cannot store."""
+
+
+def _attend(client: Client, job: dict[str, Any], out: Path) -> int:
+    """Until the job has ended, or has been cancelled because nobody wants its images or nothing can hold them."""
+    saved: set[int] = set()
+    try:
+        _follow(client, job, out, saved)
+    except KeyboardInterrupt:
+        job = _cancel(client, job)
+        _save(client, job, out, saved)
+        typer.echo(f"job {job['id']} is {job['state']}; its finished images ({len(saved)}) are in {out}", err=True)
+        return CANCELLED
+    except NotSaved as fault:
+        raise Fault(f"{fault}; {_fate(client, job)}") from None
+    typer.echo(f"{len(saved)} images in {out}, seed {job['seed']}")
     return 0
 
 
-class Client:
-    """HTTP whose failures are Faults with the service's own words."""
-
-    def __init__(self, http: httpx.Client) -> None:
-        self._http = http
-
-    def call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
-            answer = self._http.request(method, path, **options)
-        except httpx.ConnectError:
-            raise Fault(f"no answer from {self._http.base_url}; start the service with `make serve`, or give its --url") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Fault(f"{self._http.base_url}: {error or type(error).__name__}; try again") from None
-        if answer.is_error:
-            raise Fault(detail(answer))
-        return answer
+def _cancel(client: Client, job: dict[str, Any]) -> dict[str, Any]:
+    """The job as the service answers: cancelled, or ended before."""
+    try:
+        answer: dict[str, Any] = client.call("POST", f"/v1/jobs/{job['id']}/cancel").json()
+    except Fault as fault:
+        raise Fault(f"job {job['id']} may go on, because it could not be cancelled: {fault}") from None
+    return answer
 
 
-def _follow(client: Client, job: dict[str, Any], out: Path) -> int:
-    """Save every image as soon as it is finished, until the job has ended; their number."""
-    saved: set[int] = set()
+def _fate(client: Client, job: dict[str, Any]) -> str:
+    """What cancelling has made of the job; a failure to cancel must not hide why it was tried."""
+    try:
+        return f"job {job['id']} is {_cancel(client, job)['state']}"
+    except Fault as fault:
+        return str(fault)
+
+
+def _follow(client: Client, job: dict[str, Any], out: Path, saved: set[int]) -> None:
+    """Save every image as soon as it is finished, until the job has ended."""
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[images]}")
     with Progress(*columns) as progress:
         task = progress.add_task(job["state"], total=1.0, images="")
@@ -70,18 +85,31 @@ def _follow(client: Client, job: dict[str, Any], out: Path) -> int:
     if job["state"] != "finished":
         reason = (job["error"] or {}).get("message", "by another's request")
         raise Fault(f"job {job['id']} {job['state']}: {reason}")
-    return len(saved)
 
 
 def _next(client: Client, job: dict[str, Any]) -> dict[str, Any]:
     """The job a moment later, or at once where its state changes."""
-    later: dict[str, Any] = client.call("GET", f"/v1/jobs/{job['id']}", params={"wait": _POLL_S}).json()
+    later: dict[str, Any] = client.get(f"/v1/jobs/{job['id']}", params={"wait": _POLL_S}).json()
     return later
 
 
 def _save(client: Client, job: dict[str, Any], out: Path, saved: set[int]) -> None:
     for image in job["images"]:
         if image["state"] == "finished" and image["index"] not in saved:
-            path = out / f"{job['seed']}-{image['index']}.png"
-            path.write_bytes(client.call("GET", image["url"]).content)
+            _write(out / f"{job['seed']}-{image['index']}.png", client.get(image["url"]).content)
             saved.add(image["index"])
+
+
+def _write(path: Path, png: bytes) -> None:
+    """Whole or not at all. The process in the temporary name: two of the same seed may share a folder."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        try:
+            partial.write_bytes(png)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise NotSaved(
+            f"{path} cannot be saved ({error.strerror}); make room for it, or name another folder with --out"
+        ) from None

@@ -68,12 +68,14 @@ def compile_plan(
     prediction: Prediction = "epsilon",
     clip: bool = True,
 ) -> Plan:
-    """The plan of a job. Raises ValueError for steps outside 1..T."""
+    """The plan of a job. Raises ValueError for steps outside 1..T and for an unknown sampler."""
     tau = linspace_grid(steps, schedule.T)
     if sampler == "ddpm":
         return ddpm(schedule, tau, variance, prediction=prediction, clip=clip)
     if sampler == "ddim":
         return ddim(schedule, tau, eta, prediction=prediction, clip=clip)
+    if sampler != "dpmpp_2m":
+        raise ValueError(f"sampler={sampler!r} is unknown; use ddpm, ddim or dpmpp_2m")
     return dpmpp_2m(schedule, tau, prediction=prediction, clip=clip)
 
 

@@ -24,8 +24,8 @@ _REDIS_TIMEOUT_S = 2.0
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    settings = WorkerSettings()
     try:
+        settings = WorkerSettings()
         device = choose_device(settings.device)
         store = open_store(settings.results_url.get_secret_value())
         models = load_models(settings, device)
@@ -50,7 +50,10 @@ def choose_device(name: str) -> torch.device:
     """Raises ValueError for a device that is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"DDPM_DEVICE={name} is no device; use cpu, cuda, cuda:1 or auto") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"DDPM_DEVICE={name} but torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto")
     return device

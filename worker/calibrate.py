@@ -47,6 +47,8 @@ def calibrate(
 def _run(network: Network, x: Tensor, t: Tensor, size: int) -> tuple[Tensor, float]:
     """All chains in batches of `size`, and the seconds of the fastest batch."""
     network(x[:size], t[:size])
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
     outs, best = [], float("inf")
     for first in range(0, len(x), size):
         start = time.perf_counter()

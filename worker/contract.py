@@ -129,6 +129,10 @@ class Shard:
         return cls(**{**fields, "recipe": Recipe(**fields["recipe"])})
 
 
+def job_of(shard_id: str) -> str:
+    return shard_id.rpartition("-")[0]
+
+
 def shards_of(job: str, recipe: Recipe, start: int, count: int, owner: str, priority: str) -> Iterator[Shard]:
     for number in range(shard_count(count)):
         first = start + number * SHARD_IMAGES
@@ -224,8 +228,10 @@ if state() ~= 'running' then
   return 0
 end
 for i = 3, #ARGV, 3 do
-  redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
-  if ARGV[i + 2] ~= '' then redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 2]) end
+  -- the first one stays: a late worker on another kind of machine must not change what clients have cached
+  if redis.call('HSETNX', KEYS[2], ARGV[i], ARGV[i + 1]) == 1 and ARGV[i + 2] ~= '' then
+    redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 2])
+  end
 end
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 redis.call('EXPIRE', KEYS[3], ARGV[2])

@@ -34,12 +34,13 @@ class Crew:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def patiently(self, name: str, turn: Callable[[], None]) -> None:
+    def patiently(self, name: str, turn: Callable[[], object]) -> None:
         """Do the turn, and do it again for as long as a store does not answer and the worker does not stop."""
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                return turn()
+                turn()
+                return
             except (RedisError, StoreFault) as error:
                 if not _passing(error) or self.stopping.is_set():
                     raise

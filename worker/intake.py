@@ -10,10 +10,10 @@ from queue import SimpleQueue
 from redis import Redis
 from redis.client import PubSub
 
-from worker.contract import CHANGES, SHARD_IMAGES, Priority, queue_name
+from worker.contract import CHANGES, SHARD_IMAGES, Priority, Shard, job_of, queue_name
 from worker.loaded import LoadedModel
 from worker.results import Results
-from worker.rq_worker import Lease, ShardWorker
+from worker.rq_worker import BadShard, Lease, ShardWorker
 
 _LOOK_EVERY_S = 0.5  # should a published change have been missed
 
@@ -29,7 +29,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A job that finished, failed, was cancelled or deleted: whatever runs of it is to leave."""
+    """A job that has ended or is gone: whatever runs of it is to leave."""
 
     job: str
 
@@ -45,26 +45,28 @@ Inbox = SimpleQueue[Taken | Ended | Lost]
 
 
 class Load:
-    """Images that the worker holds, by model; written by the intake and by the loop."""
+    """Images that the worker holds, by model and priority; written by the intake and by the loop."""
 
     def __init__(self) -> None:
-        self._images: dict[str, int] = {}
+        self._images: dict[tuple[str, Priority], int] = {}
         self._lock = threading.Lock()
         self.changed = threading.Event()
 
-    def add(self, model: str, images: int) -> None:
+    def add(self, shard: Shard, images: int) -> None:
+        key = (shard.recipe.model, shard.priority)
         with self._lock:
-            self._images[model] = self._images.get(model, 0) + images
+            self._images[key] = self._images.get(key, 0) + images
         self.changed.set()
 
-    def of(self, model: str) -> int:
-        return self._images.get(model, 0)
+    def of(self, model: str, *priorities: Priority) -> int:
+        return sum(self._images.get((model, priority), 0) for priority in priorities)
 
 
 class Intake:
-    """Takes interactive shards while there is room for one, and bulk shards only when the engine could run short.
+    """Takes interactive shards while there is room for one, and bulk shards only to have two batches of their images at hand.
 
-    So a big job's later shards are left for other workers, and never fill the places of jobs that somebody waits for.
+    So a big job's later shards are left for other workers and never fill the places of jobs that somebody waits for, and bulk
+    work is always there for the scheduler's floor.
     """
 
     def __init__(
@@ -91,27 +93,34 @@ class Intake:
 
     def _next(self) -> Lease | None:
         queues = [] if self._held_back() else self._wanted()
-        return self._shards.take(queues) if queues else None
+        try:
+            return self._shards.take(queues) if queues else None
+        except BadShard as bad:
+            message = "the job was written by another version of the service than the worker's; post it again"
+            self._results.fail(job_of(bad.shard_id), "unknown_version", message)
+            return None
 
     def _hand_on(self, lease: Lease) -> None:
+        if not self._shards.holds(lease):  # lost while Redis was away
+            return
         if not self._results.start(lease.shard, lease.attempt):
             self._shards.finish(lease)
             return
         finished = self._results.finished_indices(lease.shard)
         saved = self._results.saved(lease.shard)
         indices = [i for i in lease.shard.indices if i not in finished]
-        self._load.add(lease.shard.recipe.model, len(indices))
+        self._load.add(lease.shard, len(indices))
         self._inbox.put(Taken(lease, indices, saved))
 
     def _wanted(self) -> list[str]:
         def has_room(name: str, model: LoadedModel) -> bool:
-            return model.capacity - self._load.of(name) >= SHARD_IMAGES
+            return model.capacity - self._load.of(name, *Priority) >= SHARD_IMAGES
 
         urgent = [queue_name(Priority.INTERACTIVE, name) for name, model in self._models.items() if has_room(name, model)]
         patient = [
             queue_name(Priority.BULK, name)
             for name, model in self._models.items()
-            if has_room(name, model) and self._load.of(name) < model.low_water
+            if has_room(name, model) and self._load.of(name, Priority.BULK) < model.low_water
         ]
         return urgent + patient
 
@@ -125,8 +134,9 @@ class Listener:
 
     def turn(self) -> None:
         if self._pubsub is None:
-            self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
-            self._pubsub.subscribe(CHANGES)
+            pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+            pubsub.subscribe(CHANGES)
+            self._pubsub = pubsub  # only now: unsubscribed, it would be deaf for ever
         message = self._pubsub.get_message(timeout=_LOOK_EVERY_S)
         if message is None:
             return

@@ -21,8 +21,12 @@ from worker.snapshots import BadSnapshot, unpack
 log = logging.getLogger(__name__)
 
 
-class WrongWeights(Exception):
-    """The job was accepted for other weights than those that this worker has loaded."""
+class CannotRun(Exception):
+    """This worker cannot make what the job asks for; `code` and text are for the client."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class LoadedModel:
@@ -44,11 +48,16 @@ class LoadedModel:
 
     @property
     def low_water(self) -> int:
-        """Below this many chains the engine could soon run short: take more of what is in no hurry."""
+        """With fewer bulk images than this at hand, more are taken: two of the largest batches."""
         return 2 * self.calibration.buckets[-1]
 
+    @property
+    def chain_bytes(self) -> int:
+        """x and x_0_hat of one chain."""
+        return 2 * self.engine.pool.x[0].nbytes
+
     def admit(self, shard: Shard, indices: list[int], saved: bytes | None) -> None:
-        """Let the shard's images into the engine, each from where it was saved. Raises WrongWeights."""
+        """Let the shard's images into the engine, each from where it was saved. Raises CannotRun."""
         requests = {request.index: request for request in self._requests(shard, indices)}
         snapshots = _unpacked(saved, requests, shard.id) if saved else []
         if snapshots:
@@ -61,8 +70,12 @@ class LoadedModel:
         recipe = shard.recipe
         if recipe.weights != self.card.sha256:
             asked, loaded = recipe.weights[:12], self.card.sha256[:12]
-            raise WrongWeights(f"the job asks for weights {asked} of {recipe.model!r}, the worker has {loaded}; post it again")
-        plan = self.plan(recipe.sampler, recipe.steps, recipe.variance, recipe.eta)
+            message = f"the job asks for weights {asked} of {recipe.model!r}, the worker has {loaded}; post it again"
+            raise CannotRun("wrong_weights", message)
+        try:
+            plan = self.plan(recipe.sampler, recipe.steps, recipe.variance, recipe.eta)
+        except ValueError as error:
+            raise CannotRun("unknown_version", f"the worker has no such plan: {error}") from None
         urgent = shard.priority == "interactive"
         return [ChainRequest((shard.id, i), shard.job, plan, recipe.seed, i, shard.owner, urgent) for i in indices]
 

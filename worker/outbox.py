@@ -19,6 +19,7 @@ from worker.store import StoreFault
 
 log = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 0.05
+_FLUSH_WAITS_S = 1.0
 _FULL_BYTES = 256 * 1024 * 1024
 
 
@@ -45,6 +46,7 @@ class Outbox:
         self._progress: Progress = ()
         self._chains: Sequence[Chains] = ()
         self._work = threading.Event()
+        self._sending = threading.Lock()
 
     def post(self, parcel: Parcel) -> None:
         if parcel.last:  # what was noted before it would set the shard back
@@ -68,26 +70,37 @@ class Outbox:
         return sum(pixels.nbytes for pixels in images) >= _FULL_BYTES
 
     def turn(self) -> None:
-        """Send what there is; a parcel leaves the box only when Redis has it, and the results store where there is one."""
+        """Send what there is, once it is there."""
         self._work.wait(PROGRESS_EVERY_S * 10)
         self._work.clear()
+        with self._sending:
+            self._send_all()
+
+    def flush(self) -> None:
+        """Before the worker exits: what is finished need not be computed again. Raises what Redis raises."""
+        if not self._sending.acquire(timeout=_FLUSH_WAITS_S):
+            log.warning("a store is too slow: %d parcels are left for another worker to draw again", len(self._parcels))
+            return
+        try:
+            self._send_all()
+        except StoreFault as fault:  # Redis may answer all the same: give the shards back
+            log.warning("%d parcels of finished images are left for another worker to draw again: %s", len(self._parcels), fault)
+        finally:
+            self._sending.release()
+
+    def _send_all(self) -> None:
+        """Progress, chains, then the parcels that are there now: more of them must not keep the next progress waiting."""
         progress, self._progress = self._progress, ()
         for lease, least, image_steps in progress:
             self._heed(lease, self._results.progress(lease.shard, least, image_steps))
         chains, self._chains = self._chains, ()
         for lease, snapshots in chains:
             self._heed(lease, self._results.save(lease.shard, pack(snapshots)))
-        while self._parcels:
+        for _ in range(len(self._parcels)):
             self._send(self._parcels[0])
-            self._parcels.popleft()
-
-    def flush(self) -> None:
-        """Before the worker exits, with the thread stopped: what is finished must not be computed again."""
-        self._work.set()
-        try:
-            self.turn()
-        except StoreFault as fault:  # Redis may answer all the same: give the shards back
-            log.warning("%d parcels of finished images are left for another worker to draw again: %s", len(self._parcels), fault)
+            self._parcels.popleft()  # only when Redis has it, and the results store where there is one
+        if self._parcels:
+            self._work.set()
 
     def _send(self, parcel: Parcel) -> None:
         shard = parcel.lease.shard
@@ -97,10 +110,17 @@ class Outbox:
             images = [(index, encode(pixels, shard.recipe, index)) for index, pixels in parcel.images]
             self._heed(parcel.lease, self._results.publish(shard, images))
         if parcel.failure:
-            self._results.fail(shard.job, shard.job_priority, *parcel.failure)
+            self._results.fail(shard.job, *parcel.failure)
         if parcel.last:
-            self._results.forget(shard)
-            self._shards.finish(parcel.lease)
+            self._close(parcel.lease)
+
+    def _close(self, lease: Lease) -> None:
+        """Both ends are fenced: of a lease that is lost, nothing is touched."""
+        if not self._results.settled(lease.shard):
+            log.warning("shard %s has images without a hash after all; it goes back", lease.shard.id)
+            self._shards.give_back(lease)
+        elif self._shards.finish(lease):
+            self._results.forget(lease.shard)
 
     def _heed(self, lease: Lease, wanted: bool) -> None:
         if not wanted:

@@ -39,6 +39,17 @@ class Results:
         state = self._start(keys=_keys(shard), args=[time.time(), attempt, int(self._store.external)])
         return state is not None and State(state.decode()) is State.RUNNING
 
+    def settled(self, shard: Shard) -> bool:
+        """Whether nothing of the shard is left to do: its images have their hashes, or its job has ended or is gone.
+
+        Not to be taken for granted when the last image was published: the server may have been restored to an earlier moment.
+        """
+        with self._redis.pipeline() as pipe:
+            pipe.hget(contract.job_key(shard.job), "state")
+            pipe.hkeys(contract.sha256_key(shard.job))
+            state, indices = pipe.execute()
+        return state is None or State(state.decode()).final or set(shard.indices) <= {int(index) for index in indices}
+
     def finished_indices(self, shard: Shard) -> set[int]:
         """Images of the shard's job that need no computing again."""
         return {int(index) for index in cast("list[bytes]", self._redis.hkeys(contract.sha256_key(shard.job)))}
@@ -76,8 +87,11 @@ class Results:
         hashes = cast("list[bytes | None]", self._redis.hmget(contract.sha256_key(job), [str(index) for index in indices]))
         self._store.remove(job, [index for index, sha256 in zip(indices, hashes, strict=True) if not sha256])
 
-    def fail(self, job: str, priority: str, code: str, message: str) -> bool:
-        return bool(self._fail(keys=contract.transition_keys(job, priority), args=[time.time(), code, message]))
+    def fail(self, job: str, code: str, message: str) -> None:
+        """End the job as failed, unless it has ended or is gone."""
+        priority = cast("bytes | None", self._redis.hget(contract.job_key(job), "priority"))
+        if priority is not None:
+            self._fail(keys=contract.transition_keys(job, priority.decode()), args=[time.time(), code, message])
 
 
 def _keys(shard: Shard) -> list[str]:

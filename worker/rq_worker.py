@@ -50,8 +50,16 @@ class Lease:
         return StartedJobRegistry(queue=self.queue).key
 
 
+class BadShard(Exception):
+    """The queue held what is no shard of this version; it has been taken out. `shard_id` says of which job."""
+
+    def __init__(self, shard_id: str) -> None:
+        super().__init__(shard_id)
+        self.shard_id = shard_id
+
+
 class ShardWorker(BaseWorker):
-    """`register`, then `take` and `finish`; a thread calls `beat` every few seconds; `close` at the end."""
+    """`beat` signs on, and again every few seconds, from a thread; `take` and `finish` in between; `close` at the end."""
 
     def __init__(self, connection: Redis, queue_names: Sequence[str], lease_s: float = LEASE_S) -> None:
         super().__init__(
@@ -68,12 +76,18 @@ class ShardWorker(BaseWorker):
     def _set_connection(self, connection: Redis) -> Redis:
         return connection  # RQ's own would raise the socket timeout of the whole pool to 415 s
 
-    def register(self) -> None:
-        self.register_birth()  # type: ignore[no-untyped-call]  # RQ's
-        self.beat()
+    def _set_ip_address(self, connection: Redis) -> None:
+        self.ip_address = "unknown"  # RQ would ask the server for it, here, before anybody waits for the server to come up
+
+    def holds(self, lease: Lease) -> bool:
+        """Whether, as far as we know, the lease is still ours."""
+        return lease.execution.id in self._leases
 
     def take(self, queue_names: Sequence[str]) -> Lease | None:
-        """Pop and lease a shard of the first queue that has one, in one script: a kill at any moment loses nothing."""
+        """Pop and lease a shard of the first queue that has one, in one script: a kill at any moment loses no shard.
+
+        Raises BadShard.
+        """
         queues = [queue for queue in self.queues if queue.name in queue_names]
         execution_id = uuid4().hex
         nobody = Execution("", "", self.connection)
@@ -114,8 +128,9 @@ class ShardWorker(BaseWorker):
             keys=[self.key, self.executions_key, *keys],
             args=[self.worker_ttl, self.lease_s, utcformat(now()), "busy" if leases else "idle", *members],
         )
-        if not alive:  # we were stopped for so long that our key expired
+        if not alive:  # the first time, or we were stopped for so long that our key expired
             self.register_birth()  # type: ignore[no-untyped-call]  # RQ's
+            self.connection.expire(self.key, self.worker_ttl)  # RQ's own would be a minute longer
         gone = [lease for lease, state in zip(leases, states, strict=True) if state == b"lost"]
         with self._lock:
             for lease in gone:
@@ -129,21 +144,21 @@ class ShardWorker(BaseWorker):
         self.register_death()  # type: ignore[no-untyped-call]  # RQ's
         self.connection.delete(self.key)
 
-    def _lease(self, queue: Queue, execution: Execution, fields: dict[bytes, bytes]) -> Lease | None:
+    def _lease(self, queue: Queue, execution: Execution, fields: dict[bytes, bytes]) -> Lease:
         job = Job(execution.job_id, connection=self.connection, serializer=JSONSerializer)
         try:
             job.restore(fields)
             lease = Lease(Shard.from_json(job.kwargs), job, queue, execution)
         except (DeserializationError, KeyError, TypeError, ValueError):
-            log.exception("dropped %s from %s: it is no shard of this version", execution.job_id, queue.name)
+            log.exception("%s in %s is no shard of this version", execution.job_id, queue.name)
             self._fence(StartedJobRegistry(queue=queue).key, job, queue, execution, "delete")
-            return None
+            raise BadShard(execution.job_id) from None
         with self._lock:
             self._leases[execution.id] = lease
         return lease
 
     def _end(self, lease: Lease, mode: Literal["delete", "front"]) -> bool:
-        with self._lock:  # before the script, so that a concurrent beat cannot call it lost
+        with self._lock:
             self._leases.pop(lease.execution.id, None)
         return self._fence(lease.started_key, lease.job, lease.queue, lease.execution, mode)
 

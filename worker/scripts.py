@@ -82,7 +82,7 @@ for _, member in ipairs(C('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
   if worker then C('SREM', (string.gsub(ARGV[7], '{0}', function() return worker end)), member) end
   C('ZREM', KEYS[1], member); C('DEL', ARGV[4] .. member, ARGV[5] .. id)
   if status == 'started' then
-    if C('HINCRBY', job, 'retries_left', -1) >= 0 then
+    if C('HINCRBY', job, 'retries_left', -1) > 0 then
       back[#back + 1] = id
     else
       C('HSET', job, 'status', 'failed'); C('EXPIRE', job, ARGV[2])
@@ -120,9 +120,10 @@ return out"""
 # RQ's Job.cancel would leave the hash and an entry in rq:canceled for ever.
 WITHDRAW = """
 local status = redis.call('HGET', KEYS[2], 'status')
+redis.call('ZREM', KEYS[3], ARGV[1])
 if not status then return 'absent' end
 if status == 'started' or status == 'canceled' then
   redis.call('HSET', KEYS[2], 'status', 'canceled'); return 'signalled'
 end
-redis.call('LREM', KEYS[1], 1, ARGV[1]); redis.call('ZREM', KEYS[3], ARGV[1]); redis.call('DEL', KEYS[2])
+redis.call('LREM', KEYS[1], 1, ARGV[1]); redis.call('DEL', KEYS[2])
 return 'removed'"""

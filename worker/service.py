@@ -18,7 +18,7 @@ from worker.crew import Crew
 from worker.engine import Finished
 from worker.expiry import Expiry
 from worker.intake import Ended, Inbox, Intake, Listener, Load, Lost, Taken
-from worker.loaded import LoadedModel, WrongWeights
+from worker.loaded import CannotRun, LoadedModel
 from worker.outbox import PROGRESS_EVERY_S, Outbox, Parcel
 from worker.results import Results
 from worker.rq_worker import Lease, ShardWorker
@@ -50,7 +50,7 @@ class _Held:
 
 
 class Worker:
-    """`run` returns when `crew.stopping` is set, with every shard given back; it raises what made a step or a thread fail."""
+    """`run` returns when `crew.stopping` is set, with its shards given back; it raises what made a step or a thread fail."""
 
     def __init__(self, redis: Redis, models: Mapping[str, LoadedModel], device: str, store: Store) -> None:
         queues = [queue_name(priority, name) for priority in Priority for name in models]
@@ -66,10 +66,10 @@ class Worker:
         self._expiry = Expiry(redis, store, self.crew.stopping)
         self._rate = _Rate(max(model.calibration.image_steps_per_s for model in models.values()))
         self._reported = 0.0
-        self._save_at = 0.0
+        self._saved = 0.0
 
     def run(self) -> None:
-        self.crew.patiently("start", self._shards.register)
+        self.crew.patiently("start", self._shards.beat)
         for name in ("upkeep", "listener", "outbox", "intake", *(["expiry"] if self._store.external else [])):
             self.crew.start(name, getattr(self, f"_{name}").turn)
         log.info("worker %s is ready", self._shards.name)
@@ -86,7 +86,7 @@ class Worker:
                 self._retire(model, model.engine.step())
         self._rate.note(sum(m.engine.image_steps for m in self._models.values()), busy=bool(self._held))
         self._report()
-        if self._held and time.monotonic() >= self._save_at:
+        if self._held and time.monotonic() - self._saved >= max(_SAVE_EVERY_S, self._size() / _SAVE_BYTES_PER_S):
             self._save()
 
     def _read_inbox(self) -> None:
@@ -110,14 +110,17 @@ class Worker:
 
     def _admit(self, taken: Taken) -> None:
         shard = taken.lease.shard
+        if not self._shards.holds(taken.lease):
+            self._load.add(shard, -len(taken.indices))
+            return
         if shard.id in self._held:  # we were stopped past the lease, and the shard came back to us
             self._drop([self._held[shard.id]])
         model = self._models[shard.recipe.model]
         try:
             model.admit(shard, taken.indices, taken.saved)
-        except WrongWeights as error:
-            self._outbox.post(Parcel(taken.lease, failure=("wrong_weights", str(error)), last=True))
-            self._load.add(shard.recipe.model, -len(taken.indices))
+        except CannotRun as error:
+            self._outbox.post(Parcel(taken.lease, failure=(error.code, str(error)), last=True))
+            self._load.add(shard, -len(taken.indices))
             return
         if taken.indices:
             self._held[shard.id] = _Held(taken.lease, model, set(taken.indices))
@@ -160,7 +163,7 @@ class Worker:
     def _let_go(self, held: _Held, images: int, for_good: bool = True) -> None:
         if for_good:
             del self._held[held.lease.shard.id]
-        self._load.add(held.lease.shard.recipe.model, -images)
+        self._load.add(held.lease.shard, -images)
 
     def _report(self) -> None:
         now = time.monotonic()
@@ -172,8 +175,11 @@ class Worker:
         """Copies of all chains, for the worker that takes them up should this one be killed."""
         chains = [(held.lease, held.model.engine.snapshot(held.chains())) for held in self._held.values()]
         self._outbox.save(chains)
-        size = sum(s.x.nbytes for _, snapshots in chains for s in snapshots)
-        self._save_at = time.monotonic() + max(_SAVE_EVERY_S, size / _SAVE_BYTES_PER_S)
+        self._saved = time.monotonic()
+
+    def _size(self) -> int:
+        """Bytes that saving what is held now would write, at most."""
+        return sum(len(held.left) * held.model.chain_bytes for held in self._held.values())
 
     def _info(self) -> WorkerInfo:
         buckets = max((m.calibration.buckets for m in self._models.values()), key=len)
@@ -182,9 +188,12 @@ class Worker:
     def _close(self) -> None:
         """Store what is finished, save the rest and give it back; without Redis the leases lapse, and others take over."""
         self.crew.stop(_STOP_WITHIN_S)
+        self._save()
         try:
-            self._save()
             self._outbox.flush()
+        except RedisError as error:
+            log.warning("worker %s could not send everything: %s", self._shards.name, error)
+        try:
             self._upkeep.sign_off()
             self._shards.close()
         except RedisError as error:

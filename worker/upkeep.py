@@ -14,9 +14,9 @@ from redis import Redis
 from rq import Queue
 
 from worker import contract
-from worker.contract import WorkerInfo
+from worker.contract import WorkerInfo, job_of
 from worker.intake import Inbox, Lost
-from worker.queue import LEASE_S, discard, given_up, reap
+from worker.queue import LEASE_S, MAX_LOSSES, discard, given_up, reap
 from worker.results import Results
 from worker.rq_worker import ShardWorker
 
@@ -57,13 +57,15 @@ class Upkeep:
         info = self._info()
         self._redis.hset(contract.WORKERS, info.name, json.dumps(asdict(info)))
         self._redis.expire(contract.WORKERS, round(4 * LEASE_S))
+        said = cast("dict[bytes, bytes]", self._redis.hgetall(contract.WORKERS))
+        if dead := [name for name, text in said.items() if json.loads(text)["until"] < time.time()]:
+            self._redis.hdel(contract.WORKERS, *dead)
 
     def _give_up(self, queue: Queue, shard_id: str) -> None:
-        job = shard_id.rpartition("-")[0]
-        priority = self._redis.hget(contract.job_key(job), "priority")
-        if priority is not None:
-            message = "the workers that ran this job were lost, several times without progress; post it again or ask the operator"
-            self._results.fail(job, cast("bytes", priority).decode(), "workers_lost", message)
+        message = (
+            f"{MAX_LOSSES} workers were lost while they ran this job; post it again, and if it happens again ask the operator"
+        )
+        self._results.fail(job_of(shard_id), "workers_lost", message)
         discard(queue, shard_id)
 
 

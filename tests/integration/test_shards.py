@@ -18,7 +18,7 @@ from rq.worker import BaseWorker
 from worker import scripts
 from worker.contract import Priority, Recipe, Shard, queue_name
 from worker.queue import MAX_LOSSES, enqueue, make_queue, reap, withdraw_keys
-from worker.rq_worker import Lease, ShardWorker
+from worker.rq_worker import BadShard, Lease, ShardWorker
 
 LEASE_S = 1.0
 QUEUES = [queue_name(priority, "tiny") for priority in Priority]
@@ -37,7 +37,7 @@ def post(redis: Redis, *shards: Shard) -> None:
 
 def worker(redis: Redis, lease_s: float = LEASE_S) -> ShardWorker:
     joined = ShardWorker(redis, QUEUES, lease_s)
-    joined.register()
+    joined.beat()
     return joined
 
 
@@ -229,11 +229,11 @@ def test_a_shard_withdrawn_while_it_runs_is_told_to_its_worker_and_outlives_nobo
 def test_a_shard_that_loses_every_worker_is_given_up(redis):
     post(redis, shard("a"))
     w, outcomes = worker(redis, 0.05), []
-    for _ in range(MAX_LOSSES + 1):
+    for _ in range(MAX_LOSSES):
         w.take(QUEUES)
         time.sleep(0.1)
         outcomes += rescue(redis, 0.05)
-    assert outcomes == [("a-0", "requeued")] * MAX_LOSSES + [("a-0", "failed")]
+    assert outcomes == [("a-0", "requeued")] * (MAX_LOSSES - 1) + [("a-0", "failed")]
     assert waiting(redis) == []
 
 
@@ -246,7 +246,8 @@ def test_a_pickle_in_the_queue_is_removed_and_never_opened(redis, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     Queue(QUEUES[0], connection=redis).enqueue("x.y", job_id="evil", description="evil", kwargs={"x": _Bomb()})
     w = worker(redis)
-    assert w.take(QUEUES) is None
+    with pytest.raises(BadShard, match="evil"):
+        w.take(QUEUES)
     assert list(tmp_path.iterdir()) == []
     w.close()
     assert left(redis) == set()

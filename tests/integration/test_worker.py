@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import zlib
+from dataclasses import replace
 from threading import Event
 
 import pytest
@@ -34,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 def worker(redis: Redis, model: LoadedModel) -> Worker:
     assert not len(model.engine), "the test before left chains behind"
     made = Worker(redis, {"tiny": model}, "cpu", InRedis())
-    made._shards.register()
+    made._shards.beat()
     return made
 
 
@@ -123,7 +126,7 @@ def test_a_job_whose_shard_lost_every_worker_fails_and_says_why(redis, model):
     stopping.set()
     upkeep = Upkeep(redis, shards, Results(redis, InRedis()), Inbox(), lambda: pytest.fail("not asked"), stopping)
     upkeep._introduce = lambda: None
-    for _ in range(MAX_LOSSES + 1):
+    for _ in range(MAX_LOSSES):
         assert state(redis, shard) == "queued"
         lease = shards.take([shard.queue])
         redis.zadd(lease.started_key, {lease.execution.composite_key: 0})
@@ -148,3 +151,102 @@ def test_images_that_are_finished_are_not_drawn_again(redis, worker, model):
     run_to_the_end(worker)
     assert state(redis, shard) == "finished"
     assert redis.hget(contract.png_key(shard.job), "1") == b"a picture"
+
+
+def test_bulk_work_is_taken_beside_interactive_work_so_that_the_floor_has_something_to_keep_moving(redis, model):
+    shard = post(redis, model, count=3 * 64, steps=2)
+    inbox = Inbox()
+    shards = ShardWorker(redis, [shard.queue, contract.queue_name("bulk", "tiny")])
+    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, Load(), inbox, lambda: False)
+    intake.turn()
+    intake.turn()
+    assert [inbox.get_nowait().lease.shard.number for _ in range(2)] == [0, 1]
+
+
+def test_of_a_big_job_a_worker_takes_no_more_than_it_can_soon_run(redis, worker, model):
+    post(redis, model, count=16 * 64, steps=2)
+    for _ in range(6):
+        worker._intake.turn()
+    held = worker._load.of("tiny", contract.Priority.BULK)
+    assert model.low_water <= held < model.low_water + 64 or held == model.capacity - 64
+    assert redis.llen("rq:queue:bulk:tiny") >= 12
+
+
+def test_a_worker_can_be_made_while_redis_is_away(model):
+    Worker(Redis(port=1), {"tiny": model}, "cpu", InRedis())
+
+
+def test_a_late_worker_leaves_the_saved_chains_of_its_successor_alone(redis, worker, model):
+    shard = post(redis, model, steps=100)
+    lease = worker._shards.take([shard.queue])
+    worker._results.start(shard, 1)
+    worker._heed(Taken(lease, [0, 1, 2], None))
+    worker._turn()
+    worker._outbox.flush()
+    saved = worker._results.saved(shard)
+    let_lapse(redis, lease)
+    worker._heed(Lost(lease))
+    worker._outbox.flush()
+    assert saved
+    assert worker._results.saved(shard) == saved
+
+
+def test_a_shard_whose_hash_was_lost_with_the_server_is_run_again_and_not_forgotten(redis, worker, model):
+    shard = post(redis, model)
+    first = worker._shards.take([shard.queue])
+    worker._results.start(shard, 1)
+    worker._heed(Taken(first, [1, 2], None))
+    run_to_the_end(worker)
+    assert state(redis, shard) == "running", "image 0 was finished once, and is no more"
+    worker._intake.turn()
+    worker._heed(worker._inbox.get_nowait())
+    run_to_the_end(worker)
+    assert state(redis, shard) == "finished"
+    assert not redis.keys("rq:job:*")
+
+
+def test_a_lease_that_lapsed_while_redis_was_away_is_not_handed_on(redis, model):
+    shard = post(redis, model)
+    inbox, shards = Inbox(), ShardWorker(redis, [shard.queue])
+    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, Load(), inbox, lambda: False)
+    intake._taken = shards.take([shard.queue])
+    let_lapse(redis, intake._taken)
+    assert shards.beat() == [intake._taken]
+    intake.turn()
+    assert inbox.empty()
+
+
+def test_a_shard_of_another_version_fails_its_job(redis, model):
+    shard = post(redis, model)
+    redis.hset("rq:job:" + shard.id, "data", zlib.compress(b'["worker.sample", null, [], {"job": "of tomorrow"}]'))
+    shards = ShardWorker(redis, [shard.queue])
+    Intake(shards, Results(redis, InRedis()), {"tiny": model}, Load(), Inbox(), lambda: False).turn()
+    assert state(redis, shard) == "failed"
+    assert redis.hget(job_key(shard.job), "error_code") == b"unknown_version"
+
+
+def test_a_recipe_that_the_worker_does_not_know_fails_its_job_and_no_other(redis, worker, model):
+    shard = post(redis, model)
+    lease = worker._shards.take([shard.queue])
+    worker._results.start(shard, 1)
+    strange = replace(shard, recipe=replace(shard.recipe, sampler="euler"))
+    worker._heed(Taken(replace(lease, shard=strange), [0], None))
+    worker._outbox.flush()
+    assert (
+        redis.hget(job_key(shard.job), "error_message")
+        == b"the worker has no such plan: sampler='euler' is unknown; use ddpm, ddim or dpmpp_2m"
+    )
+
+
+def test_the_first_picture_of_an_image_stays(redis, worker, model):
+    shard = post(redis, model)
+    worker._results.start(shard, 1)
+    worker._results.publish(shard, [(1, b"first")])
+    worker._results.publish(shard, [(1, b"second")])
+    assert redis.hget(contract.png_key(shard.job), "1") == b"first"
+
+
+def test_workers_that_are_gone_are_forgotten(redis, worker, model):
+    redis.hset(contract.WORKERS, "gone", json.dumps({"until": 0.0}))
+    worker._upkeep._introduce()
+    assert list(redis.hgetall(contract.WORKERS)) == [worker._shards.name.encode()]

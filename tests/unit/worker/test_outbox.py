@@ -23,6 +23,9 @@ class Away:
     def progress(self, *_: object) -> bool:
         return True
 
+    def settled(self, _shard: Shard) -> bool:
+        return self.published > 0
+
     def forget(self, _shard: Shard) -> None: ...
 
     def publish(self, _shard: Shard, _images: object) -> bool:

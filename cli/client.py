@@ -1,0 +1,73 @@
+"""HTTP to the service: patient where asking twice is harmless."""
+
+from __future__ import annotations
+
+import time
+from ipaddress import ip_address
+from typing import Any
+
+import httpx
+
+from cli.faults import Fault
+from cli.problem import detail
+
+_PATIENCE_S, _GET_TIMEOUT_S = 30.0, 10.0  # a question that hangs is asked again within the same patience
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+
+
+class Hiccup(Fault):
+    """No answer, or a 503: the same question may be answered later."""
+
+    def __init__(self, text: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class Client:
+    """HTTP whose failures are Faults with the service's own words."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """Patient, because the job goes on while the service restarts. Only for GET: a POST twice could be two jobs."""
+        deadline, pause_s = time.monotonic() + _PATIENCE_S, _FIRST_PAUSE_S
+        while True:
+            try:
+                return self.call("GET", path, timeout=_GET_TIMEOUT_S, **options)
+            except Hiccup as hiccup:
+                wait_s = max(pause_s, hiccup.retry_after_s)
+                if time.monotonic() + wait_s > deadline:
+                    raise
+            time.sleep(wait_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx.ConnectError:
+            raise Hiccup(
+                f"no answer from {self._http.base_url}; start the service with `make serve`, or give its --url"
+            ) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Hiccup(f"{self._http.base_url}: {error or type(error).__name__}; try again") from None
+        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            raise Hiccup(detail(answer), _retry_after_s(answer))
+        if answer.is_error:
+            raise Fault(detail(answer))
+        return answer
+
+
+def _retry_after_s(answer: httpx.Response) -> float:
+    """The seconds it asks for; 0 where it names none, or a date."""
+    value = answer.headers.get("retry-after", "")
+    return float(value) if value.isdecimal() else 0.0
+
+
+def is_loopback(url: str) -> bool:
+    """No proxy can reach what listens on this machine only, whatever HTTP_PROXY says."""
+    host = httpx.URL(url).host
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name
