@@ -40,7 +40,11 @@ class InvalidRequest(Problem):
 
 
 class BrokenBody(Problem):
-    status, name, about = HTTPStatus.BAD_REQUEST, "broken-body", "The body is not JSON."
+    status, name, about = (
+        HTTPStatus.BAD_REQUEST,
+        "broken-body",
+        "The body is not JSON, nests too deeply or holds a number that is too long.",
+    )
 
 
 class UnknownRoute(Problem):

@@ -63,7 +63,7 @@ def _of_starlette(request: Request, error: HTTPException) -> Problem:
         case HTTPStatus.METHOD_NOT_ALLOWED:
             return MethodNotAllowed(request.method, request.url.path, _allowed(request))
         case HTTPStatus.BAD_REQUEST:
-            return BrokenBody("the body is not JSON in UTF-8 of a reasonable depth; correct it.")
+            return BrokenBody("the body is not JSON in UTF-8, nests too deeply or holds a number that is too long; correct it.")
     raise error
 
 

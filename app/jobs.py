@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
 from redis.asyncio import Redis
@@ -18,7 +18,7 @@ from app.pages import Place, newest_first
 from app.pictures import Pictures
 from app.recipes import recipe_of
 from app.record import Record
-from app.schemas import Job, JobPage, JobRequest, JobSummary
+from app.schemas import Image, Job, JobPage, JobRequest, JobSummary
 from app.sheet import ContactSheet
 from models.catalog import Catalog
 from worker import contract, scripts
@@ -58,26 +58,24 @@ class Jobs:
             look(pipe, job)
             return seen(job, await pipe.execute())
 
-    async def wait(self, job: str, seconds: float) -> Job:
-        """The job at the next change of its state, after `seconds`, or at once where its state is final."""
-        until = time.monotonic() + seconds
-        with self._notifier.listen(job) as changed:
-            before = now = await self.get(job)
-            while now.state is before.state and not now.state.final and (left_s := until - time.monotonic()) > 0:
-                await _set_or_timeout(changed, min(left_s, _LOOK_EVERY_S))
-                now = await self.get(job)
-            return now
+    async def wait(self, job: str, seconds: float, gone: Callable[[], Awaitable[bool]]) -> Job:
+        """The job at the next change of its state, after `seconds`, or at once where its state is final or the client `gone`."""
+        if seconds:
+            await self._changed(job, time.monotonic() + seconds, gone)
+        return await self.get(job)
 
     async def page(self, owner: str, state: State | None, limit: int, after: Place | None) -> JobPage:
         found: list[JobSummary] = []
-        scanned = 0
+        scanned, last = 0, after
         async for batch in newest_first(self._redis, owner_key(owner), after):
             for place, summary in zip(batch, await self._summaries(batch), strict=True):
+                if scanned == _MAX_SCAN:
+                    return JobPage(jobs=found, next_cursor=str(last))
                 if summary and state in (None, summary.state):
+                    if len(found) == limit:  # only one more shows that there is a next page
+                        return JobPage(jobs=found, next_cursor=str(last))
                     found.append(summary)
-                scanned += 1
-                if len(found) == limit or scanned == _MAX_SCAN:
-                    return JobPage(jobs=found, next_cursor=str(place))
+                scanned, last = scanned + 1, place
         return JobPage(jobs=found, next_cursor=None)
 
     async def image(self, job: str, index: int) -> tuple[bytes, str]:
@@ -99,19 +97,16 @@ class Jobs:
         return png, sha256.decode()
 
     async def grid(self, job: str) -> tuple[bytes, bool]:
-        """The contact sheet as it stands, and whether it is final. Raises as `image` does."""
+        """The contact sheet as it stands, and whether it can never change. Raises as `image` does."""
         now, record = await self.get(job), await self._find(job)
         if not now.progress.images_done:
             raise NotFinished("any image", now.state)
         sheet = ContactSheet(now.count)
-        for first in range(0, now.count, sheet.columns):
-            hashes = {image.index: image.sha256 for image in now.images[first : first + sheet.columns]}
-            pngs = await self._pictures.read(record, hashes)
-            await asyncio.to_thread(sheet.paste, first, pngs)
+        whole = await self._paste(sheet, record, now.images)
         png = await asyncio.to_thread(sheet.png)
         if png is None:
             raise Expired
-        return png, now.state.final
+        return png, whole and now.state.final
 
     async def cancel(self, job: str) -> Job:
         """Where the job has ended already, nothing happens to it. Raises UnknownJob."""
@@ -142,6 +137,31 @@ class Jobs:
             raise UnknownJob(job)
         if external:
             await self._pictures.remove(job)
+
+    async def _changed(self, job: str, until: float, gone: Callable[[], Awaitable[bool]]) -> None:
+        """Looks at the state only: 150 who wait for 1024 images each would keep the API busy with nothing but building them."""
+        with self._notifier.listen(job) as changed:
+            before = now = await self._state(job)
+            while now is before and not now.final and (left_s := until - time.monotonic()) > 0 and not await gone():
+                await _set_or_timeout(changed, min(left_s, _LOOK_EVERY_S))
+                now = await self._state(job)
+
+    async def _state(self, job: str) -> State:
+        check(job)
+        state = cast("bytes | None", await self._redis.hget(job_key(job), "state"))
+        if state is None:
+            raise UnknownJob(job)
+        return State(state.decode())
+
+    async def _paste(self, sheet: ContactSheet, record: Record, images: Sequence[Image]) -> bool:
+        """Whether every image that was finished is there: one may have expired, or been harmed, meanwhile."""
+        whole = True
+        for first in range(0, len(images), sheet.columns):
+            hashes = {image.index: image.sha256 for image in images[first : first + sheet.columns]}
+            pngs = await self._pictures.read(record, hashes)
+            whole &= all(png or not digest for png, digest in zip(pngs, hashes.values(), strict=True))
+            await asyncio.to_thread(sheet.paste, first, pngs)
+        return whole
 
     def _record(self, request: JobRequest, owner: str) -> Record:
         return Record(

@@ -7,20 +7,21 @@ import secrets
 from app.errors import unknown_model
 from app.schemas import JobRequest
 from app.validation import invalid
-from models.catalog import Card, Catalog, Sampler
+from models.catalog import Card, Catalog, Sampler, Variance
 from worker.contract import MAX_SEED, Recipe
 
 
 def recipe_of(request: JobRequest, catalog: Catalog) -> Recipe:
     """Raises InvalidRequest for what no model, or not this one, can do."""
     card = _card(request.model, catalog)
+    sampler = _sampler(request.sampler, card)
     return Recipe(
         model=card.name,
         weights=card.sha256,
-        sampler=_sampler(request.sampler, card),
+        sampler=sampler,
         steps=_steps(request.steps, card),
-        variance=request.variance or card.defaults.variance,
-        eta=card.defaults.eta if request.eta is None else request.eta,
+        variance=_variance(request.variance, sampler, card),
+        eta=_eta(request.eta, sampler, card),
         seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
     )
 
@@ -37,6 +38,17 @@ def _sampler(name: Sampler | None, card: Card) -> Sampler:
     if name and name not in card.samplers:
         raise invalid("sampler", name, f"sampler={name} is not one of {card.name!r}; use one of: {', '.join(card.samplers)}.")
     return name or card.defaults.sampler
+
+
+def _variance(variance: Variance | None, sampler: Sampler, card: Card) -> Variance:
+    """Where the sampler uses none, a fixed one: a card's new default must not change the bytes of a picture."""
+    return variance or card.defaults.variance if sampler == "ddpm" else "fixed_small"
+
+
+def _eta(eta: float | None, sampler: Sampler, card: Card) -> float:
+    """Fixed where the sampler uses none, as `_variance`."""
+    asked = card.defaults.eta if eta is None else eta
+    return asked + 0.0 if sampler == "ddim" else 0.0  # -0.0 is 0.0, but would be another text in the recipe
 
 
 def _steps(steps: int | None, card: Card) -> int:

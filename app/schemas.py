@@ -62,7 +62,10 @@ class JobRequest(BaseModel):
         examples=["fixed_small"],
     )
     priority: Annotated[Priority, Field(strict=False)] = Field(
-        default=Priority.INTERACTIVE, description="bulk waits for everything interactive", examples=["interactive"]
+        default=Priority.INTERACTIVE,
+        description="interactive jobs come first; bulk yields to them, but keeps at least one place in eight. "
+        "The images after the first 64 of an interactive job run as bulk",
+        examples=["interactive"],
     )
 
     @field_validator("count", "seed", "start", "steps", mode="before")
@@ -95,9 +98,10 @@ class Progress(BaseModel):
 class QueuePlace(BaseModel):
     position: int = Field(description="Jobs that have not ended and come before this one", examples=[2])
     eta_s: float | None = Field(
-        description="Estimate of the seconds until this job has finished: what is left of the jobs before it and its own "
-        "image-steps, over the measured rate of the live workers that have the model. Null without such a worker, or far back "
-        "in the queue",
+        description="Estimate of the seconds until this job has finished: image-steps over the measured rate of the live workers "
+        "that have the model. For an interactive job, its own and those of the first 64 images (all that runs as interactive) "
+        "of each interactive job before it that is still queued; running jobs share the engine and are not counted. For a bulk "
+        "job, its own and what is left of every job before it. Null without such a worker, or far back in the queue",
         examples=[12.5],
     )
 
@@ -112,8 +116,11 @@ class Image(BaseModel):
 
 
 class JobError(BaseModel):
-    code: str = Field(description="For programs", examples=["worker_lost"])
-    message: str = Field(description="For people", examples=["three workers were lost while they ran this job"])
+    code: str = Field(description="For programs", examples=["workers_lost"])
+    message: str = Field(
+        description="For people",
+        examples=["three workers were lost while they ran this job; post it again, and if it happens again ask the operator"],
+    )
 
 
 class JobSummary(BaseModel):
@@ -137,7 +144,11 @@ class JobSummary(BaseModel):
     )
     progress: Progress = Field(description="How far it is")
     error: JobError | None = Field(description="Why it failed; null otherwise")
-    attempts: int = Field(description="Workers that took up the same part of it; above 1, some were lost", examples=[1])
+    attempts: int = Field(
+        description="Workers that took up the same part of it, at most: all but the last were lost, and after three lost ones "
+        "the job fails. A worker that stops in order and gives its part back is not counted",
+        examples=[1],
+    )
     links: dict[str, str] = Field(
         description="Paths: self, grid, cancel",
         examples=[{"self": f"/v1/jobs/{JOB_EXAMPLE}", "grid": f"/v1/jobs/{JOB_EXAMPLE}/grid"}],

@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+_TEN_YEARS_S = 10 * 365 * 86_400  # far above it EXPIRE fails, and with it the script that ends a job
+
 
 class ApiSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DDPM_", extra="ignore", frozen=True)
@@ -20,7 +22,9 @@ class ApiSettings(BaseSettings):
         default=SecretStr(""), description="Where finished PNGs lie, as the workers have it; empty: in Redis"
     )
     models_dir: Path | None = Field(default=None, description="Folder of model folders, beside the shipped ones")
-    results_ttl_s: int = Field(default=86_400, ge=1, description="Seconds that images are kept after their job ended")
+    results_ttl_s: int = Field(
+        default=86_400, ge=1, le=_TEN_YEARS_S, description="Seconds that images are kept after their job ended; ten years at most"
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one")
     max_body_bytes: int = Field(default=65_536, ge=1024, description="Largest request body that is read")

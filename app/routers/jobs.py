@@ -4,6 +4,7 @@ from hashlib import sha256
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from app.dependencies import Jobs, json_only
 from app.errors import (
@@ -38,11 +39,21 @@ OfState = Annotated[State | None, Query(description="Only jobs in this state", e
 Limit = Annotated[int, Query(ge=1, le=100, description="Jobs a page, at most", examples=[20])]
 Cursor = Annotated[str | None, Query(pattern=CURSOR_PATTERN, description="`next_cursor` of the page before")]
 
+_UNREACHABLE = (StoreUnreachable, ResultsUnreachable)  # both, since a route's 503 hides its router's
 _NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "`If-None-Match` has its ETag"}}
 _ACCEPTED = {
     "description": "Accepted; to be polled at `Location`",
     "headers": {"Location": {"description": "Path of the job", "schema": {"type": "string"}}},
 }
+
+
+class _Digits(StringConvertor):
+    """One picture, one path: to Python `1_0`, `00` and ` 0` are integers too."""
+
+    regex = r"(?:0|[1-9][0-9]*)(?!\n)"  # a pattern's end also matches before a line's
+
+
+register_url_convertor("index", _Digits())
 
 
 @router.post(
@@ -65,15 +76,15 @@ async def list_jobs(jobs: Jobs, state: OfState = None, limit: Limit = 20, cursor
 
 
 @router.get("/{job_id}", responses=problems(UnknownJob, InvalidRequest))
-async def get_job(job_id: JobId, jobs: Jobs, wait: Wait = 0) -> Job:
+async def get_job(job_id: JobId, jobs: Jobs, request: Request, wait: Wait = 0) -> Job:
     """A job as it stands now or, with `wait`, at its next change of state."""
-    return await jobs.wait(job_id, wait)
+    return await jobs.wait(job_id, wait, request.is_disconnected)
 
 
 @router.get(
-    "/{job_id}/images/{index}",
+    "/{job_id}/images/{index:index}",
     response_class=PNG,
-    responses=problems(UnknownJob, UnknownImage, InvalidRequest, NotFinished, Expired, ResultsUnreachable) | _NOT_MODIFIED,
+    responses=problems(UnknownJob, UnknownImage, InvalidRequest, NotFinished, Expired, *_UNREACHABLE) | _NOT_MODIFIED,
 )
 async def get_image(job_id: JobId, index: Index, jobs: Jobs, request: Request) -> Response:
     """The PNG of one image. It never changes."""
@@ -84,7 +95,7 @@ async def get_image(job_id: JobId, index: Index, jobs: Jobs, request: Request) -
 @router.get(
     "/{job_id}/grid",
     response_class=PNG,
-    responses=problems(UnknownJob, NotFinished, Expired, ResultsUnreachable) | _NOT_MODIFIED,
+    responses=problems(UnknownJob, NotFinished, Expired, *_UNREACHABLE) | _NOT_MODIFIED,
 )
 async def get_grid(job_id: JobId, jobs: Jobs, request: Request) -> Response:
     """A contact sheet of the images finished so far, each in its place; at most 4096 pixels wide."""

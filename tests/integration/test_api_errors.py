@@ -94,6 +94,11 @@ def test_what_is_not_json_is_refused(api: httpx.Client, content: str | bytes) ->
     problem(api.post("/v1/jobs", content=content, headers=JSON), status)
 
 
+def test_a_number_that_is_too_long_is_told_so(api: httpx.Client) -> None:
+    body = problem(api.post("/v1/jobs", content='{"count": ' + "9" * 5000 + "}", headers=JSON), 400)
+    assert "a number that is too long" in body["detail"]
+
+
 def test_broken_json_is_told_where(api: httpx.Client) -> None:
     body = problem(api.post("/v1/jobs", content='{"count": }', headers=JSON), 400)
     assert body["detail"] == "the body is not JSON: Expecting value at character 10; correct it there."
@@ -168,6 +173,18 @@ def test_a_key_beside_a_job_is_no_job(api: httpx.Client, redis: Redis) -> None:
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/jobs/", "/v1/models/", "/nothing", "/v1/jobs/x/y/z"])
 def test_an_unknown_path_is_not_found(api: httpx.Client, path: str) -> None:
     problem(api.get(path), 404)
+
+
+@pytest.mark.parametrize("index", ["1_0", "00", "01", "%2000", "0%20", "0%0A", "0.0", "+0", "-1", "%D9%A0", "x"])
+def test_an_image_has_one_path_only(api: httpx.Client, index: str) -> None:
+    job = api.post("/v1/jobs", json={"model": "tiny", "count": 20}).json()["id"]
+    assert api.get(f"/v1/jobs/{job}/images/0").status_code == api.get(f"/v1/jobs/{job}/images/10").status_code == 409
+    problem(api.get(f"/v1/jobs/{job}/images/{index}"), 404)
+
+
+@pytest.mark.parametrize("index", [str(2**32), "9" * 5000])
+def test_an_index_out_of_range_is_named(api: httpx.Client, index: str) -> None:
+    assert problem(api.get(f"/v1/jobs/{'0' * 32}/images/{index}"), 422)["errors"][0]["field"] == "index"
 
 
 def test_an_unknown_model_is_not_found(api: httpx.Client) -> None:

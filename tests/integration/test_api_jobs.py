@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
+import re
+import socket
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +22,8 @@ import pytest
 from PIL import Image
 from redis import Redis
 
+from app.settings import ApiSettings
+from tests.support.processes import ROOT
 from tests.support.worker import IdleWorker, png_of
 from worker import contract
 from worker.contract import Priority, Shard
@@ -111,9 +122,9 @@ def test_the_last_image_finishes_the_job(api: httpx.Client, worker: IdleWorker, 
 
 def test_a_failed_job_says_why(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
     job = post()["id"]
-    worker.fail(job, "worker_lost", "three workers were lost")
+    worker.fail(job, "workers_lost", "three workers were lost")
     now = api.get(f"/v1/jobs/{job}").json()
-    assert (now["state"], now["error"]) == ("failed", {"code": "worker_lost", "message": "three workers were lost"})
+    assert (now["state"], now["error"]) == ("failed", {"code": "workers_lost", "message": "three workers were lost"})
 
 
 def test_a_place_in_the_queue_counts_the_jobs_before_it_and_bulk_comes_last(
@@ -125,13 +136,31 @@ def test_a_place_in_the_queue_counts_the_jobs_before_it_and_bulk_comes_last(
     assert api.get(f"/v1/jobs/{bulk['id']}").json()["queue"]["position"] == 2
 
 
-def test_the_estimate_is_the_work_ahead_over_the_measured_rate(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def eta_s(api: httpx.Client, job: dict[str, Any]) -> float:
+    return api.get(f"/v1/jobs/{job['id']}").json()["queue"]["eta_s"]
+
+
+def test_an_interactive_job_waits_for_what_is_queued_and_interactive_before_it(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
     worker.announce(image_steps_per_s=100.0)
-    first, second = post(count=10, steps=100)["id"], post(count=1, steps=100)
-    assert second["queue"] == {"position": 1, "eta_s": 11.0}
-    worker.start(first)
-    worker.progress(first, 0, 50, 500)
-    assert api.get(f"/v1/jobs/{second['id']}").json()["queue"] == {"position": 1, "eta_s": 6.0}
+    post(count=1024, steps=100, priority="bulk")
+    first, large, last = (post(count=count, steps=100) for count in (10, 1024, 70))
+    assert last["queue"] == {"position": 2, "eta_s": 10.0 + 64.0 + 70.0}
+    worker.start(first["id"])
+    assert eta_s(api, last) == 64.0 + 70.0, "what runs shares the engine"
+    worker.start(large["id"])
+    assert eta_s(api, last) == 70.0
+
+
+def test_a_bulk_job_waits_for_all_that_is_left_before_it(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    worker.announce(image_steps_per_s=100.0)
+    first, bulk = post(count=10, steps=100, priority="bulk"), post(count=1, steps=100, priority="bulk")
+    post(count=1024, steps=100)
+    assert eta_s(api, bulk) == 10.0 + 1024.0 + 1.0
+    worker.start(first["id"])
+    worker.progress(first["id"], 0, 50, 500)
+    assert eta_s(api, bulk) == 5.0 + 1024.0 + 1.0
 
 
 def test_there_is_no_estimate_without_a_live_worker_that_has_the_model(worker: IdleWorker, post: Post) -> None:
@@ -171,6 +200,63 @@ def test_waiting_survives_a_lost_subscription(api: httpx.Client, redis: Redis, w
     assert api.get(f"/v1/jobs/{job}", params={"wait": 5}).json()["state"] == "running"
 
 
+def calls(redis: Redis) -> Counter[str]:
+    return Counter({name.removeprefix("cmdstat_"): about["calls"] for name, about in redis.info("commandstats").items()})
+
+
+def test_waiting_reads_the_state_and_builds_the_job_once(api: httpx.Client, redis: Redis, post: Post) -> None:
+    job = post(count=1024)["id"]
+    before = calls(redis)
+    api.get(f"/v1/jobs/{job}", params={"wait": 2.5})
+    asked = calls(redis) - before
+    assert (asked["hgetall"], asked["eval"]) == (2, 1)
+
+
+def test_nothing_is_asked_for_a_client_that_has_gone(api: httpx.Client, url: str, redis: Redis, post: Post) -> None:
+    job = post()["id"]
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.get(f"{url}/v1/jobs/{job}", params={"wait": 60}, timeout=0.5)
+    time.sleep(2.5)
+    before = calls(redis)
+    time.sleep(2)
+    assert set(calls(redis) - before) == {"info"}
+
+
+@contextmanager
+def served_apart(settings: ApiSettings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The API in a process of its own, whose memory is its own too. Listens before it runs: early requests wait for it."""
+    env = {**os.environ, "DDPM_REDIS_URL": settings.redis_url, "DDPM_MODELS_DIR": str(settings.models_dir)}
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--fd", str(listening.fileno())]
+        with subprocess.Popen(command, env=env, cwd=ROOT, pass_fds=[listening.fileno()]) as process:
+            try:
+                yield f"http://127.0.0.1:{listening.getsockname()[1]}", process
+            finally:
+                process.terminate()
+
+
+def resident_mb(process: subprocess.Popen[bytes]) -> float:
+    """The most that it ever was."""
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())[0]) / 1024
+
+
+async def all_wait(url: str, waiters: int) -> list[httpx.Response]:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(timeout=60, limits=limits) as client:
+        return await asyncio.gather(*(client.get(url, params={"wait": 5}) for _ in range(waiters)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_150_who_wait_for_1024_images_cost_little_memory(settings: ApiSettings, post: Post) -> None:
+    path = f"/v1/jobs/{post(count=1024)['id']}"
+    with served_apart(settings) as (url, process):
+        asyncio.run(all_wait(url + path, 1))
+        before = resident_mb(process)
+        answers = asyncio.run(all_wait(url + path, 150))
+        assert [answer.status_code for answer in answers] == [200] * 150
+        assert resident_mb(process) - before < 25
+
+
 def test_jobs_are_listed_newest_first_without_their_images(api: httpx.Client, post: Post) -> None:
     posted = [post(count=2)["id"] for _ in range(3)]
     page = api.get("/v1/jobs").json()
@@ -198,6 +284,14 @@ def pages(api: httpx.Client, between: Callable[[], object] = lambda: None, **par
 def test_pages_neither_repeat_nor_skip_a_job_while_others_are_posted(api: httpx.Client, post: Post) -> None:
     posted = [post()["id"] for _ in range(7)]
     assert list(pages(api, between=post, limit=3)) == posted[::-1]
+
+
+def test_the_last_page_says_so_even_where_it_is_full(api: httpx.Client, post: Post) -> None:
+    for _ in range(4):
+        post()
+    first = api.get("/v1/jobs", params={"limit": 2}).json()
+    last = api.get("/v1/jobs", params={"limit": 2, "cursor": first["next_cursor"]}).json()
+    assert (len(last["jobs"]), last["next_cursor"]) == (2, None)
 
 
 def test_jobs_of_the_same_microsecond_are_all_listed(api: httpx.Client, redis: Redis, post: Post) -> None:
@@ -270,6 +364,20 @@ def test_the_contact_sheet_has_finished_images_in_their_places_and_blanks(
     assert sheet.size == (2 + 3 * 10, 2 + 2 * 10)
     centres = [sheet.getpixel((6 + 10 * column, 6 + 10 * row)) for row in range(2) for column in range(3)]
     assert centres == [10, 255, 255, 255, 14, 255]
+
+
+def test_a_contact_sheet_is_cached_for_ever_only_if_it_is_final_and_whole(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post
+) -> None:
+    job = post(count=3)["id"]
+    caching = lambda: api.get(f"/v1/jobs/{job}/grid").headers["cache-control"]  # noqa: E731
+    worker.start(job)
+    worker.publish(job, [0, 1])
+    assert caching() == "no-cache"
+    worker.publish(job, [2])
+    assert caching() == "private, max-age=31536000, immutable"
+    redis.hdel(contract.png_key(job), "1")
+    assert caching() == "no-cache"
 
 
 def test_cancelling_takes_the_shards_out_of_the_queue_and_keeps_what_is_finished(

@@ -46,3 +46,16 @@ def test_the_document_names_the_models_and_their_longest_schedule(document: dict
     fields = document["components"]["schemas"]["JobRequest"]["properties"]
     assert "tiny" in fields["model"]["anyOf"][0]["enum"]
     assert fields["steps"]["anyOf"][0]["maximum"] == 1000
+
+
+def test_every_503_of_a_picture_is_documented(document: dict[str, Any]) -> None:
+    for path in ("/v1/jobs/{job_id}/images/{index}", "/v1/jobs/{job_id}/grid"):
+        about = document["paths"][path]["get"]["responses"]["503"]["description"]
+        assert "Redis" in about
+        assert "results store" in about
+
+
+def test_an_index_is_documented_as_an_integer(document: dict[str, Any]) -> None:
+    parameters = document["paths"]["/v1/jobs/{job_id}/images/{index}"]["get"]["parameters"]
+    (index,) = [parameter["schema"] for parameter in parameters if parameter["name"] == "index"]
+    assert (index["type"], index["minimum"], index["maximum"]) == ("integer", 0, 2**32 - 1)

@@ -19,7 +19,20 @@ def recipe(*cards: Card, **request: Any) -> Recipe:
 def test_what_is_left_out_comes_from_the_card() -> None:
     defaults = Defaults(sampler="ddim", steps=20, variance="fixed_large", eta=0.25)
     asked = recipe(card_of("tiny", defaults=defaults), seed=1)
-    assert asked == Recipe("tiny", "ab" * 32, "ddim", 20, "fixed_large", 0.25, 1)
+    assert asked == Recipe("tiny", "ab" * 32, "ddim", 20, "fixed_small", 0.25, 1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "variance", "eta"),
+    [("ddpm", "fixed_large", 0.0), ("ddim", "fixed_small", 0.25), ("dpmpp_2m", "fixed_small", 0.0)],
+)
+def test_a_default_that_the_sampler_does_not_use_is_not_in_the_recipe(sampler: str, variance: str, eta: float) -> None:
+    asked = recipe(card_of("tiny", defaults=Defaults(steps=20, variance="fixed_large", eta=0.25)), sampler=sampler)
+    assert (asked.variance, asked.eta) == (variance, eta)
+
+
+def test_minus_zero_is_zero() -> None:
+    assert str(recipe(card_of("tiny"), sampler="ddim", eta=-0.0).eta) == "0.0"
 
 
 def test_what_is_asked_for_wins_even_where_it_is_zero() -> None:

@@ -19,6 +19,13 @@ def test_the_server_listens_on_loopback_unless_told_otherwise(monkeypatch: pytes
     assert ApiSettings().host == "127.0.0.1"
 
 
+def test_images_are_kept_for_ten_years_at_most() -> None:
+    ten_years_s = 10 * 365 * 24 * 3600
+    assert ApiSettings(results_ttl_s=ten_years_s).results_ttl_s == ten_years_s
+    with pytest.raises(ValidationError, match="results_ttl_s"):
+        ApiSettings(results_ttl_s=ten_years_s + 1)
+
+
 def test_another_kind_of_url_is_refused() -> None:
     with pytest.raises(ValidationError, match="redis_url"):
         ApiSettings(redis_url="http://127.0.0.1:6379")
