@@ -6,9 +6,12 @@ Prints a table of medians, and of ratios within the run.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the `ddpm` command does
 
 import torch
 
