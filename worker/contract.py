@@ -211,30 +211,30 @@ if state() ~= 'running' then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 return 1""")
 
-# ARGV: shard, blob, unfinished ttl. -> 1, or 0 where the job has ended or is gone.
+# ARGV: shard, blob. -> 1, or 0 where the job has ended or is gone.
 SAVE = _script("""
 if state() ~= 'running' then return 0 end
 redis.call('HSET', KEYS[5], ARGV[1], ARGV[2])
-redis.call('EXPIRE', KEYS[5], ARGV[3])
+redis.call('EXPIRE', KEYS[5], $UNFINISHED_TTL_S)
 return 1""")
 
-# ARGV: now, unfinished ttl, then index, sha256, PNG an image. Binary PNGs are plain arguments; one in the results store is empty.
+# ARGV: now, then index, sha256, PNG an image. Binary PNGs are plain arguments; one in the results store is empty.
 # -> 1, or 0 where the job has ended or is gone. The image that completes the job closes it.
 # A late worker may have put objects back after all were removed: then they are due again.
 PUBLISH = _script("""
 if state() ~= 'running' then
   local job = redis.call('HMGET', KEYS[1], 'finished_at', 'results_ttl_s')
-  if ARGV[5] == '' then remove_objects_at(job[1] and job[1] + job[2] or ARGV[1]) end
+  if ARGV[4] == '' then remove_objects_at(job[1] and job[1] + job[2] or ARGV[1]) end
   return 0
 end
-for i = 3, #ARGV, 3 do
+for i = 2, #ARGV, 3 do
   -- the first one stays: a late worker on another kind of machine must not change what clients have cached
   if redis.call('HSETNX', KEYS[2], ARGV[i], ARGV[i + 1]) == 1 and ARGV[i + 2] ~= '' then
     redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 2])
   end
 end
-redis.call('EXPIRE', KEYS[2], ARGV[2])
-redis.call('EXPIRE', KEYS[3], ARGV[2])
+redis.call('EXPIRE', KEYS[2], $UNFINISHED_TTL_S)
+redis.call('EXPIRE', KEYS[3], $UNFINISHED_TTL_S)
 if redis.call('HLEN', KEYS[2]) == tonumber(redis.call('HGET', KEYS[1], 'count')) then finish('finished', ARGV[1]) end
 return 1""")
 

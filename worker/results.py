@@ -59,7 +59,7 @@ class Results:
 
     def save(self, shard: Shard, chains: bytes) -> bool:
         """Keep a shard's chains, for whoever takes it up if this worker is lost."""
-        return bool(self._save(keys=_keys(shard), args=[shard.number, chains, contract.UNFINISHED_TTL_S]))
+        return bool(self._save(keys=_keys(shard), args=[shard.number, chains]))
 
     def saved(self, shard: Shard) -> bytes | None:
         return cast("bytes | None", self._redis.hget(contract.chains_key(shard.job), str(shard.number)))
@@ -75,7 +75,7 @@ class Results:
             for (index, png), in_redis in zip(images, kept, strict=True)
             for part in (index, hashlib.sha256(png).hexdigest(), in_redis)
         ]
-        wanted = bool(self._publish(keys=_keys(shard), args=[time.time(), contract.UNFINISHED_TTL_S, *entries]))
+        wanted = bool(self._publish(keys=_keys(shard), args=[time.time(), *entries]))
         if not wanted and self._store.external:
             self._take_back(shard.job, [index for index, _ in images])
         return wanted

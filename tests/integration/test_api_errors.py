@@ -1,36 +1,19 @@
+"""Every bad request, and what it is told."""
+
 from __future__ import annotations
 
 import json
-import socket
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from redis import Redis
 
-from app.main import create_app
-from app.settings import ApiSettings
-from tests.support.server import serve
+from tests.support.problems import problem
 from tests.support.worker import IdleWorker
 from worker import contract
 
 JSON = {"content-type": "application/json"}
-
-
-def problem(response: httpx.Response, status: int) -> dict[str, Any]:
-    """The body of an error, checked for what RFC 9457 and style.md ask of each."""
-    assert response.headers["content-type"] == "application/problem+json", response.text
-    body: dict[str, Any] = response.json()
-    assert response.status_code == status == body["status"], body
-    assert body["type"].startswith("urn:problem-type:ddpm:")
-    assert body["title"]
-    fact, _, remedy = body["detail"].partition(";")
-    assert fact.strip()
-    assert remedy.strip(), "no remedy"
-    return body
 
 
 BAD_FIELDS = [
@@ -249,91 +232,6 @@ def test_readiness_needs_a_live_worker(api: httpx.Client, worker: IdleWorker) ->
         {"name": "worker-1", "device": "cpu", "models": ["tiny"], "image_steps_per_s": 100.0},
     ]
     assert api.get("/healthz").json() == {"status": "alive"}
-
-
-@pytest.fixture
-def silent() -> Iterator[str]:
-    """A server that takes connections and never says a word, as a stalled Redis does."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"redis://127.0.0.1:{server.getsockname()[1]}/0"
-
-
-def _requests(client: httpx.Client) -> Iterator[httpx.Response]:
-    job = f"/v1/jobs/{'0' * 32}"
-    yield client.post("/v1/jobs", json={"model": "tiny"})
-    yield client.get(job, params={"wait": 20})
-    yield client.post(f"{job}/cancel")
-    yield client.get("/v1/jobs")
-    yield client.get("/readyz")
-
-
-def _assert_503_within_2_s(redis_url: str, models_dir: Path) -> None:
-    app = create_app(ApiSettings(redis_url=redis_url, models_dir=models_dir))
-    with serve(app) as url, httpx.Client(base_url=url, timeout=10) as client:
-        began = time.monotonic()
-        for response in _requests(client):
-            assert time.monotonic() - began < 2
-            problem(response, 503)
-            assert int(response.headers["retry-after"]) > 0
-            began = time.monotonic()
-        assert client.get("/healthz").status_code == 200
-        assert client.get("/v1/models").status_code == 200
-
-
-def test_a_redis_that_stalls_is_a_503_within_2_s(silent: str, models_dir: Path) -> None:
-    _assert_503_within_2_s(silent, models_dir)
-
-
-def test_a_redis_that_is_gone_is_a_503_within_2_s(models_dir: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    _assert_503_within_2_s(f"redis://127.0.0.1:{port}/0", models_dir)
-
-
-def test_a_redis_that_pauses_is_a_503_and_then_well_again(api: httpx.Client, redis: Redis) -> None:
-    redis.client_pause(1500)
-    problem(api.post("/v1/jobs", json={"model": "tiny"}), 503)
-    time.sleep(0.7)
-    assert api.post("/v1/jobs", json={"model": "tiny"}).status_code == 202
-
-
-@pytest.fixture
-def full(redis: Redis) -> Iterator[None]:
-    """A server that is out of memory."""
-    redis.config_set("maxmemory", 1)
-    yield
-    redis.config_set("maxmemory", 0)
-
-
-@pytest.mark.usefixtures("full")
-def test_a_redis_that_is_full_is_a_507_and_nothing_is_written(api: httpx.Client, redis: Redis) -> None:
-    problem(api.post("/v1/jobs", json={"model": "tiny"}), 507)
-    assert redis.keys("*") == []
-
-
-def test_a_redis_that_is_full_still_shows_jobs_and_deletes_them(api: httpx.Client, redis: Redis, worker: IdleWorker) -> None:
-    job = "/v1/jobs/" + api.post("/v1/jobs", json={"model": "tiny", "count": 70}).json()["id"]
-    redis.hset(f"rq:job:{job[-32:]}-1", "status", "started")
-    redis.config_set("maxmemory", 1)
-    try:
-        problem(api.post(f"{job}/cancel"), 507)
-        assert api.get(job).json()["state"] == "queued"
-        assert redis.llen("rq:queue:interactive:tiny") == 1, "cancelled by half"
-        assert api.delete(job).status_code == 204
-    finally:
-        redis.config_set("maxmemory", 0)
-    assert redis.keys("ddpm:*") == []
-
-
-def test_a_bug_is_a_500_that_tells_nothing(settings: ApiSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*_: object) -> None:
-        raise RuntimeError("secret")
-
-    monkeypatch.setattr("app.jobs.Jobs.page", broken)
-    with serve(create_app(settings)) as url:
-        response = httpx.get(f"{url}/v1/jobs")
-    assert "bug" in problem(response, 500)["detail"]
-    assert "secret" not in response.text
 
 
 def test_no_depth_of_nesting_is_a_5xx(api: httpx.Client) -> None:

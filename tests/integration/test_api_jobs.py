@@ -1,29 +1,18 @@
+"""The life of a job over HTTP: posted, looked at, listed, cancelled, deleted."""
+
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import os
-import re
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 from redis import Redis
 
-from app.settings import ApiSettings
-from tests.support.processes import ROOT
 from tests.support.worker import IdleWorker, png_of
 from worker import contract
 from worker.contract import Priority, Shard
@@ -170,93 +159,6 @@ def test_there_is_no_estimate_without_a_live_worker_that_has_the_model(worker: I
     assert post()["queue"]["eta_s"] is None
 
 
-def test_waiting_ends_with_the_next_change_of_state(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
-    job = post()["id"]
-    threading.Timer(0.1, worker.start, [job]).start()
-    began = time.monotonic()
-    assert api.get(f"/v1/jobs/{job}", params={"wait": 5}).json()["state"] == "running"
-    assert 0.1 <= time.monotonic() - began < 1, "woken by the clock, not by the change"
-
-
-def test_waiting_ends_when_the_time_is_up(api: httpx.Client, post: Post) -> None:
-    job = post()["id"]
-    began = time.monotonic()
-    assert api.get(f"/v1/jobs/{job}", params={"wait": 0.3}).json()["state"] == "queued"
-    assert 0.3 <= time.monotonic() - began < 1
-
-
-def test_nobody_waits_for_a_job_that_has_ended(api: httpx.Client, post: Post) -> None:
-    job = post()["id"]
-    api.post(f"/v1/jobs/{job}/cancel")
-    began = time.monotonic()
-    assert api.get(f"/v1/jobs/{job}", params={"wait": 30}).json()["state"] == "cancelled"
-    assert time.monotonic() - began < 1
-
-
-def test_waiting_survives_a_lost_subscription(api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post) -> None:
-    job = post()["id"]
-    redis.client_kill_filter(_type="pubsub")
-    threading.Timer(0.2, worker.start, [job]).start()
-    assert api.get(f"/v1/jobs/{job}", params={"wait": 5}).json()["state"] == "running"
-
-
-def calls(redis: Redis) -> Counter[str]:
-    return Counter({name.removeprefix("cmdstat_"): about["calls"] for name, about in redis.info("commandstats").items()})
-
-
-def test_waiting_reads_the_state_and_builds_the_job_once(api: httpx.Client, redis: Redis, post: Post) -> None:
-    job = post(count=1024)["id"]
-    before = calls(redis)
-    api.get(f"/v1/jobs/{job}", params={"wait": 2.5})
-    asked = calls(redis) - before
-    assert (asked["hgetall"], asked["eval"]) == (2, 1)
-
-
-def test_nothing_is_asked_for_a_client_that_has_gone(api: httpx.Client, url: str, redis: Redis, post: Post) -> None:
-    job = post()["id"]
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.get(f"{url}/v1/jobs/{job}", params={"wait": 60}, timeout=0.5)
-    time.sleep(2.5)
-    before = calls(redis)
-    time.sleep(2)
-    assert set(calls(redis) - before) == {"info"}
-
-
-@contextmanager
-def served_apart(settings: ApiSettings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The API in a process of its own, whose memory is its own too. Listens before it runs: early requests wait for it."""
-    env = {**os.environ, "DDPM_REDIS_URL": settings.redis_url, "DDPM_MODELS_DIR": str(settings.models_dir)}
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--fd", str(listening.fileno())]
-        with subprocess.Popen(command, env=env, cwd=ROOT, pass_fds=[listening.fileno()]) as process:
-            try:
-                yield f"http://127.0.0.1:{listening.getsockname()[1]}", process
-            finally:
-                process.terminate()
-
-
-def resident_mb(process: subprocess.Popen[bytes]) -> float:
-    """The most that it ever was."""
-    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())[0]) / 1024
-
-
-async def all_wait(url: str, waiters: int) -> list[httpx.Response]:
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(timeout=60, limits=limits) as client:
-        return await asyncio.gather(*(client.get(url, params={"wait": 5}) for _ in range(waiters)))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_150_who_wait_for_1024_images_cost_little_memory(settings: ApiSettings, post: Post) -> None:
-    path = f"/v1/jobs/{post(count=1024)['id']}"
-    with served_apart(settings) as (url, process):
-        asyncio.run(all_wait(url + path, 1))
-        before = resident_mb(process)
-        answers = asyncio.run(all_wait(url + path, 150))
-        assert [answer.status_code for answer in answers] == [200] * 150
-        assert resident_mb(process) - before < 25
-
-
 def test_jobs_are_listed_newest_first_without_their_images(api: httpx.Client, post: Post) -> None:
     posted = [post(count=2)["id"] for _ in range(3)]
     page = api.get("/v1/jobs").json()
@@ -304,80 +206,6 @@ def test_a_listing_leaves_out_what_has_expired(api: httpx.Client, redis: Redis, 
     kept, expired = post()["id"], post()["id"]
     redis.delete(contract.job_key(expired))
     assert list(pages(api)) == [kept]
-
-
-def test_an_image_is_cached_for_ever(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
-    job = post()["id"]
-    worker.start(job)
-    worker.publish(job, [0])
-    response = api.get(f"/v1/jobs/{job}/images/0")
-    assert response.headers["content-type"] == "image/png"
-    assert response.headers["cache-control"] == "private, max-age=31536000, immutable"
-    assert response.headers["etag"] == f'"{hashlib.sha256(response.content).hexdigest()}"'
-
-
-@pytest.mark.parametrize("tags", ["{}", '"other", {}', "W/{}", "*"])
-def test_an_image_that_the_client_has_is_not_sent_again(api: httpx.Client, worker: IdleWorker, post: Post, tags: str) -> None:
-    job = post()["id"]
-    worker.start(job)
-    worker.publish(job, [0])
-    path = f"/v1/jobs/{job}/images/0"
-    response = api.get(path, headers={"If-None-Match": tags.format(api.get(path).headers["etag"])})
-    assert (response.status_code, response.content) == (304, b"")
-    assert response.headers["etag"]
-
-
-def test_head_tells_of_an_image_without_sending_it(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
-    job = post()["id"]
-    worker.start(job)
-    worker.publish(job, [0])
-    response = api.head(f"/v1/jobs/{job}/images/0")
-    assert (response.status_code, response.content) == (200, b"")
-    assert int(response.headers["content-length"]) == len(png_of(0))
-
-
-def test_an_image_is_unknown_then_unfinished_then_there_then_expired(
-    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post
-) -> None:
-    job = post(count=2, start=5)["id"]
-    status = lambda index: api.get(f"/v1/jobs/{job}/images/{index}").status_code  # noqa: E731
-    assert [status(index) for index in (0, 4, 5, 6, 7)] == [404, 404, 409, 409, 404]
-    worker.start(job)
-    worker.publish(job, [5, 6])
-    assert [status(index) for index in (5, 6)] == [200, 200]
-    redis.delete(contract.png_key(job))
-    assert [status(index) for index in (5, 6)] == [410, 410]
-    assert {image["state"] for image in api.get(f"/v1/jobs/{job}").json()["images"]} == {"expired"}
-    assert api.get(f"/v1/jobs/{job}/grid").status_code == 410
-
-
-def test_the_contact_sheet_has_finished_images_in_their_places_and_blanks(
-    api: httpx.Client, worker: IdleWorker, post: Post
-) -> None:
-    job = post(count=5, start=10)["id"]
-    assert api.get(f"/v1/jobs/{job}/grid").status_code == 409
-    worker.start(job)
-    worker.publish(job, [10, 14])
-    response = api.get(f"/v1/jobs/{job}/grid")
-    assert (response.headers["content-type"], response.headers["cache-control"]) == ("image/png", "no-cache")
-    sheet = Image.open(BytesIO(response.content))
-    assert sheet.size == (2 + 3 * 10, 2 + 2 * 10)
-    centres = [sheet.getpixel((6 + 10 * column, 6 + 10 * row)) for row in range(2) for column in range(3)]
-    assert centres == [10, 255, 255, 255, 14, 255]
-
-
-def test_a_contact_sheet_is_cached_for_ever_only_if_it_is_final_and_whole(
-    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post
-) -> None:
-    job = post(count=3)["id"]
-    caching = lambda: api.get(f"/v1/jobs/{job}/grid").headers["cache-control"]  # noqa: E731
-    worker.start(job)
-    worker.publish(job, [0, 1])
-    assert caching() == "no-cache"
-    worker.publish(job, [2])
-    assert caching() == "private, max-age=31536000, immutable"
-    redis.hdel(contract.png_key(job), "1")
-    assert caching() == "no-cache"
 
 
 def test_cancelling_takes_the_shards_out_of_the_queue_and_keeps_what_is_finished(
@@ -451,7 +279,10 @@ def test_every_key_of_a_job_has_a_time_to_live(redis: Redis, worker: IdleWorker,
 
 def test_a_status_is_one_round_trip(api: httpx.Client, redis: Redis, post: Post) -> None:
     job = post()["id"]
-    reads = lambda: redis.info("stats")["total_reads_processed"]  # noqa: E731
+
+    def reads() -> int:
+        return redis.info("stats")["total_reads_processed"]
+
     before = reads()
     api.get(f"/v1/jobs/{job}")
     assert reads() - before == 1 + 1  # the second is INFO's own

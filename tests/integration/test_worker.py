@@ -71,6 +71,14 @@ def let_lapse(redis: Redis, lease: Lease) -> None:
     assert reap([lease.queue]) == [(lease.shard.id, "requeued")]
 
 
+def begin(worker: Worker, shard: Shard, indices: list[int]) -> Lease:
+    """Taken and admitted, as by the intake and the loop."""
+    lease = worker._shards.take([shard.queue])
+    worker._results.start(shard, 1)
+    worker._heed(Taken(lease, indices, None))
+    return lease
+
+
 def run_to_the_end(worker: Worker) -> None:
     while worker._held:
         worker._turn()
@@ -93,9 +101,7 @@ def test_a_shard_that_was_taken_while_redis_went_away_is_handed_on_when_it_is_ba
 
 def test_a_shard_that_comes_back_to_the_worker_that_lost_it_is_run_once_more_and_finishes(redis, worker, model):
     shard = post(redis, model, steps=30)
-    first = worker._shards.take([shard.queue])
-    worker._results.start(shard, 1)
-    worker._heed(Taken(first, [0, 1, 2], None))
+    first = begin(worker, shard, [0, 1, 2])
     worker._turn()
     let_lapse(redis, first)
     second = worker._shards.take([shard.queue])
@@ -178,9 +184,7 @@ def test_a_worker_can_be_made_while_redis_is_away(model):
 
 def test_a_late_worker_leaves_the_saved_chains_of_its_successor_alone(redis, worker, model):
     shard = post(redis, model, steps=100)
-    lease = worker._shards.take([shard.queue])
-    worker._results.start(shard, 1)
-    worker._heed(Taken(lease, [0, 1, 2], None))
+    lease = begin(worker, shard, [0, 1, 2])
     worker._turn()
     worker._outbox.flush()
     saved = worker._results.saved(shard)
@@ -193,9 +197,7 @@ def test_a_late_worker_leaves_the_saved_chains_of_its_successor_alone(redis, wor
 
 def test_a_shard_whose_hash_was_lost_with_the_server_is_run_again_and_not_forgotten(redis, worker, model):
     shard = post(redis, model)
-    first = worker._shards.take([shard.queue])
-    worker._results.start(shard, 1)
-    worker._heed(Taken(first, [1, 2], None))
+    begin(worker, shard, [1, 2])
     run_to_the_end(worker)
     assert state(redis, shard) == "running", "image 0 was finished once, and is no more"
     worker._intake.turn()

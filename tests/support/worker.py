@@ -42,7 +42,7 @@ class IdleWorker:
         pngs = [(index, png_of(index)) for index in indices]
         kept = zip(pngs, self.store.put(job, pngs), strict=True)
         images = [part for (index, png), in_redis in kept for part in (index, hashlib.sha256(png).hexdigest(), in_redis)]
-        return bool(self._run(contract.PUBLISH, job, time.time(), contract.UNFINISHED_TTL_S, *images))
+        return bool(self._run(contract.PUBLISH, job, time.time(), *images))
 
     def fail(self, job: str, code: str, message: str) -> bool:
         return bool(self._run(contract.FAIL, job, time.time(), code, message))
