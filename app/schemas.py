@@ -145,8 +145,8 @@ class JobSummary(BaseModel):
     progress: Progress = Field(description="How far it is")
     error: JobError | None = Field(description="Why it failed; null otherwise")
     attempts: int = Field(
-        description="Workers that took up the same part of it, at most: all but the last were lost, and after three lost ones "
-        "the job fails. A worker that stops in order and gives its part back is not counted",
+        description="Workers that took up the same part of it, at most: all but the last were lost. When three in a row get "
+        "no further than those before them the job fails. A worker that stops in order and gives its part back is not counted",
         examples=[1],
     )
     links: dict[str, str] = Field(

@@ -2,7 +2,7 @@
 
 A job is four keys, all gone after their TTL:
 
-    ddpm:job:<id>         hash: what was asked for, state, times, error; `p<k>` is shard k's progress
+    ddpm:job:<id>         hash: what was asked for, state, times, error; `p<k>` is shard k's progress, `k<k>` what of it is saved
     ddpm:job:<id>:sha256  hash: image index -> sha256 of its PNG, one field an image that is finished
     ddpm:job:<id>:png     hash: image index -> PNG, unless the worker has a results store (worker/store.py)
     ddpm:job:<id>:chains  hash: shard -> its unfinished chains as a worker last saved them; gone when the job ends
@@ -211,10 +211,11 @@ if state() ~= 'running' then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 return 1""")
 
-# ARGV: shard, blob. -> 1, or 0 where the job has ended or is gone.
+# ARGV: shard, blob, image-steps that are done in it. -> 1, or 0 where the job has ended or is gone.
 SAVE = _script("""
 if state() ~= 'running' then return 0 end
 redis.call('HSET', KEYS[5], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[1], 'k' .. ARGV[1], ARGV[3])
 redis.call('EXPIRE', KEYS[5], $UNFINISHED_TTL_S)
 return 1""")
 

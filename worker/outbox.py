@@ -33,7 +33,7 @@ class Parcel:
     last: bool = False
 
 
-Chains = tuple[Lease, Sequence[Snapshot]]
+Chains = tuple[Lease, Sequence[Snapshot], int]  # with the image-steps that are done in the shard
 Progress = Sequence[tuple[Lease, int, int]]  # step of the shard's least advanced image, image-steps done
 
 
@@ -94,8 +94,8 @@ class Outbox:
         for lease, least, image_steps in progress:
             self._heed(lease, self._results.progress(lease.shard, least, image_steps))
         chains, self._chains = self._chains, ()
-        for lease, snapshots in chains:
-            self._heed(lease, self._results.save(lease.shard, pack(snapshots)))
+        for lease, snapshots, image_steps in chains:
+            self._heed(lease, self._results.save(lease.shard, pack(snapshots), image_steps))
         for _ in range(len(self._parcels)):
             self._send(self._parcels[0])
             self._parcels.popleft()  # only when Redis has it, and the results store where there is one

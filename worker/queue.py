@@ -17,10 +17,10 @@ from rq.registry import FailedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from worker import scripts
-from worker.contract import Shard
+from worker.contract import Shard, job_key
 
 LEASE_S = 15.0  # an execution not heard of for this long is anybody's
-MAX_LOSSES = 3  # a shard that loses this many workers is failed, not given to a fourth
+MAX_LOSSES = 3  # a shard that loses this many workers, none of which got further than those before, is failed
 FAILED_TTL_S = 3600  # lost too often: kept in RQ's failed registry until it is settled
 _FUNC = "worker.sample"  # a label: never imported, workers read the arguments only
 _NO_CONNECTION = Redis()  # RQ's queues want one to be made; this one never connects
@@ -98,6 +98,8 @@ def reap(queues: Sequence[Queue], lease_s: float = LEASE_S) -> list[tuple[str, s
                     ExecutionRegistry("", queue.connection).key,
                     queue.intermediate_queue.get_first_seen_key(""),
                     WORKER_EXECUTIONS_KEY_TEMPLATE,
+                    MAX_LOSSES,
+                    job_key(""),
                 ],
             ),
         )

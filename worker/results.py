@@ -57,9 +57,9 @@ class Results:
     def progress(self, shard: Shard, least: int, image_steps: int) -> bool:
         return bool(self._progress(keys=_keys(shard), args=[contract.progress_field(shard.number), f"{least},{image_steps}"]))
 
-    def save(self, shard: Shard, chains: bytes) -> bool:
+    def save(self, shard: Shard, chains: bytes, image_steps: int) -> bool:
         """Keep a shard's chains, for whoever takes it up if this worker is lost."""
-        return bool(self._save(keys=_keys(shard), args=[shard.number, chains]))
+        return bool(self._save(keys=_keys(shard), args=[shard.number, chains, image_steps]))
 
     def saved(self, shard: Shard) -> bytes | None:
         return cast("bytes | None", self._redis.hget(contract.chains_key(shard.job), str(shard.number)))

@@ -26,7 +26,7 @@ from rq.worker import BaseWorker
 
 from worker import scripts
 from worker.contract import Shard
-from worker.queue import LEASE_S, MAX_LOSSES, make_queue
+from worker.queue import LEASE_S, make_queue
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Lease:
     @property
     def attempt(self) -> int:
         """1 for a shard that no worker has lost yet."""
-        return 1 + MAX_LOSSES - (MAX_LOSSES if self.job.retries_left is None else self.job.retries_left)
+        return 1 + (self.job.number_of_retries or 0)
 
     @property
     def started_key(self) -> str:

@@ -70,11 +70,24 @@ return out"""
 )
 
 # KEYS: wip, queue, intermediate, failed.
-# ARGV: lease, failed ttl, prefixes of job / execution / executions / first-seen keys, worker executions template.
+# ARGV: lease, failed ttl, prefixes of job / execution / executions / first-seen keys, worker executions template,
+# most losses, prefix of the records of our jobs.
+# A loss counts only where the lost worker got no further than any before it. `reached` and `kept` in the shard's hash are the
+# image-steps that were done, and that were saved, at the losses before. One that left more saved than it found is neither
+# counted nor forgiven: it may not have come to the point where those before it were lost.
 REAP = (
     _NOW
     + """
 local out, back = {}, {}
+local function retries_left(job, id)
+  local of, number = string.match(id, '^(.*)%-(%d+)$')
+  local now_at, before = C('HMGET', ARGV[9] .. of, 'p' .. number, 'k' .. number), C('HMGET', job, 'reached', 'kept')
+  local reached, kept = tonumber(string.match(now_at[1] or '', ',(%d+)')) or 0, tonumber(now_at[2]) or 0
+  local further, safer = reached > (tonumber(before[1]) or 0), kept > (tonumber(before[2]) or 0)
+  if further then C('HSET', job, 'reached', reached, 'retries_left', ARGV[8]) end
+  if safer then C('HSET', job, 'kept', kept) end
+  return C('HINCRBY', job, 'retries_left', (further or safer) and 0 or -1)
+end
 for _, member in ipairs(C('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
   local id, execution_id = string.match(member, '^(.*):(.*)$')
   local job, status = ARGV[3] .. id, C('HGET', ARGV[3] .. id, 'status')
@@ -82,7 +95,8 @@ for _, member in ipairs(C('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
   if worker then C('SREM', (string.gsub(ARGV[7], '{0}', function() return worker end)), member) end
   C('ZREM', KEYS[1], member); C('DEL', ARGV[4] .. member, ARGV[5] .. id)
   if status == 'started' then
-    if C('HINCRBY', job, 'retries_left', -1) > 0 then
+    C('HINCRBY', job, 'number_of_retries', 1)
+    if retries_left(job, id) > 0 then
       back[#back + 1] = id
     else
       C('HSET', job, 'status', 'failed'); C('EXPIRE', job, ARGV[2])

@@ -173,7 +173,7 @@ class Worker:
 
     def _save(self) -> None:
         """Copies of all chains, for the worker that takes them up should this one be killed."""
-        chains = [(held.lease, held.model.engine.snapshot(held.chains())) for held in self._held.values()]
+        chains = [(held.lease, held.model.engine.snapshot(held.chains()), held.progress()[1]) for held in self._held.values()]
         self._outbox.save(chains)
         self._saved = time.monotonic()
 
