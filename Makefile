@@ -5,6 +5,7 @@ HOST =# not taken from the environment, where some shells keep the machine's nam
 PORT ?=
 WORKERS ?=
 RECIPE ?= models/train/recipes/fashion-mnist-28.toml
+BENCH ?= engine exact
 OUT ?= runs/$(notdir $(basename $(RECIPE)))
 
 TORCH = 2.13.0
@@ -38,8 +39,8 @@ format: $(TEST) ## format the code and mend what ruff can
 train: $(TEST) ## train a network (RECIPE= OUT=); Ctrl-C saves, the next call resumes
 	$(BIN)/ddpm train '$(RECIPE)' --out '$(OUT)'
 
-bench: $(TEST) ## measure the engine; the figures of docs/benchmarks.md
-	$(BIN)/python -m bench.engine
+bench: $(TEST) ## measure what docs/benchmarks.md says (BENCH='engine exact' names some, ARGS= goes to each)
+	@set -e; for name in $(BENCH); do echo "bench.$$name"; $(BIN)/python -m "bench.$$name" $(ARGS); done
 
 docker-test: ## build the image, run it with Compose and sample through the published port
 	tests/docker/run.sh

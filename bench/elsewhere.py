@@ -1,0 +1,52 @@
+"""Chains that go halfway here and the rest of the way in another process, as when a worker takes over from another."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Hashable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import torch
+
+from bench.model import engine_on
+from bench.work import Images, Work, draw, pictures
+from worker.engine import Snapshot
+from worker.loaded import LoadedModel
+from worker.snapshots import pack, unpack
+
+
+class Elsewhere:
+    """The other process loads and calibrates for itself, with `threads` threads."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def __call__(self, model: LoadedModel, work: Work, _: random.Random) -> Images:
+        images, blobs = _halfway(model, work)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+            return images | other.submit(_go_on, work, blobs, self.threads).result()
+
+
+def _halfway(model: LoadedModel, work: Work) -> tuple[Images, list[bytes]]:
+    """What is finished when half of the image-steps are done, and the rest packed as a worker packs its shards."""
+    engine, images = engine_on(model, model.calibration.buckets), Images()
+    requests = work.requests(model)
+    engine.submit(requests)
+    while engine.image_steps < sum(len(request.plan) for request in requests) / 2:
+        images |= pictures(engine.step())
+    jobs: dict[Hashable, list[Snapshot]] = defaultdict(list)
+    for snapshot in engine.snapshot([request.chain for request in requests if request.index not in images]):
+        jobs[snapshot.request.job].append(snapshot)
+    return images, [pack(snapshots) for snapshots in jobs.values()]
+
+
+def _go_on(work: Work, blobs: list[bytes], threads: int) -> Images:
+    torch.set_num_threads(threads)
+    model = work.model()
+    requests = {request.index: request for request in work.requests(model)}
+    engine = engine_on(model, model.calibration.buckets)
+    for blob in blobs:
+        engine.restore(unpack(blob, requests))
+    return draw(engine, [])

@@ -1,0 +1,80 @@
+"""Same seed, same bytes: `python -m bench.exact`.
+
+Whatever is around a chain while it runs, no byte of its image may differ from the image made alone. Exits with 1 if one does.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Annotated
+
+import torch
+import typer
+
+from bench.model import default_device
+from bench.report import OUT, Out, Report
+from bench.ways import alone, ways
+from bench.work import Images, Work
+
+SHOWN = 12  # images of each way in the plot
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One way, compared with the reference. `levels` is the largest difference of a byte."""
+
+    way: str
+    images: Images
+    differing: int
+    levels: int
+    seconds: float
+
+
+def main(
+    images: Annotated[int, typer.Option(min=1, help="Images in each row")] = 512,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of each image, one more or less for some")] = 10,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
+    out: Out = OUT,
+) -> None:
+    """Make the same images in every way that a service may come to make them, and count the bytes that differ."""
+    report = Report(out, "exact", device)
+    rows = list(compare(Work(device, images, steps)))
+    report.say(f"{images} images a row, {steps} steps, all samplers, against each image alone.\n")
+    cells = [[row.way, str(len(row.images)), str(row.differing), str(row.levels), f"{row.seconds:.0f} s"] for row in rows]
+    report.table(["way", "images", "differing bytes", "levels at most", "took"], cells)
+    plot(report, rows)
+    raise typer.Exit(int(any(row.differing for row in rows)))
+
+
+def compare(work: Work) -> Iterator[Row]:
+    """Every way, against each image alone."""
+    model = work.model()
+    reference = alone(model, work, random.Random(0))
+    for name, way in ways(model, torch.get_num_threads()).items():
+        start = perf_counter()
+        images = way(model, work, random.Random(1))
+        yield Row(name, images, *difference(images, reference), perf_counter() - start)
+
+
+def difference(images: Images, reference: Images) -> tuple[int, int]:
+    """Bytes that differ, and by how many levels at most."""
+    assert images.keys() == reference.keys(), "every way makes every image once"
+    apart = torch.stack([(images[i].int() - reference[i].int()).abs() for i in reference])
+    return int(apart.count_nonzero()), int(apart.max())
+
+
+def plot(report: Report, rows: Sequence[Row]) -> None:
+    """The first images of each way, a line of pictures each: all lines show the same."""
+    lines = [torch.cat([row.images[i] for i in sorted(row.images)[:SHOWN]], dim=2) for row in rows]
+    height = lines[0].shape[1]
+    with report.plot(10, 0.5 * len(rows)) as axes:
+        axes.imshow(torch.cat(lines, dim=1).permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+        axes.set_yticks([height * (k + 0.5) for k in range(len(rows))], [row.way for row in rows])
+        axes.set_xticks([])
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,35 @@
+"""One line on the machine that the figures come from."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+
+def machine(device: str) -> str:
+    """The processor or the GPU, how much of it is at hand, torch, and how busy the machine was already."""
+    return f"{_gpu(device) if device.startswith('cuda') else _cpu()}, torch {version('torch')}; {_load()}"
+
+
+def _gpu(device: str) -> str:
+    import torch  # not where only the service's processes need it
+
+    return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+
+
+def _cpu() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_processor()}, {cores} cores"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _load() -> str:
+    return f"load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else "load unknown"

@@ -1,0 +1,28 @@
+"""The shipped model in this process, as a worker loads it; and engines on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the `ddpm` command does, before torch is loaded
+
+import torch
+
+from models.catalog import SHIPPED, Catalog
+from worker.engine import Engine
+from worker.loaded import LoadedModel
+
+
+def load(device: str, capacity: int) -> LoadedModel:
+    catalog = Catalog.read(SHIPPED)
+    return LoadedModel(catalog, catalog.default.name, torch.device(device), capacity)
+
+
+def engine_on(model: LoadedModel, buckets: Sequence[int]) -> Engine:
+    """An empty engine that uses these of the model's buckets only; it shares the model's pool, so use one engine at a time."""
+    return Engine(model.engine.pool, buckets)
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

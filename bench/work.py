@@ -1,0 +1,58 @@
+"""What the parity table is made of: a number of images by all samplers, some steps each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bench.model import load
+from models.plans import Plan
+from worker.engine import ChainRequest, Engine, Finished
+from worker.loaded import LoadedModel
+
+Images = dict[int, Tensor]  # by index, uint8 (C, H, W)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Can be sent to another process, which then makes the same requests."""
+
+    device: str
+    images: int
+    steps: int
+
+    def model(self) -> LoadedModel:
+        return load(self.device, capacity=2 * self.images)
+
+    def requests(self, model: LoadedModel) -> list[ChainRequest]:
+        """Image i is of plan i modulo 4; its chain is named i. Neighbours differ in sampler, seed and number of steps."""
+        plans = plans_of(model, self.steps)
+        return [ChainRequest(i, i % len(plans), plans[i % len(plans)], seed=i % len(plans), index=i) for i in range(self.images)]
+
+
+def plans_of(model: LoadedModel, steps: int) -> list[Plan]:
+    """Every sampler, with noise and without, about `steps` rows each."""
+    return [
+        model.plan("ddpm", steps, "fixed_small", 0.0),
+        model.plan("ddim", steps + 1, "fixed_small", 0.0),
+        model.plan("ddim", max(1, steps - 1), "fixed_small", 0.7),
+        model.plan("dpmpp_2m", steps, "fixed_small", 0.0),
+    ]
+
+
+def draw(engine: Engine, requests: Iterable[ChainRequest]) -> Images:
+    """All of them, let in at once."""
+    engine.submit(list(requests))
+    images: Images = {}
+    while len(engine):
+        images |= pictures(engine.step())
+    return images
+
+
+def pictures(finished: Iterable[Finished]) -> Images:
+    """Those of the work: strangers' chains are not named by a number."""
+    ours = [done for done in finished if isinstance(done.request.chain, int)]
+    assert all(done.pixels is not None for done in ours), "the shipped network's output is finite"
+    return {done.request.index: done.pixels for done in ours if done.pixels is not None}

@@ -1,0 +1,25 @@
+"""The parity table of `make bench`, in short: the shipped model, in every way that its images come to be made."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.exact import Row, compare
+from bench.work import Work
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    return list(compare(Work("cpu", images=34, steps=3)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_no_byte_of_the_shipped_models_images_depends_on_how_they_come_to_be_made(rows: list[Row]):
+    assert {row.way: row.differing for row in rows} == {row.way: 0 for row in rows}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_images_compared_are_not_all_one(rows: list[Row]):
+    assert all(len({image.numpy().tobytes() for image in row.images.values()}) == 34 for row in rows)
