@@ -8,7 +8,7 @@ from fastapi import Depends
 from redis.asyncio import Redis
 from starlette.requests import Request
 
-from app import jobs
+from app import jobs, watch
 from app.errors import WrongContentType
 from models import catalog
 
@@ -25,6 +25,10 @@ def _redis(request: Request) -> Redis:
     return cast("Redis", request.app.state.redis)
 
 
+def _watch(request: Request) -> watch.Watch:
+    return cast("watch.Watch", request.app.state.watch)
+
+
 def json_only(request: Request) -> None:
     """FastAPI would say of any other type that the body is no object."""
     sent = request.headers.get("content-type")
@@ -36,3 +40,4 @@ def json_only(request: Request) -> None:
 Jobs = Annotated[jobs.Jobs, Depends(_jobs)]
 Catalog = Annotated[catalog.Catalog, Depends(_catalog)]
 Store = Annotated[Redis, Depends(_redis)]
+Watch = Annotated[watch.Watch, Depends(_watch)]

@@ -13,8 +13,9 @@ from app.jobs import Jobs
 from app.middleware import BodyLimit, HeadAsGet
 from app.notifier import Notifier
 from app.pictures import Pictures
-from app.routers import health, jobs, models
+from app.routers import events, health, jobs, models
 from app.settings import ApiSettings
+from app.watch import Watch
 from models.catalog import SHIPPED, Catalog
 from worker.store import open_store
 
@@ -30,9 +31,10 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     app.state.catalog = Catalog.read(SHIPPED, *([settings.models_dir] if settings.models_dir else []))
     app.state.redis = store.connect(settings.redis_url)
     app.state.notifier = Notifier(app.state.redis)
+    app.state.watch = Watch(app.state.redis, app.state.notifier)
     app.state.pictures = Pictures(app.state.redis, open_store(settings.results_url.get_secret_value()))
     app.state.jobs = Jobs(app.state.redis, app.state.catalog, app.state.notifier, app.state.pictures, settings.results_ttl_s)
-    for router in (jobs.router, models.router, health.router):
+    for router in (jobs.router, events.router, models.router, health.router):
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(HeadAsGet)
@@ -44,7 +46,7 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
-        async with app.state.notifier.running():
+        async with app.state.notifier.running(), app.state.watch.running():
             yield
     finally:
         app.state.pictures.close()

@@ -39,10 +39,24 @@ class BodyLimit:
 
 
 class HeadAsGet:
-    """Routes HEAD as GET; the server leaves the body out, since its own scope still says HEAD."""
+    """Routes HEAD as GET, and ends the answer behind its headers: a stream would go on for nobody."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
+        if scope.get("method") == "HEAD":
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
+        await self.app(scope, receive, send)
+
+
+def _without_body(send: Send) -> Send:
+    ended = False
+
+    async def only_headers(message: Message) -> None:
+        nonlocal ended
+        if not ended:
+            ended = message["type"] == "http.response.body"
+            await send({"type": "http.response.body"} if ended else message)
+
+    return only_headers

@@ -24,17 +24,29 @@ class Notifier:
         self._redis = redis
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
+    def __len__(self) -> int:
+        """Jobs that somebody waits for."""
+        return len(self._waiting)
+
     @contextmanager
     def listen(self, job: str) -> Iterator[asyncio.Event]:
         """An event that is set at every change of the job's state."""
-        event = asyncio.Event()
-        self._waiting[job].add(event)
+        event = self.join(job)
         try:
             yield event
         finally:
-            self._waiting[job].discard(event)
-            if not self._waiting[job]:
-                del self._waiting[job]
+            self.leave(job, event)
+
+    def join(self, job: str) -> asyncio.Event:
+        """As `listen`, until `leave`."""
+        event = asyncio.Event()
+        self._waiting[job].add(event)
+        return event
+
+    def leave(self, job: str, event: asyncio.Event) -> None:
+        self._waiting[job].discard(event)
+        if not self._waiting[job]:
+            del self._waiting[job]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.schemas import ProblemDetails
+from app.schemas import ImageEvent, ProblemDetails, StateEvent
 from models.catalog import Catalog
 
 
@@ -25,8 +25,9 @@ def describe(app: FastAPI, catalog: Catalog) -> None:
 
 def _complete(document: dict[str, Any], catalog: Catalog) -> None:
     schemas = document["components"]["schemas"]
-    problem = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas |= problem.pop("$defs") | {"ProblemDetails": problem}
+    for model in (ProblemDetails, StateEvent, ImageEvent):  # FastAPI sees no route that answers with them
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     _drop_fastapis_422(document)
     fields = schemas["JobRequest"]["properties"]
     _not_null(fields["model"])["enum"] = sorted(catalog)

@@ -78,6 +78,9 @@ class Record:
     def indices(self) -> range:
         return range(self.start, self.start + self.count)
 
+    def image_url(self, index: int) -> str:
+        return f"/v1/jobs/{self.id}/images/{index}"
+
     def in_store(self, now: float) -> bool:
         """Whether the results store is to be asked for images that Redis does not have."""
         return self.external and (self.expires_at is None or now < self.expires_at)
@@ -105,16 +108,16 @@ class Record:
             "priority": self.priority,
             "eta": recipe.eta if recipe.sampler == "ddim" else None,
             "variance": recipe.variance if recipe.sampler == "ddpm" else None,
-            "created_at": _utc(self.created_at),
-            "started_at": _utc(self.started_at),
-            "finished_at": _utc(self.finished_at),
-            "progress": self._progress(images_done, now),
+            "created_at": utc(self.created_at),
+            "started_at": utc(self.started_at),
+            "finished_at": utc(self.finished_at),
+            "progress": self.progress(images_done, now),
             "error": self.error,
             "attempts": self.attempts,
-            "links": {"self": path, "grid": f"{path}/grid", "cancel": f"{path}/cancel"},
+            "links": {"self": path, "events": f"{path}/events", "grid": f"{path}/grid", "cancel": f"{path}/cancel"},
         }
 
-    def _progress(self, images_done: int, now: float) -> Progress:
+    def progress(self, images_done: int, now: float) -> Progress:
         steps, finished = self.recipe.steps, self.state is State.FINISHED
         least = min(done[0] if done else 0 for done in self.done)
         image_steps = sum(done[1] for done in self.done if done)
@@ -132,7 +135,7 @@ class Record:
         return round(fraction * self.count / elapsed_s, 3) if elapsed_s > 0 else None
 
     def _image(self, index: int, sha256: bytes | None, stored: bool) -> Image:
-        url = f"/v1/jobs/{self.id}/images/{index}"
+        url = self.image_url(index)
         if sha256:
             return Image(index=index, state=State.FINISHED if stored else "expired", url=url, sha256=sha256.decode())
         taken = self.done[(index - self.start) // SHARD_IMAGES] is not None
@@ -163,5 +166,5 @@ def _done(value: str | None) -> tuple[int, int] | None:
     return int(least), int(done)
 
 
-def _utc(seconds: float | None) -> datetime | None:
+def utc(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

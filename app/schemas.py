@@ -150,7 +150,7 @@ class JobSummary(BaseModel):
         examples=[1],
     )
     links: dict[str, str] = Field(
-        description="Paths: self, grid, cancel",
+        description="Paths: self, events, grid, cancel",
         examples=[{"self": f"/v1/jobs/{JOB_EXAMPLE}", "grid": f"/v1/jobs/{JOB_EXAMPLE}/grid"}],
     )
 
@@ -158,6 +158,22 @@ class JobSummary(BaseModel):
 class Job(JobSummary):
     queue: QueuePlace | None = Field(description="Place in the queue; null unless queued")
     images: list[Image] = Field(description="All images, in order of index")
+
+
+class StateEvent(BaseModel):
+    """The job reached a state."""
+
+    state: State = Field(description="finished, failed and cancelled are final: the stream ends", examples=["running"])
+    at: datetime = Field(description="When, UTC", examples=["2026-11-22T12:00:00.100000Z"])
+    error: JobError | None = Field(description="Why it failed; null otherwise")
+
+
+class ImageEvent(BaseModel):
+    """An image is finished and can be fetched."""
+
+    index: int = Field(description="Absolute index, from `start` on", examples=[0])
+    url: str = Field(description="Where the PNG is", examples=[f"/v1/jobs/{JOB_EXAMPLE}/images/0"])
+    sha256: str = Field(description="Of the PNG", examples=[_SHA256_EXAMPLE])
 
 
 class JobPage(BaseModel):

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Response
+from starlette.responses import StreamingResponse
+
+from app.dependencies import Watch
+from app.errors import InvalidRequest, StoreUnreachable, UnknownJob, problems
+from app.events import LAST_EVENT_ID_PATTERN, Told
+from app.routers.jobs import JobId
+from app.watch import Followed
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+LastEventId = Annotated[
+    str | None,
+    Header(
+        alias="Last-Event-ID",
+        pattern=LAST_EVENT_ID_PATTERN,
+        description="The last `id` that was received: the stream goes on behind it",
+        examples=["2-1f"],
+    ),
+]
+
+
+class EventStream(StreamingResponse):
+    """Not FastAPI's own: that one serves generators, writes every event for every reader anew, and can no longer answer 204."""
+
+    media_type = "text/event-stream"
+
+
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold events back
+
+
+def _event(name: str, schema: str) -> dict[str, Any]:
+    """As OpenAPI 3.2 describes an event, and FastAPI one of its own."""
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": f"#/components/schemas/{schema}"},
+    }
+    fields = {"event": {"const": name}, "data": data, "id": {"type": "string", "pattern": LAST_EVENT_ID_PATTERN}}
+    return {"type": "object", "required": [*fields], "properties": fields}
+
+
+_EVENTS = [_event("state", "StateEvent"), _event("image", "ImageEvent"), _event("progress", "Progress")]
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Events `state`, `image` and `progress`, whose `data` is JSON: `StateEvent`, `ImageEvent`, `Progress`. "
+        "The final state is the last one. Comments keep a silent stream open",
+        "content": {"text/event-stream": {"itemSchema": {"oneOf": _EVENTS}}},
+    },
+    204: {"description": "`Last-Event-ID` says that the final state was received: nothing is to come"},
+}
+
+
+async def _followed(job_id: JobId, watch: Watch) -> AsyncIterator[Followed]:
+    """Until the answer has ended, or its client has gone."""
+    async with watch.follow(job_id) as followed:
+        yield followed
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=EventStream,
+    responses=problems(UnknownJob, InvalidRequest, StoreUnreachable) | _STREAM,
+)
+async def get_events(followed: Annotated[Followed, Depends(_followed)], last_event_id: LastEventId = None) -> Response:
+    """What happens to a job, as server-sent events, from its beginning or from `Last-Event-ID` on.
+
+    Every state and every image is told once. Of progress, the newest: at most 0.1 s old, and only when it has changed.
+    """
+    told = Told.parse(last_event_id) if last_event_id else Told()
+    if told.everything:
+        return Response(status_code=204)
+    return EventStream(followed.events(told), headers=_HEADERS)

@@ -1,0 +1,184 @@
+"""Looks at the jobs whose events are read: all of them in one round trip, however many read them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import cached_property
+
+from fastapi.sse import format_sse_event
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from app.errors import UnknownJob
+from app.events import Told, View
+from app.look import check
+from app.notifier import Notifier
+from app.record import Record
+from worker.contract import State, job_key, sha256_key
+
+log = logging.getLogger(__name__)
+_LOOK_EVERY_S = 0.05  # and workers report as often, so that what is told of a running job is at most 0.1 s old
+_LOOK_ANYWAY_S = 1.0  # at a job that waits, should the notifier have missed a change
+_LONGEST_PAUSE_S = 2.0
+_HEARTBEAT_S = 15.0  # proxies close what is silent for long; a minute is common
+_HEARTBEAT = format_sse_event(comment="still here")
+_RETRY = format_sse_event(retry=1000)
+
+Hash = Mapping[bytes, bytes]
+
+
+class Look:
+    """What one look found: the job's hash, empty for a job that is gone, and the hashes of its images."""
+
+    def __init__(self, fields: Hash, hashes: Hash) -> None:
+        self.fields, self.hashes = fields, hashes
+
+    @cached_property
+    def view(self) -> View | None:
+        """Made when a reader has time for it: of slow readers' looks, most go by."""
+        return View(Record.from_hash(self.fields), self.hashes) if self.fields else None
+
+
+class Followed:
+    """A job and the last look at it, for all who read its events."""
+
+    def __init__(self, job: str, changed: asyncio.Event) -> None:
+        self.job, self.changed = job, changed
+        self.readers = 0
+        self.look: Look | None = None
+        self._looked_at = 0.0
+        self._news = asyncio.Event()  # set, and replaced, when a look finds something else
+
+    @property
+    def hashes(self) -> Hash:
+        return self.look.hashes if self.look else {}
+
+    @property
+    def view(self) -> View | None:
+        """None for a job that is gone."""
+        return self.look.view if self.look else None
+
+    async def events(self, told: Told) -> AsyncIterator[bytes]:
+        """Until the job has ended or is gone. A reader that is slow misses looks, and nothing that they had to say."""
+        yield _RETRY
+        while view := self.view:
+            news = self._news  # taken now: another look may come while the last one is sent
+            text, told = view.news(told)
+            if text:
+                yield text
+            if told.everything:
+                return
+            if not await _set_within(news, _HEARTBEAT_S):
+                yield _HEARTBEAT
+
+    def is_due(self, now: float) -> bool:
+        runs = self.look is not None and self.look.fields.get(b"state") == State.RUNNING.value.encode()
+        return runs or self.changed.is_set() or now - self._looked_at >= _LOOK_ANYWAY_S
+
+    def heed(self, look: Look) -> None:
+        self._looked_at = time.monotonic()
+        before, self.look = self.look, look
+        if before is None or (before.fields, before.hashes) != (look.fields, look.hashes):
+            self._news.set()
+            self._news = asyncio.Event()
+
+
+class Watch:
+    """One task a process, which does nothing while nobody reads. While Redis is away, readers wait for it to come back."""
+
+    def __init__(self, redis: Redis, notifier: Notifier) -> None:
+        self._redis, self._notifier = redis, notifier
+        self._followed: dict[str, Followed] = {}
+        self._somebody = asyncio.Event()
+
+    def __len__(self) -> int:
+        """Jobs whose events are read."""
+        return len(self._followed)
+
+    @asynccontextmanager
+    async def follow(self, job: str) -> AsyncIterator[Followed]:
+        """The job, looked at once at least. Raises UnknownJob, and what redis raises where the first look fails."""
+        check(job)
+        followed = self._join(job)
+        try:
+            if followed.look is None:
+                await self._look([followed])
+            if followed.view is None:
+                raise UnknownJob(job)
+            yield followed
+        finally:
+            self._leave(followed)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def _join(self, job: str) -> Followed:
+        if job not in self._followed:
+            self._followed[job] = Followed(job, self._notifier.join(job))
+        followed = self._followed[job]
+        followed.readers += 1
+        self._somebody.set()
+        return followed
+
+    def _leave(self, followed: Followed) -> None:
+        followed.readers -= 1
+        if not followed.readers:
+            self._notifier.leave(followed.job, followed.changed)
+            del self._followed[followed.job]
+        if not self._followed:
+            self._somebody.clear()
+
+    async def _run(self) -> None:
+        pause_s = _LOOK_EVERY_S
+        while True:
+            await self._somebody.wait()
+            try:
+                await self._look([followed for followed in self._followed.values() if followed.is_due(time.monotonic())])
+                pause_s = _LOOK_EVERY_S
+            except RedisError as error:
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                log.warning("cannot look at the jobs whose events are read (%s); again in %.2f s", error, pause_s)
+            await asyncio.sleep(pause_s)
+
+    async def _look(self, due: Sequence[Followed]) -> None:
+        """In one round trip, and a second one where there are images that have not been seen."""
+        if not due:
+            return
+        for followed in due:
+            followed.changed.clear()  # before the look: a change after it is another one
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for followed in due:
+                pipe.hgetall(job_key(followed.job))
+                pipe.hlen(sha256_key(followed.job))
+            answers = await pipe.execute()
+        hashes = await self._hashes(list(zip(due, answers[1::2], strict=True)))
+        for followed, fields, now in zip(due, answers[::2], hashes, strict=True):
+            followed.heed(Look(fields, now))
+
+    async def _hashes(self, counted: Sequence[tuple[Followed, int]]) -> list[Hash]:
+        """Read only where there are others than before: a job may have 1024, and they are never written again."""
+        changed = [followed for followed, done in counted if done != len(followed.hashes)]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for followed in changed:
+                pipe.hgetall(sha256_key(followed.job))
+            read = dict(zip(changed, await pipe.execute(), strict=True))
+        return [read.get(followed, followed.hashes) for followed, _ in counted]
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False

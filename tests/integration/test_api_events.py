@@ -1,0 +1,130 @@
+"""`/events`: what happens to a job, told once, to as many as want to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support import sse
+from tests.support.problems import problem
+from tests.support.sse import Reader, told
+from tests.support.worker import IdleWorker
+
+Post = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def read(api: httpx.Client) -> Callable[..., AbstractContextManager[Reader]]:
+    return partial(sse.read, api)
+
+
+def test_a_stream_tells_a_job_from_its_beginning_to_its_end(read: Any, worker: IdleWorker, post: Post) -> None:
+    job = post(count=2, steps=10)["id"]
+    with read(job) as stream:
+        assert told(stream.until("progress")) == ["queued"]
+        worker.start(job)
+        assert told(stream.until("state")) == ["running"]
+        worker.progress(job, 0, 4, 9)
+        assert stream.until("progress")[-1].data["step"] == 4
+        worker.publish(job, [1])
+        assert told(stream.until("image")) == [1]
+        worker.progress(job, 0, 10, 20)
+        worker.publish(job, [0])
+        rest = list(stream)
+    assert told(rest) == [0, "finished"]
+    assert rest[-2].data | {"images_per_s": None} == {
+        "step": 10,
+        "steps": 10,
+        "images_done": 2,
+        "fraction": 1.0,
+        "images_per_s": None,
+    }
+
+
+def test_who_comes_late_is_told_everything(api: httpx.Client, read: Any, worker: IdleWorker, post: Post) -> None:
+    job = post(count=3, start=5)["id"]
+    worker.start(job)
+    worker.publish(job, [7, 5, 6])
+    with read(job) as stream:
+        events = list(stream)
+    assert told(events) == ["queued", "running", 5, 6, 7, "finished"]
+    seen = api.get(f"/v1/jobs/{job}").json()
+    states = [event.data["at"] for event in events if event.name == "state"]
+    assert states == [seen["created_at"], seen["started_at"], seen["finished_at"]]
+    images = [event.data for event in events if event.name == "image"]
+    assert images == [{key: image[key] for key in ("index", "url", "sha256")} for image in seen["images"]]
+
+
+def test_a_stream_may_be_cut_anywhere_and_goes_on(read: Any, worker: IdleWorker, post: Post) -> None:
+    job = post(count=70)["id"]
+    worker.start(job)
+    worker.publish(job, [*range(0, 70, 3)])
+    worker.publish(job, [*range(0, 70, 2)])
+    worker.fail(job, "not_finite", "the weights are at fault")
+    with read(job) as stream:
+        whole = list(stream)
+    for cut, event in enumerate(whole[:-1], start=1):
+        with read(job, after=event.id) as stream:
+            assert told(list(stream)) == told(whole[cut:])
+    assert whole[-1].data["error"] == {"code": "not_finite", "message": "the weights are at fault"}
+
+
+def test_a_job_that_is_cancelled_while_queued_never_ran(api: httpx.Client, read: Any, post: Post) -> None:
+    job = post()["id"]
+    with read(job) as stream:
+        stream.until("state", state="queued")
+        api.post(f"/v1/jobs/{job}/cancel")
+        assert told(list(stream)) == ["cancelled"]
+
+
+def test_a_stream_ends_when_its_job_is_deleted(api: httpx.Client, read: Any, post: Post) -> None:
+    job = post()["id"]
+    with read(job) as stream:
+        stream.until("state", state="queued")
+        api.delete(f"/v1/jobs/{job}")
+        assert told(list(stream)) == []
+
+
+def test_a_browser_that_was_told_the_end_is_told_not_to_ask_again(api: httpx.Client, read: Any, post: Post) -> None:
+    job = post()["id"]
+    api.post(f"/v1/jobs/{job}/cancel")
+    with read(job) as stream:
+        *_, end = stream
+    answer = api.get(f"/v1/jobs/{job}/events", headers={"Last-Event-ID": end.id})
+    assert (answer.status_code, answer.content) == (204, b"")
+
+
+def test_errors_come_before_the_stream(api: httpx.Client, post: Post) -> None:
+    path = f"/v1/jobs/{post()['id']}/events"
+    problem(api.get(f"/v1/jobs/{'0' * 32}/events"), 404)
+    problem(api.get("/v1/jobs/nonsense/events"), 404)
+    for nonsense in ("7", "4-0", "1-", "1-g", "1-" + "f" * 257):
+        assert problem(api.get(path, headers={"Last-Event-ID": nonsense}), 422)["errors"][0]["field"] == "Last-Event-ID"
+
+
+def test_nothing_between_keeps_or_holds_back_a_stream(read: Any, post: Post) -> None:
+    with read(post()["id"]) as stream:
+        assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert stream.headers["cache-control"] == "no-store"
+        assert stream.headers["x-accel-buffering"] == "no"
+
+
+def test_head_is_answered_with_the_headers_of_a_stream_and_ends(api: httpx.Client, post: Post) -> None:
+    path = f"/v1/jobs/{post()['id']}/events"
+    for _ in range(2):  # the connection is good for another request
+        answer = api.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-type"].startswith("text/event-stream")
+
+
+def test_a_silent_stream_is_kept_open_by_comments(api: httpx.Client, post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.watch._HEARTBEAT_S", 0.05)
+    with api.stream("GET", f"/v1/jobs/{post()['id']}/events") as response:
+        lines = response.iter_lines()
+        assert next(lines) == "retry: 1000"
+        assert any(line.startswith(":") for line in lines)

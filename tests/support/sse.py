@@ -1,0 +1,60 @@
+"""A reader of server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    name: str
+    id: str
+    data: dict[str, Any]
+
+
+class Reader:
+    """An open stream."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.headers = response.headers
+        self._lines = response.iter_lines()
+
+    def __iter__(self) -> Iterator[Event]:
+        """Events as they come, without comments and whatever else bears no data."""
+        fields: dict[str, str] = {}
+        for line in self._lines:
+            if line:
+                name, _, value = line.partition(": ")
+                fields[name] = value
+            elif "data" in fields:
+                yield Event(fields["event"], fields["id"], json.loads(fields["data"]))
+                fields = {}
+
+    def until(self, name: str, **data: Any) -> list[Event]:
+        """Events up to the first of this name that holds this data."""
+        seen = []
+        for event in self:
+            seen.append(event)
+            if event.name == name and data.items() <= event.data.items():
+                return seen
+        raise AssertionError(f"the stream ended before {name} {data}: {seen}")
+
+
+@contextmanager
+def read(http: httpx.Client, job: str, after: str | None = None) -> Iterator[Reader]:
+    """The events of a job, from the beginning or behind the one with the id `after`."""
+    headers = {"Last-Event-ID": after} if after else {}
+    with http.stream("GET", f"/v1/jobs/{job}/events", headers=headers) as response:
+        assert response.status_code == 200, response.read()
+        yield Reader(response)
+
+
+def told(events: list[Event]) -> list[Any]:
+    """States and images in order; of progress, as much or little may be told as there is time for."""
+    return [event.data.get("state", event.data.get("index")) for event in events if event.name != "progress"]
