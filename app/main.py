@@ -13,6 +13,7 @@ from app.jobs import Jobs
 from app.middleware import BodyLimit, HeadAsGet
 from app.notifier import Notifier
 from app.pictures import Pictures
+from app.reaper import Reaper
 from app.routers import events, health, jobs, models
 from app.settings import ApiSettings
 from app.watch import Watch
@@ -34,6 +35,7 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     app.state.watch = Watch(app.state.redis, app.state.notifier)
     app.state.pictures = Pictures(app.state.redis, open_store(settings.results_url.get_secret_value()))
     app.state.jobs = Jobs(app.state.redis, app.state.catalog, app.state.notifier, app.state.pictures, settings.results_ttl_s)
+    app.state.reaper = Reaper(store.connect_in_thread(settings.redis_url), app.state.catalog)
     for router in (jobs.router, events.router, models.router, health.router):
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
@@ -46,7 +48,7 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
-        async with app.state.notifier.running(), app.state.watch.running():
+        async with app.state.notifier.running(), app.state.watch.running(), app.state.reaper.running():
             yield
     finally:
         app.state.pictures.close()

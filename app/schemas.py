@@ -125,7 +125,11 @@ class JobError(BaseModel):
 
 class JobSummary(BaseModel):
     id: str = Field(examples=[JOB_EXAMPLE], description="Identifier, 32 hexadecimal digits")
-    state: State = Field(description="finished, failed and cancelled are final", examples=["running"])
+    state: State = Field(
+        description="running: a worker holds a part of it; when the last one is lost or stops, it is queued again. "
+        "finished, failed and cancelled are final",
+        examples=["running"],
+    )
     model: str = Field(description="Name of the model", examples=["fashion-mnist-28"])
     sampler: Sampler = Field(description="Sampler", examples=["ddpm"])
     steps: int = Field(description="Steps from noise to image", examples=[100])

@@ -8,6 +8,8 @@ A job is four keys, all gone after their TTL:
     ddpm:job:<id>:chains  hash: shard -> its unfinished chains as a worker last saved them; gone when the job ends
 
 A job is finished when every image has its hash: there is no counter that a crash between two writes could leave wrong.
+A job is running while a worker holds a shard of it; when the last of them is lost or given back, it is queued again
+(worker/scripts.py). What a late worker still has to say of it is heard all the same: its images have the same bytes.
 Every change of state is one script, so that it happens whole or not at all, and is published on `CHANGES` as "<id> <state>".
 """
 
@@ -200,20 +202,21 @@ if ARGV[3] == '1' and not is_external() then
   remove_objects_at(ARGV[1] + $UNFINISHED_TTL_S)
 end
 if state() == 'queued' then
-  redis.call('HSET', KEYS[1], 'state', 'running', 'started_at', ARGV[1])
+  redis.call('HSET', KEYS[1], 'state', 'running')
+  redis.call('HSETNX', KEYS[1], 'started_at', ARGV[1])
   redis.call('PUBLISH', '$CHANGES', redis.call('HGET', KEYS[1], 'id') .. ' running')
 end
 return state()""")
 
 # ARGV: field, value. -> 1, or 0 where the job has ended or is gone: the worker drops its chains.
 PROGRESS = _script("""
-if state() ~= 'running' then return 0 end
+if not is_open() then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 return 1""")
 
 # ARGV: shard, blob, image-steps that are done in it. -> 1, or 0 where the job has ended or is gone.
 SAVE = _script("""
-if state() ~= 'running' then return 0 end
+if not is_open() then return 0 end
 redis.call('HSET', KEYS[5], ARGV[1], ARGV[2])
 redis.call('HSET', KEYS[1], 'k' .. ARGV[1], ARGV[3])
 redis.call('EXPIRE', KEYS[5], $UNFINISHED_TTL_S)
@@ -223,7 +226,7 @@ return 1""")
 # -> 1, or 0 where the job has ended or is gone. The image that completes the job closes it.
 # A late worker may have put objects back after all were removed: then they are due again.
 PUBLISH = _script("""
-if state() ~= 'running' then
+if not is_open() then
   local job = redis.call('HMGET', KEYS[1], 'finished_at', 'results_ttl_s')
   if ARGV[4] == '' then remove_objects_at(job[1] and job[1] + job[2] or ARGV[1]) end
   return 0

@@ -13,7 +13,7 @@ from redis import Redis
 from torch import Tensor
 
 from models.pictures import png
-from worker import contract
+from worker import contract, rescue
 from worker.contract import Recipe, Shard, State
 from worker.store import Store
 
@@ -30,10 +30,8 @@ class Results:
 
     def __init__(self, redis: Redis, store: Store) -> None:
         self._redis, self._store = redis, store
-        scripts = (contract.START, contract.PROGRESS, contract.SAVE, contract.PUBLISH, contract.FAIL)
-        self._start, self._progress, self._save, self._publish, self._fail = (
-            cast("Any", redis.register_script(s)) for s in scripts
-        )
+        scripts = (contract.START, contract.PROGRESS, contract.SAVE, contract.PUBLISH)
+        self._start, self._progress, self._save, self._publish = (cast("Any", redis.register_script(s)) for s in scripts)
 
     def start(self, shard: Shard, attempt: int) -> bool:
         state = self._start(keys=_keys(shard), args=[time.time(), attempt, int(self._store.external)])
@@ -89,9 +87,7 @@ class Results:
 
     def fail(self, job: str, code: str, message: str) -> None:
         """End the job as failed, unless it has ended or is gone."""
-        priority = cast("bytes | None", self._redis.hget(contract.job_key(job), "priority"))
-        if priority is not None:
-            self._fail(keys=contract.transition_keys(job, priority.decode()), args=[time.time(), code, message])
+        rescue.fail(self._redis, job, code, message)
 
 
 def _keys(shard: Shard) -> list[str]:

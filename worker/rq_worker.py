@@ -25,7 +25,7 @@ from rq.utils import now, utcformat
 from rq.worker import BaseWorker
 
 from worker import scripts
-from worker.contract import Shard
+from worker.contract import Shard, job_key
 from worker.queue import LEASE_S, make_queue
 
 log = logging.getLogger(__name__)
@@ -164,4 +164,6 @@ class ShardWorker(BaseWorker):
 
     def _fence(self, started_key: str, job: Job, queue: Queue, execution: Execution, mode: str) -> bool:
         keys = [started_key, queue.key, job.key, job.execution_registry.key, execution.key, self.executions_key]
-        return bool(cast("Any", self._fenced)(keys=keys, args=[execution.composite_key, job.id, mode]))
+        return bool(
+            cast("Any", self._fenced)(keys=keys, args=[execution.composite_key, job.id, mode, Job.key_for(""), job_key("")])
+        )

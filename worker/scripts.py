@@ -1,5 +1,7 @@
 """The Lua behind queue.py and rq_worker.py: each script is one change of a shard's state. Key names come from RQ's objects."""
 
+from worker.contract import CHANGES, SHARD_IMAGES
+
 _NOW = "local t = redis.call('TIME'); local now = t[1] + t[2] / 1e6; local C = redis.call\n"
 
 # KEYS: worker executions, then (queue, wip) by priority.
@@ -30,9 +32,26 @@ end
 return false"""
 )
 
-# KEYS: wip, queue, job, executions index, execution, worker executions.  ARGV: member, id, mode.
+# A job is `running` while a worker holds a shard of it, so whatever takes a shard from its worker ends with this.
+# `shards` and `records` are the prefixes of RQ's jobs and of our jobs' records.
+_REST = """
+local function rest(id, shards, records)
+  local job = string.match(id, '^(.*)%-%d+$')
+  local record = redis.call('HMGET', records .. (job or ''), 'state', 'count')
+  if record[1] ~= 'running' then return end
+  for k = 0, math.ceil(record[2] / $SHARD_IMAGES) - 1 do
+    if redis.call('HGET', shards .. job .. '-' .. k, 'status') == 'started' then return end
+  end
+  redis.call('HSET', records .. job, 'state', 'queued')
+  redis.call('PUBLISH', '$CHANGES', job .. ' queued')
+end
+""".replace("$SHARD_IMAGES", str(SHARD_IMAGES)).replace("$CHANGES", CHANGES)
+
+# KEYS: wip, queue, job, executions index, execution, worker executions.  ARGV: member, id, mode, prefixes of jobs and records.
 # -> 0 where the execution is no longer in wip: a late worker, whose shard is somebody else's by now.
-FENCED = """
+FENCED = (
+    _REST
+    + """
 local C = redis.call
 if not C('ZSCORE', KEYS[1], ARGV[1]) then return 0 end
 C('ZREM', KEYS[1], ARGV[1]); C('DEL', KEYS[4], KEYS[5]); C('SREM', KEYS[6], ARGV[1])
@@ -42,7 +61,9 @@ if ARGV[3] == 'front' and C('HGET', KEYS[3], 'status') == 'started' then
 else
   C('DEL', KEYS[3])
 end
+rest(ARGV[2], ARGV[4], ARGV[5])
 return 1"""
+)
 
 # KEYS: worker, worker executions, then (wip, job, execution, executions index) a shard.
 # ARGV: worker ttl, lease, iso now, state, members.  EXISTS first: a bare HSET would resurrect keys for ever.
@@ -76,7 +97,8 @@ return out"""
 # image-steps that were done, and that were saved, at the losses before. One that left more saved than it found is neither
 # counted nor forgiven: it may not have come to the point where those before it were lost.
 REAP = (
-    _NOW
+    _REST
+    + _NOW
     + """
 local out, back = {}, {}
 local function retries_left(job, id)
@@ -127,6 +149,7 @@ for _, id in ipairs(back) do
   C('LPUSH', KEYS[2], id)
   out[#out + 1] = id; out[#out + 1] = 'requeued'
 end
+for i = 1, #out, 2 do rest(out[i], ARGV[3], ARGV[9]) end
 return out"""
 )
 

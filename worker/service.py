@@ -62,7 +62,7 @@ class Worker:
         self._listener = Listener(redis, self._load, self._inbox)
         self._outbox = Outbox(self._shards, self._results, self._inbox)
         self._intake = Intake(self._shards, self._results, models, self._load, self._inbox, self._outbox.is_full)
-        self._upkeep = Upkeep(redis, self._shards, self._results, self._inbox, self._info, self.crew.stopping)
+        self._upkeep = Upkeep(redis, self._shards, self._inbox, self._info, self.crew.stopping)
         self._expiry = Expiry(redis, store, self.crew.stopping)
         self._rate = _Rate(max(model.calibration.image_steps_per_s for model in models.values()))
         self._reported = 0.0

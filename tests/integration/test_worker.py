@@ -122,7 +122,7 @@ def test_losing_one_shard_leaves_the_other_shards_of_its_job_running(redis, work
     worker._heed(Lost(leases[1]))
     run_to_the_end(worker)
     assert redis.hlen(contract.sha256_key(shard.job)) == 64
-    assert state(redis, shard) == "running"
+    assert state(redis, shard) == "queued", "the other one waits for a worker"
 
 
 def test_a_job_whose_shard_lost_every_worker_fails_and_says_why(redis, model):
@@ -130,7 +130,7 @@ def test_a_job_whose_shard_lost_every_worker_fails_and_says_why(redis, model):
     shards = ShardWorker(redis, [shard.queue])
     stopping = Event()
     stopping.set()
-    upkeep = Upkeep(redis, shards, Results(redis, InRedis()), Inbox(), lambda: pytest.fail("not asked"), stopping)
+    upkeep = Upkeep(redis, shards, Inbox(), lambda: pytest.fail("not asked"), stopping)
     upkeep._introduce = lambda: None
     for _ in range(MAX_LOSSES):
         assert state(redis, shard) == "queued"
@@ -199,7 +199,7 @@ def test_a_shard_whose_hash_was_lost_with_the_server_is_run_again_and_not_forgot
     shard = post(redis, model)
     begin(worker, shard, [1, 2])
     run_to_the_end(worker)
-    assert state(redis, shard) == "running", "image 0 was finished once, and is no more"
+    assert state(redis, shard) == "queued", "image 0 was finished once, and is no more"
     worker._intake.turn()
     worker._heed(worker._inbox.get_nowait())
     run_to_the_end(worker)

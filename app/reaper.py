@@ -1,0 +1,41 @@
+"""The rescue of shards whose worker is gone: here too, so that a job says the truth when no worker is left to say it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from worker.rescue import RESCUE_EVERY_S, Rescue
+
+log = logging.getLogger(__name__)
+
+
+class Reaper:
+    """One turn every few seconds, in a thread: the scripts are those of the workers, who know no asyncio."""
+
+    def __init__(self, redis: Redis, models: Iterable[str]) -> None:
+        self._redis, self._rescue = redis, Rescue.of_models(redis, models)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            self._redis.close()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._rescue.turn)
+            except RedisError as error:
+                log.warning("lost shards cannot be looked for (%s); again in %.0f s", error, RESCUE_EVERY_S)
+            await asyncio.sleep(RESCUE_EVERY_S)

@@ -1,0 +1,104 @@
+"""When a job is running and when it is queued: by whether a worker holds a part of it, whatever becomes of workers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from tests.support.processes import eventually
+from tests.support.worker import IdleWorker
+from worker.contract import Priority, queue_name
+from worker.rescue import RESCUE_EVERY_S
+from worker.rq_worker import Lease, ShardWorker
+
+Post = Callable[..., dict[str, Any]]
+QUEUES = [queue_name(priority, "tiny") for priority in Priority]
+
+
+@pytest.fixture
+def join(redis: Redis) -> Callable[[], ShardWorker]:
+    """`join()`: a worker that takes shards when told to."""
+
+    def join() -> ShardWorker:
+        joined = ShardWorker(redis, QUEUES)
+        joined.beat()
+        return joined
+
+    return join
+
+
+def take(shards: ShardWorker, idle: IdleWorker) -> Lease:
+    lease = shards.take(QUEUES)
+    assert lease
+    idle.start(lease.shard.job)
+    return lease
+
+
+def lose(redis: Redis, lease: Lease) -> None:
+    """As if its worker had not been heard of for 15 s."""
+    redis.zadd(lease.started_key, {lease.execution.composite_key: 0}, xx=True)
+
+
+def state(api: httpx.Client, job: dict[str, Any]) -> str:
+    return api.get(job["links"]["self"]).json()["state"]
+
+
+def test_with_no_worker_left_the_api_itself_puts_a_job_back_into_the_queue(api, redis, worker, post, join):
+    job = post()
+    lease = take(join(), worker)
+    began = api.get(job["links"]["self"]).json()
+    assert (began["state"], began["queue"]) == ("running", None)
+    lose(redis, lease)
+    eventually(lambda: state(api, job) == "queued", 3 * RESCUE_EVERY_S, "the job is queued again")
+    again = api.get(job["links"]["self"]).json()
+    assert again["queue"]["position"] == 0
+    assert again["started_at"] == began["started_at"]
+    take(join(), worker)
+    assert api.get(job["links"]["self"]).json()["started_at"] == began["started_at"], "when a worker first took it"
+
+
+def test_a_job_that_is_given_up_ends_without_any_worker(api, redis, worker, post, join):
+    job = post()
+    shards = join()
+    for _ in range(3):
+        lose(redis, take(shards, worker))
+        eventually(lambda: state(api, job) != "running", 3 * RESCUE_EVERY_S, "the loss is noticed")
+    eventually(lambda: state(api, job) == "failed", 3 * RESCUE_EVERY_S, "the job has failed")
+    assert api.get(job["links"]["self"]).json()["error"]["code"] == "workers_lost"
+
+
+def test_a_job_that_is_given_back_is_queued_at_once_and_whoever_waits_is_told(api, worker, post, join):
+    job = post()
+    shards = join()
+    take(shards, worker)
+    threading.Timer(0.2, shards.close).start()
+    assert api.get(job["links"]["self"], params={"wait": 20}).json()["state"] == "queued"
+
+
+def test_a_job_runs_for_as_long_as_one_of_its_workers_does(api, redis, worker, post, join):
+    job = post(count=130)
+    one, other = join(), join()
+    take(one, worker)
+    last = take(other, worker)
+    one.close()
+    assert state(api, job) == "running"
+    other.finish(last)
+    assert state(api, job) == "queued", "its third part waits, and nobody holds one"
+
+
+def test_what_a_late_worker_still_stores_of_a_queued_job_counts(api, redis, worker, post, join):
+    job = post(count=2)
+    shards = join()
+    take(shards, worker)
+    worker.publish(job["id"], [0])
+    shards.close()
+    assert worker.publish(job["id"], [1])
+    ended = api.get(job["links"]["self"]).json()
+    assert (ended["state"], ended["progress"]["images_done"]) == ("finished", 2)
+    assert shards.take(QUEUES), "its shard is in the queue yet"
+    assert worker.start(job["id"]) == b"finished", "and whoever takes it lets it go"

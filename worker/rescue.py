@@ -1,0 +1,51 @@
+"""Shards whose worker is gone: back to the queue, or given up. Workers see to it and so does the API, any number at once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+from redis import Redis
+from rq import Queue
+
+from worker import contract
+from worker.contract import Priority, job_of, queue_name
+from worker.queue import LEASE_S, MAX_LOSSES, discard, given_up, make_queue, reap
+
+log = logging.getLogger(__name__)
+RESCUE_EVERY_S = LEASE_S / 5
+
+
+class Rescue:
+    """Raises what Redis raises; the next turn does what this one has left."""
+
+    def __init__(self, redis: Redis, queues: Sequence[Queue], lease_s: float = LEASE_S) -> None:
+        self._redis, self._queues, self._lease_s = redis, queues, lease_s
+
+    @classmethod
+    def of_models(cls, redis: Redis, models: Iterable[str], lease_s: float = LEASE_S) -> Rescue:
+        return cls(redis, [make_queue(queue_name(priority, model), redis) for model in models for priority in Priority], lease_s)
+
+    def turn(self) -> None:
+        for shard_id, outcome in reap(self._queues, self._lease_s):
+            log.warning("shard %s was lost by its worker: %s", shard_id, outcome)
+        for queue in self._queues:  # all of them, not only those of this turn: a kill may have come in between
+            for shard_id in given_up(queue):
+                self._give_up(queue, shard_id)
+
+    def _give_up(self, queue: Queue, shard_id: str) -> None:
+        message = (
+            f"{MAX_LOSSES} workers were lost while they ran this job; post it again, and if it happens again ask the operator"
+        )
+        fail(self._redis, job_of(shard_id), "workers_lost", message)
+        discard(queue, shard_id)
+
+
+def fail(redis: Redis, job: str, code: str, message: str) -> None:
+    """End the job as failed, unless it has ended or is gone."""
+    priority = cast("bytes | None", redis.hget(contract.job_key(job), "priority"))
+    if priority is not None:
+        script = cast("Any", redis.register_script(contract.FAIL))
+        script(keys=contract.transition_keys(job, priority.decode()), args=[time.time(), code, message])
