@@ -8,7 +8,7 @@ from fastapi import Depends
 from redis.asyncio import Redis
 from starlette.requests import Request
 
-from app import jobs, watch
+from app import jobs, security, watch
 from app.errors import WrongContentType
 from models import catalog
 
@@ -29,6 +29,11 @@ def _watch(request: Request) -> watch.Watch:
     return cast("watch.Watch", request.app.state.watch)
 
 
+def _key(request: Request) -> security.Key:
+    """Set by app/gate.py."""
+    return cast("security.Key", request.state.key)
+
+
 def json_only(request: Request) -> None:
     """FastAPI would say of any other type that the body is no object."""
     sent = request.headers.get("content-type")
@@ -41,3 +46,4 @@ Jobs = Annotated[jobs.Jobs, Depends(_jobs)]
 Catalog = Annotated[catalog.Catalog, Depends(_catalog)]
 Store = Annotated[Redis, Depends(_redis)]
 Watch = Annotated[watch.Watch, Depends(_watch)]
+Key = Annotated[security.Key, Depends(_key)]

@@ -47,6 +47,29 @@ class BrokenBody(Problem):
     )
 
 
+class Unauthorized(Problem):
+    status, name, about = HTTPStatus.UNAUTHORIZED, "unauthorized", "The request has no API key, or one that is not known."
+    with_headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer realm="ddpm"'}  # RFC 6750
+
+    def __init__(self, sent: bool) -> None:
+        if sent:
+            super().__init__("the API key is not known; check it, or ask the operator of this service for one.")
+            self.headers = {"WWW-Authenticate": 'Bearer realm="ddpm", error="invalid_token"'}
+        else:
+            super().__init__("the request has no API key; send it as `Authorization: Bearer KEY`.")
+
+
+class WrongHost(Problem):
+    status, name = HTTPStatus.MISDIRECTED_REQUEST, "wrong-host"
+    about = "The service has no API keys and answers under its own names only; `Host` is another."
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"host={_cut(host)} is not a name that this service answers to without API keys; ask for it as localhost, "
+            "or set DDPM_API_KEYS or DDPM_ANONYMOUS_HOSTS where it runs."
+        )
+
+
 class UnknownRoute(Problem):
     status, name, about = HTTPStatus.NOT_FOUND, "unknown-route", "There is nothing at this path."
 

@@ -32,7 +32,10 @@ _MAX_SCAN = 1000  # records read by one listing, however few match
 
 
 class Jobs:
-    """Every method raises redis' own errors where Redis is away; app/handlers.py makes them 503 and 507."""
+    """An owner sees its own jobs only: to it all others are unknown.
+
+    Every method raises redis' own errors where Redis is away; app/handlers.py makes them 503 and 507.
+    """
 
     def __init__(self, redis: Redis, catalog: Catalog, notifier: Notifier, pictures: Pictures, results_ttl_s: int) -> None:
         self._redis, self._catalog, self._notifier = redis, catalog, notifier
@@ -49,20 +52,20 @@ class Jobs:
             enqueue(record.shards, pipe)
             pipe.publish(contract.CHANGES, f"{record.id} {record.state}")
             look(pipe, record.id)  # here, not afterwards: a job that was accepted must not be answered with 503
-            return seen(record.id, await pipe.execute())
+            return seen(record.id, owner, await pipe.execute())
 
-    async def get(self, job: str) -> Job:
+    async def get(self, job: str, owner: str) -> Job:
         """In one round trip. Raises UnknownJob."""
         check(job)
         async with self._redis.pipeline(transaction=False) as pipe:
             look(pipe, job)
-            return seen(job, await pipe.execute())
+            return seen(job, owner, await pipe.execute())
 
-    async def wait(self, job: str, seconds: float, gone: Callable[[], Awaitable[bool]]) -> Job:
+    async def wait(self, job: str, owner: str, seconds: float, gone: Callable[[], Awaitable[bool]]) -> Job:
         """The job at the next change of its state, after `seconds`, or at once where its state is final or the client `gone`."""
         if seconds:
-            await self._changed(job, time.monotonic() + seconds, gone)
-        return await self.get(job)
+            await self._changed(job, owner, time.monotonic() + seconds, gone)
+        return await self.get(job, owner)
 
     async def page(self, owner: str, state: State | None, limit: int, after: Place | None) -> JobPage:
         found: list[JobSummary] = []
@@ -78,7 +81,7 @@ class Jobs:
                 scanned, last = scanned + 1, place
         return JobPage(jobs=found, next_cursor=None)
 
-    async def image(self, job: str, index: int) -> tuple[bytes, str]:
+    async def image(self, job: str, owner: str, index: int) -> tuple[bytes, str]:
         """A PNG and its sha256. Raises UnknownJob, UnknownImage, NotFinished, Expired or ResultsUnreachable."""
         check(job)
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -86,7 +89,7 @@ class Jobs:
             pipe.hget(sha256_key(job), str(index))
             pipe.hget(png_key(job), str(index))
             fields, sha256, png = await pipe.execute()
-        record = known(job, fields)
+        record = known(job, owner, fields)
         if index not in record.indices:
             raise UnknownImage(index, record.start, record.count)
         if not sha256:
@@ -96,9 +99,9 @@ class Jobs:
             raise Expired
         return png, sha256.decode()
 
-    async def grid(self, job: str) -> tuple[bytes, bool]:
+    async def grid(self, job: str, owner: str) -> tuple[bytes, bool]:
         """The contact sheet as it stands, and whether it can never change. Raises as `image` does."""
-        now, record = await self.get(job), await self._find(job)
+        now, record = await self.get(job, owner), await self._find(job, owner)
         if not now.progress.images_done:
             raise NotFinished("any image", now.state)
         sheet = ContactSheet(now.count)
@@ -108,20 +111,20 @@ class Jobs:
             raise Expired
         return png, whole and now.state.final
 
-    async def cancel(self, job: str) -> Job:
+    async def cancel(self, job: str, owner: str) -> Job:
         """Where the job has ended already, nothing happens to it. Raises UnknownJob."""
-        record = await self._find(job)
+        record = await self._find(job, owner)
         keys = contract.transition_keys(job, record.priority)
         # Not in the transaction: a script that fails, as on a full server, does not keep the next one from running.
         await self._redis.eval(contract.CANCEL, len(keys), *keys, time.time())
         async with self._redis.pipeline(transaction=True) as pipe:
             _withdraw(pipe, record)
             look(pipe, job)
-            return seen(job, await pipe.execute())
+            return seen(job, owner, await pipe.execute())
 
-    async def delete(self, job: str) -> None:
+    async def delete(self, job: str, owner: str) -> None:
         """Workers drop a job that is gone. Raises UnknownJob, also for the later of two deletions at once."""
-        record = await self._find(job)
+        record = await self._find(job, owner)
         keys = contract.transition_keys(job, record.priority)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.eval(contract.DOOM, len(keys), *keys, time.time() + _REMOVED_AGAIN_S)
@@ -138,18 +141,18 @@ class Jobs:
         if external:
             await self._pictures.remove(job)
 
-    async def _changed(self, job: str, until: float, gone: Callable[[], Awaitable[bool]]) -> None:
+    async def _changed(self, job: str, owner: str, until: float, gone: Callable[[], Awaitable[bool]]) -> None:
         """Looks at the state only: 150 who wait for 1024 images each would keep the API busy with nothing but building them."""
         with self._notifier.listen(job) as changed:
-            before = now = await self._state(job)
+            before = now = await self._state(job, owner)
             while now is before and not now.final and (left_s := until - time.monotonic()) > 0 and not await gone():
                 await _set_or_timeout(changed, min(left_s, _LOOK_EVERY_S))
-                now = await self._state(job)
+                now = await self._state(job, owner)
 
-    async def _state(self, job: str) -> State:
+    async def _state(self, job: str, owner: str) -> State:
         check(job)
-        state = cast("bytes | None", await self._redis.hget(job_key(job), "state"))
-        if state is None:
+        state, owned_by = cast("list[bytes | None]", await self._redis.hmget(job_key(job), ["state", "owner"]))
+        if state is None or owned_by != owner.encode():
             raise UnknownJob(job)
         return State(state.decode())
 
@@ -174,9 +177,9 @@ class Jobs:
             created_at=time.time_ns() // 1000 / 1e6,  # whole microseconds, so that a cursor can say it exactly
         )
 
-    async def _find(self, job: str) -> Record:
+    async def _find(self, job: str, owner: str) -> Record:
         check(job)
-        return known(job, cast("dict[bytes, bytes]", await self._redis.hgetall(job_key(job))))
+        return known(job, owner, cast("dict[bytes, bytes]", await self._redis.hgetall(job_key(job))))
 
     async def _summaries(self, places: Sequence[Place]) -> list[JobSummary | None]:
         """None for a record that has expired."""

@@ -28,15 +28,16 @@ def look(pipe: Pipeline, job: str) -> None:
     pipe.hvals(WORKERS)
 
 
-def seen(job: str, answers: Sequence[Any]) -> Job:
-    """The job, from the answers to a pipeline that `look` was the end of. Raises UnknownJob."""
+def seen(job: str, owner: str, answers: Sequence[Any]) -> Job:
+    """The job, from the answers to a pipeline that `look` was the end of. Raises UnknownJob, as `known`."""
     fields, hashes, stored, place, workers = answers[-_ANSWERS:]
-    record, now = known(job, fields), time.time()
+    record, now = known(job, owner, fields), time.time()
     return record.job(hashes, bool(stored), queue_place(place, record.recipe.model, alive(workers, now)), now)
 
 
-def known(job: str, fields: Mapping[bytes, bytes]) -> Record:
-    if not fields:
+def known(job: str, owner: str, fields: Mapping[bytes, bytes]) -> Record:
+    """Raises UnknownJob for a job of another owner as for one that is not there, and after the same question to Redis."""
+    if fields.get(b"owner") != owner.encode():
         raise UnknownJob(job)
     return Record.from_hash(fields)
 

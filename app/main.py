@@ -9,12 +9,14 @@ from fastapi import FastAPI
 
 from app import handlers, openapi, store
 from app.errors import Internal, problems
+from app.gate import Gate, host_names
 from app.jobs import Jobs
 from app.middleware import BodyLimit, HeadAsGet
 from app.notifier import Notifier
 from app.pictures import Pictures
 from app.reaper import Reaper
 from app.routers import events, health, jobs, models
+from app.security import Keyring
 from app.settings import ApiSettings
 from app.watch import Watch
 from models.catalog import SHIPPED, Catalog
@@ -24,11 +26,12 @@ _ABOUT = "Samples from denoising diffusion models. The same seed gives the same 
 
 
 def create_app(settings: ApiSettings | None = None) -> FastAPI:
-    """Raises CatalogError where no model can be served, and BadStoreUrl. Redis and the results store need not be there yet."""
+    """Raises CatalogError where no model can be served, BadStoreUrl and BadKeys. Redis and the store need not be there yet."""
     settings = settings or ApiSettings()
     app = FastAPI(
         title="ddpm", description=_ABOUT, lifespan=_lifespan, redirect_slashes=False, redoc_url=None, responses=problems(Internal)
     )
+    keyring = Keyring.parse(settings.api_keys.get_secret_value())
     app.state.catalog = Catalog.read(SHIPPED, *([settings.models_dir] if settings.models_dir else []))
     app.state.redis = store.connect(settings.redis_url)
     app.state.notifier = Notifier(app.state.redis)
@@ -40,8 +43,9 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(Gate, keyring=keyring, anonymous_hosts=host_names(settings.anonymous_hosts))
     handlers.install(app)
-    openapi.describe(app, app.state.catalog)
+    openapi.describe(app, app.state.catalog, keyring)
     return app
 
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI makes of the routes, and what only the models' cards can tell."""
+"""The OpenAPI document: what FastAPI makes of the routes, and what only the models' cards and the gate can tell."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from app.errors import Problem, Unauthorized, WrongHost, problems
+from app.gate import OPEN
 from app.schemas import ImageEvent, ProblemDetails, StateEvent
+from app.security import Keyring
 from models.catalog import Catalog
 
+_SCHEME = "A key of `DDPM_API_KEYS`; it sees the jobs that were posted with it"
 
-def describe(app: FastAPI, catalog: Catalog) -> None:
-    """Name the models and the largest number of steps in the document that `app` serves."""
+
+def describe(app: FastAPI, catalog: Catalog, keyring: Keyring) -> None:
+    """Name the models, the largest number of steps and who is let in, in the document that `app` serves."""
     made_by_fastapi = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _complete(made_by_fastapi(), catalog)
+            document = made_by_fastapi()
+            _complete(document, catalog)
+            _guard(document, keyring)
         assert app.openapi_schema is not None
         return app.openapi_schema
 
@@ -32,6 +39,23 @@ def _complete(document: dict[str, Any], catalog: Catalog) -> None:
     fields = schemas["JobRequest"]["properties"]
     _not_null(fields["model"])["enum"] = sorted(catalog)
     _not_null(fields["steps"])["maximum"] = max(card.schedule.T for card in catalog.values())
+
+
+def _guard(document: dict[str, Any], keyring: Keyring) -> None:
+    """What app/gate.py does before a route is reached."""
+    if keyring:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": _SCHEME}}
+    closed = [
+        operation for path, operations in document["paths"].items() if path not in OPEN for operation in operations.values()
+    ]
+    for operation in closed:
+        operation["responses"] |= _documented(Unauthorized if keyring else WrongHost)
+        if keyring:
+            operation["security"] = [{"key": []}]
+
+
+def _documented(kind: type[Problem]) -> dict[str, Any]:
+    return {str(status): response for status, response in problems(kind).items()}
 
 
 def _drop_fastapis_422(document: dict[str, Any]) -> None:

@@ -28,3 +28,12 @@ class ApiSettings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one")
     max_body_bytes: int = Field(default=65_536, ge=1024, description="Largest request body that is read")
+    api_keys: SecretStr = Field(
+        default=SecretStr(""),
+        description="Who is let in: NAME:SHA256 entries between commas, as `ddpm keys new NAME` prints them",
+    )
+    anonymous_hosts: str = Field(
+        default="",
+        description="Without keys: names between commas under which the API answers besides localhost, * for any; "
+        "has to be set to listen on more than loopback",
+    )

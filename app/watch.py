@@ -58,6 +58,11 @@ class Followed:
         return self.look.hashes if self.look else {}
 
     @property
+    def owner(self) -> bytes | None:
+        """None for a job that is gone."""
+        return self.look.fields.get(b"owner") if self.look else None
+
+    @property
     def view(self) -> View | None:
         """None for a job that is gone."""
         return self.look.view if self.look else None
@@ -100,14 +105,14 @@ class Watch:
         return len(self._followed)
 
     @asynccontextmanager
-    async def follow(self, job: str) -> AsyncIterator[Followed]:
-        """The job, looked at once at least. Raises UnknownJob, and what redis raises where the first look fails."""
+    async def follow(self, job: str, owner: str) -> AsyncIterator[Followed]:
+        """The owner's job, looked at once at least. Raises UnknownJob, and what redis raises where the first look fails."""
         check(job)
         followed = self._join(job)
         try:
             if followed.look is None:
                 await self._look([followed])
-            if followed.view is None:
+            if followed.owner != owner.encode():
                 raise UnknownJob(job)
             yield followed
         finally:

@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(invoke_without_command=True, help="List the models that can be served, or add one.")
 app.add_typer(models_app, name="models")
+keys_app = typer.Typer(no_args_is_help=True, help="Make keys for the API.")
+app.add_typer(keys_app, name="keys")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on; default DDPM_HOST, else 127.0.0.1")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on; default DDPM_PORT, else 8000")]
@@ -35,12 +37,14 @@ def up(
 ) -> None:
     """Run the whole service here: queue, workers and API, until Ctrl-C."""
     from app.settings import ApiSettings
-    from cli.settings import check_results_url, read
+    from cli.settings import check_access, check_results_url, read
     from cli.up import up as run
 
     settings = read(ApiSettings)
     check_results_url(settings.results_url)
-    raise typer.Exit(run(host or settings.host, port or settings.port, workers))
+    check_access(settings, host or settings.host)
+    keyed = bool(settings.api_keys.get_secret_value().strip())
+    raise typer.Exit(run(host or settings.host, port or settings.port, workers, keyed))
 
 
 @app.command()
@@ -49,10 +53,11 @@ def api(host: Host = None, port: Port = None) -> None:
     import uvicorn
 
     from app.settings import ApiSettings
-    from cli.settings import check_results_url, read
+    from cli.settings import check_access, check_results_url, read
 
     settings = read(ApiSettings)
     check_results_url(settings.results_url)
+    check_access(settings, host or settings.host)
     uvicorn.run(
         "app.main:create_app",
         factory=True,
@@ -80,12 +85,13 @@ def sample(
     model: Annotated[str | None, typer.Option(help="Name from `ddpm models`; default: the service's")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the PNGs")] = Path("samples"),
     url: Annotated[str, typer.Option(envvar="DDPM_URL", help="Where the service is")] = "http://127.0.0.1:8000",
+    key: Annotated[str | None, typer.Option(envvar="DDPM_KEY", help="API key, where the service wants one")] = None,
 ) -> None:
     """Have a running service draw images, and save them as OUT/<seed>-<index>.png. Ctrl-C cancels."""
     from cli.sample import sample as run
 
     request = {"count": count, "seed": seed, "steps": steps, "sampler": sampler, "model": model}
-    raise typer.Exit(run(url, {key: value for key, value in request.items() if value is not None}, out))
+    raise typer.Exit(run(url, key, {name: value for name, value in request.items() if value is not None}, out))
 
 
 @app.command()
@@ -98,6 +104,14 @@ def train(
     from cli.train import train as run
 
     run(recipe, out, device)
+
+
+@keys_app.command()
+def new(name: Annotated[str, typer.Argument(help="Whose jobs the key's are; letters, digits, '.', '_' and '-'")]) -> None:
+    """Make a key, and print it once, with its entry for DDPM_API_KEYS. Nothing is stored."""
+    from cli.keys import new as run
+
+    run(name)
 
 
 @models_app.callback()

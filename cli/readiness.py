@@ -18,6 +18,7 @@ class Readiness:
     """Call it often: it asks `/readyz` twice a second until the answer is 200, and never again."""
 
     url: str
+    keyed: bool = False
     ready: bool = False
     _next_question: float = 0.0
     _next_complaint: float = field(default_factory=lambda: time.monotonic() + _COMPLAIN_EVERY_S)
@@ -30,7 +31,7 @@ class Readiness:
         fault = self._fault()
         if fault is None:
             self.ready = True
-            say(f"ready on {self.url}\n{example(self.url)}")
+            say(f"ready on {self.url}\n{example(self.url, self.keyed)}")
         elif now >= self._next_complaint:
             self._next_complaint = now + _COMPLAIN_EVERY_S
             say(f"not ready yet: {fault}")
@@ -43,5 +44,6 @@ class Readiness:
         return None if answer.status_code == 200 else detail(answer)
 
 
-def example(url: str) -> str:
-    return f"""  curl {url}/v1/jobs -H 'Content-Type: application/json' -d '{{"count": 16, "seed": 7}}'"""
+def example(url: str, keyed: bool) -> str:
+    key = ' -H "Authorization: Bearer $DDPM_KEY"' if keyed else ""
+    return f"""  curl {url}/v1/jobs{key} -H 'Content-Type: application/json' -d '{{"count": 16, "seed": 7}}'"""

@@ -18,13 +18,14 @@ CANCELLED = 130  # as a shell reports Ctrl-C
 _POLL_S = 0.2
 
 
-def sample(url: str, request: Mapping[str, object], out: Path) -> int:
+def sample(url: str, key: str | None, request: Mapping[str, object], out: Path) -> int:
     """Post, wait, save; the exit status."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Fault(f"the folder {out} cannot be made ({error.strerror}); name another with --out") from None
-    with httpx.Client(base_url=url, timeout=30, trust_env=not is_loopback(url)) as http:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=not is_loopback(url)) as http:
         client = Client(http)
         job = client.call("POST", "/v1/jobs", json=request).json()
         try:

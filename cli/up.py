@@ -21,8 +21,8 @@ _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, the same un
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-def up(host: str, port: int, workers: int | None) -> int:
-    """Run until stopped; the exit status."""
+def up(host: str, port: int, workers: int | None, keyed: bool) -> int:
+    """Run until stopped; the exit status. `keyed`: clients need a key."""
     settings = read(CliSettings)
     with ExitStack() as stack:
         stages, url = ([], settings.redis_url) if settings.redis_url else embedded_server(settings.data_dir, stack)
@@ -30,7 +30,7 @@ def up(host: str, port: int, workers: int | None) -> int:
         env = {"DDPM_REDIS_URL": url, "DDPM_MODELS_DIR": str(settings.models_root.absolute())}
         api = Child("api", [*_PYTHON, "-m", "cli", "api", "--host", host, "--port", str(port)], env)
         stages = [*stages, Stage([api]), Stage(worker_children(settings, workers, env))]
-        return Supervisor(stages, Readiness(address(host, port))).run()
+        return Supervisor(stages, Readiness(address(host, port), keyed)).run()
 
 
 def embedded_server(folder: Path, stack: ExitStack) -> tuple[list[Stage], str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Response
 from starlette.responses import StreamingResponse
 
-from app.dependencies import Watch
+from app.dependencies import Key, Watch
 from app.errors import InvalidRequest, StoreUnreachable, UnknownJob, problems
 from app.events import LAST_EVENT_ID_PATTERN, Told
 from app.routers.jobs import JobId
@@ -56,9 +56,9 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def _followed(job_id: JobId, watch: Watch) -> AsyncIterator[Followed]:
+async def _followed(job_id: JobId, watch: Watch, key: Key) -> AsyncIterator[Followed]:
     """Until the answer has ended, or its client has gone."""
-    async with watch.follow(job_id) as followed:
+    async with watch.follow(job_id, key.name) as followed:
         yield followed
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.convertors import StringConvertor, register_url_convertor
 
-from app.dependencies import Jobs, json_only
+from app.dependencies import Jobs, Key, json_only
 from app.errors import (
     BodyTooLarge,
     BrokenBody,
@@ -27,7 +27,6 @@ from app.schemas import JOB_EXAMPLE, Job, JobPage, JobRequest
 from worker.contract import MAX_INDEX, State
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(StoreUnreachable))
-OWNER = "local"  # whose jobs these are, until there are keys
 
 JobId = Annotated[str, Path(description="The job's `id`", examples=[JOB_EXAMPLE])]
 Index = Annotated[int, Path(ge=0, le=MAX_INDEX, description="Absolute index, `start` to `start + count - 1`", examples=[0])]
@@ -62,23 +61,23 @@ register_url_convertor("index", _Digits())
     dependencies=[Depends(json_only)],
     responses=problems(BrokenBody, BodyTooLarge, WrongContentType, InvalidRequest, StoreFull) | {202: _ACCEPTED},
 )
-async def create_job(request: JobRequest, jobs: Jobs, response: Response) -> Job:
+async def create_job(request: JobRequest, jobs: Jobs, key: Key, response: Response) -> Job:
     """Queue a sampling job. Poll the `Location` header until its state is final."""
-    job = await jobs.submit(request, OWNER)
+    job = await jobs.submit(request, key.name)
     response.headers["Location"] = job.links["self"]
     return job
 
 
 @router.get("", responses=problems(InvalidRequest))
-async def list_jobs(jobs: Jobs, state: OfState = None, limit: Limit = 20, cursor: Cursor = None) -> JobPage:
-    """Jobs, newest first."""
-    return await jobs.page(OWNER, state, limit, Place.parse(cursor) if cursor else None)
+async def list_jobs(jobs: Jobs, key: Key, state: OfState = None, limit: Limit = 20, cursor: Cursor = None) -> JobPage:
+    """Your jobs, newest first."""
+    return await jobs.page(key.name, state, limit, Place.parse(cursor) if cursor else None)
 
 
 @router.get("/{job_id}", responses=problems(UnknownJob, InvalidRequest))
-async def get_job(job_id: JobId, jobs: Jobs, request: Request, wait: Wait = 0) -> Job:
+async def get_job(job_id: JobId, jobs: Jobs, key: Key, request: Request, wait: Wait = 0) -> Job:
     """A job as it stands now or, with `wait`, at its next change of state."""
-    return await jobs.wait(job_id, wait, request.is_disconnected)
+    return await jobs.wait(job_id, key.name, wait, request.is_disconnected)
 
 
 @router.get(
@@ -86,9 +85,9 @@ async def get_job(job_id: JobId, jobs: Jobs, request: Request, wait: Wait = 0) -
     response_class=PNG,
     responses=problems(UnknownJob, UnknownImage, InvalidRequest, NotFinished, Expired, *_UNREACHABLE) | _NOT_MODIFIED,
 )
-async def get_image(job_id: JobId, index: Index, jobs: Jobs, request: Request) -> Response:
+async def get_image(job_id: JobId, index: Index, jobs: Jobs, key: Key, request: Request) -> Response:
     """The PNG of one image. It never changes."""
-    png, digest = await jobs.image(job_id, index)
+    png, digest = await jobs.image(job_id, key.name, index)
     return png_response(request, png, digest, final=True)
 
 
@@ -97,19 +96,19 @@ async def get_image(job_id: JobId, index: Index, jobs: Jobs, request: Request) -
     response_class=PNG,
     responses=problems(UnknownJob, NotFinished, Expired, *_UNREACHABLE) | _NOT_MODIFIED,
 )
-async def get_grid(job_id: JobId, jobs: Jobs, request: Request) -> Response:
+async def get_grid(job_id: JobId, jobs: Jobs, key: Key, request: Request) -> Response:
     """A contact sheet of the images finished so far, each in its place; at most 4096 pixels wide."""
-    png, final = await jobs.grid(job_id)
+    png, final = await jobs.grid(job_id, key.name)
     return png_response(request, png, sha256(png).hexdigest(), final=final)
 
 
 @router.post("/{job_id}/cancel", responses=problems(UnknownJob, StoreFull))
-async def cancel_job(job_id: JobId, jobs: Jobs) -> Job:
+async def cancel_job(job_id: JobId, jobs: Jobs, key: Key) -> Job:
     """Stop within one step. Images that are finished stay; a job that has ended stays as it is."""
-    return await jobs.cancel(job_id)
+    return await jobs.cancel(job_id, key.name)
 
 
 @router.delete("/{job_id}", status_code=204, responses=problems(UnknownJob, StoreFull))
-async def delete_job(job_id: JobId, jobs: Jobs) -> None:
+async def delete_job(job_id: JobId, jobs: Jobs, key: Key) -> None:
     """Cancel the job, and remove it and its images."""
-    await jobs.delete(job_id)
+    await jobs.delete(job_id, key.name)

@@ -42,6 +42,7 @@ class Service:
     refusal: dict[str, Any] | None = None
     hiccups: dict[str, list[Hiccup]] = field(default_factory=dict)  # by path, each played once
     asked: list[tuple[str, str, Any]] = field(default_factory=list)
+    authorizations: set[str | None] = field(default_factory=set)
     url: str = ""
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
@@ -63,6 +64,7 @@ def service() -> Iterator[Service]:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             if hiccups := fake.hiccups.get(self.path.partition("?")[0]):
                 return self.hiccup(hiccups.pop(0), body)
+            fake.authorizations.add(self.headers["authorization"])
             status, kind, content = fake.answer(self.command, self.path, body)
             self.send_response(status)
             self.send_header("content-type", kind)
@@ -102,6 +104,18 @@ def test_the_images_are_saved_under_seed_and_index(service: Service, tmp_path: P
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {"7-0.png": b"PNG 0", "7-1.png": b"PNG 1"}
     assert service.asked[0] == ("POST", "/v1/jobs", {"count": 2, "seed": 7, "sampler": "ddim"})
     assert sum("/images/" in path for _, path, _ in service.asked) == 2
+
+
+def test_every_call_carries_the_key_from_the_environment(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.polls = [job("finished", 2)]
+    ddpm_sample(service, tmp_path)
+    assert service.authorizations == {None}
+    service.polls, service.authorizations = [job("finished", 2)], set()
+    monkeypatch.setenv("DDPM_KEY", "k3y")
+    ddpm_sample(service, tmp_path)
+    assert service.authorizations == {"Bearer k3y"}
 
 
 def test_a_refusal_is_told_in_the_services_words(service: Service, tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""Who may ask at all: decided before a request's body is read or its route is looked up."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import Problem, Unauthorized, WrongHost
+from app.handlers import render
+from app.security import LOCAL, Key, Keyring, is_here
+
+OPEN = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})  # to everybody: nothing there is anyone's
+_ANY_HOST = "*"
+
+
+class Gate:
+    """Finds whose request it is; here, not in the routes, so that one which forgets to ask is closed as well.
+
+    All but OPEN needs a key. Where there are none, it must be asked for under a name of this machine's own or one of
+    `anonymous_hosts`: a web page whose name was made to resolve to this machine ("DNS rebinding") asks under its own.
+    """
+
+    def __init__(self, app: ASGIApp, keyring: Keyring, anonymous_hosts: frozenset[str]) -> None:
+        self.app, self._keyring, self._hosts = app, keyring, anonymous_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        try:
+            key = self._known(headers) if self._keyring else self._anonymous(headers)
+        except Problem as problem:
+            return await render(problem)(scope, receive, send)
+        scope.setdefault("state", {})["key"] = key
+        return await self.app(scope, receive, send)
+
+    def _known(self, headers: Headers) -> Key:
+        scheme, _, text = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not text.strip():
+            raise Unauthorized(sent=False)
+        key = self._keyring.find(text.strip())
+        if key is None:
+            raise Unauthorized(sent=True)
+        return key
+
+    def _anonymous(self, headers: Headers) -> Key:
+        host = headers.get("host", "")
+        if not (is_here(name := _name(host)) or name in self._hosts or _ANY_HOST in self._hosts):
+            raise WrongHost(host)
+        return LOCAL
+
+
+def host_names(text: str) -> frozenset[str]:
+    """Of the setting `anonymous_hosts`."""
+    return frozenset(name.strip().lower() for name in text.split(",") if name.strip())
+
+
+def _name(host: str) -> str:
+    """Of a Host header: without the port, in lower case."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

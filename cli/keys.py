@@ -1,0 +1,23 @@
+"""`ddpm keys`: what goes to the client, and what to the service."""
+
+from __future__ import annotations
+
+import typer
+
+from app.security import BadKeys, new_key
+from cli.faults import Fault
+
+
+def new(name: str) -> None:
+    """The two lines on stdout are for programs too; what to do with them goes to stderr."""
+    try:
+        key, entry = new_key(name)
+    except BadKeys as error:
+        raise Fault(str(error)) from None
+    typer.echo(f"key   {key}")
+    typer.echo(f"entry {entry}")
+    typer.echo(
+        "The key is shown only now; its client sends it as `Authorization: Bearer KEY`. "
+        "Add the entry to DDPM_API_KEYS of the API, after a comma, and restart it.",
+        err=True,
+    )

@@ -1,0 +1,186 @@
+"""Who is let in, and that nobody sees another's jobs, in any route that there is."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from app.main import create_app
+from app.security import new_key
+from app.settings import ApiSettings
+from tests.support.problems import problem
+from tests.support.server import serve
+from tests.support.worker import IdleWorker
+
+KEYS = {name: new_key(name) for name in ("ann", "bob")}
+JSON = {"content-type": "application/json"}
+
+
+def bearer(text: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {text}"}
+
+
+@pytest.fixture(scope="session")
+def keyed_url(settings: ApiSettings) -> Iterator[str]:
+    entries = ", ".join(entry for _, entry in KEYS.values())
+    with serve(create_app(ApiSettings(**settings.model_dump() | {"api_keys": entries}))) as url:
+        yield url
+
+
+@pytest.fixture
+def nobody(keyed_url: str, redis: Redis) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=keyed_url, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture
+def ann(keyed_url: str, redis: Redis) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=keyed_url, timeout=10, headers=bearer(KEYS["ann"][0])) as client:
+        yield client
+
+
+@pytest.fixture
+def bob(keyed_url: str, redis: Redis) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=keyed_url, timeout=10, headers=bearer(KEYS["bob"][0])) as client:
+        yield client
+
+
+def operations(client: httpx.Client) -> list[tuple[str, str, dict[str, Any]]]:
+    paths: dict[str, dict[str, Any]] = client.get("/openapi.json").json()["paths"]
+    return [(method.upper(), path, body) for path, methods in paths.items() for method, body in methods.items()]
+
+
+def filled(path: str, job: str) -> str:
+    return path.replace("{job_id}", job).replace("{index}", "0").replace("{name}", "tiny")
+
+
+def test_every_route_but_the_open_ones_wants_a_key_and_says_so_in_openapi(nobody: httpx.Client) -> None:
+    closed = [(method, path, body) for method, path, body in operations(nobody) if path not in ("/healthz", "/readyz")]
+    assert len(closed) > 8
+    for method, path, documented in closed:
+        response = nobody.request(method, filled(path, uuid.uuid4().hex))
+        assert problem(response, 401)["detail"].startswith("the request has no API key; send it as `Authorization: Bearer KEY`")
+        assert response.headers["www-authenticate"] == 'Bearer realm="ddpm"'
+        assert documented["security"] == [{"key": []}]
+        assert "401" in documented["responses"]
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/jobs/", "/metrics", "/V1/jobs", "//v1/jobs"])
+def test_what_is_not_there_wants_a_key_as_well(nobody: httpx.Client, ann: httpx.Client, path: str) -> None:
+    assert nobody.get(path).status_code == 401
+    assert ann.get(path).status_code == 404
+
+
+def test_health_readiness_and_the_reference_are_open(nobody: httpx.Client, worker: IdleWorker) -> None:
+    worker.announce()
+    for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
+        assert nobody.get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    ["Bearer wrong", f"Bearer {KEYS['ann'][0]}x", f"Bearer {KEYS['ann'][1]}", f"bearer {KEYS['ann'][0][:-1]}", "Bearer \xff"],
+)
+def test_a_wrong_key_is_told_so_before_its_body_is_read(nobody: httpx.Client, sent: str) -> None:
+    headers = {"authorization": sent.encode("latin-1")} | JSON
+    response = nobody.post("/v1/jobs", content=b"{" * 10, headers=headers)
+    assert problem(response, 401)["detail"].startswith("the API key is not known")
+    assert response.headers["www-authenticate"] == 'Bearer realm="ddpm", error="invalid_token"'
+
+
+@pytest.mark.parametrize("sent", ["Basic YTpi", "Bearer", KEYS["ann"][0]])
+def test_what_is_no_bearer_token_is_no_key(nobody: httpx.Client, sent: str) -> None:
+    problem(nobody.get("/v1/jobs", headers={"authorization": sent}), 401)
+
+
+def test_the_scheme_may_be_in_any_case(nobody: httpx.Client) -> None:
+    assert nobody.get("/v1/jobs", headers={"authorization": f"bEARER {KEYS['ann'][0]}"}).status_code == 200
+
+
+def test_another_owners_job_is_answered_exactly_as_one_that_is_not_there(
+    ann: httpx.Client, bob: httpx.Client, worker: IdleWorker
+) -> None:
+    job = ann.post("/v1/jobs", json={"model": "tiny"}).json()["id"]
+    worker.start(job)
+    worker.publish(job, [0])
+    nothing = uuid.uuid4().hex
+    of_a_job = [(method, path) for method, path, _ in operations(bob) if "{job_id}" in path]
+    assert len(of_a_job) >= 5
+    for method, path in of_a_job:
+        others, absent = bob.request(method, filled(path, job)), bob.request(method, filled(path, nothing))
+        assert others.status_code == absent.status_code == 404, path
+        assert others.text.replace(job, nothing) == absent.text
+        assert {name for name, _ in others.headers.items()} == {name for name, _ in absent.headers.items()}
+    assert problem(bob.get(f"/v1/jobs/{job}", params={"wait": 5}), 404)["title"] == "Unknown job"
+    assert ann.get(f"/v1/jobs/{job}/images/0").status_code == 200, "it is still there, and whole"
+
+
+def test_a_listing_is_of_ones_own_jobs(ann: httpx.Client, bob: httpx.Client) -> None:
+    anns, bobs = (client.post("/v1/jobs", json={"model": "tiny"}).json()["id"] for client in (ann, bob))
+    assert [job["id"] for job in ann.get("/v1/jobs").json()["jobs"]] == [anns]
+    assert [job["id"] for job in bob.get("/v1/jobs").json()["jobs"]] == [bobs]
+    cursor = f"{2**51}-{'f' * 32}"
+    assert [job["id"] for job in bob.get("/v1/jobs", params={"cursor": cursor}).json()["jobs"]] == [bobs]
+
+
+def test_the_owner_can_do_all_that_there_is_to_do(ann: httpx.Client, worker: IdleWorker) -> None:
+    job = ann.post("/v1/jobs", json={"model": "tiny"}).json()["id"]
+    assert ann.get(f"/v1/jobs/{job}", params={"wait": 0.05}).json()["state"] == "queued"
+    worker.start(job)
+    worker.publish(job, [0])
+    for path in ("images/0", "grid", "events"):
+        assert ann.get(f"/v1/jobs/{job}/{path}").status_code == 200
+    assert ann.post(f"/v1/jobs/{job}/cancel").json()["state"] == "finished"
+    assert ann.delete(f"/v1/jobs/{job}").status_code == 204
+
+
+REBOUND = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "", "[::", "192.168.1.7:8000"]
+
+
+@pytest.mark.parametrize("host", REBOUND)
+def test_without_keys_a_page_that_was_made_to_resolve_here_gets_nothing(api: httpx.Client, host: str) -> None:
+    for response in (
+        api.get("/v1/jobs", headers={"host": host}),
+        api.post("/v1/jobs", json={"model": "tiny"}, headers={"host": host}),
+    ):
+        assert problem(response, 421)["detail"].endswith("or set DDPM_API_KEYS or DDPM_ANONYMOUS_HOSTS where it runs.")
+    assert api.get("/v1/jobs").json()["jobs"] == []
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.1.2.3:80", "[::1]:8000"])
+def test_without_keys_this_machines_own_names_are_answered(api: httpx.Client, host: str) -> None:
+    assert api.get("/v1/jobs", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(("hosts", "host"), [("gpu-box, Other.Example", "other.example:8000"), ("*", "whatever")])
+def test_without_keys_the_names_that_were_allowed_are_answered(
+    settings: ApiSettings, redis: Redis, hosts: str, host: str
+) -> None:
+    with serve(create_app(ApiSettings(**settings.model_dump() | {"anonymous_hosts": hosts}))) as url:
+        assert httpx.get(f"{url}/v1/jobs", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_a_form_of_another_page_posts_no_job(api: httpx.Client, kind: str) -> None:
+    """Types that a browser sends anywhere without asking first."""
+    problem(api.post("/v1/jobs", content=b'{"model": "tiny"}', headers={"content-type": kind}), 415)
+    assert api.get("/v1/jobs").json()["jobs"] == []
+
+
+def test_no_page_is_told_that_it_may_read_or_send_more(api: httpx.Client) -> None:
+    asked = {
+        "origin": "https://evil.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type",
+    }
+    for response in (api.options("/v1/jobs", headers=asked), api.get("/v1/jobs", headers=asked)):
+        assert not [name for name in response.headers if name.startswith("access-control-")]
+
+
+def test_with_keys_any_host_name_will_do(ann: httpx.Client) -> None:
+    assert ann.get("/v1/jobs", headers={"host": "pictures.example"}).status_code == 200

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from hashlib import sha256
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+
+HASH = sha256(b"secret").hexdigest()
+
+
+def test_a_new_key_is_printed_once_with_its_entry() -> None:
+    result = CliRunner().invoke(app, ["keys", "new", "ann"])
+    (_, key), (_, entry) = (line.split() for line in result.stdout.splitlines())
+    assert entry == f"ann:{sha256(key.encode()).hexdigest()}"
+    assert "DDPM_API_KEYS" in result.stderr
+
+
+def test_a_name_that_cannot_be_one_gets_no_key() -> None:
+    result = CliRunner().invoke(app, ["keys", "new", "a:b"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "use 1 to 64 letters" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["api", "up"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "some-name"])
+def test_without_keys_nothing_starts_on_more_than_loopback(monkeypatch: pytest.MonkeyPatch, command: str, host: str) -> None:
+    monkeypatch.delenv("DDPM_API_KEYS", raising=False)
+    monkeypatch.delenv("DDPM_ANONYMOUS_HOSTS", raising=False)
+    result = CliRunner().invoke(app, [command, "--host", host])
+    assert result.exit_code == 1
+    assert f"'{host}'" in result.stderr
+    for remedy in ("DDPM_API_KEYS", "`ddpm keys new NAME`", "DDPM_ANONYMOUS_HOSTS"):
+        assert remedy in result.stderr
+
+
+@pytest.mark.parametrize("command", ["api", "up"])
+def test_a_bad_entry_refuses_to_start_without_showing_it(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("DDPM_API_KEYS", f"ann:{HASH},bob=secret")
+    result = CliRunner().invoke(app, [command])
+    assert result.exit_code == 1
+    assert "DDPM_API_KEYS: entry 2 is not NAME:SHA256" in result.stderr
+    assert "secret" not in result.stderr
+    assert HASH not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "environment", [{"DDPM_API_KEYS": f"ann:{HASH}"}, {"DDPM_ANONYMOUS_HOSTS": "gpu-box"}], ids=["keys", "names"]
+)
+def test_with_keys_or_by_name_the_api_starts_anywhere(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("uvicorn.run", lambda *_, host, **__: started.append(host))
+    result = CliRunner().invoke(app, ["api", "--host", "0.0.0.0"], env=environment)
+    assert (result.exit_code, started) == (0, ["0.0.0.0"]), result.stderr
