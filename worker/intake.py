@@ -51,12 +51,20 @@ class Load:
         self._images: dict[tuple[str, Priority], int] = {}
         self._lock = threading.Lock()
         self.changed = threading.Event()
+        self.suspect: Lease | None = None  # while one is here no other shard is taken, so that its loss is nobody else's
 
     def add(self, shard: Shard, images: int) -> None:
+        """As they come, and with a minus as they go."""
         key = (shard.recipe.model, shard.priority)
         with self._lock:
             self._images[key] = self._images.get(key, 0) + images
         self.changed.set()
+
+    def clear(self, lease: Lease) -> None:
+        """It is a suspect no more, or here no more."""
+        if self.suspect is lease:
+            self.suspect = None
+            self.changed.set()
 
     def of(self, model: str, *priorities: Priority) -> int:
         return sum(self._images.get((model, priority), 0) for priority in priorities)
@@ -65,7 +73,8 @@ class Load:
 class Intake:
     """Takes interactive shards while there is room for one, and bulk shards only to have two batches of their images at hand.
 
-    So a big job's later shards are left for other workers and never fill the places of jobs that somebody waits for, and bulk
+    A shard with which workers were lost is taken alone: the next one waits until it has passed the point where they were lost.
+    A big job's later shards are left for other workers and never fill the places of jobs that somebody waits for, and bulk
     work is always there for the scheduler's floor.
     """
 
@@ -92,7 +101,7 @@ class Intake:
             self._taken = None
 
     def _next(self) -> Lease | None:
-        queues = [] if self._held_back() else self._wanted()
+        queues = [] if self._held_back() or self._load.suspect else self._wanted()
         try:
             return self._shards.take(queues) if queues else None
         except BadShard as bad:
@@ -110,6 +119,8 @@ class Intake:
         saved = self._results.saved(lease.shard)
         indices = [i for i in lease.shard.indices if i not in finished]
         self._load.add(lease.shard, len(indices))
+        if lease.suspect:
+            self._load.suspect = lease
         self._inbox.put(Taken(lease, indices, saved))
 
     def _wanted(self) -> list[str]:

@@ -117,8 +117,8 @@ class Outbox:
     def _close(self, lease: Lease) -> None:
         """Both ends are fenced: of a lease that is lost, nothing is touched."""
         if not self._results.settled(lease.shard):
-            log.warning("shard %s has images without a hash after all; it goes back", lease.shard.id)
-            self._shards.give_back(lease)
+            if self._shards.give_back(lease):
+                log.warning("shard %s has images without a hash after all; it goes back", lease.shard.id)
         elif self._shards.finish(lease):
             self._results.forget(lease.shard)
 

@@ -57,10 +57,14 @@ def withdraw_keys(shard: Shard) -> list[str]:
     return _withdraw_keys(make_queue(shard.queue, _NO_CONNECTION), shard.id)
 
 
-def given_up(queue: Queue) -> list[str]:
-    """Shards that lost every worker, until they are discarded."""
+def given_up(queue: Queue) -> list[tuple[str, str]]:
+    """Shards that lost every worker, until they are discarded, and what the last worker said of it, if it could."""
     ids = cast("list[bytes]", queue.connection.zrange(FailedJobRegistry(queue=queue).key, 0, -1))
-    return [shard_id.decode() for shard_id in ids]
+    return [(shard_id.decode(), _reason(queue, shard_id.decode())) for shard_id in ids]
+
+
+def _reason(queue: Queue, shard_id: str) -> str:
+    return (cast("bytes | None", queue.connection.hget(Job.key_for(shard_id), "reason")) or b"").decode()
 
 
 def discard(queue: Queue, shard_id: str) -> None:

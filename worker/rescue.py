@@ -32,14 +32,14 @@ class Rescue:
         for shard_id, outcome in reap(self._queues, self._lease_s):
             log.warning("shard %s was lost by its worker: %s", shard_id, outcome)
         for queue in self._queues:  # all of them, not only those of this turn: a kill may have come in between
-            for shard_id in given_up(queue):
-                self._give_up(queue, shard_id)
+            for shard_id, reason in given_up(queue):
+                self._give_up(queue, shard_id, reason)
 
-    def _give_up(self, queue: Queue, shard_id: str) -> None:
-        message = (
-            f"{MAX_LOSSES} workers were lost while they ran this job; post it again, and if it happens again ask the operator"
-        )
-        fail(self._redis, job_of(shard_id), "workers_lost", message)
+    def _give_up(self, queue: Queue, shard_id: str, reason: str) -> None:
+        said = f" (the last said: {reason})" if reason else ""
+        message = f"{MAX_LOSSES} workers in a row were lost while they ran this job, and got no further{said}"
+        remedy = "post it again, and if it happens again ask the operator"
+        fail(self._redis, job_of(shard_id), "workers_lost", f"{message}; {remedy}")
         discard(queue, shard_id)
 
 

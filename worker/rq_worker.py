@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -26,24 +26,30 @@ from rq.worker import BaseWorker
 
 from worker import scripts
 from worker.contract import Shard, job_key
-from worker.queue import LEASE_S, make_queue
+from worker.queue import LEASE_S, MAX_LOSSES, make_queue
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A shard that this worker holds, as RQ sees it."""
+    """A shard that this worker holds, as RQ sees it. `reached`: image-steps that were done when it was lost before."""
 
     shard: Shard
     job: Job
     queue: Queue
     execution: Execution
+    reached: int = 0
 
     @property
     def attempt(self) -> int:
         """1 for a shard that no worker has lost yet."""
         return 1 + (self.job.number_of_retries or 0)
+
+    @property
+    def suspect(self) -> bool:
+        """Whether a worker was lost with it without getting further: the shard itself may be at fault."""
+        return (self.job.retries_left or 0) < MAX_LOSSES
 
     @property
     def started_key(self) -> str:
@@ -71,7 +77,9 @@ class ShardWorker(BaseWorker):
         self.lease_s = lease_s
         self._leases: dict[str, Lease] = {}
         self._lock = threading.Lock()
-        self._take, self._fenced, self._beat = map(connection.register_script, (scripts.TAKE, scripts.FENCED, scripts.BEAT))
+        self._take, self._fenced, self._beat, self._abandon = map(
+            connection.register_script, (scripts.TAKE, scripts.FENCED, scripts.BEAT, scripts.ABANDON)
+        )
 
     def _set_connection(self, connection: Redis) -> Redis:
         return connection  # RQ's own would raise the socket timeout of the whole pool to 415 s
@@ -118,6 +126,13 @@ class ShardWorker(BaseWorker):
         """Put the shard at the front of its queue for another worker; a withdrawn one is deleted instead."""
         return self._end(lease, "front")
 
+    def abandon(self, leases: Iterable[Lease] | None, reason: str) -> None:
+        """Count this worker as lost to these shards, or to all that it holds, without waiting for their leases to lapse."""
+        with self._lock:
+            lost = [self._leases.pop(lease.execution.id, lease) for lease in (leases or list(self._leases.values()))]
+        keys = [key for lease in lost for key in (lease.started_key, lease.job.key)]
+        self._abandon(keys=keys, args=[reason, *(lease.execution.composite_key for lease in lost)])
+
     def beat(self) -> list[Lease]:
         """Prolong the worker and all its leases, in one command. Returns those that are ours no longer: drop their chains."""
         with self._lock:
@@ -148,7 +163,7 @@ class ShardWorker(BaseWorker):
         job = Job(execution.job_id, connection=self.connection, serializer=JSONSerializer)
         try:
             job.restore(fields)
-            lease = Lease(Shard.from_json(job.kwargs), job, queue, execution)
+            lease = Lease(Shard.from_json(job.kwargs), job, queue, execution, int(fields.get(b"reached", 0)))
         except (DeserializationError, KeyError, TypeError, ValueError):
             log.exception("%s in %s is no shard of this version", execution.job_id, queue.name)
             self._fence(StartedJobRegistry(queue=queue).key, job, queue, execution, "delete")

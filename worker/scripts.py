@@ -24,6 +24,7 @@ for i = 2, #KEYS, 2 do
       C('EXPIRE', execution, ttl); C('EXPIRE', index, ttl)
       C('SADD', KEYS[1], member); C('EXPIRE', KEYS[1], ttl)
       C('HSET', job, 'status', 'started', 'started_at', ARGV[4], 'last_heartbeat', ARGV[4], 'worker_name', ARGV[2])
+      C('HDEL', job, 'reason')
       return {(i - 2) / 2, id, C('HGETALL', job)}
     end
     id = C('LPOP', KEYS[i])
@@ -64,6 +65,16 @@ end
 rest(ARGV[2], ARGV[4], ARGV[5])
 return 1"""
 )
+
+# KEYS: (wip, job) a shard.  ARGV: reason, members.  Their leases lapse now, and whoever reaps them finds the reason.
+ABANDON = """
+local C = redis.call
+for i = 2, #ARGV do
+  local wip, job = KEYS[2 * i - 3], KEYS[2 * i - 2]
+  if C('ZSCORE', wip, ARGV[i]) and C('HGET', job, 'status') == 'started' then
+    C('ZADD', wip, 0, ARGV[i]); C('HSET', job, 'reason', ARGV[1])
+  end
+end"""
 
 # KEYS: worker, worker executions, then (wip, job, execution, executions index) a shard.
 # ARGV: worker ttl, lease, iso now, state, members.  EXISTS first: a bare HSET would resurrect keys for ever.

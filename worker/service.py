@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from queue import Empty
 from typing import cast
 
@@ -17,9 +16,11 @@ from worker.contract import Priority, WorkerInfo, queue_name
 from worker.crew import Crew
 from worker.engine import Finished
 from worker.expiry import Expiry
+from worker.held import Held
 from worker.intake import Ended, Inbox, Intake, Listener, Load, Lost, Taken
 from worker.loaded import CannotRun, LoadedModel
 from worker.outbox import PROGRESS_EVERY_S, Outbox, Parcel
+from worker.reason import reason_of
 from worker.results import Results
 from worker.rq_worker import Lease, ShardWorker
 from worker.store import Store
@@ -32,23 +33,6 @@ _SAVE_EVERY_S = 4.0
 _SAVE_BYTES_PER_S = 4e6  # of big pictures, chains are saved less often than every 4 s, so that Redis keeps up
 
 
-@dataclass(slots=True)
-class _Held:
-    """A shard in an engine. `left` are the indices still running."""
-
-    lease: Lease
-    model: LoadedModel
-    left: set[int]
-
-    def chains(self) -> list[tuple[str, int]]:
-        return [(self.lease.shard.id, index) for index in self.left]
-
-    def progress(self) -> tuple[int, int]:
-        shard = self.lease.shard
-        rows = [self.model.engine.rows_done(chain) for chain in self.chains()]
-        return min(rows), sum(rows) + shard.recipe.steps * (shard.count - len(rows))
-
-
 class Worker:
     """`run` returns when `crew.stopping` is set, with its shards given back; it raises what made a step or a thread fail."""
 
@@ -56,7 +40,7 @@ class Worker:
         queues = [queue_name(priority, name) for priority in Priority for name in models]
         self.crew = Crew()
         self._models, self._device, self._store = models, device, store
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
         self._inbox, self._load = Inbox(), Load()
         self._shards, self._results = ShardWorker(redis, queues), Results(redis, store)
         self._listener = Listener(redis, self._load, self._inbox)
@@ -65,6 +49,7 @@ class Worker:
         self._upkeep = Upkeep(redis, self._shards, self._inbox, self._info, self.crew.stopping)
         self._expiry = Expiry(redis, store, self.crew.stopping)
         self._rate = _Rate(max(model.calibration.image_steps_per_s for model in models.values()))
+        self._at_risk: Sequence[Lease] = ()
         self._reported = 0.0
         self._saved = 0.0
 
@@ -73,21 +58,47 @@ class Worker:
         for name in ("upkeep", "listener", "outbox", "intake", *(["expiry"] if self._store.external else [])):
             self.crew.start(name, getattr(self, f"_{name}").turn)
         log.info("worker %s is ready", self._shards.name)
-        while not self.crew.stopping.is_set():
-            self._turn()
-        if self.crew.failure:  # nothing is given back: the leases lapse, which counts as a loss, so that poison is found out
-            raise self.crew.failure
+        try:
+            while not self.crew.stopping.is_set():
+                self._turn()
+            if self.crew.failure:
+                raise self.crew.failure
+        except Exception as error:
+            self._break_off(error)
+            raise
         self._close()
 
     def _turn(self) -> None:
         self._read_inbox()
         for model in self._models.values():
             if len(model.engine):
-                self._retire(model, model.engine.step())
+                self._step(model)
         self._rate.note(sum(m.engine.image_steps for m in self._models.values()), busy=bool(self._held))
         self._report()
         if self._held and time.monotonic() - self._saved >= max(_SAVE_EVERY_S, self._size() / _SAVE_BYTES_PER_S):
             self._save()
+
+    def _step(self, model: LoadedModel) -> None:
+        """While a suspect is here, nothing else steps: should it end the worker again, it is nobody else's loss."""
+        suspect = self._suspect()
+        stepping = [suspect] if suspect else [held for held in self._held.values() if held.model is model]
+        try:
+            finished = model.engine.step(suspect.__contains__ if suspect else None)
+        except Exception:
+            self._at_risk = [held.lease for held in stepping]
+            raise
+        self._retire(model, finished)
+
+    def _suspect(self) -> Held | None:
+        """The shard with which workers were lost, until it has passed the point where that happened."""
+        lease = self._load.suspect
+        held = self._held.get(lease.shard.id) if lease else None
+        if lease is None or held is None or held.lease is not lease:  # none, or it is still in the inbox
+            return None
+        if held.progress()[1] <= lease.reached:
+            return held
+        self._load.clear(lease)
+        return None
 
     def _read_inbox(self) -> None:
         """Everything that has come; with nothing to step, wait for something."""
@@ -103,6 +114,8 @@ class Worker:
         match entry:
             case Taken():
                 self._admit(entry)
+                if entry.lease.shard.id not in self._held:
+                    self._load.clear(entry.lease)
             case Ended(job):
                 self._drop([held for held in self._held.values() if held.lease.shard.job == job])
             case Lost(lease):
@@ -122,12 +135,17 @@ class Worker:
             self._outbox.post(Parcel(taken.lease, failure=(error.code, str(error)), last=True))
             self._load.add(shard, -len(taken.indices))
             return
+        except Exception:
+            self._at_risk = [taken.lease]
+            raise
+        if not self._held:  # a first save at once would let a shard that ends its workers creep on, a step each
+            self._saved = time.monotonic()
         if taken.indices:
-            self._held[shard.id] = _Held(taken.lease, model, set(taken.indices))
+            self._held[shard.id] = Held(taken.lease, model, set(taken.indices))
         else:  # its worker died between the last image and the end of the shard
             self._outbox.post(Parcel(taken.lease, last=True))
 
-    def _drop(self, shards: list[_Held]) -> None:
+    def _drop(self, shards: list[Held]) -> None:
         for held in shards:
             held.model.engine.cancel(held.chains())
             self._let_go(held, len(held.left))
@@ -160,9 +178,10 @@ class Worker:
         message = f"the network's output for image {index} is not finite; the weights or the precision are at fault"
         self._outbox.post(Parcel(held.lease, failure=("not_finite", message), last=True))
 
-    def _let_go(self, held: _Held, images: int, for_good: bool = True) -> None:
+    def _let_go(self, held: Held, images: int, for_good: bool = True) -> None:
         if for_good:
             del self._held[held.lease.shard.id]
+            self._load.clear(held.lease)
         self._load.add(held.lease.shard, -images)
 
     def _report(self) -> None:
@@ -200,6 +219,25 @@ class Worker:
             log.warning("worker %s could not give back %d shards: %s", self._shards.name, len(self._held), error)
         else:
             log.info("worker %s gave back %d shards", self._shards.name, len(self._held))
+
+    def _break_off(self, error: Exception) -> None:
+        """The shards at risk, or all where nobody knows, count this worker as lost and say why; the others are given back."""
+        self.crew.stop(_STOP_WITHIN_S)
+        self._reported = 0.0
+        said = reason_of(error)
+        farewells = (
+            self._report,
+            self._save,
+            self._outbox.flush,
+            lambda: self._shards.abandon(self._at_risk, said),
+            self._upkeep.sign_off,
+            self._shards.close,
+        )
+        for farewell in farewells:
+            try:
+                farewell()
+            except Exception as another:  # whatever fails with it: the process ends all the same
+                log.warning("worker %s breaks off: %s", self._shards.name, another)
 
 
 class _Rate:

@@ -186,6 +186,7 @@ def test_a_late_worker_leaves_the_saved_chains_of_its_successor_alone(redis, wor
     shard = post(redis, model, steps=100)
     lease = begin(worker, shard, [0, 1, 2])
     worker._turn()
+    worker._save()
     worker._outbox.flush()
     saved = worker._results.saved(shard)
     let_lapse(redis, lease)
