@@ -1,4 +1,4 @@
-"""What handlers ask for, under short names."""
+"""What handlers ask for, under short names. All are coroutines: FastAPI would call each plain function in a thread."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from app.errors import WrongContentType
 from models import catalog
 
 
-def _jobs(request: Request) -> jobs.Jobs:
+async def _jobs(request: Request) -> jobs.Jobs:
     return cast("jobs.Jobs", request.app.state.jobs)
 
 
-def _catalog(request: Request) -> catalog.Catalog:
+async def _catalog(request: Request) -> catalog.Catalog:
     return cast("catalog.Catalog", request.app.state.catalog)
 
 
-def _redis(request: Request) -> Redis:
+async def _redis(request: Request) -> Redis:
     return cast("Redis", request.app.state.redis)
 
 
-def _watch(request: Request) -> watch.Watch:
+async def _watch(request: Request) -> watch.Watch:
     return cast("watch.Watch", request.app.state.watch)
 
 
-def _key(request: Request) -> security.Key:
+async def _key(request: Request) -> security.Key:
     """Set by app/gate.py."""
     return cast("security.Key", request.state.key)
 
 
-def json_only(request: Request) -> None:
+async def json_only(request: Request) -> None:
     """FastAPI would say of any other type that the body is no object."""
     sent = request.headers.get("content-type")
     kind = (sent or "").partition(";")[0].strip().lower()

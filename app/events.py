@@ -15,8 +15,8 @@ from app.record import Record, utc
 from app.schemas import ImageEvent, Progress, StateEvent
 from worker.contract import MAX_COUNT, State
 
-LAST_EVENT_ID_PATTERN = f"^[0-3]-[0-9a-f]{{1,{MAX_COUNT // 4}}}$"
-_RANK = {State.QUEUED: 1, State.RUNNING: 2}  # of a final state: 3
+LAST_EVENT_ID_PATTERN = f"^[0-4]-[0-9a-f]{{1,{MAX_COUNT // 4}}}$"
+_NOTHING, _QUEUED, _RUNNING, _ENDED, _QUEUED_AGAIN = range(5)  # the state that was told last, as ids have it
 
 Event = StateEvent | ImageEvent | Progress
 _NAMES = {StateEvent: "state", ImageEvent: "image", Progress: "progress"}
@@ -24,24 +24,24 @@ _NAMES = {StateEvent: "state", ImageEvent: "image", Progress: "progress"}
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What one reader knows: the job's states up to a rank, images as bits from the job's first on, and how far it was."""
+    """What one reader knows: the state it was told last, images as bits from the job's first on, and how far the job was."""
 
-    rank: int = 0
+    state: int = _NOTHING
     images: int = 0
     progress: tuple[int, int, float] | None = None  # not in the id: who comes back is told the newest
 
     @classmethod
     def parse(cls, event_id: str) -> Told:
         """Of a text that matches LAST_EVENT_ID_PATTERN."""
-        rank, _, images = event_id.partition("-")
-        return cls(int(rank), int(images, 16))
+        state, _, images = event_id.partition("-")
+        return cls(int(state), int(images, 16))
 
     def __str__(self) -> str:
-        return f"{self.rank}-{self.images:x}"
+        return f"{self.state}-{self.images:x}"
 
     @property
     def everything(self) -> bool:
-        return self.rank == 3
+        return self.state == _ENDED
 
 
 class View:
@@ -66,27 +66,42 @@ class View:
         return text, then
 
     def _events(self, told: Told) -> Iterator[tuple[Event, Told]]:
-        """The final state comes last: after it there is nothing to wait for."""
-        *earlier, last = self._states()
-        for event in earlier if last.state.final else [*earlier, last]:
-            if _RANK[event.state] > told.rank:
-                told = replace(told, rank=_RANK[event.state])
-                yield event, told
+        """A final state comes last: after it there is nothing to wait for."""
+        for state in self._states(told.state):
+            told = replace(told, state=state)
+            yield self._state_event(state), told
         for place, image in self._images(told):
             told = replace(told, images=told.images | 1 << place)
             yield image, told
-        progress = self._progress
-        if told.progress != (now := (progress.step, progress.images_done, progress.fraction)):
+        if told.progress != (now := (self._progress.step, self._progress.images_done, self._progress.fraction)):
             told = replace(told, progress=now)
-            yield progress, told
-        if last.state.final and not told.everything:
-            yield last, replace(told, rank=3)
+            yield self._progress, told
+        if self.record.state.final:
+            yield self._state_event(_ENDED), replace(told, state=_ENDED)
 
-    def _states(self) -> list[StateEvent]:
-        """All that the job has been in, in order."""
+    def _states(self, told: int) -> Iterator[int]:
+        """Up to the present one, unless that is final. Of a job that went back and forth unseen, only where it is now is told."""
+        if told < _QUEUED:
+            yield (told := _QUEUED)
+        if told < _RUNNING and self.record.started_at:
+            yield (told := _RUNNING)
+        if told != (now := self._now) and now != _ENDED:
+            yield now
+
+    @property
+    def _now(self) -> int:
         record = self.record
-        reached = [(State.QUEUED, record.created_at), (State.RUNNING, record.started_at), (record.state, record.finished_at)]
-        return [StateEvent(state=state, at=utc(at), error=record.error if state.final else None) for state, at in reached if at]
+        if record.state is State.QUEUED:
+            return _QUEUED_AGAIN if record.started_at else _QUEUED
+        return _RUNNING if record.state is State.RUNNING else _ENDED
+
+    def _state_event(self, state: int) -> StateEvent:
+        record = self.record
+        if state == _ENDED:
+            return StateEvent(state=record.state, at=utc(record.finished_at), error=record.error)
+        if state == _RUNNING:
+            return StateEvent(state=State.RUNNING, at=utc(record.started_at), error=None)
+        return StateEvent(state=State.QUEUED, at=utc(record.created_at), error=None)
 
     def _images(self, told: Told) -> Iterator[tuple[int, ImageEvent]]:
         for index in sorted(self._hashes):

@@ -167,8 +167,11 @@ class Job(JobSummary):
 class StateEvent(BaseModel):
     """The job reached a state."""
 
-    state: State = Field(description="finished, failed and cancelled are final: the stream ends", examples=["running"])
-    at: datetime = Field(description="When, UTC", examples=["2026-11-22T12:00:00.100000Z"])
+    state: State = Field(
+        description="finished, failed and cancelled are final: the stream ends. A job whose last worker is lost is queued again",
+        examples=["running"],
+    )
+    at: datetime = Field(description="When it did so for the first time, UTC", examples=["2026-11-22T12:00:00.100000Z"])
     error: JobError | None = Field(description="Why it failed; null otherwise")
 
 

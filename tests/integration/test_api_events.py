@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from redis import Redis
 
 from tests.support import sse
 from tests.support.problems import problem
@@ -82,6 +83,22 @@ def test_a_job_that_is_cancelled_while_queued_never_ran(api: httpx.Client, read:
         assert told(list(stream)) == ["cancelled"]
 
 
+def test_a_job_whose_last_worker_is_lost_is_queued_again(
+    redis: Redis, read: Callable[..., AbstractContextManager[Reader]], worker: IdleWorker, post: Post
+) -> None:
+    job = post(count=2)["id"]
+    worker.start(job)
+    with read(job) as stream:
+        *_, running = stream.until("state", state="running")
+        redis.hset(f"ddpm:job:{job}", "state", "queued")
+        *_, again = stream.until("state", state="queued")
+    worker.start(job)
+    worker.publish(job, [0])
+    for after, rest in ((running.id, [0]), (again.id, ["running", 0])):
+        with read(job, after=after) as stream:
+            assert told(stream.until("progress")) == rest
+
+
 def test_a_stream_ends_when_its_job_is_deleted(api: httpx.Client, read: Any, post: Post) -> None:
     job = post()["id"]
     with read(job) as stream:
@@ -103,7 +120,7 @@ def test_errors_come_before_the_stream(api: httpx.Client, post: Post) -> None:
     path = f"/v1/jobs/{post()['id']}/events"
     problem(api.get(f"/v1/jobs/{'0' * 32}/events"), 404)
     problem(api.get("/v1/jobs/nonsense/events"), 404)
-    for nonsense in ("7", "4-0", "1-", "1-g", "1-" + "f" * 257):
+    for nonsense in ("7", "5-0", "1-", "1-g", "1-" + "f" * 257):
         assert problem(api.get(path, headers={"Last-Event-ID": nonsense}), 422)["errors"][0]["field"] == "Last-Event-ID"
 
 

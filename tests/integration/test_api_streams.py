@@ -44,7 +44,7 @@ def open_stream(url: str, job: str) -> socket.socket:
     """A reader that is cheap to have by the hundred; returns when the stream has begun."""
     address = urlsplit(url)
     stream = socket.create_connection((address.hostname, address.port), timeout=20)
-    stream.sendall(f"GET /v1/jobs/{job}/events HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+    stream.sendall(f"GET /v1/jobs/{job}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert stream.recv(4096).startswith(b"HTTP/1.1 200")
     return stream
 
