@@ -1,0 +1,67 @@
+"""How long jobs take under load: `python -m bench.latency`.
+
+Jobs of three sizes come by chance, at 0.2 to 1.2 of what the engine can do: served by our rules, and first come first served.
+`--service` sends them over HTTP instead; `--beside-bulk` measures what one big job and small ones cost each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from bench import beside_bulk, curves, over_http
+from bench.curves import Serve
+from bench.model import default_device, engine_on, load
+from bench.open_loop import Request, as_the_service, first_come_first_served, serve
+from bench.report import OUT, Out, Report
+from bench.service import service
+
+
+def main(
+    jobs: Annotated[int, typer.Option(min=20, help="Jobs at each load; beside a big one, small jobs")] = 120,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each image")] = 50,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
+    over_http_: Annotated[bool, typer.Option("--service", help="The same arrivals over HTTP, in real time")] = False,
+    bulk: Annotated[bool, typer.Option("--beside-bulk", help="One big job and small ones, over HTTP")] = False,
+    every_s: Annotated[float, typer.Option(min=0, help="Beside a big job, a small one comes this often on average")] = 1.0,
+    out: Out = OUT,
+) -> None:
+    """Percentiles of latency against load, or what a big job and small ones cost each other."""
+    if bulk:
+        with service(device) as client:
+            beside_bulk.run(client, steps, jobs, every_s, Report(out, "beside-bulk", device))
+    elif over_http_:
+        with service(device) as client:
+            load_curves(
+                {"service": partial(over_http.serve, client, steps=steps)}, jobs, steps, Report(out, "latency-service", device)
+            )
+    else:
+        load_curves(in_process(device, steps), jobs, steps, Report(out, "latency", device))
+
+
+def in_process(device: str, steps: int) -> dict[str, Serve]:
+    """Both orders of service, with one model: what comes next, the scheduler decides; what it is told of a job differs."""
+    model = load(device, capacity=1024)
+    plan = model.plan("ddpm", steps, "fixed_small", 0.0)
+
+    def by(request: Request) -> Serve:
+        return lambda arrivals: serve(engine_on(model, model.calibration.buckets), arrivals, plan, request)
+
+    return {"ours": by(as_the_service), "first come first served": by(first_come_first_served)}
+
+
+def load_curves(servers: Mapping[str, Serve], jobs: int, steps: int, report: Report) -> None:
+    capacity = curves.measured_capacity(next(iter(servers.values())))
+    report.say(
+        f"Capacity {capacity:.0f} image-steps/s; {jobs} jobs of {steps} steps at each load; from coming to the last image.\n"
+    )
+    points = list(curves.measure(servers, jobs, capacity / steps))
+    curves.tabulate(report, points)
+    curves.draw(report, points)
+
+
+if __name__ == "__main__":
+    typer.run(main)

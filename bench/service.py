@@ -1,0 +1,100 @@
+"""The whole service, as `make serve` starts it: Valkey, the API and one worker, each a process, reached over HTTP."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+
+_READY_WITHIN_S, _STOP_WITHIN_S = 120.0, 30.0
+
+
+class Client:
+    """May be used by many threads at once."""
+
+    def __init__(self, url: str) -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        self._http = httpx.Client(base_url=url, timeout=90, limits=limits, trust_env=False)
+
+    def post(self, count: int, steps: int, **options: Any) -> str:
+        """A job's id."""
+        answer = self._http.post("/v1/jobs", json={"count": count, "steps": steps, **options})
+        return str(answer.raise_for_status().json()["id"])
+
+    def job(self, job: str, wait_s: float = 0) -> dict[str, Any]:
+        """As it is now, or at its next change of state."""
+        answer = self._http.get(f"/v1/jobs/{job}", params={"wait": wait_s})
+        found: dict[str, Any] = answer.raise_for_status().json()
+        return found
+
+    def finished(self, job: str) -> dict[str, Any]:
+        """The job, as soon as it has ended; RuntimeError unless it finished."""
+        while (found := self.job(job, wait_s=60))["state"] in ("queued", "running"):
+            pass
+        if found["state"] != "finished":
+            raise RuntimeError(f"job {job} is {found['state']}: {found['error']}; see the service's log")
+        return found
+
+    def pngs(self, job: str) -> list[bytes]:
+        """All of its images, once it has finished."""
+        return [self._http.get(image["url"]).raise_for_status().content for image in self.finished(job)["images"]]
+
+    def cancel(self, job: str) -> None:
+        self._http.post(f"/v1/jobs/{job}/cancel").raise_for_status()
+
+    def jobs(self, state: str) -> list[str]:
+        """Ids of the jobs in a state, the newest hundred."""
+        answer = self._http.get("/v1/jobs", params={"state": state, "limit": 100})
+        return [job["id"] for job in answer.raise_for_status().json()["jobs"]]
+
+    def is_ready(self) -> bool:
+        try:
+            return self._http.get("/readyz").is_success
+        except httpx.TransportError:
+            return False
+
+    def close(self) -> None:
+        self._http.close()
+
+
+@contextmanager
+def service(device: str) -> Iterator[Client]:
+    """A service with a data folder of its own, ready for work; it is stopped and forgotten at the end."""
+    with TemporaryDirectory(prefix="ddpm-bench-") as folder:
+        port, log = _free_port(), Path(folder) / "log"
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("DDPM_")}
+        settings = {"DDPM_DATA_DIR": folder, "DDPM_DEVICE": device}
+        command = [sys.executable, "-m", "cli", "up", "--port", str(port), "--workers", "1"]
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, env=mine | settings, stdout=out, stderr=out)
+        client = Client(f"http://127.0.0.1:{port}")
+        try:
+            _await_ready(client, process, log)
+            yield client
+        finally:
+            client.close()
+            process.terminate()
+            process.wait(_STOP_WITHIN_S)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _await_ready(client: Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + _READY_WITHIN_S
+    while not client.is_ready():
+        if process.poll() is not None or time.monotonic() > until:
+            raise RuntimeError(f"the service is not ready; its log ends with\n{log.read_text()[-2000:]}")
+        time.sleep(0.2)

@@ -1,0 +1,38 @@
+"""The benchmarks that ask the whole service run, on little work; what they measure is for a quiet machine to say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import beside_bulk, over_http
+from bench.arrivals import SIZES, Arrival
+from bench.report import Report
+from bench.service import Client, service
+
+pytestmark = [pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with service("cpu") as client:
+        yield client
+
+
+def test_arrivals_over_http_are_all_served(client: Client):
+    served = over_http.serve(client, [Arrival(0.1 * number, size) for number, size in enumerate(SIZES[:2])], steps=2)
+    assert served.image_steps == 2 * (1 + 8)
+    assert all(0 < latency <= served.seconds for latency in served.latencies)
+
+
+def test_a_big_job_and_small_ones_are_measured_and_the_big_one_does_not_stay(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(beside_bulk, "ALONE_S", 0.5)
+    beside_bulk.run(client, steps=2, jobs=3, every_s=0.1, report=Report(tmp_path, "beside-bulk", "cpu"))
+    table = (tmp_path / "beside-bulk.md").read_text()
+    assert "| big job, image-steps/s" in table
+    assert (tmp_path / "beside-bulk.png").exists()
+    assert client.jobs("running") == []

@@ -1,0 +1,51 @@
+"""Arrivals through an engine, ours and first come first served."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from bench.arrivals import SIZES, Arrival
+from bench.open_loop import Request, Served, as_the_service, first_come_first_served, serve
+from models.plans import compile_plan
+from tests.support.networks import SCHEDULE, SHAPE, gaussian_eps
+from worker.engine import Engine
+from worker.pool import Pool
+
+ONE, EIGHT, BULK = SIZES
+PLAN = compile_plan(SCHEDULE, 5)
+
+
+def served(request: Request, *arrivals: Arrival, capacity: int = 256) -> Served:
+    engine = Engine(Pool(gaussian_eps, SHAPE, capacity, torch.device("cpu")), (2, 4))
+    return serve(engine, arrivals, PLAN, request)
+
+
+def test_every_image_of_every_job_is_made():
+    result = served(as_the_service, Arrival(0.0, ONE), Arrival(0.001, EIGHT), Arrival(0.002, BULK))
+    assert result.image_steps == 5 * (1 + 8 + 64)
+    assert all(0 < latency <= result.seconds for latency in result.latencies)
+
+
+def test_a_small_job_overtakes_a_big_one_that_came_first():
+    big, small = served(as_the_service, Arrival(0.0, BULK), Arrival(0.0, ONE)).latencies
+    assert small < big
+
+
+def test_first_come_first_served_keeps_the_order():
+    big, small = served(first_come_first_served, Arrival(0.0, BULK), Arrival(0.0, ONE)).latencies
+    assert small >= big
+
+
+def test_a_job_that_does_not_fit_the_pool_waits_outside_it():
+    first, second = served(as_the_service, Arrival(0.0, BULK), Arrival(0.0, BULK), capacity=64).latencies
+    assert second > first
+
+
+def test_time_with_nothing_to_do_is_left_out():
+    start = time.perf_counter()
+    result = served(as_the_service, Arrival(0.0, ONE), Arrival(3600.0, ONE))
+    assert result.seconds > 3600
+    assert time.perf_counter() - start < 60
+    assert max(result.latencies) < 60
