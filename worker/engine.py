@@ -6,7 +6,7 @@ parked at any step (parking is not being picked), and leave by one door whether 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,9 +105,9 @@ class Engine:
             if chain in self._chains:
                 self._leave(chain)
 
-    def step(self, among: Callable[[Hashable], bool] | None = None) -> list[Finished]:
-        """One step for as many chains as the largest bucket holds, `among` those that may; those that it finished have left."""
-        picked = self._pick(among)
+    def step(self, only: Sequence[Hashable] | None = None) -> list[Finished]:
+        """One step for as many chains, `only` of these if given, as the largest bucket holds; what it finished has left."""
+        picked = self._pick() if only is None else [self._chains[chain] for chain in only[: self.buckets[-1]]]
         if not picked:
             return []
         self.pool.step(self._batch(picked))
@@ -128,10 +128,9 @@ class Engine:
             self._chains[request.chain] = _Chain(request, self._free.pop(), candidate, row)
         return [self._chains[name].slot for name in names]
 
-    def _pick(self, among: Callable[[Hashable], bool] | None) -> list[_Chain]:
+    def _pick(self) -> list[_Chain]:
         self._turn += 1
-        candidates = [c.candidate for name, c in self._chains.items() if among is None or among(name)]
-        chosen = pick(candidates, self.buckets[-1], self._turn)
+        chosen = pick([c.candidate for c in self._chains.values()], self.buckets[-1], self._turn)
         return [self._chains[candidate.chain] for candidate in chosen]
 
     def _batch(self, picked: Sequence[_Chain]) -> Batch:

@@ -16,9 +16,6 @@ class Held:
     model: LoadedModel
     left: set[int]
 
-    def __contains__(self, chain: object) -> bool:
-        return isinstance(chain, tuple) and chain[0] == self.lease.shard.id
-
     def chains(self) -> list[tuple[str, int]]:
         return [(self.lease.shard.id, index) for index in self.left]
 

@@ -81,9 +81,11 @@ class Worker:
     def _step(self, model: LoadedModel) -> None:
         """While a suspect is here, nothing else steps: should it end the worker again, it is nobody else's loss."""
         suspect = self._suspect()
+        if suspect and suspect.model is not model:
+            return
         stepping = [suspect] if suspect else [held for held in self._held.values() if held.model is model]
         try:
-            finished = model.engine.step(suspect.__contains__ if suspect else None)
+            finished = model.engine.step(suspect.chains() if suspect else None)
         except Exception:
             self._at_risk = [held.lease for held in stepping]
             raise

@@ -182,3 +182,10 @@ def test_pixels_are_always_within_bounds(network: Callable[[Tensor, Tensor], Ten
     e = engine(network)
     e.submit([request(i, index=i) for i in range(4)])
     assert all(pixels is not None and pixels.dtype == torch.uint8 for pixels in drain(e).values())
+
+
+def test_a_step_may_be_for_some_chains_only_and_no_more_of_them_than_fit():
+    e = engine(buckets=(2, 4))
+    e.submit([request(name) for name in range(9)])
+    e.step(only=range(3, 9))
+    assert [e.rows_done(name) for name in range(9)] == [0, 0, 0, 1, 1, 1, 1, 0, 0]
