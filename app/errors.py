@@ -144,6 +144,47 @@ class Internal(Problem):
         super().__init__("the server failed on this request, which is a bug; its log says more.")
 
 
+class KeyReused(Problem):
+    status, name = HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency-key-reused"
+    about = "The `Idempotency-Key` is that of a job with another body."
+
+    def __init__(self) -> None:
+        super().__init__("the Idempotency-Key is that of a job with another body; send a key of its own with every new job.")
+
+
+class QuotaExceeded(Problem):
+    status, name = HTTPStatus.TOO_MANY_REQUESTS, "quota-exceeded"
+    about = "This key's open jobs are as much as it may have."
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
+
+    def __init__(self, open_: int, asked: int, most: int, wait_s: int) -> None:
+        fact = f"your jobs have {open_} image-steps left to run, and with this job's {asked} they would have more than the {most}"
+        super().__init__(f"{fact} that one key may have; try again in {wait_s} s, or cancel a job.")
+        self.headers = {"Retry-After": str(wait_s)}
+
+
+class QueueFull(Problem):
+    status, name = HTTPStatus.TOO_MANY_REQUESTS, "queue-full"
+    about = "All open jobs are as much as the service queues."
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
+
+    def __init__(self, open_: int, asked: int, most: int, wait_s: int) -> None:
+        fact = f"{open_} image-steps are left to run, and with this job's {asked} they would be more than the {most}"
+        super().__init__(f"{fact} that the service queues; try again in {wait_s} s.")
+        self.headers = {"Retry-After": str(wait_s)}
+
+
+class NotOnDisk(Problem):
+    status, name = HTTPStatus.SERVICE_UNAVAILABLE, "not-on-disk"
+    about = "The job store (Redis) did not say in time that the job is on its disk."
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the job store (Redis) was too slow to write the job to its disk, so it was not accepted; try again in 2 s."
+        )
+
+
 class StoreUnreachable(Problem):
     status, name, about = HTTPStatus.SERVICE_UNAVAILABLE, "store-unreachable", "The job store (Redis) does not answer."
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,8 +11,10 @@ from typing import cast
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
+from redis.exceptions import RedisError
 
-from app.errors import Expired, NotFinished, UnknownImage, UnknownJob
+from app.admission import Admission, Command
+from app.errors import Expired, NotFinished, NotOnDisk, UnknownImage, UnknownJob
 from app.look import check, known, look, seen
 from app.notifier import Notifier
 from app.pages import Place, newest_first
@@ -25,6 +28,7 @@ from worker import contract, scripts
 from worker.contract import State, chains_key, job_key, open_key, owner_key, png_key, sha256_key
 from worker.queue import enqueue, withdraw_keys
 
+log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 1.0  # who waits looks for itself, should the notifier have missed a change
 _INDEX_TTL_S = contract.UNFINISHED_TTL_S + contract.RECORD_TTL_S
 _REMOVED_AGAIN_S = 60  # workers remove a deleted job's objects once more: one may just have been writing
@@ -37,22 +41,32 @@ class Jobs:
     Every method raises redis' own errors where Redis is away; app/handlers.py makes them 503 and 507.
     """
 
-    def __init__(self, redis: Redis, catalog: Catalog, notifier: Notifier, pictures: Pictures, results_ttl_s: int) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        catalog: Catalog,
+        notifier: Notifier,
+        pictures: Pictures,
+        admission: Admission,
+        results_ttl_s: int,
+    ) -> None:
         self._redis, self._catalog, self._notifier = redis, catalog, notifier
-        self._pictures, self._results_ttl_s = pictures, results_ttl_s
+        self._pictures, self._admission, self._results_ttl_s = pictures, admission, results_ttl_s
 
-    async def submit(self, request: JobRequest, owner: str) -> Job:
-        """Post a job, whole or not at all. Raises InvalidRequest for what the model cannot do."""
+    async def submit(self, request: JobRequest, owner: str, key: str | None = None) -> Job:
+        """Post a job, whole or not at all, or find the one that was posted with this Idempotency-Key.
+
+        Raises InvalidRequest for what the model cannot do, and what `Admission.post` raises.
+        """
         record = self._record(request, owner)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(job_key(record.id), mapping=record.to_hash(self._results_ttl_s))
-            pipe.expire(job_key(record.id), contract.UNFINISHED_TTL_S)
-            _index(pipe, owner_key(owner), record, _INDEX_TTL_S)
-            _index(pipe, open_key(record.priority), record, contract.UNFINISHED_TTL_S)
-            enqueue(record.shards, pipe)
-            pipe.publish(contract.CHANGES, f"{record.id} {record.state}")
-            look(pipe, record.id)  # here, not afterwards: a job that was accepted must not be answered with 503
-            return seen(record.id, owner, await pipe.execute())
+        self._admission.check(record)
+        try:
+            admitted = await self._admission.post(record, self._commands(record), request, key)
+        except NotOnDisk:
+            if not key:  # nobody else knows of it
+                await self._forget(record)
+            raise
+        return seen(record.id, owner, admitted.answers) if admitted.job == record.id else await self.get(admitted.job, owner)
 
     async def get(self, job: str, owner: str) -> Job:
         """In one round trip. Raises UnknownJob."""
@@ -177,6 +191,25 @@ class Jobs:
             created_at=time.time_ns() // 1000 / 1e6,  # whole microseconds, so that a cursor can say it exactly
         )
 
+    def _commands(self, record: Record) -> list[Command]:
+        """Those that post a job."""
+        pipe = self._redis.pipeline()
+        pipe.hset(job_key(record.id), mapping=record.to_hash(self._results_ttl_s))
+        pipe.expire(job_key(record.id), contract.UNFINISHED_TTL_S)
+        pipe.zadd(owner_key(record.owner), {record.id: record.created_at})
+        pipe.zremrangebyscore(owner_key(record.owner), "-inf", record.created_at - _INDEX_TTL_S)
+        pipe.expire(owner_key(record.owner), _INDEX_TTL_S)
+        pipe.zadd(open_key(record.priority), {record.id: record.created_at})
+        enqueue(record.shards, pipe)
+        pipe.publish(contract.CHANGES, f"{record.id} {record.state}")
+        return [args for args, _ in pipe.command_stack]
+
+    async def _forget(self, record: Record) -> None:
+        try:
+            await self.delete(record.id, record.owner)
+        except (RedisError, UnknownJob) as error:
+            log.warning("job %s was refused but may be there, as the job store failed again: %s", record.id, error)
+
     async def _find(self, job: str, owner: str) -> Record:
         check(job)
         return known(job, owner, cast("dict[bytes, bytes]", await self._redis.hgetall(job_key(job))))
@@ -197,13 +230,6 @@ def _withdraw(pipe: Pipeline, record: Record) -> None:
     for shard in record.shards:
         keys = withdraw_keys(shard)
         pipe.eval(scripts.WITHDRAW, len(keys), *keys, shard.id)
-
-
-def _index(pipe: Pipeline, key: str, record: Record, ttl_s: int) -> None:
-    """Enter the job, and drop what outlived its record."""
-    pipe.zadd(key, {record.id: record.created_at})
-    pipe.zremrangebyscore(key, "-inf", record.created_at - ttl_s)
-    pipe.expire(key, ttl_s)
 
 
 async def _set_or_timeout(event: asyncio.Event, seconds: float) -> None:

@@ -13,10 +13,10 @@ from app.errors import UnknownJob
 from app.estimate import PLACE_KEYS, QUEUE_PLACE, alive, place_args, queue_place
 from app.record import Record
 from app.schemas import Job
-from worker.contract import WORKERS, job_key, png_key, sha256_key
+from worker.contract import WORKERS, WorkerInfo, job_key, png_key, sha256_key
 
 _ID = re.compile("[0-9a-f]{32}")
-_ANSWERS = 5
+ANSWERS = 5  # to `look`
 
 
 def look(pipe: Pipeline, job: str) -> None:
@@ -30,9 +30,14 @@ def look(pipe: Pipeline, job: str) -> None:
 
 def seen(job: str, owner: str, answers: Sequence[Any]) -> Job:
     """The job, from the answers to a pipeline that `look` was the end of. Raises UnknownJob, as `known`."""
-    fields, hashes, stored, place, workers = answers[-_ANSWERS:]
-    record, now = known(job, owner, fields), time.time()
-    return record.job(hashes, bool(stored), queue_place(place, record.recipe.model, alive(workers, now)), now)
+    fields, hashes, stored, place, _ = answers[-ANSWERS:]
+    record = known(job, owner, fields)
+    return record.job(hashes, bool(stored), queue_place(place, record.recipe.model, workers(answers)), time.time())
+
+
+def workers(answers: Sequence[Any]) -> list[WorkerInfo]:
+    """Those that were alive at the look."""
+    return alive(answers[-1], time.time())
 
 
 def known(job: str, owner: str, fields: Mapping[bytes, bytes]) -> Record:

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app import handlers, openapi, store
+from app.admission import Admission, Bounds
+from app.disk import WAIT_S
 from app.errors import Internal, problems
 from app.gate import Gate, host_names
 from app.jobs import Jobs
@@ -22,6 +24,7 @@ from app.watch import Watch
 from models.catalog import SHIPPED, Catalog
 from worker.store import open_store
 
+_PATIENT_S = WAIT_S + 0.3
 _ABOUT = "Samples from denoising diffusion models. The same seed gives the same bytes."
 
 
@@ -37,7 +40,12 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     app.state.notifier = Notifier(app.state.redis)
     app.state.watch = Watch(app.state.redis, app.state.notifier)
     app.state.pictures = Pictures(app.state.redis, open_store(settings.results_url.get_secret_value()))
-    app.state.jobs = Jobs(app.state.redis, app.state.catalog, app.state.notifier, app.state.pictures, settings.results_ttl_s)
+    app.state.patient_redis = store.connect(settings.redis_url, timeout_s=_PATIENT_S)
+    bounds = Bounds(of_one=settings.max_open_image_steps_per_key, of_all=settings.max_open_image_steps)
+    admission = Admission(app.state.patient_redis, bounds)
+    app.state.jobs = Jobs(
+        app.state.redis, app.state.catalog, app.state.notifier, app.state.pictures, admission, settings.results_ttl_s
+    )
     app.state.reaper = Reaper(store.connect_in_thread(settings.redis_url), app.state.catalog)
     for router in (jobs.router, events.router, models.router, health.router):
         app.include_router(router)
@@ -57,3 +65,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         app.state.pictures.close()
         await app.state.redis.aclose()
+        await app.state.patient_redis.aclose()

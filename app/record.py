@@ -75,6 +75,10 @@ class Record:
         return shards_of(self.id, self.recipe, self.start, self.count, self.owner, self.priority)
 
     @property
+    def image_steps(self) -> int:
+        return self.count * self.recipe.steps
+
+    @property
     def indices(self) -> range:
         return range(self.start, self.start + self.count)
 

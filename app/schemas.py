@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from fastapi import Header
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from models.catalog import Card, Sampler, Variance
 from worker.contract import MAX_COUNT, MAX_INDEX, MAX_SEED, Priority, State
 
 JOB_EXAMPLE = "9f1c2b7e4d5a4c0f8b6a3e2d1c0b9a87"
+_IDEMPOTENCY_KEY = re.compile("^[!-~]{1,255}$")
 _SHA256_EXAMPLE = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
@@ -85,6 +88,24 @@ class JobRequest(BaseModel):
                 f'{info.field_name} is an option of sampler {needed}, {given}; send "sampler": "{needed}" or leave it out'
             )
         return value
+
+
+def _idempotency_key(text: str | None) -> str | None:
+    if text is not None and not _IDEMPOTENCY_KEY.fullmatch(text):
+        raise ValueError(f"the Idempotency-Key has {len(text)} characters; send 1 to 255 visible ones of ASCII, such as a UUID")
+    return text
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    AfterValidator(_idempotency_key),
+    Header(
+        description="The same key and body give the same job, however often they are sent; another body is refused. Kept for as "
+        "long as the job is",
+        examples=["5f0c6a52-6f4e-4b1e-9a53-1d1f2f6f8f57"],
+        json_schema_extra={"pattern": _IDEMPOTENCY_KEY.pattern},
+    ),
+]
 
 
 class Progress(BaseModel):

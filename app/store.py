@@ -12,13 +12,16 @@ _TIMEOUT_S = 1.0  # a 503 is to go out within 2 s
 _CONNECTIONS = 64
 
 
-def connect(url: str) -> Redis:
-    """Raises at once instead of redis-py's ten retries: it is for the client to try again. Connects when first used."""
+def connect(url: str, timeout_s: float = _TIMEOUT_S) -> Redis:
+    """`timeout_s` is for each answer. Connects when first used.
+
+    Raises at once instead of redis-py's ten retries: it is for the client to try again.
+    """
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=_CONNECTIONS,
         timeout=_TIMEOUT_S,
-        socket_timeout=_TIMEOUT_S,
+        socket_timeout=timeout_s,
         socket_connect_timeout=_TIMEOUT_S,
         retry=Retry(NoBackoff(), retries=0),
     )

@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from hashlib import sha256
 from typing import Any
 
 SHARD_IMAGES = 64
@@ -28,6 +29,8 @@ MAX_INDEX = 2**32 - 1  # one word of the noise's counter
 UNFINISHED_TTL_S = 7 * 24 * 3600  # nothing waits or runs this long; keys of a job that ends are given their own TTL
 RECORD_TTL_S = 7 * 24 * 3600  # a job's record outlives its images by this, so that they are known to have expired
 
+LEFT = "ddpm:left"  # hash: open job -> "<image-steps left to run> <owner>"
+LOAD = "ddpm:load"  # hash: owner -> image-steps left of all its open jobs. Both empty themselves
 CHANGES = "ddpm:changes"
 EXPIRING = "ddpm:expiring"  # sorted set: job -> when what the results store holds of it is to be removed; it empties itself
 WORKERS = "ddpm:workers"  # hash: worker name -> JSON of WorkerInfo, with its own end in it
@@ -74,6 +77,11 @@ def owner_key(owner: str) -> str:
 def open_key(priority: str) -> str:
     """Sorted set of the jobs that have not ended, by time of creation."""
     return f"ddpm:open:{priority}"
+
+
+def idempotency_key(owner: str, key: str) -> str:
+    """String: "<job> <what was asked for, hashed>", for as long as the job's record. Any characters may be in `key`."""
+    return f"ddpm:idempotency:{owner}:{sha256(key.encode()).hexdigest()}"
 
 
 def queue_name(priority: str, model: str) -> str:
@@ -171,15 +179,27 @@ def _script(body: str) -> str:
     return script
 
 
-# Changes of state. KEYS are always: job, sha256, png, open set, chains, expiring. `finish` closes a job for good.
+# Changes of state. KEYS are always: job, sha256, png, open set, chains, expiring, left, load. `finish` closes a job for good.
 # `external` in a job's hash: some of its PNGs may lie in the results store, written before their hash is.
 _SHARED = """
 local function state() return redis.call('HGET', KEYS[1], 'state') end
 local function is_open() local s = state(); return s == 'queued' or s == 'running' end
 local function is_external() return redis.call('HGET', KEYS[1], 'external') end
-local function remove_objects_at(due) redis.call('ZADD', KEYS[6], math.floor(due), string.match(KEYS[1], '[^:]+$')) end
+local id = string.match(KEYS[1], '[^:]+$')
+local function remove_objects_at(due) redis.call('ZADD', KEYS[6], math.floor(due), id) end
+-- What is left to run is in `left`, and in the sum of the owner's in `load`. All of it, where `image_steps` is nil: the job is
+-- in the books no more, so nothing of it can be subtracted twice.
+local function subtract(job, image_steps)
+  local left, owner = string.match(redis.call('HGET', KEYS[7], job) or '', '^(%S+) (.*)$')
+  if not left then return end
+  if image_steps then
+    redis.call('HSET', KEYS[7], job, (left - image_steps) .. ' ' .. owner)
+  else
+    redis.call('HDEL', KEYS[7], job)
+  end
+  if redis.call('HINCRBY', KEYS[8], owner, -(image_steps or left)) <= 0 then redis.call('HDEL', KEYS[8], owner) end
+end
 local function finish(to, now)
-  local id = redis.call('HGET', KEYS[1], 'id')
   local ttl = tonumber(redis.call('HGET', KEYS[1], 'results_ttl_s'))
   redis.call('HSET', KEYS[1], 'state', to, 'finished_at', now)
   redis.call('EXPIRE', KEYS[3], ttl)
@@ -188,6 +208,9 @@ local function finish(to, now)
   if is_external() then remove_objects_at(now + ttl) end
   redis.call('DEL', KEYS[5])
   redis.call('ZREM', KEYS[4], id)
+  local idempotency = redis.call('HGET', KEYS[1], 'idempotency')
+  if idempotency then redis.call('EXPIRE', idempotency, ttl + $RECORD_TTL_S) end
+  subtract(id)
   redis.call('PUBLISH', '$CHANGES', id .. ' ' .. to)
 end
 """
@@ -204,14 +227,17 @@ end
 if state() == 'queued' then
   redis.call('HSET', KEYS[1], 'state', 'running')
   redis.call('HSETNX', KEYS[1], 'started_at', ARGV[1])
-  redis.call('PUBLISH', '$CHANGES', redis.call('HGET', KEYS[1], 'id') .. ' running')
+  redis.call('PUBLISH', '$CHANGES', id .. ' running')
 end
 return state()""")
 
 # ARGV: field, value. -> 1, or 0 where the job has ended or is gone: the worker drops its chains.
 PROGRESS = _script("""
 if not is_open() then return 0 end
+local function done(progress) return tonumber(string.match(progress or '', ',(%d+)')) or 0 end
+local before = redis.call('HGET', KEYS[1], ARGV[1])
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+subtract(id, done(ARGV[2]) - done(before))
 return 1""")
 
 # ARGV: shard, blob, image-steps that are done in it. -> 1, or 0 where the job has ended or is gone.
@@ -257,11 +283,23 @@ return state()""")
 
 # Before the keys of a job are deleted. ARGV: when to remove what the results store holds of it. -> 1, or 0 where that is nothing.
 DOOM = _script("""
+subtract(id)
+local idempotency = redis.call('HGET', KEYS[1], 'idempotency')
+if idempotency then redis.call('DEL', idempotency) end
 if not is_external() then return 0 end
 remove_objects_at(ARGV[1])
 return 1""")
 
+# Take the oldest open jobs out of the books whose record has expired: nobody ran them. KEYS[1] is the prefix of records.
+FORGET = _script("""
+for _, job in ipairs(redis.call('ZRANGE', KEYS[4], 0, 99)) do
+  if redis.call('EXISTS', KEYS[1] .. job) == 0 then
+    subtract(job)
+    redis.call('ZREM', KEYS[4], job)
+  end
+end""")
+
 
 def transition_keys(job: str, priority: str) -> list[str]:
     """The KEYS of every script above."""
-    return [job_key(job), sha256_key(job), png_key(job), open_key(priority), chains_key(job), EXPIRING]
+    return [job_key(job), sha256_key(job), png_key(job), open_key(priority), chains_key(job), EXPIRING, LEFT, LOAD]

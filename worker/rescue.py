@@ -34,6 +34,9 @@ class Rescue:
         for queue in self._queues:  # all of them, not only those of this turn: a kill may have come in between
             for shard_id, reason in given_up(queue):
                 self._give_up(queue, shard_id, reason)
+        for priority in Priority:
+            keys = contract.transition_keys("", priority)
+            self._redis.eval(contract.FORGET, len(keys), *keys)
 
     def _give_up(self, queue: Queue, shard_id: str, reason: str) -> None:
         said = f" (the last said: {reason})" if reason else ""

@@ -12,7 +12,11 @@ from app.errors import (
     BrokenBody,
     Expired,
     InvalidRequest,
+    KeyReused,
     NotFinished,
+    NotOnDisk,
+    QueueFull,
+    QuotaExceeded,
     ResultsUnreachable,
     StoreFull,
     StoreUnreachable,
@@ -23,7 +27,7 @@ from app.errors import (
 )
 from app.pages import CURSOR_PATTERN, Place
 from app.png import PNG, png_response
-from app.schemas import JOB_EXAMPLE, Job, JobPage, JobRequest
+from app.schemas import JOB_EXAMPLE, IdempotencyKey, Job, JobPage, JobRequest
 from worker.contract import MAX_INDEX, State
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(StoreUnreachable))
@@ -39,6 +43,7 @@ Limit = Annotated[int, Query(ge=1, le=100, description="Jobs a page, at most", e
 Cursor = Annotated[str | None, Query(pattern=CURSOR_PATTERN, description="`next_cursor` of the page before")]
 
 _UNREACHABLE = (StoreUnreachable, ResultsUnreachable)  # both, since a route's 503 hides its router's
+_REFUSED = (QuotaExceeded, QueueFull, NotOnDisk, StoreUnreachable)
 _NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "`If-None-Match` has its ETag"}}
 _ACCEPTED = {
     "description": "Accepted; to be polled at `Location`",
@@ -59,11 +64,14 @@ register_url_convertor("index", _Digits())
     "",
     status_code=202,
     dependencies=[Depends(json_only)],
-    responses=problems(BrokenBody, BodyTooLarge, WrongContentType, InvalidRequest, StoreFull) | {202: _ACCEPTED},
+    responses=problems(BrokenBody, BodyTooLarge, WrongContentType, InvalidRequest, KeyReused, *_REFUSED, StoreFull)
+    | {202: _ACCEPTED},
 )
-async def create_job(request: JobRequest, jobs: Jobs, key: Key, response: Response) -> Job:
+async def create_job(
+    request: JobRequest, jobs: Jobs, key: Key, response: Response, idempotency_key: IdempotencyKey = None
+) -> Job:
     """Queue a sampling job. Poll the `Location` header until its state is final."""
-    job = await jobs.submit(request, key.name)
+    job = await jobs.submit(request, key.name, idempotency_key)
     response.headers["Location"] = job.links["self"]
     return job
 

@@ -14,6 +14,7 @@ from redis import Redis
 from app.main import create_app
 from app.settings import ApiSettings
 from tests.support.problems import problem
+from tests.support.processes import eventually
 from tests.support.server import serve
 from tests.support.worker import IdleWorker
 
@@ -58,10 +59,9 @@ def test_a_redis_that_is_gone_is_a_503_within_2_s(models_dir: Path) -> None:
 
 
 def test_a_redis_that_pauses_is_a_503_and_then_well_again(api: httpx.Client, redis: Redis) -> None:
-    redis.client_pause(1500)
+    redis.client_pause(2500)
     problem(api.post("/v1/jobs", json={"model": "tiny"}), 503)
-    time.sleep(0.7)
-    assert api.post("/v1/jobs", json={"model": "tiny"}).status_code == 202
+    eventually(lambda: api.post("/v1/jobs", json={"model": "tiny"}).status_code == 202, 10, "a job is accepted again")
 
 
 @pytest.fixture

@@ -1,0 +1,137 @@
+"""Whether a job is taken: once for one Idempotency-Key, within the bounds on open work, and when it is on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from redis.asyncio import Redis
+
+from app.disk import Disk
+from app.errors import KeyReused, NotOnDisk, QueueFull, QuotaExceeded
+from app.look import ANSWERS, look, workers
+from app.record import Record
+from app.schemas import JobRequest
+from app.validation import invalid
+from worker.contract import LEFT, LOAD, UNFINISHED_TTL_S, WorkerInfo, idempotency_key, job_key
+
+Part = str | bytes | int | float
+Command = Sequence[Part]
+
+_LONGEST_WAIT_S = 3600
+_NO_WORKER_WAIT_S = 60  # without a worker nobody can say when there will be room
+
+# One script: between a check and a post of their own two processes could overshoot a bound, or post one key twice.
+# KEYS: record, left, load, the idempotency key's where there is one.
+# ARGV: id, owner, image-steps, most of one owner, most of all, body, seconds that the idempotency key is kept; then commands,
+# each the number of its parts and its parts. -> {verdict, id, image-steps open of the owner, of all, owners}
+_ADMIT = """
+local C = redis.call
+if KEYS[4] then
+  local id, body = string.match(C('GET', KEYS[4]) or '', '^(%S+) (%S+)$')
+  local record = id and string.sub(KEYS[1], 1, -1 - #ARGV[1]) .. id
+  if id and C('EXISTS', record) == 1 then
+    C('EXPIRE', KEYS[4], C('TTL', record)) -- changes nothing, but as a write it makes WAITAOF wait for the first post as well
+    return {body == ARGV[6] and 'same' or 'reused', id, 0, 0, 0}
+  end
+end
+local own, all = tonumber(C('HGET', KEYS[3], ARGV[2]) or 0), 0
+for _, open in ipairs(C('HVALS', KEYS[3])) do all = all + open end
+local verdict = own + ARGV[3] > tonumber(ARGV[4]) and 'quota' or all + ARGV[3] > tonumber(ARGV[5]) and 'full' or 'posted'
+if verdict == 'posted' then
+  local i = 8
+  while i <= #ARGV do
+    C(unpack(ARGV, i + 1, i + ARGV[i]))
+    i = i + 1 + ARGV[i]
+  end
+  C('HSET', KEYS[2], ARGV[1], ARGV[3] .. ' ' .. ARGV[2])
+  C('HINCRBY', KEYS[3], ARGV[2], ARGV[3])
+  if KEYS[4] then
+    C('SET', KEYS[4], ARGV[1] .. ' ' .. ARGV[6], 'EX', ARGV[7])
+    C('HSET', KEYS[1], 'idempotency', KEYS[4])
+  end
+end
+return {verdict, ARGV[1], own, all, C('HLEN', KEYS[3])}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Image-steps that may be left to run, of one owner's jobs and of all."""
+
+    of_one: int
+    of_all: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The job that is there now, and what `app.look.seen` wants of it if it is the one that was posted."""
+
+    job: str
+    answers: Sequence[Any]
+
+
+class Admission:
+    """`redis` has a timeout that is longer than the server's wait for its disk."""
+
+    def __init__(self, redis: Redis, bounds: Bounds) -> None:
+        self._redis, self._bounds, self._disk = redis, bounds, Disk(redis)
+
+    def check(self, record: Record) -> None:
+        """Raises InvalidRequest for a job that would not fit an empty queue: waiting would not help it."""
+        most = min(self._bounds.of_one, self._bounds.of_all)
+        if record.image_steps > most:
+            text = (
+                f"count={record.count} with {record.recipe.steps} steps each is {record.image_steps} image-steps, more than the "
+            )
+            raise invalid("count", record.count, f"{text}{most} that one key may have open; post fewer images or steps.")
+
+    async def post(self, record: Record, commands: Iterable[Command], request: JobRequest, key: str | None) -> Admitted:
+        """Run the commands that post the job, all or none. `key` is the request's Idempotency-Key.
+
+        Raises QueueFull, QuotaExceeded, KeyReused; NotOnDisk for a job that is posted and may yet be lost.
+        """
+        keys = [job_key(record.id), LEFT, LOAD, *([idempotency_key(record.owner, key)] if key else [])]
+        about: list[Part] = [record.id, record.owner, record.image_steps, self._bounds.of_one, self._bounds.of_all]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.eval(_ADMIT, len(keys), *keys, *about, _fingerprint(request), UNFINISHED_TTL_S, *_flat(commands))
+            self._disk.ask(pipe)
+            look(pipe, record.id)  # here, not afterwards: a job that was accepted must not be answered with 503
+            posted, *rest = await pipe.execute(raise_on_error=False)
+        asked, seen = rest[:-ANSWERS], rest[-ANSWERS:]
+        if failed := next((answer for answer in (posted, *seen) if isinstance(answer, Exception)), None):
+            raise failed
+        self._refuse(record, posted, workers(seen))
+        if not await self._disk.has(asked):
+            raise NotOnDisk
+        return Admitted(posted[1].decode(), seen)
+
+    def _refuse(self, record: Record, posted: Sequence[Any], workers: Iterable[WorkerInfo]) -> None:
+        verdict, _, own, of_all, owners = posted
+        rate = sum(worker.image_steps_per_s for worker in workers)
+        match verdict:
+            case b"reused":
+                raise KeyReused
+            case b"quota":  # owners share the workers equally
+                wait_s = _wait_s(own + record.image_steps - self._bounds.of_one, rate / owners)
+                raise QuotaExceeded(own, record.image_steps, self._bounds.of_one, wait_s)
+            case b"full":
+                wait_s = _wait_s(of_all + record.image_steps - self._bounds.of_all, rate)
+                raise QueueFull(of_all, record.image_steps, self._bounds.of_all, wait_s)
+
+
+def _flat(commands: Iterable[Command]) -> Iterator[Part]:
+    for command in commands:
+        yield len(command)
+        yield from command
+
+
+def _wait_s(image_steps: int, rate: float) -> int:
+    return min(math.ceil(image_steps / rate), _LONGEST_WAIT_S) if rate > 0 else _NO_WORKER_WAIT_S
+
+
+def _fingerprint(request: JobRequest) -> str:
+    """Of what was asked for, not of its spelling: another order of the fields, or a default that is written out, is the same."""
+    return sha256(request.model_dump_json().encode()).hexdigest()

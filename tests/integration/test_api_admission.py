@@ -1,0 +1,139 @@
+"""The bounds on open work: exact whatever is posted at once and however jobs end, and honest about when to come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from app.main import create_app
+from app.settings import ApiSettings
+from tests.support.problems import problem
+from tests.support.server import serve
+from tests.support.worker import IdleWorker
+from worker import contract
+from worker.rescue import Rescue
+
+STEPS = 10
+JOB = {"model": "tiny", "count": 10, "steps": STEPS}  # 100 image-steps
+
+
+@pytest.fixture
+def bounded(settings: ApiSettings, redis: Redis) -> Iterator[list[httpx.Client]]:
+    """Two API processes before one Redis, which queue 1000 image-steps, of one owner 500."""
+    bounds = settings.model_copy(update={"max_open_image_steps": 1000, "max_open_image_steps_per_key": 500})
+    with ExitStack() as stack:
+        urls = [stack.enter_context(serve(create_app(bounds))) for _ in range(2)]
+        yield [stack.enter_context(httpx.Client(base_url=url, timeout=10)) for url in urls]
+
+
+def books(redis: Redis) -> tuple[int, int]:
+    """Image-steps left of all jobs one by one, and as summed up by owner."""
+    left = redis.hvals(contract.LEFT)
+    return sum(int(text.split()[0]) for text in left), sum(map(int, redis.hvals(contract.LOAD)))
+
+
+def fill(redis: Redis, owner: str, image_steps: int) -> None:
+    """As if the owner had a job of this size open."""
+    redis.hset(contract.LEFT, "f" * 32, f"{image_steps} {owner}")
+    redis.hset(contract.LOAD, owner, image_steps)
+
+
+def test_an_owner_may_have_so_much_open_and_no_more(bounded):
+    api = bounded[0]
+    for _ in range(5):
+        assert api.post("/v1/jobs", json=JOB).status_code == 202
+    refused = problem(api.post("/v1/jobs", json=JOB | {"count": 1}), 429)
+    assert refused["type"].endswith("quota-exceeded")
+    assert "500 image-steps left to run, and with this job's 10" in refused["detail"]
+
+
+def test_all_owners_together_may_have_so_much_open_and_no_more(bounded, redis):
+    fill(redis, "somebody else", 950)
+    refused = problem(bounded[0].post("/v1/jobs", json=JOB), 429)
+    assert refused["type"].endswith("queue-full")
+    assert bounded[0].post("/v1/jobs", json=JOB | {"count": 5}).status_code == 202
+
+
+def test_a_refused_job_leaves_nothing(bounded, redis):
+    fill(redis, "somebody else", 1000)
+    problem(bounded[0].post("/v1/jobs", json=JOB, headers={"Idempotency-Key": "a"}), 429)
+    assert {key.decode() for key in redis.keys("*")} == {contract.LEFT, contract.LOAD}
+
+
+def test_who_is_refused_is_told_when_the_workers_will_have_made_room(bounded, redis, worker: IdleWorker):
+    api = bounded[0]
+    fill(redis, "somebody else", 960)
+    assert problem_wait(api) == 60, "nobody can say, without a worker"
+    worker.announce(image_steps_per_s=5.0)
+    assert problem_wait(api) == 12, "60 image-steps too many, 5 a second"
+    fill(redis, "local", 500)
+    assert problem_wait(api) == 40, "100 too many of one of two owners, who has half of the workers"
+
+
+def problem_wait(api: httpx.Client) -> int:
+    response = api.post("/v1/jobs", json=JOB)
+    detail = problem(response, 429)["detail"]
+    assert f"try again in {response.headers['retry-after']} s" in detail
+    return int(response.headers["retry-after"])
+
+
+def test_a_job_that_would_not_fit_an_empty_queue_is_refused_for_good(bounded):
+    body = problem(bounded[0].post("/v1/jobs", json=JOB | {"count": 51}), 422)
+    assert body["errors"][0]["field"] == "count"
+    assert "500 that one key may have" in body["detail"]
+
+
+def test_processes_that_post_at_once_do_not_overshoot(bounded, redis):
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda i: bounded[i % 2].post("/v1/jobs", json=JOB).status_code, range(40)))
+    assert (answers.count(202), answers.count(429)) == (5, 35)
+    assert books(redis) == (500, 500)
+
+
+def test_room_grows_with_every_step_that_is_done(bounded, redis, worker: IdleWorker):
+    api = bounded[0]
+    jobs = [api.post("/v1/jobs", json=JOB).json()["id"] for _ in range(5)]
+    worker.start(jobs[0])
+    worker.progress(jobs[0], 0, 3, 30)
+    assert books(redis) == (470, 470)
+    worker.progress(jobs[0], 0, 2, 20)
+    assert books(redis) == (480, 480), "a lost worker's last steps are done again"
+    assert api.post("/v1/jobs", json=JOB | {"count": 2}).status_code == 202
+    assert api.post("/v1/jobs", json=JOB | {"count": 1}).status_code == 429
+
+
+ENDS: dict[str, Callable[[httpx.Client, IdleWorker, str], Any]] = {
+    "finished": lambda api, worker, job: worker.publish(job, range(10)),
+    "failed": lambda api, worker, job: worker.fail(job, "not_finite", "not a number"),
+    "cancelled": lambda api, worker, job: [api.post(f"/v1/jobs/{job}/cancel") for _ in range(2)],
+    "deleted": lambda api, worker, job: [api.delete(f"/v1/jobs/{job}") for _ in range(2)],
+    "cancelled, then deleted": lambda api, worker, job: (api.post(f"/v1/jobs/{job}/cancel"), api.delete(f"/v1/jobs/{job}")),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_job_that_has_ended_is_in_the_books_no_more_and_never_subtracted_twice(bounded, redis, worker, end):
+    api = bounded[0]
+    job, other = (api.post("/v1/jobs", json=JOB).json()["id"] for _ in range(2))
+    worker.start(job)
+    worker.progress(job, 0, 9, 100)
+    ENDS[end](api, worker, job)
+    worker.progress(job, 0, 1, 10)
+    worker.fail(job, "late", "too late")
+    assert books(redis) == (100, 100)
+    api.delete(f"/v1/jobs/{other}")
+    assert not redis.exists(contract.LEFT, contract.LOAD)
+
+
+def test_a_job_whose_record_has_expired_is_in_the_books_no_more(bounded, redis):
+    gone, kept = (bounded[0].post("/v1/jobs", json=JOB).json()["id"] for _ in range(2))
+    redis.delete(contract.job_key(gone))
+    Rescue.of_models(redis, ["tiny"]).turn()
+    assert books(redis) == (100, 100)
+    assert redis.zrange(contract.open_key("interactive"), 0, -1) == [kept.encode()]
