@@ -41,7 +41,7 @@ LABEL org.opencontainers.image.title="ddpm-service" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10001 ddpm \
  && useradd --uid 10001 --gid ddpm --home-dir /tmp --no-create-home --shell /usr/sbin/nologin ddpm \
- && install -d -o ddpm -g ddpm /models
+ && install -d -o ddpm -g ddpm /models /cache
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/ddpm /opt/ddpm
 COPY docker/healthy.py /opt/ddpm/

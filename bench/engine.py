@@ -40,7 +40,7 @@ def measure(model: LoadedModel, bucket: int, device: torch.device) -> tuple[floa
     """Seconds of one step: the network alone, the engine, the noise alone."""
     pool = model.engine.pool
     plan = compile_plan(model.schedule, model.schedule.T)
-    engine = Engine(pool, [bucket])
+    engine = Engine(pool, {bucket: 1.0})
     engine.submit([ChainRequest(i, "bench", plan, 1, i) for i in range(bucket)])
     index = torch.arange(bucket, device=device)
     x = normal(index, index, index, pool.shape)

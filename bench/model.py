@@ -21,7 +21,7 @@ def load(device: str, capacity: int) -> LoadedModel:
 
 def engine_on(model: LoadedModel, buckets: Sequence[int]) -> Engine:
     """An empty engine that uses these of the model's buckets only; it shares the model's pool, so use one engine at a time."""
-    return Engine(model.engine.pool, buckets)
+    return Engine(model.engine.pool, {size: model.calibration.seconds[size] for size in buckets})
 
 
 def default_device() -> str:

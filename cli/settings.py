@@ -22,7 +22,14 @@ class CliSettings(BaseSettings):
     data_dir: Path = Field(default=Path(".ddpm"), description="Folder of all state: the queue, the results, added models")
     redis_url: str | None = Field(default=None, description="A server of your own; unset, `ddpm up` starts one")
     models_dir: Path | None = Field(default=None, description="Folder of added models; unset, models/ in the data folder")
+    cache_dir: Path | None = Field(
+        default=None, description="Folder of the workers' calibrations; unset, cache/ in the data folder"
+    )
     device: str | None = Field(default=None, description="Device of every worker; unset, one GPU each")
+
+    @property
+    def cache_root(self) -> Path:
+        return self.cache_dir or self.data_dir / "cache"
 
     @property
     def models_root(self) -> Path:

@@ -27,7 +27,11 @@ def up(host: str, port: int, workers: int | None, keyed: bool) -> int:
     with ExitStack() as stack:
         stages, url = ([], settings.redis_url) if settings.redis_url else embedded_server(settings.data_dir, stack)
         check_port(host, port)
-        env = {"DDPM_REDIS_URL": url, "DDPM_MODELS_DIR": str(settings.models_root.absolute())}
+        env = {
+            "DDPM_REDIS_URL": url,
+            "DDPM_MODELS_DIR": str(settings.models_root.absolute()),
+            "DDPM_CACHE_DIR": str(settings.cache_root.absolute()),
+        }
         api = Child("api", [*_PYTHON, "-m", "cli", "api", "--host", host, "--port", str(port)], env)
         stages = [*stages, Stage([api]), Stage(worker_children(settings, workers, env))]
         return Supervisor(stages, Readiness(address(host, port), keyed)).run()

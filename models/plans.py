@@ -15,7 +15,7 @@ K rows in the order of execution: row 0 is at timestep T-1, row K-1 at timestep 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -34,6 +34,13 @@ class Plan:
 
     t: Tensor
     rows: Tensor
+
+    timesteps: list[int] = field(init=False, repr=False)  # the same numbers, for a host that puts batches together
+    numbers: list[list[float]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "timesteps", self.t.tolist())
+        object.__setattr__(self, "numbers", self.rows.tolist())
 
     def __len__(self) -> int:
         return len(self.t)

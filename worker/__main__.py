@@ -13,6 +13,7 @@ from redis.retry import Retry
 
 from models.catalog import SHIPPED, Catalog, CatalogError
 from models.checkpoint import BadCheckpoint
+from worker.calibration_cache import CalibrationCache
 from worker.loaded import LoadedModel
 from worker.service import Worker
 from worker.settings import WorkerSettings
@@ -65,7 +66,8 @@ def load_models(settings: WorkerSettings, device: torch.device) -> dict[str, Loa
     for name in names:
         if name not in catalog:
             raise ValueError(f"DDPM_MODELS names {name!r}, the catalog holds {', '.join(catalog)}")
-    return {name: LoadedModel(catalog, name, device, settings.pool_images) for name in names}
+    cache = CalibrationCache(settings.cache_dir)
+    return {name: LoadedModel(catalog, name, device, settings.pool_images, settings.precision, cache) for name in names}
 
 
 if __name__ == "__main__":

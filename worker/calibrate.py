@@ -1,25 +1,39 @@
-"""Which batch sizes may be used: those whose results agree to the bit. A network's kernels may change with the batch."""
+"""Which batch sizes may be used, and what a step of each takes. Kernels may change with the batch and with the threads.
+
+Every size steps the same chains, and the sizes that give the same bits are kept. On a CPU one thread sets the standard, so that
+workers with different numbers of threads draw the same pictures.
+"""
 
 from __future__ import annotations
 
+import itertools
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from models.noise import normal
-from worker.pool import Network
+from worker.machine import available_cores
+from worker.pool import Batch, Pool
 
-SIZES = (2, 4, 8, 16, 32)  # a lone chain is padded to 2: size 1 takes other kernels
+log = logging.getLogger(__name__)
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+LONGEST_STEP_S = 1.0  # jobs join, stop and report once a step: no larger batch is tried than one that takes this long
+_CHAINS, _CHAINS_S = 32, 1.0  # this many chains are compared, or as many as the smallest batches step in this time
+_TIMED, _TRIALS, _MIDDLING = 5, 5, 16
+_FEWEST_THREADS, _FEWER_THREADS_GAIN = 4, 1.15  # a busy moment is not to halve the worker for good
+_ROW = (1.0, -0.5, 1.0, 0.5, 0.5, 0.1, 0.1)  # p, q, bound, a, b, d, s: every part of a step takes part
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Seconds a step of each bucket that may be used."""
+    """Seconds a step of each batch size that may be used; `threads` of a CPU, 0 elsewhere."""
 
     seconds: dict[int, float]
+    threads: int = 0
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -27,34 +41,107 @@ class Calibration:
 
     @property
     def image_steps_per_s(self) -> float:
-        """Of the fastest bucket."""
+        """Of the size that gives the most."""
         return max(size / seconds for size, seconds in self.seconds.items())
 
+    def __str__(self) -> str:
+        rates = ", ".join(f"{size}: {size / seconds:.0f}" for size, seconds in sorted(self.seconds.items()))
+        by = f" by {self.threads} threads" if self.threads else ""
+        return f"image-steps/s by batch size{by}: {rates}"
 
-@torch.inference_mode()
-def calibrate(
-    network: Network, shape: tuple[int, int, int], T: int, device: torch.device, sizes: Sequence[int] = SIZES
-) -> Calibration:
-    """Run every size over the same chains and keep those that give the bits of the smallest."""
-    index = torch.arange(max(sizes), device=device)
-    x = normal(torch.zeros_like(index), index, torch.zeros_like(index), shape)
-    t = index * (T - 1) // max(1, len(index) - 1)
-    runs = {size: _run(network, x, t, size) for size in sorted(sizes)}
-    reference = runs[min(sizes)][0]
-    return Calibration({size: seconds for size, (out, seconds) in runs.items() if torch.equal(out, reference)})
+    def use(self) -> None:
+        """Compute with as many threads as were found best, in the calling thread."""
+        if self.threads and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
 
 
-def _run(network: Network, x: Tensor, t: Tensor, size: int) -> tuple[Tensor, float]:
-    """All chains in batches of `size`, and the seconds of the fastest batch."""
-    network(x[:size], t[:size])
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
-    outs, best = [], float("inf")
-    for first in range(0, len(x), size):
+def calibrate(pool: Pool, T: int, sizes: Sequence[int] = SIZES) -> Calibration:
+    """Overwrites the pool's chains. `sizes` beyond its capacity, its memory or a second a step are left out."""
+    trial = _Trial(pool, T, [size for size in sorted(sizes) if size <= pool.dummy])
+    if pool.device.type != "cpu":
+        return Calibration(trial.agreeing())
+    for threads in _by_speed(trial):
+        torch.set_num_threads(threads)
+        found = Calibration(trial.agreeing(), threads)
+        if threads == 1 or trial.same_by_one_thread(min(found.seconds)):
+            return found
+        log.info("with %d threads the network's bits are not those of one thread; trying fewer", threads)
+    raise AssertionError("one thread is always among the choices")
+
+
+def _by_speed(trial: _Trial) -> Iterable[int]:
+    """Numbers of threads, the fastest first, and one at the end. Of few cores all are used, however busy they are just now."""
+    most = available_cores()
+    seconds = {n: float("inf") for n in (most, most // 2, most // 4) if n == most or n >= _FEWEST_THREADS}
+    if len(seconds) == 1:
+        return dict.fromkeys([most, 1])
+    for _, threads in itertools.product(range(_TRIALS), seconds):
+        torch.set_num_threads(threads)
+        seconds[threads] = min(seconds[threads], trial.seconds_of_one())
+    fastest = min(seconds, key=lambda threads: seconds[threads])
+    first = fastest if seconds[fastest] * _FEWER_THREADS_GAIN < seconds[most] else most
+    return dict.fromkeys([first, *seconds, 1])
+
+
+class _Trial:
+    """The same chains, stepped in batches of any size."""
+
+    def __init__(self, pool: Pool, T: int, sizes: Sequence[int]) -> None:
+        self._pool, self._sizes = pool, sizes
+        self._numbers = [(i, i * (T - 1) // (_CHAINS - 1), 0, i, 1, *_ROW) for i in range(min(_CHAINS, pool.dummy))]
+        self._step(0, sizes[0])  # the first of all allocates, lays out weights and chooses kernels
+        self._image_s = self._step(0, sizes[0]) / sizes[0]
+        self._numbers = self._numbers[: max(sizes[0], int(_CHAINS_S / self._image_s))]
+
+    def agreeing(self) -> dict[int, float]:
+        """Seconds a step of the sizes that give the same bits: of such groups the one of most sizes, then of the largest."""
+        groups: list[tuple[Tensor, dict[int, float]]] = []
+        for size, bits, seconds in self._runs():
+            group = next((group for other, group in groups if torch.equal(bits, other)), None)
+            if group is None:
+                groups.append((bits, {size: seconds}))
+            else:
+                group[size] = seconds
+        return max((group for _, group in groups), key=lambda group: (len(group), max(group)))
+
+    def same_by_one_thread(self, size: int) -> bool:
+        threads, bits = torch.get_num_threads(), self._bits(size)
+        torch.set_num_threads(1)
+        by_one = self._bits(size)
+        torch.set_num_threads(threads)
+        return torch.equal(bits, by_one)
+
+    def seconds_of_one(self) -> float:
+        """A step of a middling batch, or of as many as may be stepped at once."""
+        fit = [size for size in self._sizes if size <= _MIDDLING and size * self._image_s < LONGEST_STEP_S]
+        return self._step(0, max(fit, default=self._sizes[0]))
+
+    def _runs(self) -> Iterable[tuple[int, Tensor, float]]:
+        """Size, bits and seconds, up to the size that takes too long or does not fit."""
+        for size in self._sizes:
+            try:
+                bits = self._bits(size)
+                seconds = min(self._step(0, size) for _ in range(_TIMED))
+            except torch.OutOfMemoryError:
+                log.warning("a batch of %d does not fit the memory of %s; smaller ones are used", size, self._pool.device)
+                torch.cuda.empty_cache()
+                return
+            yield size, bits, seconds
+            if 2 * seconds > LONGEST_STEP_S:
+                return
+
+    def _bits(self, size: int) -> Tensor:
+        """x and x_0_hat of all chains after one step in batches of `size`, float32 (2, chains, C, H, W)."""
+        n = len(self._numbers)
+        self._pool.start(range(n), [0] * n, range(n))
+        for first in range(0, n, size):
+            self._step(first, size)
+        return torch.stack(self._pool.read(range(n)))
+
+    def _step(self, first: int, size: int) -> float:
+        """Seconds of one step of the chains from `first` on."""
+        batch = Batch.of(self._numbers[first : first + size], size, self._pool.dummy)
         start = time.perf_counter()
-        out = network(x[first : first + size], t[first : first + size])
-        if x.device.type == "cuda":
-            torch.cuda.synchronize(x.device)
-        best = min(best, time.perf_counter() - start)
-        outs.append(out)
-    return torch.cat(outs), best
+        self._pool.step(batch)
+        self._pool.wait()
+        return time.perf_counter() - start

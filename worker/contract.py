@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 SHARD_IMAGES = 64
 MAX_COUNT = 1024
@@ -34,6 +34,9 @@ LOAD = "ddpm:load"  # hash: owner -> image-steps left of all its open jobs. Both
 CHANGES = "ddpm:changes"
 EXPIRING = "ddpm:expiring"  # sorted set: job -> when what the results store holds of it is to be removed; it empties itself
 WORKERS = "ddpm:workers"  # hash: worker name -> JSON of WorkerInfo, with its own end in it
+
+
+Precision = Literal["fp32", "bf16"]  # of a network's weights and activations; chains are float32 always
 
 
 class State(StrEnum):
@@ -165,7 +168,7 @@ class WorkerInfo:
     name: str
     models: tuple[str, ...]
     device: str
-    precision: str
+    precision: Precision
     buckets: tuple[int, ...]
     image_steps_per_s: float
     until: float

@@ -6,16 +6,17 @@ parked at any step (parking is not being picked), and leave by one door whether 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from models.plans import COLUMNS, Plan
+from models.plans import Plan
 from models.sampling import to_bytes
+from worker.buckets import Buckets
 from worker.pool import Batch, Pool
-from worker.scheduler import Candidate, pick
+from worker.scheduler import Line, pick, waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +54,32 @@ class Finished:
 class _Chain:
     request: ChainRequest
     slot: int
-    candidate: Candidate
+    line: Line
     row: int = 0
+
+    @property
+    def rows_left(self) -> int:
+        return len(self.request.plan) - self.row
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """What the next step is to know of the chain, as in worker/pool.py: its address, and its plan's row."""
+        plan = self.request.plan
+        return self.slot, plan.timesteps[self.row], self.request.seed, self.request.index, self.row + 1, *plan.numbers[self.row]
 
 
 class Engine:
     """Steps the chains of one network. Not thread-safe: one thread submits, steps and cancels."""
 
-    def __init__(self, pool: Pool, buckets: Sequence[int]) -> None:
+    def __init__(self, pool: Pool, seconds: Mapping[int, float]) -> None:
+        """`seconds`: what a step of each batch size takes; the sizes are those that may be used."""
         self.pool = pool
-        self.buckets = sorted(buckets)
+        self.buckets = Buckets(seconds)
         self.image_steps = 0  # done since the start, padding not counted
         self._chains: dict[Hashable, _Chain] = {}
+        self._lines: dict[Hashable, Line] = {}
         self._free = list(range(pool.dummy))
-        self._turn = 0
+        self._places_given = 0
 
     @property
     def room(self) -> int:
@@ -106,14 +119,15 @@ class Engine:
                 self._leave(chain)
 
     def step(self, only: Sequence[Hashable] | None = None) -> list[Finished]:
-        """One step for as many chains, `only` of these if given, as the largest bucket holds; what it finished has left."""
-        picked = self._pick() if only is None else [self._chains[chain] for chain in only[: self.buckets[-1]]]
+        """One step for the chains that are picked, or for `only` these where given; those that it finished have left."""
+        picked = self._pick() if only is None else [self._chains[chain] for chain in only[: self.buckets.largest]]
         if not picked:
             return []
-        self.pool.step(self._batch(picked))
+        size = self.buckets.holding(len(picked))
+        self.pool.step(Batch.of([chain.numbers for chain in picked], size, self.pool.dummy))
         for chain in picked:
             chain.row += 1
-            chain.candidate.rows_left -= 1
+            chain.line.rows_left -= 1
         self.image_steps += len(picked)
         return self._retire(picked)
 
@@ -124,27 +138,24 @@ class Engine:
         if len(set(names)) < len(names) or any(name in self._chains for name in names):
             raise ValueError("a chain of this name is in the engine; give every chain a name of its own")
         for request, row in zip(requests, rows, strict=True):
-            candidate = Candidate(request.chain, request.job, request.owner, request.urgent, len(request.plan) - row)
-            self._chains[request.chain] = _Chain(request, self._free.pop(), candidate, row)
+            chain = _Chain(request, self._free.pop(), self._line(request), row)
+            self._chains[request.chain] = chain
+            chain.line.join(request.chain, chain.rows_left)
         return [self._chains[name].slot for name in names]
 
-    def _pick(self) -> list[_Chain]:
-        self._turn += 1
-        chosen = pick([c.candidate for c in self._chains.values()], self.buckets[-1], self._turn)
-        return [self._chains[candidate.chain] for candidate in chosen]
+    def _line(self, request: ChainRequest) -> Line:
+        line = Line(request.job, request.owner, request.urgent)
+        return self._lines.setdefault(line.key, line)
 
-    def _batch(self, picked: Sequence[_Chain]) -> Batch:
-        """The chains' next rows, padded with the dummy chain to a bucket. A row of zeros keeps the dummy at zero."""
-        padding = next(size for size in self.buckets if size >= len(picked)) - len(picked)
-        rows = torch.zeros(len(picked) + padding, len(COLUMNS))
-        torch.stack([c.request.plan.rows[c.row] for c in picked], out=rows[: len(picked)])
-        numbers = [(c.slot, int(c.request.plan.t[c.row]), c.request.seed, c.request.index, c.row + 1) for c in picked]
-        columns = torch.tensor(numbers + [(self.pool.dummy, 0, 0, 0, 0)] * padding).T.contiguous().to(self.pool.device)
-        slots, t, seed, index, draw = columns
-        return Batch(slots, t, seed, index, draw, rows.to(self.pool.device))
+    def _pick(self) -> list[_Chain]:
+        lines = list(self._lines.values())
+        places = self.buckets.places(waiting(lines, urgent=True), waiting(lines, urgent=False))
+        chosen = pick(lines, places, self._places_given)
+        self._places_given += places
+        return [self._chains[chain] for chain in chosen]
 
     def _retire(self, stepped: Sequence[_Chain]) -> list[Finished]:
-        done = [chain for chain in stepped if chain.row == len(chain.request.plan)]
+        done = [chain for chain in stepped if not chain.rows_left]
         if not done:
             return []
         x, _ = self.pool.read([chain.slot for chain in done])
@@ -153,5 +164,9 @@ class Engine:
         finite = x.isfinite().flatten(1).all(1)
         return [Finished(c.request, to_bytes(x[i]) if finite[i] else None) for i, c in enumerate(done)]
 
-    def _leave(self, chain: Hashable) -> None:
-        self._free.append(self._chains.pop(chain).slot)
+    def _leave(self, name: Hashable) -> None:
+        chain = self._chains.pop(name)
+        self._free.append(chain.slot)
+        chain.line.leave(name, chain.rows_left)
+        if not chain.line.chains:
+            del self._lines[chain.line.key]

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
-from typing import cast
+from typing import Literal, cast
 
 import torch
 
 from models import checkpoint
 from models.catalog import Card, Catalog, Sampler, Variance
 from models.plans import Plan, compile_plan
-from worker.calibrate import Calibration, calibrate
-from worker.contract import Shard
-from worker.engine import ChainRequest, Engine, Snapshot
-from worker.network import TabledNetwork
-from worker.pool import Pool
+from worker.calibration_cache import CalibrationCache
+from worker.contract import Precision, Shard
+from worker.engine import ChainRequest, Engine, Finished, Snapshot
 from worker.snapshots import BadSnapshot, unpack
+from worker.tuning import tune
 
 log = logging.getLogger(__name__)
 
@@ -32,24 +32,35 @@ class CannotRun(Exception):
 class LoadedModel:
     """Raises BadCheckpoint for a folder that cannot be served."""
 
-    def __init__(self, catalog: Catalog, name: str, device: torch.device, capacity: int) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        name: str,
+        device: torch.device,
+        capacity: int,
+        precision: Precision | Literal["auto"] = "auto",
+        cache: CalibrationCache | None = None,
+    ) -> None:
         self.card: Card = catalog[name]
         loaded = checkpoint.load(catalog.folder(name), self.card.sha256)
         self.schedule, self.prediction = loaded.schedule, loaded.prediction
         shape = (self.card.shape.channels, self.card.shape.height, self.card.shape.width)
-        network = TabledNetwork(loaded, device)
-        self.calibration: Calibration = calibrate(network, shape, self.schedule.T, device)
-        self.capacity = capacity
-        self.engine = Engine(Pool(network, shape, capacity, device), self.calibration.buckets)
+        tuned = tune(loaded, self.card.sha256, shape, device, capacity, precision, cache)
+        self.calibration, self.precision = tuned.calibration, tuned.precision
+        self.capacity = tuned.pool.dummy
+        self.engine = Engine(tuned.pool, self.calibration.seconds)
         self.plan = lru_cache(maxsize=256)(self._plan)
-        log.info(
-            "%s on %s: buckets %s, %.0f image-steps/s", name, device, self.calibration.buckets, self.calibration.image_steps_per_s
-        )
+        log.info("%s on %s in %s: %s", name, device, self.precision, self.calibration)
 
     @property
     def low_water(self) -> int:
         """With fewer bulk images than this at hand, more are taken: two of the largest batches."""
-        return 2 * self.calibration.buckets[-1]
+        return 2 * self.engine.buckets.largest
+
+    def step(self, only: Sequence[Hashable] | None = None) -> list[Finished]:
+        """From one thread only, always the same."""
+        self.calibration.use()
+        return self.engine.step(only)
 
     @property
     def chain_bytes(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from worker.contract import Precision
 from worker.engine import Snapshot
 from worker.intake import Ended, Inbox
 from worker.results import Results, encode
@@ -29,6 +30,7 @@ class Parcel:
 
     lease: Lease
     images: list[tuple[int, Tensor]] = field(default_factory=list)
+    precision: Precision = "fp32"  # of the network that drew them
     failure: tuple[str, str] | None = None  # code and message: the job ends as failed
     last: bool = False
 
@@ -107,7 +109,7 @@ class Outbox:
         if parcel.last and parcel.images:
             self._results.progress(shard, shard.recipe.steps, shard.recipe.steps * shard.count)
         if parcel.images:
-            images = [(index, encode(pixels, shard.recipe, index)) for index, pixels in parcel.images]
+            images = [(index, encode(pixels, shard.recipe, index, parcel.precision)) for index, pixels in parcel.images]
             self._heed(parcel.lease, self._results.publish(shard, images))
         if parcel.failure:
             self._results.fail(shard.job, *parcel.failure)

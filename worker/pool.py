@@ -9,20 +9,37 @@ import torch
 from torch import Tensor
 
 from models.noise import normal
+from models.plans import COLUMNS
+from worker.graphs import Graphs
 
 Network = Callable[[Tensor, Tensor], Tensor]
+ADDRESS = ("slot", "t", "seed", "index", "draw")
+_D, _S = len(ADDRESS) + COLUMNS.index("d"), len(ADDRESS) + COLUMNS.index("s")
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step of B chains, as the host describes it: slot, timestep, seed, image index and draw int64 (B,); rows (B, 7)."""
+    """One step of B chains, as the host describes it: float64 (12, B), the five numbers of ADDRESS and the seven of a plan's row.
 
-    slots: Tensor
-    t: Tensor
-    seed: Tensor
-    index: Tensor
-    draw: Tensor
-    rows: Tensor
+    One tensor, so that it is one copy to the device. float64 holds every seed (below 2^53) and every float32 exactly.
+    """
+
+    columns: Tensor
+
+    @classmethod
+    def of(cls, chains: Sequence[tuple[float, ...]], size: int, dummy: int) -> Batch:
+        """Padded to `size` with the dummy chain; a row of zeros keeps it at zero."""
+        padding = (dummy, *[0] * (len(ADDRESS) + len(COLUMNS) - 1))
+        return cls(torch.tensor([*chains, *[padding] * (size - len(chains))], dtype=torch.float64).T.contiguous())
+
+    @property
+    def remembers(self) -> bool:
+        """Whether any chain wants its x_0_hat of the step before."""
+        return bool(self.columns[_D].any())
+
+    @property
+    def noisy(self) -> bool:
+        return bool(self.columns[_S].any())
 
 
 class Pool:
@@ -33,6 +50,7 @@ class Pool:
         self.dummy = capacity
         self.x = torch.zeros(capacity + 1, *shape, device=device)
         self.x_0_hat = torch.zeros_like(self.x)
+        self._graphs = Graphs(self._advance, self.dummy, device) if device.type == "cuda" else None
 
     @torch.inference_mode()
     def start(self, slots: Sequence[int], seeds: Sequence[int], indices: Sequence[int]) -> None:
@@ -43,15 +61,37 @@ class Pool:
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> None:
+        """The chains of the batch take their next row. On CUDA one graph a batch size, captured when it is first met."""
+        if self._graphs:
+            self._graphs.replay(batch.columns)
+        else:
+            self._advance(batch.columns, batch.remembers, batch.noisy)
+
+    def _advance(self, columns: Tensor, remembers: bool = True, noisy: bool = True) -> None:
         """x' = a x_0_hat + b x + d x_0_hat_previous + s z, with x_0_hat = clip(p x + q out, -bound, bound)."""
-        x, previous = self.x[batch.slots], self.x_0_hat[batch.slots]
-        out = self.network(x, batch.t)
-        p, q, bound, a, b, d, s = batch.rows[:, :, None, None, None].unbind(1)
-        # clipped, an infinity would pass for black or white: as NaN it stays until the engine sees it
-        x_0_hat = (p * x + q * out).clamp(-bound, bound).masked_fill(~out.isfinite(), torch.nan)
-        z = normal(batch.seed, batch.index, batch.draw, self.shape)
-        self.x[batch.slots] = a * x_0_hat + b * x + d * previous + s * z
-        self.x_0_hat[batch.slots] = x_0_hat
+        slots, t, seed, index, draw = columns[: len(ADDRESS)].long()
+        p, q, bound, a, b, d, s = columns[len(ADDRESS) :, :, None, None, None].float()
+        x = self.x[slots]
+        out = self.network(x, t)
+        # clipped, an infinity would pass for black or white; out - out is 0 or, then, NaN, which stays until the engine sees it
+        x_0_hat = (p * x + q * out).clamp(-bound, bound) + (out - out)
+        after = a * x_0_hat + b * x
+        if remembers:
+            after += d * self.x_0_hat[slots]
+        if noisy:
+            after += s * normal(seed, index, draw, self.shape)
+        self.x[slots] = after
+        self.x_0_hat[slots] = x_0_hat
+
+    @torch.inference_mode()
+    def prepare(self, size: int) -> None:
+        """Do what the first step of this size would do once. Raises torch.OutOfMemoryError."""
+        self.step(Batch.of([], size, self.dummy))
+
+    def wait(self) -> None:
+        """Until the device has done what it was told."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def read(self, slots: Sequence[int]) -> tuple[Tensor, Tensor]:
         """x and x_0_hat of the slots, on the host, float32 (B, C, H, W)."""

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from models.pictures import png
 from worker import contract, rescue
-from worker.contract import Recipe, Shard, State
+from worker.contract import Precision, Recipe, Shard, State
 from worker.store import Store
 
 METADATA_KEY = "ddpm"  # the tEXt entry that holds the recipe
 
 
-def encode(pixels: Tensor, recipe: Recipe, index: int) -> bytes:
+def encode(pixels: Tensor, recipe: Recipe, index: int, precision: Precision) -> bytes:
     """uint8 (C, H, W) to a PNG from whose metadata the picture can be made again."""
-    return png(pixels, {METADATA_KEY: json.dumps({**asdict(recipe), "index": index}, sort_keys=True)})
+    return png(pixels, {METADATA_KEY: json.dumps({**asdict(recipe), "index": index, "precision": precision}, sort_keys=True)})
 
 
 class Results:

@@ -6,53 +6,66 @@ Classes first, then equal shares between owners, then the job with the least wor
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 
 FLOOR = 8  # the lower class has one place in this many, while it waits
 
 
 @dataclass(slots=True)
-class Candidate:
-    """A chain as the scheduler sees it. `urgent` is the upper class; `rows_left` is what it still has to run."""
+class Line:
+    """The chains of one job and class, in the order in which they came. `rows_left` is what all of them still have to run."""
 
-    chain: Hashable
     job: Hashable
     owner: str
     urgent: bool
-    rows_left: int
+    rows_left: int = 0
+    chains: dict[Hashable, None] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Hashable:
+        return self.job, self.owner, self.urgent
+
+    def join(self, chain: Hashable, rows: int) -> None:
+        self.chains[chain] = None
+        self.rows_left += rows
+
+    def leave(self, chain: Hashable, rows: int) -> None:
+        del self.chains[chain]
+        self.rows_left -= rows
 
 
-def pick(candidates: Sequence[Candidate], places: int, turn: int = 0) -> list[Candidate]:
-    """At most `places` of them. `turn` counts the steps, so that what cannot be shared in one is shared over many."""
-    if len(candidates) <= places:
-        return list(candidates)
-    urgent = [c for c in candidates if c.urgent]
-    patient = [c for c in candidates if not c.urgent]
-    paid, due = places * turn // FLOOR, places * (turn + 1) // FLOOR  # places that the floor has given, and is to have given
-    floor = min(len(patient), due - paid)
+def waiting(lines: Iterable[Line], urgent: bool) -> int:
+    return sum(len(line.chains) for line in lines if line.urgent is urgent)
+
+
+def pick(lines: Sequence[Line], places: int, given: int = 0) -> list[Hashable]:
+    """At most `places` chains. `given` counts the places of all steps before, so that what one step cannot share, many do."""
+    patient_chains = waiting(lines, urgent=False)
+    paid, due = given // FLOOR, (given + places) // FLOOR  # places that the floor has given, and is to have given
+    floor = min(patient_chains, due - paid)
     # each class goes round its owners by its own places: by turns, a period of theirs could pass an owner by for ever
-    chosen = _shared_out(urgent, places - floor, places * turn - paid)
-    return chosen + _shared_out(patient, places - len(chosen), paid)
+    chosen = _shared_out((line for line in lines if line.urgent), places - floor, given - paid)
+    return chosen + _shared_out((line for line in lines if not line.urgent), places - len(chosen), paid)
 
 
-def _shared_out(candidates: Iterable[Candidate], places: int, given: int) -> list[Candidate]:
+def _shared_out(lines: Iterable[Line], places: int, given: int) -> list[Hashable]:
     """Owners take one chain each in turn, from where the `given` places so far left off; each offers its shortest job first."""
-    by_owner: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        by_owner[candidate.owner].append(candidate)
+    by_owner: dict[str, list[Line]] = defaultdict(list)
+    for line in lines:
+        by_owner[line.owner].append(line)
     offers = [_shortest_first(by_owner[owner]) for owner in _rotated(sorted(by_owner), given)]
-    rounds = chain.from_iterable(zip_longest(*offers))
-    return list(islice((c for c in rounds if c is not None), places))
+    rounds = chain.from_iterable(zip_longest(*offers, fillvalue=_NOBODY))
+    return list(islice((c for c in rounds if c is not _NOBODY), places))
 
 
-def _shortest_first(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Stable: chains of one job stay in the order in which they came, so that its first images finish first."""
-    left: dict[Hashable, int] = defaultdict(int)
-    for candidate in candidates:
-        left[candidate.job] += candidate.rows_left
-    return sorted(candidates, key=lambda c: left[c.job])
+_NOBODY = object()
+
+
+def _shortest_first(lines: Sequence[Line]) -> Iterator[Hashable]:
+    """A job's first images come first, so that they finish first."""
+    return chain.from_iterable(line.chains for line in sorted(lines, key=lambda line: line.rows_left))
 
 
 def _rotated(owners: list[str], by: int) -> list[str]:

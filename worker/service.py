@@ -85,7 +85,7 @@ class Worker:
             return
         stepping = [suspect] if suspect else [held for held in self._held.values() if held.model is model]
         try:
-            finished = model.engine.step(suspect.chains() if suspect else None)
+            finished = model.step(suspect.chains() if suspect else None)
         except Exception:
             self._at_risk = [held.lease for held in stepping]
             raise
@@ -168,7 +168,7 @@ class Worker:
             held.left -= {index for index, _ in images}
             last = not held.left
             self._let_go(held, len(images), for_good=last)
-            self._outbox.post(Parcel(held.lease, images, last=last))
+            self._outbox.post(Parcel(held.lease, images, model.precision, last=last))
 
     def _fail(self, shard_id: str, index: int) -> None:
         held = self._held.get(shard_id)
@@ -203,8 +203,9 @@ class Worker:
         return sum(len(held.left) * held.model.chain_bytes for held in self._held.values())
 
     def _info(self) -> WorkerInfo:
-        buckets = max((m.calibration.buckets for m in self._models.values()), key=len)
-        return WorkerInfo(self._shards.name, tuple(self._models), self._device, "fp32", buckets, self._rate.per_s, until())
+        widest = max(self._models.values(), key=lambda model: len(model.calibration.buckets))
+        buckets, precision = widest.calibration.buckets, widest.precision
+        return WorkerInfo(self._shards.name, tuple(self._models), self._device, precision, buckets, self._rate.per_s, until())
 
     def _close(self) -> None:
         """Store what is finished, save the rest and give it back; without Redis the leases lapse, and others take over."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AnyUrl, Field, SecretStr, UrlConstraints, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from worker.contract import SHARD_IMAGES
+from worker.contract import SHARD_IMAGES, Precision
 
 RedisUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["redis", "rediss", "unix"])]
 
@@ -25,6 +26,15 @@ class WorkerSettings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description="Names to serve, comma-separated; empty: all")
     device: str = Field(default="auto", description="cpu, cuda, cuda:1; auto takes a GPU where there is one")
     pool_images: int = Field(default=1024, ge=SHARD_IMAGES, le=65536, description="Images that one model's pool holds at once")
+
+    precision: Precision | Literal["auto"] = Field(
+        default="auto",
+        description="fp32, bf16; auto takes bf16 where it is at least 1.1 times as fast. Pictures of the two differ",
+    )
+    cache_dir: Path = Field(
+        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm",
+        description="Folder in which calibrations are kept; it may be emptied at any time",
+    )
 
     @field_validator("models", mode="before")
     @classmethod

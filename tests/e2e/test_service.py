@@ -19,6 +19,7 @@ from models.plans import compile_plan
 from models.sampling import sample, to_bytes
 from tests.e2e.conftest import Service
 from tests.support.processes import eventually
+from worker.network import ServedNetwork
 
 CONFIGURATION = {"rq:queues", "rq:workers"}  # sets of names; they do not grow with the number of jobs
 
@@ -47,7 +48,8 @@ def test_a_picture_is_what_the_plain_loop_makes_of_the_recipe_in_it(service: Ser
     assert found["weights"] == card.sha256
     loaded = checkpoint.load(SHIPPED / found["model"])
     plan = compile_plan(loaded.schedule, found["steps"], found["sampler"], variance=found["variance"], eta=found["eta"])
-    expected = to_bytes(sample(loaded.net, plan, found["seed"], [found["index"]], (1, 28, 28)))[0, 0]
+    network = ServedNetwork(loaded, torch.device("cpu"), found["precision"])
+    expected = to_bytes(sample(network, plan, found["seed"], [found["index"]], (1, 28, 28)))[0, 0]
     off = (torch.from_numpy(np.array(png)).int() - expected.int()).abs()
     assert off.max() <= 1, "the same picture, but for a value at the edge of two grey levels"
     assert (off > 0).sum() <= 2

@@ -11,18 +11,30 @@ from models.noise import normal
 from models.plans import compile_plan
 from models.sampling import sample, to_bytes
 from worker.calibrate import calibrate
+from worker.contract import Precision
 from worker.engine import ChainRequest, Engine
-from worker.network import TabledNetwork
+from worker.network import ServedNetwork, precisions
 from worker.pool import Pool
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")]
 MODEL = SHIPPED / "fashion-mnist-28"
 SHAPE = (1, 28, 28)
+CUDA = torch.device("cuda")
+KINDS = pytest.mark.parametrize("precision", ["fp32", "bf16"])
+FAR_APART = {"fp32": 1, "bf16": 3}  # mean difference in grey levels: kernels differ, pictures do not
 
 
-@pytest.fixture(scope="module")
-def network() -> TabledNetwork:
-    return TabledNetwork(checkpoint.load(MODEL), torch.device("cuda"))
+def make_pool(precision: Precision, capacity: int = 64) -> Pool:
+    if precision not in precisions(CUDA):
+        pytest.skip(f"this GPU does not compute {precision} natively")
+    return Pool(ServedNetwork(checkpoint.load(MODEL), CUDA, precision), SHAPE, capacity, CUDA)
+
+
+def drain(engine: Engine) -> dict[object, torch.Tensor]:
+    out = {}
+    while len(engine):
+        out |= {done.request.chain: done.pixels for done in engine.step()}
+    return out
 
 
 def test_noise_is_that_of_the_cpu_to_a_millionth():
@@ -32,33 +44,51 @@ def test_noise_is_that_of_the_cpu_to_a_millionth():
     assert (here - there).abs().max() <= 1e-6
 
 
-def test_the_engine_draws_what_the_plain_loop_draws_on_the_cpu(network: TabledNetwork):
+@KINDS
+def test_the_engine_draws_what_the_plain_loop_draws_on_the_cpu(precision: Precision):
     loaded = checkpoint.load(MODEL)
-    engine = Engine(Pool(network, SHAPE, 32, torch.device("cuda")), (2, 8))
+    engine = Engine(make_pool(precision), {2: 1.0, 8: 2.0})
     plans = [compile_plan(loaded.schedule, 20), compile_plan(loaded.schedule, 10, "dpmpp_2m")]
     engine.submit([ChainRequest((p, i), p, plan, 5, i) for p, plan in enumerate(plans) for i in range(4)])
-    pixels = {}
-    while len(engine):
-        pixels |= {done.request.chain: done.pixels for done in engine.step()}
+    pixels = drain(engine)
     for p, plan in enumerate(plans):
         expected = to_bytes(sample(loaded.net, plan, 5, range(4), SHAPE))
         for i in range(4):
-            assert (pixels[p, i].int() - expected[i].int()).abs().float().mean() < 1, (
-                "kernels differ in the last bits, pictures do not"
-            )
+            assert (pixels[p, i].int() - expected[i].int()).abs().float().mean() < FAR_APART[precision]
 
 
-def test_an_image_does_not_depend_on_its_batch_mates(network: TabledNetwork):
+@KINDS
+def test_an_image_does_not_depend_on_its_batch_mates(precision: Precision):
     plan = compile_plan(checkpoint.load(MODEL).schedule, 20)
-    buckets = calibrate(network, SHAPE, 1000, torch.device("cuda")).buckets
+    pool = make_pool(precision)
+    seconds = calibrate(pool, 1000).seconds
 
-    def draw(indices: range) -> dict[int, torch.Tensor]:
-        engine = Engine(Pool(network, SHAPE, 64, torch.device("cuda")), buckets)
+    def draw(indices: range) -> dict[object, torch.Tensor]:
+        engine = Engine(pool, seconds)
         engine.submit([ChainRequest(i, 0, plan, 5, i) for i in indices])
-        out = {}
-        while len(engine):
-            out |= {done.request.index: done.pixels for done in engine.step()}
-        return out
+        return drain(engine)
 
     together = draw(range(40))
     assert all(torch.equal(draw(range(i, i + 1))[i], together[i]) for i in (0, 7, 39))
+
+
+@KINDS
+def test_a_step_is_one_recorded_graph_and_gives_the_bits_of_the_step_it_recorded(precision: Precision):
+    plan = compile_plan(checkpoint.load(MODEL).schedule, 20)
+    recorded, eager = make_pool(precision), make_pool(precision)
+    eager._graphs = None
+    for pool in (recorded, eager):
+        engine = Engine(pool, {8: 1.0})
+        engine.submit([ChainRequest(i, 0, plan, 5, i) for i in range(8)])
+        for _ in range(10):
+            engine.step()
+    assert torch.equal(recorded.x, eager.x)
+
+
+def test_a_size_that_was_recorded_leaves_every_chain_as_it_was():
+    pool = make_pool("fp32")
+    pool.start(range(4), [1] * 4, range(4))
+    before = pool.x.clone()
+    pool.prepare(16)
+    pool.wait()
+    assert torch.equal(pool.x, before)

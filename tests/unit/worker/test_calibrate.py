@@ -1,32 +1,95 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor
 
 from tests.support.networks import SHAPE, gaussian_eps
-from worker.calibrate import calibrate
+from worker.calibrate import Calibration, calibrate
+from worker.pool import Network, Pool
 
 CPU = torch.device("cpu")
 
 
-def test_a_size_whose_bits_differ_is_not_used():
-    def other_kernel_at_8(x: Tensor, t: Tensor) -> Tensor:
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def pool(network: Network = gaussian_eps, capacity: int = 64) -> Pool:
+    return Pool(network, SHAPE, capacity, CPU)
+
+
+def with_other_bits(where: Callable[[Tensor], bool], pixels: slice = slice(None)) -> Network:
+    """A network whose kernel changes, in the last bit, for some inputs."""
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
         out = gaussian_eps(x, t)
-        return torch.nextafter(out, out + 1) if len(x) == 8 else out
-
-    assert calibrate(other_kernel_at_8, SHAPE, 1000, CPU, (2, 4, 8, 16)).buckets == (2, 4, 16)
-
-
-def test_a_size_is_dropped_for_one_pixel_of_one_chain():
-    def odd_chain(x: Tensor, t: Tensor) -> Tensor:
-        out = gaussian_eps(x, t)
-        if len(x) == 4:
-            out[3, 0, 0, 0] = torch.nextafter(out[3, 0, 0, 0], torch.tensor(9.0))
+        if where(x):
+            out[..., pixels] = torch.nextafter(out[..., pixels], torch.tensor(9.0))
         return out
 
-    assert calibrate(odd_chain, SHAPE, 1000, CPU, (2, 4)).buckets == (2,)
+    return network
 
 
-def test_the_rate_is_that_of_the_fastest_bucket():
-    found = calibrate(gaussian_eps, SHAPE, 1000, CPU, (2, 4))
-    assert found.image_steps_per_s == max(2 / found.seconds[2], 4 / found.seconds[4])
+def test_a_size_whose_bits_differ_is_not_used():
+    odd = with_other_bits(lambda x: len(x) == 8)
+    assert calibrate(pool(odd), 1000, (2, 4, 8, 16)).buckets == (2, 4, 16)
+
+
+def test_a_size_is_dropped_for_one_pixel():
+    odd = with_other_bits(lambda x: len(x) == 4, slice(0, 1))
+    assert calibrate(pool(odd), 1000, (1, 2, 4)).buckets == (1, 2)
+
+
+def test_where_sizes_fall_into_groups_the_larger_group_is_used():
+    small_differ = with_other_bits(lambda x: len(x) <= 2)
+    assert calibrate(pool(small_differ), 1000, (1, 2, 4, 8, 16)).buckets == (4, 8, 16)
+
+
+def test_of_groups_of_one_length_the_one_with_the_larger_size_is_used():
+    small_differ = with_other_bits(lambda x: len(x) <= 2)
+    assert calibrate(pool(small_differ), 1000, (1, 2, 4, 8)).buckets == (4, 8)
+
+
+def test_a_number_of_threads_whose_bits_are_not_those_of_one_thread_is_not_used(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker.calibrate.available_cores", lambda: 2)
+    odd = with_other_bits(lambda x: torch.get_num_threads() > 1)
+    found = calibrate(pool(odd), 1000, (1, 2))
+    assert found.threads == 1
+    found.use()
+    assert torch.get_num_threads() == 1
+
+
+def test_a_size_beyond_the_pool_is_not_used():
+    assert calibrate(pool(capacity=5), 1000, (1, 4, 8)).buckets == (1, 4)
+
+
+def test_a_size_that_does_not_fit_the_memory_costs_the_size_and_not_the_worker(caplog: pytest.LogCaptureFixture):
+    def hungry(x: Tensor, t: Tensor) -> Tensor:
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gaussian_eps(x, t)
+
+    assert calibrate(pool(hungry), 1000, (1, 2, 4, 8, 16)).buckets == (1, 2, 4)
+    assert "a batch of 8 does not fit" in caplog.text
+
+
+def test_no_larger_batch_is_tried_than_one_that_takes_half_of_the_longest_step(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker.calibrate.LONGEST_STEP_S", 0.0)
+    sizes: list[int] = []
+
+    def watched(x: Tensor, t: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return gaussian_eps(x, t)
+
+    assert calibrate(pool(watched), 1000, (2, 4)).buckets == (2,)
+    assert set(sizes) == {2}
+
+
+def test_the_rate_is_that_of_the_size_that_gives_the_most():
+    assert Calibration({1: 0.5, 2: 0.5, 4: 2.0}).image_steps_per_s == 4

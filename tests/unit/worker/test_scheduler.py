@@ -1,70 +1,89 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable, Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.scheduler import FLOOR, Candidate, pick
+from worker.scheduler import FLOOR, Line, pick
 
-candidates = st.lists(
+
+def line(count: int, owner: str = "a", urgent: bool = True, rows_left: int = 10, job: str = "") -> Line:
+    made = Line(job or owner, owner, urgent)
+    for i in range(count):
+        made.join((owner, urgent, made.job, i), rows_left)
+    return made
+
+
+lines_of_many = st.lists(
     st.builds(
-        Candidate,
-        chain=st.integers(),
-        job=st.integers(0, 5),
+        line,
+        count=st.integers(1, 12),
+        job=st.sampled_from("uvwxyz"),
         owner=st.sampled_from("abc"),
         urgent=st.booleans(),
         rows_left=st.integers(1, 1000),
     ),
-    max_size=60,
-    unique_by=lambda c: c.chain,
+    max_size=8,
+    unique_by=lambda line: (line.job, line.owner, line.urgent),
 )
 
 
-def chains(count: int, owner: str = "a", urgent: bool = True, rows_left: int = 10, job: object = None) -> list[Candidate]:
-    return [Candidate((owner, urgent, job, i), job or owner, owner, urgent, rows_left) for i in range(count)]
+def owner_of(chain: Hashable) -> str:
+    return chain[0]
 
 
-def run(waiting: list[Candidate], places: int, turns: int) -> Counter[str]:
+def run(lines: Sequence[Line], places: int, turns: int) -> Counter[str]:
     """Places given to each owner over some turns in which nobody finishes."""
-    return Counter(c.owner for turn in range(turns) for c in pick(waiting, places, turn))
+    return Counter(owner_of(c) for turn in range(turns) for c in pick(lines, places, turn * places))
 
 
-@given(candidates, st.integers(1, 40), st.integers(0, 100))
-def test_no_place_stays_empty_while_somebody_waits_and_none_is_given_twice(waiting, places, turn):
-    chosen = pick(waiting, places, turn)
-    assert len(chosen) == min(places, len(waiting))
-    assert len({c.chain for c in chosen}) == len(chosen)
+@given(lines_of_many, st.integers(1, 40), st.integers(0, 1000))
+def test_no_place_stays_empty_while_somebody_waits_and_none_is_given_twice(lines, places, given_before):
+    chosen = pick(lines, places, given_before)
+    assert len(chosen) == min(places, sum(len(line.chains) for line in lines))
+    assert len(set(chosen)) == len(chosen)
 
 
-@given(candidates, st.integers(1, 16))
-def test_nobody_starves(waiting, places):
-    """While nobody finishes, every owner is served in each class that it waits in within three rounds of the floor."""
-    served = {(c.owner, c.urgent) for turn in range(3 * FLOOR * 3) for c in pick(waiting, places, turn)}
-    assert served == {(c.owner, c.urgent) for c in waiting}
+@given(lines_of_many, st.lists(st.integers(1, 16), min_size=72, max_size=72))
+def test_nobody_starves_whatever_the_sizes_of_the_batches(lines, sizes):
+    """While nobody finishes, every owner is served in each class that it waits in within nine rounds of the floor."""
+    served, given_before = set(), 0
+    for places in sizes:
+        served |= {chain[:2] for chain in pick(lines, places, given_before)}
+        given_before += places
+    assert served == {(line.owner, line.urgent) for line in lines}
 
 
 def test_owners_share_alike_whatever_they_have_waiting():
-    shares = run(chains(100, "a") + chains(20, "b") + chains(11, "c"), places=10, turns=30)
+    shares = run([line(100, "a"), line(20, "b"), line(11, "c")], places=10, turns=30)
     assert max(shares.values()) - min(shares.values()) <= 30 // 3
 
 
+def test_an_owner_with_many_jobs_has_no_larger_share():
+    lines = [line(4, "a", job=f"job {n}") for n in range(20)] + [line(80, "b")]
+    shares = run(lines, places=8, turns=10)
+    assert shares == {"a": 40, "b": 40}
+
+
 def test_interactive_chains_go_first_and_bulk_keeps_its_floor():
-    waiting = chains(100, "i") + chains(100, "b", urgent=False)
-    shares = run(waiting, places=32, turns=8)
+    shares = run([line(100, "i"), line(100, "b", urgent=False)], places=32, turns=8)
     assert shares == {"i": 8 * 28, "b": 8 * 4}
 
 
 def test_the_floor_is_kept_with_one_place_too():
-    shares = run(chains(5, "i") + chains(5, "b", urgent=False), places=1, turns=FLOOR)
+    shares = run([line(5, "i"), line(5, "b", urgent=False)], places=1, turns=FLOOR)
     assert shares == {"i": FLOOR - 1, "b": 1}
 
 
 def test_bulk_takes_what_interactive_leaves():
-    waiting = chains(3, "i") + chains(100, "b", urgent=False)
-    assert run(waiting, places=16, turns=1) == {"i": 3, "b": 13}
+    assert run([line(3, "i"), line(100, "b", urgent=False)], places=16, turns=1) == {"i": 3, "b": 13}
 
 
 def test_the_job_with_the_least_work_left_goes_first():
-    small, big = chains(2, job="small"), chains(50, job="big")
-    assert {c.job for c in pick(big + small, 2)} == {"small"}
+    assert {chain[2] for chain in pick([line(50, job="big"), line(2, job="small")], 2)} == {"small"}
+
+
+def test_the_first_images_of_a_job_go_first():
+    assert pick([line(9)], 3) == [("a", True, "a", i) for i in range(3)]

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from worker.calibrate import Calibration
+from worker.calibration_cache import CalibrationCache
+
+FOUND = Calibration({1: 0.25, 16: 1.0}, threads=2)
+CONDITIONS = ("weights", "cpu", "torch 2.13")
+
+
+def must_not_measure() -> Calibration:
+    raise AssertionError("it is in the cache")
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path):
+    assert CalibrationCache(tmp_path).recall(CONDITIONS, lambda: FOUND) == FOUND
+    assert CalibrationCache(tmp_path).recall(CONDITIONS, must_not_measure) == FOUND
+
+
+def test_under_other_conditions_it_is_measured(tmp_path: Path):
+    cache = CalibrationCache(tmp_path)
+    cache.recall(CONDITIONS, lambda: FOUND)
+    other = Calibration({2: 3.0})
+    assert cache.recall(("weights", "cpu", "torch 2.14"), lambda: other) == other
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": 1}', '{"key": "x", "seconds": 3}'])
+def test_a_damaged_file_is_measured_anew_and_mended(tmp_path: Path, damage: str):
+    cache = CalibrationCache(tmp_path)
+    cache.recall(CONDITIONS, lambda: FOUND)
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(damage)
+    other = Calibration({2: 3.0})
+    assert cache.recall(CONDITIONS, lambda: other) == other
+    assert cache.recall(CONDITIONS, must_not_measure) == other
+
+
+def test_a_folder_that_cannot_be_used_costs_time_and_nothing_else(tmp_path: Path):
+    occupied = tmp_path / "file"
+    occupied.write_text("no folder")
+    assert CalibrationCache(occupied).recall(CONDITIONS, lambda: FOUND) == FOUND
+
+
+def test_of_workers_that_start_at_once_one_measures_and_the_others_wait(tmp_path: Path):
+    measured = []
+    both = threading.Barrier(2)
+
+    def measure() -> Calibration:
+        measured.append(1)
+        return FOUND
+
+    def start() -> None:
+        both.wait()
+        assert CalibrationCache(tmp_path).recall(CONDITIONS, measure) == FOUND
+
+    workers = [threading.Thread(target=start) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(measured) == 1

@@ -1,0 +1,86 @@
+"""The served network against the network as it was loaded, in both precisions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import checkpoint
+from models.catalog import SHIPPED, ScheduleCard
+from models.checkpoint import Checkpoint
+from tests.support.networks import TINY, random_unet
+from worker.network import ServedNetwork, precisions
+
+CPU = torch.device("cpu")
+CLOSE = {"fp32": 1e-5, "bf16": 5e-2}
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Checkpoint:
+    return checkpoint.load(SHIPPED / "fashion-mnist-28")
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def inputs(n: int, size: int = 28) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(3)
+    return torch.randn(n, 1, size, size), torch.arange(n) * 999 // max(1, n - 1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@torch.inference_mode()
+def test_it_computes_what_the_loaded_network_computes(shipped: Checkpoint, precision):
+    x, t = inputs(4)
+    expected = shipped.net(x, t)
+    out = ServedNetwork(shipped, CPU, precision)(x, t)
+    assert out.dtype == torch.float32
+    assert (out - expected).abs().max() <= CLOSE[precision] * expected.std()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@torch.inference_mode()
+def test_its_bits_are_the_same_for_every_batch_size_and_for_one_thread_and_two(shipped: Checkpoint, precision):
+    net = ServedNetwork(shipped, CPU, precision)
+    x, t = inputs(16)
+    torch.set_num_threads(1)
+    reference = net(x, t)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for size in (1, 2, 4, 8, 16):
+            parts = [net(x[i : i + size], t[i : i + size]) for i in range(0, 16, size)]
+            assert torch.equal(torch.cat(parts), reference), (threads, size)
+
+
+@torch.inference_mode()
+def test_several_heads_and_a_symmetric_downsampling_come_out_right(tmp_path: Path):
+    cfg = replace(TINY, attention_head_dim=4, downsample_padding=1)
+    net = random_unet(cfg=cfg)
+    checkpoint.save(
+        tmp_path, cfg, net.state_dict(), ScheduleCard(kind="linear", T=1000, beta_start=1e-4, beta_end=0.02), "epsilon"
+    )
+    loaded = checkpoint.load(tmp_path)
+    x, t = inputs(3, size=8)
+    expected = loaded.net(x, t)
+    assert (ServedNetwork(loaded, CPU)(x, t) - expected).abs().max() <= 1e-5 * expected.std()
+
+
+@torch.inference_mode()
+def test_serving_a_checkpoint_leaves_its_network_as_it_was(shipped: Checkpoint):
+    x, t = inputs(2)
+    before = shipped.net(x, t)
+    ServedNetwork(shipped, CPU, "bf16")
+    assert torch.equal(shipped.net(x, t), before)
+    assert all(p.dtype == torch.float32 for p in shipped.net.parameters())
+
+
+def test_float32_is_possible_everywhere():
+    assert "fp32" in precisions(CPU)

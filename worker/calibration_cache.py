@@ -1,0 +1,70 @@
+"""Calibrations on the disk, so that a restart is quick and workers of one machine agree: the first measures, the others read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from worker.calibrate import Calibration
+
+log = logging.getLogger(__name__)
+_FORMAT = 1  # to be raised when calibrations of before no longer hold: another kernel, another way to measure
+
+
+class CalibrationCache:
+    """A folder of JSON files. One that cannot be written or read costs time, nothing else."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def recall(self, conditions: tuple[str, ...], measure: Callable[[], Calibration]) -> Calibration:
+        """What was found under these conditions, or what `measure` finds now, while others who want the same wait."""
+        key = json.dumps([_FORMAT, *conditions])
+        path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        with self._alone(path):
+            found = _read(path, key)
+            if found is None:
+                found = measure()
+                _write(path, key, found)
+            return found
+
+    @contextmanager
+    def _alone(self, path: Path) -> Iterator[None]:
+        lock = FileLock(path.with_suffix(".lock"))
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            log.info("no calibration is kept: %s cannot be used (%s); set DDPM_CACHE_DIR", self._folder, error.strerror)
+            yield
+            return
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _read(path: Path, key: str) -> Calibration | None:
+    try:
+        kept = json.loads(path.read_text())
+        if kept["key"] != key:
+            return None
+        return Calibration({int(size): float(seconds) for size, seconds in kept["seconds"].items()}, int(kept["threads"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _write(path: Path, key: str, found: Calibration) -> None:
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps({"key": key, "seconds": found.seconds, "threads": found.threads}))
+        part.replace(path)
+    except OSError as error:
+        log.info("the calibration is not kept: %s", error)
