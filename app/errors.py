@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -57,6 +58,23 @@ class Unauthorized(Problem):
             self.headers = {"WWW-Authenticate": 'Bearer realm="ddpm", error="invalid_token"'}
         else:
             super().__init__("the request has no API key; send it as `Authorization: Bearer KEY`.")
+
+
+class TooManyRequests(Problem):
+    status, name, about = (
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "too-many-requests",
+        "The key has sent more requests a second than it may.",
+    )
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+
+    def __init__(self, per_s: float, wait_s: float) -> None:
+        retry_after_s = math.ceil(wait_s)
+        super().__init__(
+            f"this key has sent more than {per_s:g} requests a second; ask again in {retry_after_s} s, "
+            "and follow a job by its events or with ?wait=S instead of polling."
+        )
+        self.headers = {"Retry-After": str(retry_after_s)}
 
 
 class WrongHost(Problem):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import Problem, Unauthorized, WrongHost
+from app.errors import Problem, TooManyRequests, Unauthorized, WrongHost
 from app.handlers import render
+from app.pace import Pace
 from app.security import LOCAL, Key, Keyring, is_here
 
 OPEN = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})  # to everybody: nothing there is anyone's
@@ -18,12 +20,13 @@ _ANY_HOST = "*"
 class Gate:
     """Finds whose request it is; here, not in the routes, so that one which forgets to ask is closed as well.
 
-    All but OPEN needs a key. Where there are none, it must be asked for under a name of this machine's own or one of
-    `anonymous_hosts`: a web page whose name was made to resolve to this machine ("DNS rebinding") asks under its own.
+    All but OPEN needs a key, which may ask only so often. Where there are none, it must be asked for under a name of this
+    machine's own or one of `anonymous_hosts`: a web page whose name was made to resolve to this machine ("DNS rebinding")
+    asks under its own.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, anonymous_hosts: frozenset[str]) -> None:
-        self.app, self._keyring, self._hosts = app, keyring, anonymous_hosts
+    def __init__(self, app: ASGIApp, keyring: Keyring, pace: Pace, anonymous_hosts: frozenset[str]) -> None:
+        self.app, self._keyring, self._pace, self._hosts = app, keyring, pace, anonymous_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN:
@@ -43,6 +46,9 @@ class Gate:
         key = self._keyring.find(text.strip())
         if key is None:
             raise Unauthorized(sent=True)
+        wait_s = self._pace.wait_s(key.name, time.monotonic())
+        if wait_s:
+            raise TooManyRequests(self._pace.per_s, wait_s)
         return key
 
     def _anonymous(self, headers: Headers) -> Key:

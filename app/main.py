@@ -15,6 +15,7 @@ from app.gate import Gate, host_names
 from app.jobs import Jobs
 from app.middleware import BodyLimit, HeadAsGet
 from app.notifier import Notifier
+from app.pace import Pace
 from app.pictures import Pictures
 from app.reaper import Reaper
 from app.routers import events, health, jobs, models
@@ -51,7 +52,9 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(Gate, keyring=keyring, anonymous_hosts=host_names(settings.anonymous_hosts))
+    app.add_middleware(
+        Gate, keyring=keyring, pace=Pace(settings.key_requests_per_s), anonymous_hosts=host_names(settings.anonymous_hosts)
+    )
     handlers.install(app)
     openapi.describe(app, app.state.catalog, keyring)
     return app

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.errors import Problem, Unauthorized, WrongHost, problems
+from app.errors import TooManyRequests, Unauthorized, WrongHost, problems
 from app.gate import OPEN
 from app.schemas import ImageEvent, ProblemDetails, StateEvent
 from app.security import Keyring
@@ -49,13 +49,19 @@ def _guard(document: dict[str, Any], keyring: Keyring) -> None:
         operation for path, operations in document["paths"].items() if path not in OPEN for operation in operations.values()
     ]
     for operation in closed:
-        operation["responses"] |= _documented(Unauthorized if keyring else WrongHost)
+        kinds = (Unauthorized, TooManyRequests) if keyring else (WrongHost,)
+        for status, response in problems(*kinds).items():
+            _join(operation["responses"], str(status), response)
         if keyring:
             operation["security"] = [{"key": []}]
 
 
-def _documented(kind: type[Problem]) -> dict[str, Any]:
-    return {str(status): response for status, response in problems(kind).items()}
+def _join(responses: dict[str, Any], status: str, response: dict[str, Any]) -> None:
+    """Where the route has another problem of this status, both are described."""
+    if status in responses:
+        responses[status]["description"] += f" {response['description']}"
+    else:
+        responses[status] = response
 
 
 def _drop_fastapis_422(document: dict[str, Any]) -> None:

@@ -38,6 +38,12 @@ class ApiSettings(BaseSettings):
         default=SecretStr(""),
         description="Who is let in: NAME:SHA256 entries between commas, as `ddpm keys new NAME` prints them",
     )
+    key_requests_per_s: float = Field(
+        default=100,
+        ge=0,
+        allow_inf_nan=False,
+        description="Requests a second that a key may send to one API process, after two seconds' worth at once; 0: no limit",
+    )
     anonymous_hosts: str = Field(
         default="",
         description="Without keys: names between commas under which the API answers besides localhost, * for any; "

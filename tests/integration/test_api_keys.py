@@ -67,7 +67,7 @@ def test_every_route_but_the_open_ones_wants_a_key_and_says_so_in_openapi(nobody
         assert problem(response, 401)["detail"].startswith("the request has no API key; send it as `Authorization: Bearer KEY`")
         assert response.headers["www-authenticate"] == 'Bearer realm="ddpm"'
         assert documented["security"] == [{"key": []}]
-        assert "401" in documented["responses"]
+        assert {"401", "429"} <= set(documented["responses"])
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/jobs/", "/metrics", "/V1/jobs", "//v1/jobs"])
@@ -137,6 +137,34 @@ def test_the_owner_can_do_all_that_there_is_to_do(ann: httpx.Client, worker: Idl
         assert ann.get(f"/v1/jobs/{job}/{path}").status_code == 200
     assert ann.post(f"/v1/jobs/{job}/cancel").json()["state"] == "finished"
     assert ann.delete(f"/v1/jobs/{job}").status_code == 204
+
+
+@pytest.fixture
+def limited_url(settings: ApiSettings) -> Iterator[str]:
+    entries = ",".join(entry for _, entry in KEYS.values())
+    with serve(create_app(ApiSettings(**settings.model_dump() | {"api_keys": entries, "key_requests_per_s": 0.5}))) as url:
+        yield url
+
+
+def test_a_key_that_asks_too_fast_is_told_when_to_ask_again_and_the_others_are_not_held_up(
+    limited_url: str, redis: Redis
+) -> None:
+    def get(name: str, path: str = "/v1/models") -> httpx.Response:
+        return httpx.get(f"{limited_url}{path}", headers=bearer(KEYS[name][0]))
+
+    assert get("ann").status_code == 200
+    refused = get("ann")
+    assert problem(refused, 429)["detail"].startswith("this key has sent more than 0.5 requests a second; ask again in 2 s")
+    assert refused.headers["retry-after"] == "2"
+    assert get("ann", "/healthz").status_code == 200
+    assert get("bob").status_code == 200
+
+
+def test_a_status_with_a_key_is_one_round_trip(ann: httpx.Client, redis: Redis) -> None:
+    job = ann.post("/v1/jobs", json={"model": "tiny"}).json()["id"]
+    before = redis.info("stats")["total_reads_processed"]
+    ann.get(f"/v1/jobs/{job}")
+    assert redis.info("stats")["total_reads_processed"] - before == 1 + 1  # the second is INFO's own
 
 
 REBOUND = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "", "[::", "192.168.1.7:8000"]
