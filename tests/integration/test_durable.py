@@ -1,0 +1,104 @@
+"""What was answered with 202 outlives the job store: the embedded Valkey, killed with SIGKILL and started again."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from redis import Redis
+
+from app.main import create_app
+from app.settings import ApiSettings
+from cli import redis_server
+from tests.support.problems import problem
+from tests.support.processes import eventually
+from tests.support.server import serve
+
+pytestmark = pytest.mark.redis
+
+
+class EmbeddedValkey:
+    """As `ddpm up` starts it, with changes of its options."""
+
+    def __init__(self, folder: Path, **options: str) -> None:
+        self._socket = folder / "valkey.sock"
+        child = redis_server.valkey(folder, self._socket, lock_fd=-1)
+        self._command = [*child.command, *(part for name, value in options.items() for part in (f"--{name}", *value.split()))]
+        self.url = redis_server.socket_url(self._socket)
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        eventually(lambda: redis_server.answers(self.url), 20, "the server answers")
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[EmbeddedValkey]:
+    server = EmbeddedValkey(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.slow
+def test_a_job_is_there_after_202_and_an_immediate_kill_100_times_out_of_100(started: EmbeddedValkey, models_dir: Path):
+    posted: list[str] = []
+    with (
+        serve(create_app(ApiSettings(redis_url=started.url, models_dir=models_dir))) as url,
+        httpx.Client(base_url=url, timeout=10) as api,
+        Redis.from_url(started.url) as redis,
+    ):
+        for turn in range(100):
+            eventually(lambda: api.get("/v1/jobs").status_code == 200, 10, "the API is connected again")
+            answer = api.post("/v1/jobs", json={"model": "tiny", "count": 1 + 64 * (turn % 3)})
+            started.kill()
+            assert answer.status_code == 202, answer.text
+            posted.append(answer.json()["id"])
+            started.start()
+            assert redis.hget(f"ddpm:job:{posted[-1]}", "state") == b"queued", f"lost in turn {turn}"
+        waiting = {id.decode() for queue in redis.keys("rq:queue:*") for id in redis.lrange(queue, 0, -1)}
+        assert waiting == {f"{job}-{shard}" for turn, job in enumerate(posted) for shard in range(1 + turn % 3)}
+
+
+@pytest.fixture
+def api_before(tmp_path: Path, models_dir: Path, request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
+    """An API before a server with the options of the test's parameter."""
+    server = EmbeddedValkey(tmp_path, **request.param)
+    server.start()
+    app = create_app(ApiSettings(redis_url=server.url, models_dir=models_dir))
+    with serve(app) as url, httpx.Client(base_url=url, timeout=10) as api:
+        yield api
+    server.kill()
+
+
+CANNOT_SAY = [{"appendonly": "no"}, {"appendfsync": "no"}, {"rename-command": "WAITAOF hidden"}]
+
+
+@pytest.mark.parametrize("api_before", CANNOT_SAY, ids=["no file", "never synced", "no WAITAOF"], indirect=True)
+def test_a_server_that_cannot_say_what_is_on_disk_is_believed_and_the_log_says_so_once(api_before: httpx.Client, caplog):
+    with caplog.at_level(logging.WARNING, "app.disk"):
+        answers = [api_before.post("/v1/jobs", json={"model": "tiny"}).status_code for _ in range(3)]
+    assert answers == [202] * 3
+    assert len([record for record in caplog.records if "not known to be on disk" in record.message]) == 1
+
+
+@pytest.mark.parametrize("api_before", [{}], indirect=True)
+def test_a_disk_that_is_too_slow_is_a_503_and_the_job_is_not_there_unless_its_key_finds_it(api_before: httpx.Client, monkeypatch):
+    async def not_yet(*_: object) -> bool:
+        return False
+
+    with monkeypatch.context() as slow:
+        slow.setattr("app.disk.Disk.has", not_yet)
+        refused = api_before.post("/v1/jobs", json={"model": "tiny"})
+        keyed = api_before.post("/v1/jobs", json={"model": "tiny"}, headers={"Idempotency-Key": "k"})
+    assert problem(refused, 503)["type"].endswith("not-on-disk")
+    assert (keyed.status_code, keyed.headers["retry-after"]) == (503, "2")
+    [there] = api_before.get("/v1/jobs").json()["jobs"]
+    assert api_before.post("/v1/jobs", json={"model": "tiny"}, headers={"Idempotency-Key": "k"}).json()["id"] == there["id"]
