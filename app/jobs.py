@@ -15,7 +15,8 @@ from redis.exceptions import RedisError
 
 from app.admission import Admission, Command
 from app.errors import Expired, NotFinished, NotOnDisk, UnknownImage, UnknownJob
-from app.look import check, known, look, seen
+from app.look import check, known, look, seen, seen_json
+from app.looks import Looks
 from app.notifier import Notifier
 from app.pages import Place, newest_first
 from app.pictures import Pictures
@@ -52,6 +53,7 @@ class Jobs:
     ) -> None:
         self._redis, self._catalog, self._notifier = redis, catalog, notifier
         self._pictures, self._admission, self._results_ttl_s = pictures, admission, results_ttl_s
+        self._looks = Looks(redis)
 
     async def submit(self, request: JobRequest, owner: str, key: str | None = None) -> Job:
         """Post a job, whole or not at all, or find the one that was posted with this Idempotency-Key.
@@ -71,15 +73,14 @@ class Jobs:
     async def get(self, job: str, owner: str) -> Job:
         """In one round trip. Raises UnknownJob."""
         check(job)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            look(pipe, job)
-            return seen(job, owner, await pipe.execute())
+        return seen(job, owner, await self._looks.at(job))
 
-    async def wait(self, job: str, owner: str, seconds: float, gone: Callable[[], Awaitable[bool]]) -> Job:
-        """The job at the next change of its state, after `seconds`, or at once where its state is final or the client `gone`."""
+    async def wait(self, job: str, owner: str, seconds: float, gone: Callable[[], Awaitable[bool]]) -> bytes:
+        """As JSON: at the next change of state, after `seconds`, or at once where the state is final or the client `gone`."""
         if seconds:
             await self._changed(job, owner, time.monotonic() + seconds, gone)
-        return await self.get(job, owner)
+        check(job)
+        return seen_json(job, owner, await self._looks.at(job))
 
     async def page(self, owner: str, state: State | None, limit: int, after: Place | None) -> JobPage:
         found: list[JobSummary] = []

@@ -12,7 +12,7 @@ from redis.asyncio.client import Pipeline
 from app.errors import UnknownJob
 from app.estimate import PLACE_KEYS, QUEUE_PLACE, alive, place_args, queue_place
 from app.record import Record
-from app.schemas import Job
+from app.schemas import Job, QueuePlace
 from worker.contract import WORKERS, WorkerInfo, job_key, png_key, sha256_key
 
 _ID = re.compile("[0-9a-f]{32}")
@@ -30,9 +30,20 @@ def look(pipe: Pipeline, job: str) -> None:
 
 def seen(job: str, owner: str, answers: Sequence[Any]) -> Job:
     """The job, from the answers to a pipeline that `look` was the end of. Raises UnknownJob, as `known`."""
-    fields, hashes, stored, place, _ = answers[-ANSWERS:]
-    record = known(job, owner, fields)
-    return record.job(hashes, bool(stored), queue_place(place, record.recipe.model, workers(answers)), time.time())
+    record = known(job, owner, answers[-ANSWERS])
+    return record.job(*_rest(record, answers))
+
+
+def seen_json(job: str, owner: str, answers: Sequence[Any]) -> bytes:
+    """As `seen`, and at once as JSON."""
+    record = known(job, owner, answers[-ANSWERS])
+    return record.json(*_rest(record, answers))
+
+
+def _rest(record: Record, answers: Sequence[Any]) -> tuple[Mapping[bytes, bytes], bool, QueuePlace | None, float]:
+    """What `Record.job` wants besides the record."""
+    _, hashes, stored, place, _ = answers[-ANSWERS:]
+    return hashes, bool(stored), queue_place(place, record.recipe.model, workers(answers)), time.time()
 
 
 def workers(answers: Sequence[Any]) -> list[WorkerInfo]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from redis.typing import EncodableT, FieldT
 
 from app.schemas import Image, Job, JobError, JobSummary, Progress, QueuePlace
-from worker.contract import SHARD_IMAGES, Priority, Recipe, Shard, State, progress_field, shard_count, shards_of
+from worker.contract import Priority, Recipe, Shard, State, progress_field, shard_count, shards_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,20 @@ class Record:
 
     def job(self, hashes: Mapping[bytes, bytes], stored: bool, queue: QueuePlace | None, now: float) -> Job:
         """`hashes` is the job's sha256 key; `stored` says whether its PNGs are still in Redis."""
-        there = stored or self.in_store(now)
-        images = [self._image(index, hashes.get(b"%d" % index), there) for index in self.indices]
+        images = [
+            Image(index=index, state=state, url=url, sha256=sha256)
+            for index, state, url, sha256 in self._images(hashes, stored, now)
+        ]
         return Job(**self._summary(len(hashes), now), queue=queue, images=images)
+
+    def json(self, hashes: Mapping[bytes, bytes], stored: bool, queue: QueuePlace | None, now: float) -> bytes:
+        """`job` as JSON, without a model for each of its images: for 1024 of them that is a quarter of the time."""
+        with_none = Job(**self._summary(len(hashes), now), queue=queue, images=[]).model_dump_json()
+        images = ",".join(
+            f'{{"index":{index},"state":"{state}","url":"{url}","sha256":{_quoted(sha256)}}}'
+            for index, state, url, sha256 in self._images(hashes, stored, now)
+        )
+        return f"{with_none.removesuffix(']}')}{images}]}}".encode()
 
     def _summary(self, images_done: int, now: float) -> dict[str, Any]:
         recipe, path = self.recipe, f"/v1/jobs/{self.id}"
@@ -138,13 +149,20 @@ class Record:
         elapsed_s = (self.finished_at or now) - self.started_at if self.started_at else 0.0
         return round(fraction * self.count / elapsed_s, 3) if elapsed_s > 0 else None
 
-    def _image(self, index: int, sha256: bytes | None, stored: bool) -> Image:
-        url = self.image_url(index)
-        if sha256:
-            return Image(index=index, state=State.FINISHED if stored else "expired", url=url, sha256=sha256.decode())
-        taken = self.done[(index - self.start) // SHARD_IMAGES] is not None
-        waiting = self.state is State.RUNNING and not taken
-        return Image(index=index, state=State.QUEUED if waiting else self.state, url=url, sha256=None)
+    def _images(
+        self, hashes: Mapping[bytes, bytes], stored: bool, now: float
+    ) -> Iterator[tuple[int, State | Literal["expired"], str, str | None]]:
+        """Index, state, url and sha256 of each."""
+        finished: State | Literal["expired"] = State.FINISHED if stored or self.in_store(now) else "expired"
+        for shard, done in zip(self.shards, self.done, strict=True):
+            unfinished = State.QUEUED if self.state is State.RUNNING and done is None else self.state
+            for index in shard.indices:
+                sha256 = hashes.get(b"%d" % index)
+                yield index, finished if sha256 else unfinished, self.image_url(index), sha256.decode() if sha256 else None
+
+
+def _quoted(text: str | None) -> str:
+    return f'"{text}"' if text else "null"
 
 
 def _recipe(text: Mapping[str, str]) -> Recipe:

@@ -82,10 +82,10 @@ async def list_jobs(jobs: Jobs, key: Key, state: OfState = None, limit: Limit = 
     return await jobs.page(key.name, state, limit, Place.parse(cursor) if cursor else None)
 
 
-@router.get("/{job_id}", responses=problems(UnknownJob, InvalidRequest))
-async def get_job(job_id: JobId, jobs: Jobs, key: Key, request: Request, wait: Wait = 0) -> Job:
+@router.get("/{job_id}", response_model=Job, responses=problems(UnknownJob, InvalidRequest))
+async def get_job(job_id: JobId, jobs: Jobs, key: Key, request: Request, wait: Wait = 0) -> Response:
     """A job as it stands now or, with `wait`, at its next change of state."""
-    return await jobs.wait(job_id, key.name, wait, request.is_disconnected)
+    return Response(await jobs.wait(job_id, key.name, wait, request.is_disconnected), media_type="application/json")
 
 
 @router.get(

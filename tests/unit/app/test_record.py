@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.record import Record
-from app.schemas import JobError
+from app.schemas import JobError, QueuePlace
 from worker.contract import Priority, Recipe, State
 
 QUEUED = Record(
@@ -42,6 +42,17 @@ def test_what_workers_add_is_read_too() -> None:
         done=(None, (3, 70)),
         error=JobError(code="nan", message="no number"),
     )
+
+
+@given(
+    st.sampled_from(State), st.sets(st.integers(0, 99)), st.booleans(), st.none() | st.just(QueuePlace(position=1, eta_s=None))
+)
+def test_a_status_is_the_job_as_its_schema_has_it(
+    state: State, finished: set[int], stored: bool, queue: QueuePlace | None
+) -> None:
+    record = replace(QUEUED, state=state, started_at=1.0, done=((3, 70), None))
+    hashes = {b"%d" % (record.start + place): b"e3" * 32 for place in finished}
+    assert record.json(hashes, stored, queue, 3.0).decode() == record.job(hashes, stored, queue, 3.0).model_dump_json()
 
 
 @given(st.lists(st.none() | st.tuples(st.integers(0, 10), st.integers(0, 640)), min_size=2, max_size=2), st.sampled_from(State))

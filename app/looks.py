@@ -1,0 +1,60 @@
+"""Looks of many clients at once, in one round trip: what is asked for while one is under way goes along with the next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+
+from app.look import ANSWERS, look
+
+_AT_ONCE = 64  # jobs a round trip: Redis and the event loop are held up by no more
+
+Answers = Sequence[Any]
+
+
+class Looks:
+    """However many ask, one connection is busy: a thousand clients at the same moment wait for each other, not for connections.
+
+    Who asks for a job is answered by a look that began afterwards, so everybody sees what they have done before.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._asked: dict[str, asyncio.Future[Answers]] = {}
+        self._work: asyncio.Task[None] | None = None
+
+    async def at(self, job: str) -> Answers:
+        """What `app.look.seen` wants. Raises what redis raises."""
+        if job not in self._asked:
+            self._asked[job] = asyncio.get_running_loop().create_future()
+        answers = self._asked[job]
+        if self._work is None:
+            self._work = asyncio.create_task(self._run())
+        return await asyncio.shield(answers)  # of whom one may leave while the others wait
+
+    async def _run(self) -> None:
+        while self._asked:
+            asked = {job: self._asked.pop(job) for job in list(self._asked)[:_AT_ONCE]}
+            try:
+                await self._look(asked)
+            except Exception as error:  # a bug, too: nobody is to wait for ever
+                _fail(asked | self._asked, error)  # who has asked meanwhile need not wait for a second timeout
+                self._asked = {}
+        self._work = None
+
+    async def _look(self, asked: Mapping[str, asyncio.Future[Answers]]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job in asked:
+                look(pipe, job)
+            answers = await pipe.execute()
+        for place, future in enumerate(asked.values()):
+            future.set_result(answers[ANSWERS * place : ANSWERS * (place + 1)])
+
+
+def _fail(asked: Mapping[str, asyncio.Future[Answers]], error: Exception) -> None:
+    for future in asked.values():
+        future.set_exception(error)
+        future.exception()  # asyncio complains of one that nobody has seen, as when all have left

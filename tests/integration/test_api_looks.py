@@ -1,0 +1,76 @@
+"""What a status costs: one round trip to Redis, less where many are asked for at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app import store
+from app.look import seen
+from app.looks import Looks
+from app.main import create_app
+from app.settings import ApiSettings
+from tests.support.proxy import Proxy, proxy
+from tests.support.server import serve
+from tests.support.worker import IdleWorker
+
+Post = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def between(valkey_url: str) -> Iterator[Proxy]:
+    with proxy(valkey_url) as between:
+        yield between
+
+
+@pytest.fixture
+def behind(between: Proxy, models_dir: Path) -> Iterator[httpx.Client]:
+    """A client of an API whose Redis is behind the proxy."""
+    app = create_app(ApiSettings(redis_url=between.url, models_dir=models_dir))
+    with serve(app) as url, httpx.Client(base_url=url, timeout=10) as client:
+        yield client
+
+
+@pytest.mark.parametrize("count", [1, 64, 1024])
+def test_a_status_is_one_round_trip(between: Proxy, behind: httpx.Client, worker: IdleWorker, post: Post, count: int) -> None:
+    job = post(count=count)["id"]
+    between.about = job.encode()
+
+    def trips(state: str) -> int:
+        between.trips = 0
+        assert behind.get(f"/v1/jobs/{job}").json()["state"] == state
+        return between.trips
+
+    assert trips("queued") == 1
+    worker.start(job)
+    worker.publish(job, range(count // 2))
+    assert trips("running") == 1
+    worker.publish(job, range(count // 2, count))
+    assert trips("finished") == 1
+
+
+async def test_looks_that_are_asked_for_at_once_are_one_round_trip(between: Proxy, post: Post) -> None:
+    jobs = [post(count=count)["id"] for count in range(1, 21)]
+    between.about = b"ddpm:job:"
+    redis = store.connect(between.url)
+    looks = Looks(redis)
+    answers = await asyncio.gather(*(looks.at(job) for job in [*jobs, *jobs]))
+    assert [seen(job, "local", answer).count for job, answer in zip([*jobs, *jobs], answers, strict=True)] == [*range(1, 21)] * 2
+    assert between.trips == 1
+    await redis.aclose()
+
+
+async def test_who_leaves_takes_nobody_elses_look_along(valkey_url: str, post: Post) -> None:
+    job = post()["id"]
+    redis = store.connect(valkey_url)
+    looks = Looks(redis)
+    leaves, stays = (asyncio.ensure_future(looks.at(job)) for _ in range(2))
+    await asyncio.sleep(0)
+    leaves.cancel()
+    assert seen(job, "local", await stays).id == job
+    await redis.aclose()
