@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from models import noise
 from models.noise import normal, philox
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 5, 7), (1, 3, 3), (3, 17, 13), (1, 1, 1)]
@@ -16,6 +18,13 @@ ALL = 0xFFFFFFFF
 
 def word(value: int) -> Tensor:
     return torch.tensor([value])
+
+
+def words_of(counter: Sequence[int], key: Sequence[int]) -> tuple[int, ...]:
+    """Of one counter and one key, in the order of the paper."""
+    c0, c1, c2, c3 = counter
+    out = philox(torch.tensor([[c0, c2], [c1, c3]])[..., None, None], torch.tensor(key)[:, None])
+    return tuple(int(out[i][0, 0]) for i in [(0, 0), (1, 0), (0, 1), (1, 1)])
 
 
 @pytest.mark.parametrize(
@@ -32,18 +41,20 @@ def word(value: int) -> Tensor:
     ids=["zeros", "ones", "pi"],
 )
 def test_philox_gives_the_known_answers(counter, key, answer):
-    words = philox(tuple(map(word, counter)), (word(key[0]), word(key[1])))
-    assert tuple(int(w) for w in words) == answer
+    assert words_of(counter, key) == answer
+
+
+def test_a_gpus_way_to_the_words_gives_those_of_a_cpu():
+    torch.manual_seed(0)
+    counter, key = torch.randint(0, ALL + 1, (2, 2, 5, 7)), torch.randint(0, ALL + 1, (2, 5))
+    assert torch.equal(noise.philox(counter, key, noise.rounds_in_torch), noise.philox(counter, key, noise.rounds_in_numpy))
 
 
 def test_a_value_is_box_muller_of_the_words_at_its_address():
     """Written out for one image by hand: counter (lane, draw, index, 0), key the two halves of the seed."""
     seed, index, draw, shape = 2**53 - 1, 4_000_000_000, 1000, (1, 2, 3)
     got = normal(word(seed), word(index), word(draw), shape).flatten()
-    lanes = [
-        [int(w) for w in philox(tuple(map(word, (lane, draw, index, 0))), (word(seed & ALL), word(seed >> 32)))]
-        for lane in (0, 1)
-    ]
+    lanes = [words_of((lane, draw, index, 0), (seed & ALL, seed >> 32)) for lane in (0, 1)]
 
     def pair(u: int, v: int) -> tuple[float, float]:
         radius, angle = math.sqrt(-2 * math.log((u + 0.5) / 2**32)), 2 * math.pi * (v + 0.5) / 2**32
