@@ -5,7 +5,7 @@ HOST =# not taken from the environment, where some shells keep the machine's nam
 PORT ?=
 WORKERS ?=
 RECIPE ?= models/train/recipes/fashion-mnist-28.toml
-BENCH ?= engine exact latency
+BENCH ?= engine exact latency peers
 OUT ?= runs/$(notdir $(basename $(RECIPE)))
 
 TORCH = 2.13.0

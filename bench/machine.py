@@ -13,6 +13,12 @@ def machine(device: str) -> str:
     return f"{_gpu(device) if device.startswith('cuda') else _cpu()}, torch {version('torch')}; {_load()}"
 
 
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _gpu(device: str) -> str:
     import torch  # not where only the service's processes need it
 

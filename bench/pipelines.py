@@ -1,0 +1,116 @@
+"""What people use today: diffusers' DDPMPipeline on the shipped weights, as it comes and tuned."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import time
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from models.catalog import SHIPPED, Catalog
+
+log = logging.getLogger(__name__)
+TRIALS, TRIAL_STEPS = 3, 5
+
+
+@cache
+def loaded(device: str) -> Any:
+    """Once in a process: in RQ's default worker, which forks for each job, that is once a job."""
+    from diffusers import DDPMPipeline
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    catalog = Catalog.read(SHIPPED)
+    folder = catalog.folder(catalog.default.name)
+    pipeline = cast("Any", DDPMPipeline).from_pretrained(folder, low_cpu_mem_usage=False).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(device: str, count: int, steps: int, seed: int) -> list[bytes]:
+    """PNGs, `count` in one batch. The job that RQ's workers run."""
+    return pngs(loaded(device), count, steps, seed)
+
+
+def pngs(pipeline: Any, count: int, steps: int, seed: int) -> list[bytes]:
+    generator = torch.Generator(pipeline.device).manual_seed(seed)
+    files = [io.BytesIO() for _ in range(count)]
+    for image, file in zip(pipeline(count, generator, steps).images, files, strict=True):
+        image.save(file, "PNG")
+    return [file.getvalue() for file in files]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    dtype: torch.dtype
+    layout: torch.memory_format
+    compiled: bool
+
+    def __str__(self) -> str:
+        names = [str(self.dtype), str(self.layout), "compiled" if self.compiled else "not compiled"]
+        return ", ".join(name.removeprefix("torch.") for name in names)
+
+
+class Tuned(torch.nn.Module):
+    """A UNet2DModel in a setting of its own; the pipeline around it keeps float32, as the scheduler needs it."""
+
+    def __init__(self, unet: Any, setting: Setting) -> None:
+        super().__init__()
+        self.config, self.device, self.dtype, self.setting = unet.config, unet.device, torch.float32, setting
+        net = unet.to(setting.dtype).to(memory_format=setting.layout)
+        self.net = torch.compile(net, dynamic=False) if setting.compiled else net
+
+    def forward(self, x: Tensor, t: Tensor) -> SimpleNamespace:
+        sample = self.net(x.to(self.setting.dtype, memory_format=self.setting.layout), t).sample
+        return SimpleNamespace(sample=sample.float())
+
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+SETTINGS = [
+    *(Setting(dtype, layout, False) for dtype, layout in product((torch.float32, torch.bfloat16), LAYOUTS)),
+    *(Setting(dtype, torch.channels_last, True) for dtype in (torch.float32, torch.bfloat16)),
+]
+
+
+def plain(device: str, _: int) -> Any:
+    """As most people run it, for batches of any size."""
+    return loaded(device)
+
+
+def setting(pipeline: Any) -> str:
+    return str(getattr(pipeline.unet, "setting", "as they come"))
+
+
+def tuned(device: str, count: int) -> Any:
+    """The pipeline in the setting that is fastest for batches of `count`, found by trying all. Compiling takes minutes."""
+    tried = {}
+    for choice in SETTINGS:
+        pipeline = copy.deepcopy(loaded(device))
+        pipeline.unet = Tuned(pipeline.unet, choice)
+        try:
+            tried[_fastest_s(pipeline, count)] = pipeline
+        except Exception as error:  # whatever a compiler may fail with: without one, or on a system that it does not know
+            log.warning("diffusers, %s: left out, %s", choice, error)
+    return tried[min(tried)]
+
+
+def _fastest_s(pipeline: Any, count: int) -> float:
+    """Seconds of the fastest of a few trials, after one that compiles."""
+    trials = []
+    for _ in range(1 + TRIALS):
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's, of diffusers' code
+            pngs(pipeline, count, TRIAL_STEPS, seed=0)
+        trials.append(time.perf_counter() - start)
+    return min(trials[1:])

@@ -1,0 +1,135 @@
+"""What is compared: each makes images on request, runs in processes of its own, and sleeps while another is measured."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from redis import Redis
+from rq import Queue
+
+from bench import pipelines
+from bench.service import service
+
+ROOT = Path(__file__).parents[1]
+JOB_TIMEOUT_S = 3600
+
+
+class Draw(Protocol):
+    def __call__(self, count: int, steps: int, seed: int) -> list[bytes]:
+        """PNGs, when all are there; many threads may call at once."""
+
+
+class System(Protocol):
+    name: str
+    how: str
+
+    def awake(self) -> AbstractContextManager[Draw]:
+        """Ready for work within, stopped outside."""
+
+
+class Ours:
+    """The whole service: Valkey, the API and one worker, started anew each time, reached over HTTP."""
+
+    name = "this service"
+    how = "`ddpm up` with one worker, PNGs over HTTP"
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+
+    @contextmanager
+    def awake(self) -> Iterator[Draw]:
+        with service(self._device) as client:
+            yield lambda count, steps, seed: client.pngs(client.post(count, steps, seed=seed))
+
+
+class RqWorker:
+    """One of RQ's own workers, that runs a diffusers pipeline as its job."""
+
+    how = "DDPMPipeline as it comes, PNGs as the job's result"
+
+    def __init__(self, name: str, worker_class: str, redis_url: str, device: str) -> None:
+        self.name, self._device = name, device
+        self._queue = Queue(worker_class, connection=Redis.from_url(redis_url, socket_timeout=None))
+        command = [sys.executable, "-m", "rq.cli", "worker", worker_class, "--worker-class", worker_class, "--url", redis_url]
+        self._process = subprocess.Popen([*command, "--quiet"], cwd=ROOT)
+        self.pid = self._process.pid
+        os.kill(self.pid, signal.SIGSTOP)
+
+    @contextmanager
+    def awake(self) -> Iterator[Draw]:
+        with _going_on(self.pid):
+            yield self._draw
+
+    def _draw(self, count: int, steps: int, seed: int) -> list[bytes]:
+        job = self._queue.enqueue_call(pipelines.draw, (self._device, count, steps, seed), timeout=JOB_TIMEOUT_S)
+        result = job.latest_result(timeout=JOB_TIMEOUT_S)
+        if result is None or result.type is not result.Type.SUCCESSFUL:
+            raise RuntimeError(f"{self.name}: job {job.id} failed: {result and result.exc_string}")
+        return cast("list[bytes]", result.return_value)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class Alone:
+    """A diffusers pipeline in a process of its own, one call after another, with no queue before it."""
+
+    def __init__(self, name: str, device: str, prepare: Callable[[str, int], Any], sizes: Sequence[int]) -> None:
+        context = get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_answer, args=(other, device, prepare, sizes), daemon=True)
+        self._process.start()
+        other.close()
+        self._one_at_a_time = threading.Lock()
+        self.name, self.how = name, self._pipe.recv()
+        os.kill(self.pid, signal.SIGSTOP)
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @contextmanager
+    def awake(self) -> Iterator[Draw]:
+        with _going_on(self.pid):
+            yield self._draw
+
+    def _draw(self, count: int, steps: int, seed: int) -> list[bytes]:
+        with self._one_at_a_time:
+            self._pipe.send((count, steps, seed))
+            return cast("list[bytes]", self._pipe.recv())
+
+    def close(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+        self._pipe.close()
+        self._process.join()
+
+
+@contextmanager
+def _going_on(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGSTOP)
+
+
+def _answer(pipe: Connection, device: str, prepare: Callable[[str, int], Any], sizes: Sequence[int]) -> None:
+    """In the other process: say how each size is run, then make what is asked for until nobody is left to ask."""
+    ready = {size: prepare(device, size) for size in sizes}
+    pipe.send("; ".join(f"batches of {size} {pipelines.setting(pipeline)}" for size, pipeline in ready.items()))
+    with suppress(EOFError):
+        while True:
+            count, steps, seed = pipe.recv()
+            pipe.send(pipelines.pngs(ready[count], count, steps, seed))

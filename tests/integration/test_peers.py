@@ -1,0 +1,48 @@
+"""The systems that the service is compared with: they do the same work, and nothing while others are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from bench import peers, pipelines
+from bench.report import Report
+from bench.systems import Alone, RqWorker
+from tests.support.processes import eventually
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(params=["RQ", "alone"])
+def system(request: pytest.FixtureRequest, valkey_url: str) -> Iterator[RqWorker | Alone]:
+    kind = (
+        RqWorker("RQ", "rq.SimpleWorker", valkey_url, "cpu")
+        if request.param == "RQ"
+        else Alone("alone", "cpu", pipelines.plain, (1,))
+    )
+    with closing(kind) as started:
+        yield started
+
+
+def test_a_peer_hands_out_as_many_pngs_as_asked(system: RqWorker | Alone):
+    with system.awake() as draw:
+        pngs = draw(count=1, steps=2, seed=1)
+    assert [png[:8] for png in pngs] == [b"\x89PNG\r\n\x1a\n"]
+
+
+def test_a_peer_is_stopped_while_others_are_measured(system: RqWorker | Alone):
+    with system.awake() as draw:
+        draw(count=1, steps=2, seed=1)
+    eventually(lambda: state(system.pid) == "T", 10, "the process is stopped")
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_the_ratio_is_of_rates_of_the_same_round(tmp_path: Path):
+    peers.tabulate(Report(tmp_path, "peers", "cpu"), "A workload", {"ours": [100, 20, 90], "theirs": [10, 10, 10]})
+    assert "| theirs | 10.0          | 9.0                       | 2.0 to 10.0         |" in (tmp_path / "peers.md").read_text()

@@ -1,0 +1,45 @@
+"""The peers' pipelines on the shipped weights."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench import pipelines
+from bench.pipelines import Setting
+
+EAGER = [Setting(torch.float32, torch.channels_last, False), Setting(torch.bfloat16, torch.contiguous_format, False)]
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png))).astype(int)
+
+
+def test_a_pipeline_makes_as_many_pngs_of_the_shipped_shape_as_asked():
+    pngs = pipelines.draw("cpu", count=3, steps=2, seed=1)
+    assert [pixels(png).shape for png in pngs] == 3 * [(28, 28)]
+    assert len(set(pngs)) == 3
+
+
+@pytest.mark.parametrize("setting", EAGER, ids=str)
+def test_a_tuned_pipeline_makes_the_same_pictures(setting: Setting, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipelines, "SETTINGS", [setting])
+    (plain,), (tuned,) = (pipelines.pngs(p, 1, 20, seed=1) for p in (pipelines.loaded("cpu"), pipelines.tuned("cpu", 1)))
+    assert np.abs(pixels(plain) - pixels(tuned)).mean() < 3
+
+
+def test_a_setting_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    class NoCompiler(pipelines.Tuned):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> object:
+            if self.setting.dtype is torch.bfloat16:
+                raise RuntimeError("no compiler")
+            return super().forward(x, t)
+
+    monkeypatch.setattr(pipelines, "Tuned", NoCompiler)
+    monkeypatch.setattr(pipelines, "SETTINGS", EAGER)
+    assert pipelines.setting(pipelines.tuned("cpu", 1)) == "float32, channels_last, not compiled"
+    assert "bfloat16, contiguous_format, not compiled: left out, no compiler" in caplog.text
