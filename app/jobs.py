@@ -17,7 +17,7 @@ from app.admission import Admission, Command
 from app.errors import Expired, NotFinished, NotOnDisk, UnknownImage, UnknownJob
 from app.look import check, known, look, seen, seen_json
 from app.looks import Looks
-from app.notifier import Notifier
+from app.notifier import Notifier, set_within
 from app.pages import Place, newest_first
 from app.pictures import Pictures
 from app.recipes import recipe_of
@@ -30,7 +30,7 @@ from worker.contract import State, chains_key, job_key, open_key, owner_key, png
 from worker.queue import enqueue, withdraw_keys
 
 log = logging.getLogger(__name__)
-_LOOK_EVERY_S = 1.0  # who waits looks for itself, should the notifier have missed a change
+_STILL_THERE_S = 1.0  # how often who waits is asked whether its client is there
 _INDEX_TTL_S = contract.UNFINISHED_TTL_S + contract.RECORD_TTL_S
 _REMOVED_AGAIN_S = 60  # workers remove a deleted job's objects once more: one may just have been writing
 _MAX_SCAN = 1000  # records read by one listing, however few match
@@ -161,8 +161,9 @@ class Jobs:
         with self._notifier.listen(job) as changed:
             before = now = await self._state(job, owner)
             while now is before and not now.final and (left_s := until - time.monotonic()) > 0 and not await gone():
-                await _set_or_timeout(changed, min(left_s, _LOOK_EVERY_S))
-                now = await self._state(job, owner)
+                if await set_within(changed, min(left_s, _STILL_THERE_S)):
+                    changed.clear()
+                    now = await self._state(job, owner)
 
     async def _state(self, job: str, owner: str) -> State:
         check(job)
@@ -231,12 +232,3 @@ def _withdraw(pipe: Pipeline, record: Record) -> None:
     for shard in record.shards:
         keys = withdraw_keys(shard)
         pipe.eval(scripts.WITHDRAW, len(keys), *keys, shard.id)
-
-
-async def _set_or_timeout(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return
-    event.clear()

@@ -1,4 +1,4 @@
-"""Wakes whoever waits for a job: one subscription a process, however many wait."""
+"""Wakes whoever waits for a job: one subscription and one look a second for a process, however many wait."""
 
 from __future__ import annotations
 
@@ -11,18 +11,27 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from worker.contract import CHANGES
+from worker.contract import CHANGES, job_key
 
 log = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 2.0
+_LOOK_EVERY_S = 1.0
+
+
+# KEYS: records. -> their states.
+_STATES = """
+local states = {}
+for i, record in ipairs(KEYS) do states[i] = redis.call('HGET', record, 'state') end
+return states"""
 
 
 class Notifier:
-    """Messages may be lost while Redis is away, so whoever waits also looks for itself now and then."""
+    """Messages may be lost while Redis is away, or with a connection that nobody knows to be dead; so the states are read too."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._states: dict[str, bytes | None] = {}  # as they were read last
 
     def __len__(self) -> int:
         """Jobs that somebody waits for."""
@@ -30,7 +39,7 @@ class Notifier:
 
     @contextmanager
     def listen(self, job: str) -> Iterator[asyncio.Event]:
-        """An event that is set at every change of the job's state."""
+        """An event that is set at every change of the job's state, and at times without one."""
         event = self.join(job)
         try:
             yield event
@@ -50,15 +59,15 @@ class Notifier:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._run())
+        tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._look())]
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self) -> None:
+    async def _listen(self) -> None:
         pause_s = 0.05
         while True:
             try:
@@ -70,6 +79,18 @@ class Notifier:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            jobs = list(self._waiting)
+            with suppress(RedisError):  # the subscription says so
+                read = await self._redis.eval(_STATES, len(jobs), *map(job_key, jobs)) if jobs else []
+                states = dict(zip(jobs, read, strict=True))
+                for job in jobs:
+                    if states[job] != self._states.get(job, b"not read yet"):
+                        self._wake(job)
+                self._states = states
+
     async def _changed(self) -> AsyncIterator[str]:
         async with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:
             await subscription.subscribe(CHANGES)
@@ -79,3 +100,12 @@ class Notifier:
     def _wake(self, job: str) -> None:
         for event in self._waiting.get(job, ()):
             event.set()
+
+
+async def set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Whether it was set in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
@@ -16,17 +15,28 @@ from redis.exceptions import RedisError
 from app.errors import UnknownJob
 from app.events import Told, View
 from app.look import check
-from app.notifier import Notifier
+from app.notifier import Notifier, set_within
 from app.record import Record
 from worker.contract import State, job_key, sha256_key
 
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.05  # and workers report as often, so that what is told of a running job is at most 0.1 s old
-_LOOK_ANYWAY_S = 1.0  # at a job that waits, should the notifier have missed a change
 _LONGEST_PAUSE_S = 2.0
 _HEARTBEAT_S = 15.0  # proxies close what is silent for long; a minute is common
 _HEARTBEAT = format_sse_event(comment="still here")
 _RETRY = format_sse_event(retry=1000)
+
+_AT_ONCE = 256  # jobs; Redis does nothing else meanwhile
+
+# KEYS: record and images of each job. ARGV: how many images of each are known. -> record and, where there are others, images.
+# One command, since redis-py takes longer over one than Redis does. Of 1024 images, hashes are read when there are new ones only.
+_LOOK = """
+local out = {}
+for i, known in ipairs(ARGV) do
+  local record, images = KEYS[2 * i - 1], KEYS[2 * i]
+  out[i] = {redis.call('HGETALL', record), redis.call('HLEN', images) ~= tonumber(known) and redis.call('HGETALL', images)}
+end
+return out"""
 
 Hash = Mapping[bytes, bytes]
 
@@ -50,7 +60,6 @@ class Followed:
         self.job, self.changed = job, changed
         self.readers = 0
         self.look: Look | None = None
-        self._looked_at = 0.0
         self._news = asyncio.Event()  # set, and replaced, when a look finds something else
 
     @property
@@ -77,15 +86,15 @@ class Followed:
                 yield text
             if told.everything:
                 return
-            if not await _set_within(news, _HEARTBEAT_S):
+            if not await set_within(news, _HEARTBEAT_S):
                 yield _HEARTBEAT
 
-    def is_due(self, now: float) -> bool:
+    @property
+    def is_due(self) -> bool:
         runs = self.look is not None and self.look.fields.get(b"state") == State.RUNNING.value.encode()
-        return runs or self.changed.is_set() or now - self._looked_at >= _LOOK_ANYWAY_S
+        return runs or self.changed.is_set()
 
     def heed(self, look: Look) -> None:
-        self._looked_at = time.monotonic()
         before, self.look = self.look, look
         if before is None or (before.fields, before.hashes) != (look.fields, look.hashes):
             self._news.set()
@@ -149,41 +158,26 @@ class Watch:
         while True:
             await self._somebody.wait()
             try:
-                await self._look([followed for followed in self._followed.values() if followed.is_due(time.monotonic())])
+                await self._look([followed for followed in self._followed.values() if followed.is_due])
                 pause_s = _LOOK_EVERY_S
             except RedisError as error:
+                for followed in self._followed.values():
+                    followed.changed.set()  # for all that is known
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 log.warning("cannot look at the jobs whose events are read (%s); again in %.2f s", error, pause_s)
             await asyncio.sleep(pause_s)
 
     async def _look(self, due: Sequence[Followed]) -> None:
-        """In one round trip, and a second one where there are images that have not been seen."""
-        if not due:
-            return
-        for followed in due:
-            followed.changed.clear()  # before the look: a change after it is another one
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for followed in due:
-                pipe.hgetall(job_key(followed.job))
-                pipe.hlen(sha256_key(followed.job))
-            answers = await pipe.execute()
-        hashes = await self._hashes(list(zip(due, answers[1::2], strict=True)))
-        for followed, fields, now in zip(due, answers[::2], hashes, strict=True):
-            followed.heed(Look(fields, now))
-
-    async def _hashes(self, counted: Sequence[tuple[Followed, int]]) -> list[Hash]:
-        """Read only where there are others than before: a job may have 1024, and they are never written again."""
-        changed = [followed for followed, done in counted if done != len(followed.hashes)]
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for followed in changed:
-                pipe.hgetall(sha256_key(followed.job))
-            read = dict(zip(changed, await pipe.execute(), strict=True))
-        return [read.get(followed, followed.hashes) for followed, _ in counted]
+        """In one round trip for every _AT_ONCE jobs."""
+        for first in range(0, len(due), _AT_ONCE):
+            some = due[first : first + _AT_ONCE]
+            for followed in some:
+                followed.changed.clear()  # before the look: a change after it is another one
+            keys = [key for followed in some for key in (job_key(followed.job), sha256_key(followed.job))]
+            answers = await self._redis.eval(_LOOK, len(keys), *keys, *(len(followed.hashes) for followed in some))
+            for followed, (record, images) in zip(some, answers, strict=True):
+                followed.heed(Look(_hash(record), followed.hashes if images is None else _hash(images)))
 
 
-async def _set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            return await event.wait()
-    except TimeoutError:
-        return False
+def _hash(flat: Sequence[bytes]) -> Hash:
+    return dict(zip(flat[::2], flat[1::2], strict=True))

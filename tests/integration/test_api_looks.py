@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,15 @@ def test_a_status_is_one_round_trip(between: Proxy, behind: httpx.Client, worker
     assert trips("running") == 1
     worker.publish(job, range(count // 2, count))
     assert trips("finished") == 1
+
+
+def test_who_waits_has_the_job_built_once(between: Proxy, behind: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post(count=1024)["id"]
+    between.about = f"{job}:sha256".encode()
+    threading.Timer(2.2, worker.start, [job]).start()
+    answer = behind.get(f"/v1/jobs/{job}", params={"wait": 5})
+    assert answer.json()["state"] == "running", answer.text
+    assert between.trips == 1
 
 
 async def test_looks_that_are_asked_for_at_once_are_one_round_trip(between: Proxy, post: Post) -> None:

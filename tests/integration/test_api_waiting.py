@@ -61,14 +61,6 @@ def calls(redis: Redis) -> Counter[str]:
     return Counter({name.removeprefix("cmdstat_"): about["calls"] for name, about in redis.info("commandstats").items()})
 
 
-def test_waiting_reads_the_state_and_builds_the_job_once(api: httpx.Client, redis: Redis, post: Post) -> None:
-    job = post(count=1024)["id"]
-    before = calls(redis)
-    api.get(f"/v1/jobs/{job}", params={"wait": 2.5})
-    asked = calls(redis) - before
-    assert (asked["hgetall"], asked["eval"]) == (2, 1)
-
-
 def test_nothing_is_asked_for_a_client_that_has_gone(api: httpx.Client, url: str, redis: Redis, post: Post) -> None:
     job = post()["id"]
     with pytest.raises(httpx.ReadTimeout):
