@@ -18,7 +18,7 @@ PLAN = compile_plan(SCHEDULE, 5)
 
 
 def served(request: Request, *arrivals: Arrival, capacity: int = 256) -> Served:
-    engine = Engine(Pool(gaussian_eps, SHAPE, capacity, torch.device("cpu")), (2, 4))
+    engine = Engine(Pool(gaussian_eps, SHAPE, capacity, torch.device("cpu")), {2: 1.0, 4: 1.5})
     return serve(engine, arrivals, PLAN, request)
 
 

@@ -12,7 +12,14 @@ from PIL import Image
 from bench import pipelines
 from bench.pipelines import Setting
 
+pytestmark = pytest.mark.timeout(300)
 EAGER = [Setting(torch.float32, torch.channels_last, False), Setting(torch.bfloat16, torch.contiguous_format, False)]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipelines, "TRIALS", 1)
+    monkeypatch.setattr(pipelines, "TRIAL_STEPS", 1)
 
 
 def pixels(png: bytes) -> np.ndarray:
