@@ -1,76 +1,138 @@
-"""How much of the bare network's speed the engine keeps: `python -m bench.engine`.
+"""How much of the bare network's speed the engine keeps, and of the machine's: `python -m bench.engine`.
 
-For each bucket, in one run and in turn: the network alone on a batch; the engine on as many chains; the noise alone.
-Prints a table of medians, and of ratios within the run.
+For each precision and batch size, in one run and in turn: the network alone on a batch; the engine on as many chains; the noise
+alone. The peak is a product of two large matrices in the same precision, measured in the same turns.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
-from collections.abc import Callable
-
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the `ddpm` command does
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+import typer
 
-from models.catalog import SHIPPED, Catalog
+from bench.model import default_device, engine_on, load
+from bench.report import OUT, Out, Report
 from models.noise import normal
 from models.plans import compile_plan
-from worker.engine import ChainRequest, Engine
+from worker.contract import Precision
+from worker.engine import ChainRequest
 from worker.loaded import LoadedModel
+from worker.network import precisions
 
-ROUNDS, BURST = 12, 5
-
-
-def main() -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    catalog = Catalog.read(SHIPPED)
-    model = LoadedModel(catalog, catalog.default.name, device, capacity=64)
-    print(f"{model.card.name} on {device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"{'bucket':>6} {'network/s':>10} {'engine/s':>10} {'engine/network':>15} {'noise/step':>11}")
-    for bucket in model.calibration.buckets:
-        network_s, engine_s, noise_s = measure(model, bucket, device)
-        kept, noise = network_s / engine_s, noise_s / engine_s
-        print(f"{bucket:>6} {bucket / network_s:>10.0f} {bucket / engine_s:>10.0f} {kept:>15.1%} {noise:>11.1%}")
+ROUNDS, BURST = 12, 3
+_SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def measure(model: LoadedModel, bucket: int, device: torch.device) -> tuple[float, float, float]:
-    """Seconds of one step: the network alone, the engine, the noise alone."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Seconds of one step of `size` chains: the network alone, the engine, the noise alone; and the peak in flop/s."""
+
+    precision: Precision
+    size: int
+    network_s: float
+    engine_s: float
+    noise_s: float
+    peak: float
+    gflop: float
+
+    @property
+    def per_s(self) -> float:
+        return self.size / self.engine_s
+
+    @property
+    def cells(self) -> list[str]:
+        of_network, noise = f"{self.network_s / self.engine_s:.1%}", f"{self.noise_s / self.engine_s:.1%}"
+        of_peak = f"{self.per_s * self.gflop * 1e9 / self.peak:.0%}"
+        return [
+            self.precision,
+            str(self.size),
+            f"{self.size / self.network_s:.0f}",
+            f"{self.per_s:.0f}",
+            of_network,
+            noise,
+            of_peak,
+        ]
+
+
+def main(device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(), out: Out = OUT) -> None:
+    """Image-steps a second of every batch size that agrees to the bit, in every precision that the device has."""
+    report = Report(out, "engine", device)
+    rows = [row for precision in precisions(torch.device(device)) for row in measure(load(device, 64, precision))]
+    head = ["precision", "batch", "network/s", "engine/s", "engine / network", "noise / step", "of the matmul peak"]
+    report.say(f"{rows[0].gflop:g} GFLOP an image-step; medians of {ROUNDS} turns of {BURST} steps.\n")
+    report.table(head, [row.cells for row in rows])
+    plot(report, rows)
+
+
+def measure(model: LoadedModel) -> Iterator[Row]:
+    model.calibration.use()
+    for size in model.calibration.buckets:
+        runs = [_network(model, size), _engine(model, size), _noise(model, size), _product(model)]
+        times = [[_burst(model, run) for run in runs] for _ in range(ROUNDS)]
+        network_s, engine_s, noise_s, product_s = (statistics.median(column) for column in zip(*times[1:], strict=True))
+        peak = 2 * _side(model) ** 3 / product_s
+        yield Row(model.precision, size, network_s, engine_s, noise_s, peak, model.card.gflop_per_image_step)
+
+
+def _network(model: LoadedModel, size: int) -> Callable[[], object]:
     pool = model.engine.pool
-    plan = compile_plan(model.schedule, model.schedule.T)
-    engine = Engine(pool, {bucket: 1.0})
-    engine.submit([ChainRequest(i, "bench", plan, 1, i) for i in range(bucket)])
-    index = torch.arange(bucket, device=device)
+    index = torch.arange(size, device=pool.device)
     x = normal(index, index, index, pool.shape)
-
-    def network() -> None:
-        with torch.inference_mode():
-            pool.network(x, index)
-
-    def noise() -> None:
-        normal(index, index, index, pool.shape)
-
-    def step() -> None:
-        engine.step()
-
-    times: dict[Callable[[], None], list[float]] = {network: [], step: [], noise: []}
-    for _ in range(ROUNDS):
-        for run, seconds in times.items():
-            seconds.append(_burst(run, device))
-    medians = {run: statistics.median(seconds[1:]) for run, seconds in times.items()}
-    return medians[network], medians[step], medians[noise]
+    return lambda: pool.network(x, index)
 
 
-def _burst(run: Callable[[], None], device: torch.device) -> float:
+def _engine(model: LoadedModel, size: int) -> Callable[[], object]:
+    engine = engine_on(model, [size])
+    plan = compile_plan(model.schedule, model.schedule.T)
+    engine.submit([ChainRequest(i, "bench", plan, 1, i) for i in range(size)])
+    return engine.step
+
+
+def _noise(model: LoadedModel, size: int) -> Callable[[], object]:
+    index = torch.arange(size, device=model.engine.pool.device)
+    return lambda: normal(index, index, index, model.engine.pool.shape)
+
+
+def _product(model: LoadedModel) -> Callable[[], object]:
+    a = torch.randn(_side(model), _side(model), device=model.engine.pool.device).to(_DTYPES[model.precision])
+    return lambda: a @ a
+
+
+def _side(model: LoadedModel) -> int:
+    return _SIDE[model.engine.pool.device.type]
+
+
+@torch.inference_mode()
+def _burst(model: LoadedModel, run: Callable[[], object]) -> float:
+    """Seconds of one run, over a few in a row."""
+    model.engine.pool.wait()
     start = time.perf_counter()
     for _ in range(BURST):
         run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    model.engine.pool.wait()
     return (time.perf_counter() - start) / BURST
 
 
+def plot(report: Report, rows: list[Row]) -> None:
+    with report.plot() as axes:
+        for precision in dict.fromkeys(row.precision for row in rows):
+            own = [row for row in rows if row.precision == precision]
+            axes.plot(
+                [row.size for row in own], [row.size / row.network_s for row in own], "--", label=f"{precision}, network alone"
+            )
+            axes.plot([row.size for row in own], [row.per_s for row in own], "o-", label=f"{precision}, engine")
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("batch size")
+        axes.set_ylabel("image-steps/s")
+        axes.set_ylim(bottom=0)
+        axes.legend()
+
+
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Literal
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the `ddpm` command does, before torch is loaded
 
 import torch
 
 from models.catalog import SHIPPED, Catalog
+from worker.contract import Precision
 from worker.engine import Engine
 from worker.loaded import LoadedModel
 
 
-def load(device: str, capacity: int) -> LoadedModel:
+def load(device: str, capacity: int, precision: Precision | Literal["auto"] = "auto") -> LoadedModel:
+    """Calibrated here and now: what a cache holds may have been measured beside other work."""
     catalog = Catalog.read(SHIPPED)
-    return LoadedModel(catalog, catalog.default.name, torch.device(device), capacity)
+    return LoadedModel(catalog, catalog.default.name, torch.device(device), capacity, precision)
 
 
 def engine_on(model: LoadedModel, buckets: Sequence[int]) -> Engine:
