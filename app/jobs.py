@@ -24,6 +24,8 @@ from app.recipes import recipe_of
 from app.record import Record
 from app.schemas import Image, Job, JobPage, JobRequest, JobSummary
 from app.sheet import ContactSheet
+from app.webhooks.request import check_webhook
+from app.webhooks.target import Reach
 from models.catalog import Catalog
 from worker import contract, scripts
 from worker.contract import State, chains_key, job_key, open_key, owner_key, png_key, sha256_key
@@ -50,9 +52,12 @@ class Jobs:
         pictures: Pictures,
         admission: Admission,
         results_ttl_s: int,
+        reach: Reach | None,
     ) -> None:
+        """`reach` is None where no webhooks are sent."""
         self._redis, self._catalog, self._notifier = redis, catalog, notifier
         self._pictures, self._admission, self._results_ttl_s = pictures, admission, results_ttl_s
+        self._reach = reach
         self._looks = Looks(redis)
 
     async def submit(self, request: JobRequest, owner: str, key: str | None = None) -> Job:
@@ -60,6 +65,7 @@ class Jobs:
 
         Raises InvalidRequest for what the model cannot do, and what `Admission.post` raises.
         """
+        check_webhook(request.webhook, self._reach)
         record = self._record(request, owner)
         self._admission.check(record)
         try:
@@ -190,6 +196,7 @@ class Jobs:
             start=request.start,
             count=request.count,
             priority=request.priority,
+            webhook=request.webhook,
             created_at=time.time_ns() // 1000 / 1e6,  # whole microseconds, so that a cursor can say it exactly
         )
 

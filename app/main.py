@@ -22,6 +22,9 @@ from app.routers import events, health, jobs, models
 from app.security import Keyring
 from app.settings import ApiSettings
 from app.watch import Watch
+from app.webhooks.delivery import Delivery
+from app.webhooks.sender import Sender
+from app.webhooks.target import Reach
 from models.catalog import SHIPPED, Catalog
 from worker.store import open_store
 
@@ -44,8 +47,16 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     app.state.patient_redis = store.connect(settings.redis_url, timeout_s=_PATIENT_S)
     bounds = Bounds(of_one=settings.max_open_image_steps_per_key, of_all=settings.max_open_image_steps)
     admission = Admission(app.state.patient_redis, bounds)
+    webhook_secret, reach = settings.webhook_secret.get_secret_value(), Reach(settings.webhook_networks)
+    app.state.delivery = Delivery(app.state.redis, Sender(reach), webhook_secret)
     app.state.jobs = Jobs(
-        app.state.redis, app.state.catalog, app.state.notifier, app.state.pictures, admission, settings.results_ttl_s
+        app.state.redis,
+        app.state.catalog,
+        app.state.notifier,
+        app.state.pictures,
+        admission,
+        settings.results_ttl_s,
+        reach if webhook_secret else None,
     )
     app.state.reaper = Reaper(store.connect_in_thread(settings.redis_url), app.state.catalog)
     for router in (jobs.router, events.router, models.router, health.router):
@@ -56,14 +67,19 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
         Gate, keyring=keyring, pace=Pace(settings.key_requests_per_s), anonymous_hosts=host_names(settings.anonymous_hosts)
     )
     handlers.install(app)
-    openapi.describe(app, app.state.catalog, keyring)
+    openapi.describe(app, app.state.catalog, keyring, webhooks=bool(webhook_secret))
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
-        async with app.state.notifier.running(), app.state.watch.running(), app.state.reaper.running():
+        async with (
+            app.state.notifier.running(),
+            app.state.watch.running(),
+            app.state.reaper.running(),
+            app.state.delivery.running(),
+        ):
             yield
     finally:
         app.state.pictures.close()

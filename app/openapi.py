@@ -8,15 +8,30 @@ from fastapi import FastAPI
 
 from app.errors import TooManyRequests, Unauthorized, WrongHost, problems
 from app.gate import OPEN
-from app.schemas import ImageEvent, ProblemDetails, StateEvent
+from app.schemas import ImageEvent, ProblemDetails, StateEvent, WebhookMessage
 from app.security import Keyring
 from models.catalog import Catalog
 
 _SCHEME = "A key of `DDPM_API_KEYS`; it sees the jobs that were posted with it"
 
 
-def describe(app: FastAPI, catalog: Catalog, keyring: Keyring) -> None:
-    """Name the models, the largest number of steps and who is let in, in the document that `app` serves."""
+_WEBHOOK = {
+    "summary": "Job ended",
+    "description": "Sent to the `webhook` of a job that has ended, signed as https://www.standardwebhooks.com has it",
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/WebhookMessage"}}},
+    },
+    "responses": {
+        "2XX": {"description": "Delivered"},
+        "410": {"description": "No more is wanted"},
+        "default": {"description": "Sent again"},
+    },
+}
+
+
+def describe(app: FastAPI, catalog: Catalog, keyring: Keyring, *, webhooks: bool) -> None:
+    """Name the models, the largest number of steps, who is let in and what is sent, in the document that `app` serves."""
     made_by_fastapi = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -24,6 +39,7 @@ def describe(app: FastAPI, catalog: Catalog, keyring: Keyring) -> None:
             document = made_by_fastapi()
             _complete(document, catalog)
             _guard(document, keyring)
+            _describe_webhooks(document, sent=webhooks)
         assert app.openapi_schema is not None
         return app.openapi_schema
 
@@ -32,10 +48,13 @@ def describe(app: FastAPI, catalog: Catalog, keyring: Keyring) -> None:
 
 def _complete(document: dict[str, Any], catalog: Catalog) -> None:
     schemas = document["components"]["schemas"]
-    for model in (ProblemDetails, StateEvent, ImageEvent):  # FastAPI sees no route that answers with them
+    for model in (ProblemDetails, StateEvent, ImageEvent, WebhookMessage):  # FastAPI sees no route that answers with them
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     _drop_fastapis_422(document)
+    _drop_null_parameters(document)
+    events = document["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    events.pop("schema")  # FastAPI's: the stream as one string, which no reader takes it for
     fields = schemas["JobRequest"]["properties"]
     _not_null(fields["model"])["enum"] = sorted(catalog)
     _not_null(fields["steps"])["maximum"] = max(card.schedule.T for card in catalog.values())
@@ -64,6 +83,15 @@ def _join(responses: dict[str, Any], status: str, response: dict[str, Any]) -> N
         responses[status] = response
 
 
+def _describe_webhooks(document: dict[str, Any], sent: bool) -> None:
+    if sent:
+        document["webhooks"] = {"job-ended": {"post": _WEBHOOK}}
+    else:
+        field = document["components"]["schemas"]["JobRequest"]["properties"]["webhook"]
+        field |= {"description": "This service sends no webhooks: it has no DDPM_WEBHOOK_SECRET", "examples": [None]}
+        field["anyOf"].remove(_not_null(field))
+
+
 def _drop_fastapis_422(document: dict[str, Any]) -> None:
     """It is added wherever there is a parameter, also where that can be any string."""
     for path in document["paths"].values():
@@ -73,6 +101,15 @@ def _drop_fastapis_422(document: dict[str, Any]) -> None:
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+
+
+def _drop_null_parameters(document: dict[str, Any]) -> None:
+    """A parameter can be left out, but no header and no query says null: it would be the text."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            for parameter in operation.get("parameters", []):
+                options = parameter["schema"].get("anyOf", [])
+                options[:] = [option for option in options if option.get("type") != "null"]
 
 
 def _not_null(field: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
 
 from redis.typing import EncodableT, FieldT
 
-from app.schemas import Image, Job, JobError, JobSummary, Progress, QueuePlace
+from app.schemas import Image, Job, JobError, JobSummary, Progress, QueuePlace, WebhookStatus
 from worker.contract import Priority, Recipe, Shard, State, progress_field, shard_count, shards_of
 
 
@@ -29,6 +29,8 @@ class Record:
     finished_at: float | None = None
     attempts: int = 0
     error: JobError | None = None
+    webhook: str | None = field(default=None, repr=False)  # its URL may hold secrets
+    webhook_status: WebhookStatus | None = None
     external: bool = False  # some images may lie in the results store
     expires_at: float | None = None  # when those go
     done: tuple[tuple[int, int] | None, ...] = ()  # a shard: step of its least advanced image, image-steps; None: not taken yet
@@ -50,6 +52,8 @@ class Record:
             finished_at=finished_at,
             attempts=int(text["attempts"]),
             error=JobError(code=text["error_code"], message=text["error_message"]) if "error_code" in text else None,
+            webhook=text.get("webhook"),
+            webhook_status=_webhook_status(text),
             external=external,
             expires_at=finished_at + int(text["results_ttl_s"]) if external and finished_at else None,
             done=tuple(_done(text.get(progress_field(shard))) for shard in range(shard_count(count))),
@@ -58,17 +62,22 @@ class Record:
     def to_hash(self, results_ttl_s: int) -> dict[FieldT, EncodableT]:
         """Of a job that nobody has touched yet."""
         recipe = cast("dict[FieldT, EncodableT]", asdict(self.recipe))
-        return recipe | {
-            "id": self.id,
-            "owner": self.owner,
-            "start": self.start,
-            "count": self.count,
-            "priority": self.priority.value,
-            "state": self.state.value,
-            "created_at": self.created_at,
-            "attempts": self.attempts,
-            "results_ttl_s": results_ttl_s,
-        }
+        webhook: dict[FieldT, EncodableT] = {"webhook": self.webhook} if self.webhook else {}
+        return (
+            recipe
+            | webhook
+            | {
+                "id": self.id,
+                "owner": self.owner,
+                "start": self.start,
+                "count": self.count,
+                "priority": self.priority.value,
+                "state": self.state.value,
+                "created_at": self.created_at,
+                "attempts": self.attempts,
+                "results_ttl_s": results_ttl_s,
+            }
+        )
 
     @property
     def shards(self) -> Iterator[Shard]:
@@ -98,11 +107,12 @@ class Record:
             Image(index=index, state=state, url=self.image_url(index), sha256=sha256.decode() if sha256 else None)
             for index, state, sha256 in self._images(hashes, stored, now)
         ]
-        return Job(**self._summary(len(hashes), now), queue=queue, images=images)
+        return Job(**self._summary(len(hashes), now), queue=queue, webhook=self.webhook_status, images=images)
 
     def json(self, hashes: Mapping[bytes, bytes], stored: bool, queue: QueuePlace | None, now: float) -> bytes:
         """`job` as JSON, without a model for each of its images: they are all the time that 1024 of them take."""
-        without = Job(**self._summary(len(hashes), now), queue=queue, images=[]).model_dump_json()
+        summary = self._summary(len(hashes), now)
+        without = Job(**summary, queue=queue, webhook=self.webhook_status, images=[]).model_dump_json()
         path = self.image_url("")
         images = [_image_json(path, index, state, sha256) for index, state, sha256 in self._images(hashes, stored, now)]
         return f"{without.removesuffix(']}')}{','.join(images)}]}}".encode()
@@ -171,6 +181,15 @@ def _recipe(text: Mapping[str, str]) -> Recipe:
         variance=text["variance"],
         eta=float(text["eta"]),
         seed=int(text["seed"]),
+    )
+
+
+def _webhook_status(text: Mapping[str, str]) -> WebhookStatus | None:
+    if "webhook" not in text:
+        return None
+    state = text.get("webhook_state", "pending" if State(text["state"]).final else "waiting")
+    return WebhookStatus.model_validate(
+        {"state": state, "attempts": text.get("webhook_attempts", 0), "said": text.get("webhook_said")}
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import Header
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -69,6 +69,15 @@ class JobRequest(BaseModel):
         description="interactive jobs come first; bulk yields to them, but keeps at least one place in eight. "
         "The images after the first 64 of an interactive job run as bulk",
         examples=["interactive"],
+    )
+
+    webhook: str | None = Field(
+        default=None,
+        max_length=2000,
+        pattern="^https?://",
+        description="Where a signed POST says that the job has ended (docs/webhooks.md): http or https, port 80, 443 or 1024 and "
+        "above, a public address unless the operator allows others",
+        examples=["https://example.com/hooks/ddpm"],
     )
 
     @field_validator("count", "seed", "start", "steps", mode="before")
@@ -144,6 +153,16 @@ class JobError(BaseModel):
     )
 
 
+class WebhookStatus(BaseModel):
+    state: Literal["waiting", "pending", "delivered", "given_up"] = Field(
+        description="waiting: the job has not ended; pending: to be sent, or sent again; delivered: answered with 2xx; given_up: "
+        "answered with 410, or not delivered by the last attempt",
+        examples=["delivered"],
+    )
+    attempts: int = Field(description="Times that it was sent, or tried to be", examples=[1])
+    said: str | None = Field(description="How the last attempt ended; null before it", examples=["answered 204"])
+
+
 class JobSummary(BaseModel):
     id: str = Field(examples=[JOB_EXAMPLE], description="Identifier, 32 hexadecimal digits")
     state: State = Field(
@@ -182,7 +201,22 @@ class JobSummary(BaseModel):
 
 class Job(JobSummary):
     queue: QueuePlace | None = Field(description="Place in the queue; null unless queued")
+    webhook: WebhookStatus | None = Field(description="What became of the webhook; null where none was asked for")
     images: list[Image] = Field(description="All images, in order of index")
+
+
+class WebhookMessage(BaseModel):
+    """The body of a webhook, as https://www.standardwebhooks.com has it."""
+
+    type: Literal["job.finished", "job.failed", "job.cancelled"] = Field(
+        description="How the job has ended", examples=["job.finished"]
+    )
+    timestamp: datetime = Field(description="When it did, UTC", examples=["2026-11-22T12:00:05.200000Z"])
+    data: JobSummary = Field(description="The job")
+
+    @classmethod
+    def of(cls, job: JobSummary) -> Self:
+        return cls.model_validate({"type": f"job.{job.state}", "timestamp": job.finished_at, "data": job})
 
 
 class StateEvent(BaseModel):

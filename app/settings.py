@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _TEN_YEARS_S = 10 * 365 * 86_400  # far above it EXPIRE fails, and with it the script that ends a job
 
@@ -44,8 +45,27 @@ class ApiSettings(BaseSettings):
         allow_inf_nan=False,
         description="Requests a second that a key may send to one API process, after two seconds' worth at once; 0: no limit",
     )
+    webhook_secret: SecretStr = Field(
+        default=SecretStr(""),
+        description="What the secrets of webhooks are made from, 32 characters or more; empty: no webhooks",
+    )
+    webhook_networks: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
+        default=(), description="Networks between commas that webhooks may go to besides public addresses, such as 10.0.0.0/8"
+    )
     anonymous_hosts: str = Field(
         default="",
         description="Without keys: names between commas under which the API answers besides localhost, * for any; "
         "has to be set to listen on more than loopback",
     )
+
+    @field_validator("webhook_networks", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _long_enough(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < 32:
+            raise ValueError("it has less than 32 characters, which could be guessed")
+        return value

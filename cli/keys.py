@@ -6,6 +6,7 @@ import typer
 
 from app.security import BadKeys, new_key
 from cli.faults import Fault
+from cli.settings import read
 
 
 def new(name: str) -> None:
@@ -21,3 +22,16 @@ def new(name: str) -> None:
         "Add the entry to DDPM_API_KEYS of the API, after a comma, and restart it.",
         err=True,
     )
+
+
+def webhook_secret(name: str) -> None:
+    """On stdout, for programs too."""
+    from app.settings import ApiSettings
+    from app.webhooks.signature import secret_of, text_of
+
+    service_secret = read(ApiSettings).webhook_secret.get_secret_value()
+    if not service_secret:
+        raise Fault(
+            "DDPM_WEBHOOK_SECRET is not set, so no webhook is sent; set it as for the API (`openssl rand -hex 32` makes one)"
+        )
+    typer.echo(text_of(secret_of(service_secret, name)))

@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(invoke_without_command=True, help="List the models that can be served, or add one.")
 app.add_typer(models_app, name="models")
-keys_app = typer.Typer(no_args_is_help=True, help="Make keys for the API.")
+keys_app = typer.Typer(no_args_is_help=True, help="Make keys for the API, and the secrets of their webhooks.")
 app.add_typer(keys_app, name="keys")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on; default DDPM_HOST, else 127.0.0.1")]
@@ -110,6 +110,14 @@ def train(
 def new(name: Annotated[str, typer.Argument(help="Whose jobs the key's are; letters, digits, '.', '_' and '-'")]) -> None:
     """Make a key, and print it once, with its entry for DDPM_API_KEYS. Nothing is stored."""
     from cli.keys import new as run
+
+    run(name)
+
+
+@keys_app.command()
+def webhook_secret(name: Annotated[str, typer.Argument(help="Whose; `local` where there are no keys")]) -> None:
+    """Print what a key's owner verifies webhooks with. It is made from DDPM_WEBHOOK_SECRET and the name."""
+    from cli.keys import webhook_secret as run
 
     run(name)
 

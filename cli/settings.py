@@ -42,8 +42,9 @@ def read(settings: type[S]) -> S:
         return settings()
     except ValidationError as error:
         first = error.errors()[0]
-        name = "_".join(["DDPM", *map(str, first["loc"])]).upper()
-        raise Fault(f"{name}={first['input']!r}: {first['msg']}; correct it or unset it") from None
+        field = str(first["loc"][0])
+        value = "***" if settings.model_fields[field].annotation is SecretStr else repr(first["input"])
+        raise Fault(f"DDPM_{field.upper()}={value}: {first['msg']}; correct it or unset it") from None
 
 
 def check_results_url(url: SecretStr) -> None:

@@ -33,6 +33,7 @@ LEFT = "ddpm:left"  # hash: open job -> "<image-steps left to run> <owner>"
 LOAD = "ddpm:load"  # hash: owner -> image-steps left of all its open jobs. Both empty themselves
 CHANGES = "ddpm:changes"
 EXPIRING = "ddpm:expiring"  # sorted set: job -> when what the results store holds of it is to be removed; it empties itself
+WEBHOOKS = "ddpm:webhooks"  # sorted set: job that has ended -> when its webhook is to be sent next; it empties itself
 WORKERS = "ddpm:workers"  # hash: worker name -> JSON of WorkerInfo, with its own end in it
 
 
@@ -182,7 +183,8 @@ def _script(body: str) -> str:
     return script
 
 
-# Changes of state. KEYS are always: job, sha256, png, open set, chains, expiring, left, load. `finish` closes a job for good.
+# Changes of state. KEYS are always: job, sha256, png, open set, chains, expiring, left, load, webhooks.
+# `finish` closes a job for good.
 # `external` in a job's hash: some of its PNGs may lie in the results store, written before their hash is.
 _SHARED = """
 local function state() return redis.call('HGET', KEYS[1], 'state') end
@@ -214,6 +216,10 @@ local function finish(to, now)
   local idempotency = redis.call('HGET', KEYS[1], 'idempotency')
   if idempotency then redis.call('EXPIRE', idempotency, ttl + $RECORD_TTL_S) end
   subtract(id)
+  if redis.call('HEXISTS', KEYS[1], 'webhook') == 1 then
+    redis.call('ZADD', KEYS[9], now, id)
+    redis.call('EXPIRE', KEYS[9], $RECORD_TTL_S) -- where no API has a secret, nobody empties it
+  end
   redis.call('PUBLISH', '$CHANGES', id .. ' ' .. to)
 end
 """
@@ -287,6 +293,7 @@ return state()""")
 # Before the keys of a job are deleted. ARGV: when to remove what the results store holds of it. -> 1, or 0 where that is nothing.
 DOOM = _script("""
 subtract(id)
+redis.call('ZREM', KEYS[9], id)
 local idempotency = redis.call('HGET', KEYS[1], 'idempotency')
 if idempotency then redis.call('DEL', idempotency) end
 if not is_external() then return 0 end
@@ -305,4 +312,5 @@ end""")
 
 def transition_keys(job: str, priority: str) -> list[str]:
     """The KEYS of every script above."""
-    return [job_key(job), sha256_key(job), png_key(job), open_key(priority), chains_key(job), EXPIRING, LEFT, LOAD]
+    of_the_job = [job_key(job), sha256_key(job), png_key(job), open_key(priority), chains_key(job)]
+    return [*of_the_job, EXPIRING, LEFT, LOAD, WEBHOOKS]

@@ -55,6 +55,15 @@ def test_every_503_of_a_picture_is_documented(document: dict[str, Any]) -> None:
         assert "results store" in about
 
 
+def test_webhooks_are_documented_where_they_are_sent(document: dict[str, Any], models_dir: Path) -> None:
+    sends = create_app(ApiSettings(models_dir=models_dir, webhook_secret="s" * 32)).openapi()
+    reference = sends["webhooks"]["job-ended"]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    assert "timestamp" in sends["components"]["schemas"][reference.rpartition("/")[2]]["properties"]
+    assert "webhooks" not in document
+    kinds = [part["components"]["schemas"]["JobRequest"]["properties"]["webhook"]["anyOf"] for part in (sends, document)]
+    assert [[option["type"] for option in options] for options in kinds] == [["string", "null"], ["null"]]
+
+
 def test_an_index_is_documented_as_an_integer(document: dict[str, Any]) -> None:
     parameters = document["paths"]["/v1/jobs/{job_id}/images/{index}"]["get"]["parameters"]
     (index,) = [parameter["schema"] for parameter in parameters if parameter["name"] == "index"]

@@ -1,0 +1,170 @@
+"""Webhooks that are due, until they are delivered or given up.
+
+The script that ends a job enters it in `ddpm:webhooks` (worker/contract.py). Any API process claims an entry by setting it to a
+later time, sends it, and takes it out or sets it to the next attempt; an entry that was set anew meanwhile stays. So a kill
+at any moment only means that it is sent again: at least once, with the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from app.record import Record
+from app.schemas import WebhookMessage
+from app.webhooks import signature
+from app.webhooks.sender import TIMEOUT_S, Outcome, Sender
+from app.webhooks.target import BadTarget, Target
+from worker.contract import WEBHOOKS, job_key
+
+log = logging.getLogger(__name__)
+MAX_ATTEMPTS = 9  # over 6 hours
+_CLAIM_S = 4 * TIMEOUT_S
+_LOOK_EVERY_S = 1.0
+_AT_ONCE, _AT_ONCE_OF_ONE = 64, 16  # attempts; one owner's receivers that never answer leave room for others'
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _GROWTH = 5.0, 7200.0, 4.0
+
+# KEYS: webhooks. ARGV: now, until, prefix of job keys. -> {job, its hash, images that are done}, or false where nothing is due.
+_CLAIM = """
+while true do
+  local id = redis.call('ZRANGE', KEYS[1], '-inf', ARGV[1], 'BYSCORE', 'LIMIT', 0, 1)[1]
+  if not id then return false end
+  local job = ARGV[3] .. id
+  if redis.call('EXISTS', job) == 1 then
+    redis.call('ZADD', KEYS[1], ARGV[2], id)
+    redis.call('HINCRBY', job, 'webhook_attempts', 1)
+    return {id, redis.call('HGETALL', job), redis.call('HLEN', job .. ':sha256')}
+  end
+  redis.call('ZREM', KEYS[1], id)
+end"""
+
+# KEYS: webhooks, job. ARGV: job, until when it was claimed, when it is due again or '', then fields of the job and values.
+_SETTLE = """
+if redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then return end
+if redis.call('EXISTS', KEYS[2]) == 0 then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+  return
+end
+redis.call('HSET', KEYS[2], unpack(ARGV, 4))
+if ARGV[3] == '' then redis.call('ZREM', KEYS[1], ARGV[1]) else redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1]) end"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    job: str
+    until: int
+    fields: Mapping[bytes, bytes] = field(repr=False)
+    images_done: int
+
+    @property
+    def owner(self) -> str:
+        return self.fields[b"owner"].decode()
+
+    @property
+    def attempts(self) -> int:
+        return int(self.fields[b"webhook_attempts"])
+
+
+class Delivery:
+    """One task a process; none where the service has no secret to sign with."""
+
+    def __init__(self, redis: Redis, sender: Sender, service_secret: str) -> None:
+        self._redis, self._sender, self._secret = redis, sender, service_secret
+        self._claim_script, self._settle_script = (cast("Any", redis.register_script(text)) for text in (_CLAIM, _SETTLE))
+        self._free = asyncio.Semaphore(_AT_ONCE)
+        self._sending: Counter[str] = Counter()  # by owner
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._run()) if self._secret else None
+        try:
+            yield
+        finally:
+            if task:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            self._sender.close()
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as attempts:
+            while True:
+                await self._free.acquire()
+                claim = await self._next()
+                if claim:
+                    attempts.create_task(self._attend(claim))
+                else:
+                    self._free.release()
+                    await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _next(self) -> _Claim | None:
+        now = time.time()
+        until = math.ceil(now + _CLAIM_S)
+        try:
+            claimed = await self._claim_script(keys=[WEBHOOKS], args=[now, until, job_key("")])
+        except RedisError as error:
+            log.warning("cannot look for webhooks that are due: %s", error)
+            return None
+        if not claimed:
+            return None
+        job, fields, images_done = claimed
+        return _Claim(job.decode(), until, dict(zip(fields[::2], fields[1::2], strict=True)), images_done)
+
+    async def _attend(self, claim: _Claim) -> None:
+        """Whatever fails here, the claim lapses and it is tried again."""
+        self._sending[claim.owner] += 1
+        try:
+            if self._sending[claim.owner] > _AT_ONCE_OF_ONE:
+                await self._settle(claim, time.time() + TIMEOUT_S, {"webhook_attempts": claim.attempts - 1})
+            else:
+                await self._attempt(claim)
+        except RedisError as error:
+            log.warning("the webhook of job %s may be sent again, as its outcome could not be noted: %s", claim.job, error)
+        except Exception:
+            log.exception("the webhook of job %s could not be sent", claim.job)
+        finally:
+            self._sending[claim.owner] -= 1
+            self._free.release()
+
+    async def _attempt(self, claim: _Claim) -> None:
+        outcome = await self._send(claim)
+        over = outcome.final or claim.attempts >= MAX_ATTEMPTS
+        noted: dict[str, str | int] = {"webhook_said": outcome.said}
+        if outcome.delivered or over:
+            noted["webhook_state"] = "delivered" if outcome.delivered else "given_up"
+        due = None if "webhook_state" in noted else time.time() + pause_s(claim.attempts)
+        await self._settle(claim, due, noted)
+        log.info("webhook of job %s, attempt %d: %s", claim.job, claim.attempts, outcome.said)
+
+    async def _send(self, claim: _Claim) -> Outcome:
+        record = Record.from_hash(claim.fields)
+        try:
+            target = Target.parse(record.webhook or "")
+        except BadTarget:  # accepted by an older version
+            return Outcome("the URL cannot be sent to", final=True)
+        body = WebhookMessage.of(record.summary(claim.images_done, time.time())).model_dump_json().encode()
+        secret = signature.secret_of(self._secret, record.owner)
+        headers = signature.headers(secret, f"job_{record.id}", int(time.time()), body)
+        about = {"Host": target.authority, "Content-Type": "application/json", "User-Agent": "ddpm-service"}
+        return await self._sender.post(target, about | headers, body)
+
+    async def _settle(self, claim: _Claim, due: float | None, noted: Mapping[str, str | int]) -> None:
+        fields = [part for pair in noted.items() for part in pair]
+        again = "" if due is None else due
+        await self._settle_script(keys=[WEBHOOKS, job_key(claim.job)], args=[claim.job, claim.until, again, *fields])
+
+
+def pause_s(attempts: int) -> float:
+    """After so many attempts: 5 s, then four times as long each time, 2 h at most, a fifth more or less so that they spread."""
+    return min(_FIRST_PAUSE_S * _GROWTH ** (attempts - 1), _LONGEST_PAUSE_S) * random.uniform(0.8, 1.2)

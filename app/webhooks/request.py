@@ -1,0 +1,29 @@
+"""Which webhooks a job may ask for."""
+
+from __future__ import annotations
+
+from app.validation import invalid, shorten
+from app.webhooks.target import BadTarget, Reach, Target
+
+
+def check_webhook(url: str | None, reach: Reach | None) -> None:
+    """Raises InvalidRequest for one that could never be sent. What a name leads to is known only when it is."""
+    if url is None:
+        return
+    if reach is None:
+        raise _invalid(
+            url, "is asked for, but this service sends none; leave it out, or ask the operator for DDPM_WEBHOOK_SECRET"
+        )
+    try:
+        address = Target.parse(url).address
+    except BadTarget as error:
+        raise _invalid(url, str(error)) from None
+    if address and not reach.allows(address):
+        raise _invalid(
+            url,
+            "leads to an address that is not public; use one that is, or ask the operator to put it into DDPM_WEBHOOK_NETWORKS",
+        )
+
+
+def _invalid(url: str, fact_and_remedy: str) -> Exception:
+    return invalid("webhook", url, f"webhook={shorten(url)} {fact_and_remedy}.")

@@ -1,0 +1,172 @@
+"""Real connections to servers on loopback, which stands for an address that is allowed; names are looked up in a stub."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from app.webhooks import sender as module
+from app.webhooks.sender import Outcome, Sender
+from app.webhooks.target import Reach, Target
+from tests.support.receiver import Receiver, receiver
+
+LOOPBACK = Reach([ip_network("127.0.0.1")])
+
+
+class Names:
+    """A resolver: each lookup gives the next answer, the last one for ever."""
+
+    def __init__(self, *answers: Sequence[str]) -> None:
+        self.answers, self.asked = list(answers), 0
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        self.asked += 1
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+def post(url: str, names: Names | None = None, reach: Reach = LOOPBACK) -> Outcome:
+    sender, target = Sender(reach, names), Target.parse(url)
+    try:
+        return asyncio.run(sender.post(target, {"Host": target.authority, "X-Ours": "1"}, b"{}"))
+    finally:
+        sender.close()
+
+
+@pytest.fixture
+def hook() -> Iterator[Receiver]:
+    with receiver() as running:
+        yield running
+
+
+def test_a_name_is_looked_up_once_and_the_receiver_is_asked_by_it(hook: Receiver) -> None:
+    names = Names(["127.0.0.1"])
+    assert post(f"http://hooks.example:{hook.port}/a?b=c", names) == Outcome("answered 204", delivered=True)
+    (got,) = hook.received
+    assert (got.path, got.headers["host"], got.headers["x-ours"], got.body) == (
+        "/a?b=c",
+        f"hooks.example:{hook.port}",
+        "1",
+        b"{}",
+    )
+    assert names.asked == 1
+
+
+REFUSED = Outcome("the host has no address that webhooks may go to")
+
+
+def test_a_name_that_leads_to_a_forbidden_address_is_not_connected_to(hook: Receiver) -> None:
+    for addresses in (["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["::ffff:127.0.0.1"], ["::1"], []):
+        assert post(f"http://hooks.example:{hook.port}/", Names(addresses), Reach()) == REFUSED
+    assert hook.received == []
+
+
+def test_a_name_that_changes_its_address_after_the_check_gains_nothing(hook: Receiver) -> None:
+    """Rebinding: first an address that is allowed, then one that is not. There is no second lookup to give it to."""
+    names = Names(["127.0.0.2"], ["127.0.0.1"])
+    reach = Reach([ip_network("127.0.0.2")])
+    assert post(f"http://hooks.example:{hook.port}/", names, reach).said == "no connection, or no valid certificate"
+    assert (names.asked, hook.received) == (1, [])
+
+
+def test_the_next_address_is_tried_where_one_does_not_answer(hook: Receiver) -> None:
+    reach = Reach([ip_network("127.0.0.0/8")])
+    assert post(f"http://hooks.example:{hook.port}/", Names(["127.0.0.2", "127.0.0.1"]), reach).delivered
+
+
+@pytest.mark.parametrize("spelling", ["2130706433", "0x7f.1", "127.1", "localhost"])
+def test_what_the_systems_resolver_makes_of_a_host_is_checked_too(hook: Receiver, spelling: str) -> None:
+    target = Target("http", spelling, hook.port, "/")
+    sender = Sender(Reach())
+    assert asyncio.run(sender.post(target, {"Host": "x"}, b"{}")) == REFUSED
+    sender.close()
+
+
+def test_a_redirect_is_not_followed(hook: Receiver) -> None:
+    for status in (301, 302, 303, 307, 308):
+        hook.statuses = [status]
+        assert post(f"http://127.0.0.1:{hook.port}/") == Outcome(f"answered {status}")
+    assert {got.path for got in hook.received} == {"/"}
+
+
+def test_no_proxy_is_asked(hook: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        proxy = f"http://127.0.0.1:{dead.getsockname()[1]}"
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, proxy)
+    assert post(f"http://127.0.0.1:{hook.port}/").delivered
+
+
+def test_an_answer_without_end_is_not_read(hook: Receiver) -> None:
+    hook.endless = True
+    assert post(f"http://127.0.0.1:{hook.port}/") == Outcome("answered 204", delivered=True)
+
+
+def test_a_receiver_that_says_gone_is_asked_no_more(hook: Receiver) -> None:
+    hook.statuses = [410]
+    assert post(f"http://127.0.0.1:{hook.port}/") == Outcome("answered 410", final=True)
+
+
+def test_a_receiver_that_never_answers_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert post(f"http://127.0.0.1:{silent.getsockname()[1]}/") == Outcome("no answer in 0.2 s")
+
+
+def greet(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.sendall(b"220 mail.example ESMTP\r\n")
+
+
+def test_nobody_there_and_what_is_no_http_are_told_apart() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        port = dead.getsockname()[1]
+    assert post(f"http://127.0.0.1:{port}/") == Outcome("no connection, or no valid certificate")
+    with socket.create_server(("127.0.0.1", 0)) as other, ThreadPoolExecutor(1) as thread:
+        thread.submit(greet, other)
+        said = post(f"http://127.0.0.1:{other.getsockname()[1]}/").said
+    assert said == "the connection broke, or the answer was no HTTP"
+
+
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A certificate for hooks.example, from an authority that the service trusts."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - timedelta(1), now + timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("hooks.example")]), critical=True)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    public, private = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    public.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    monkeypatch.setenv("SSL_CERT_FILE", str(public))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(public, private)
+    return context
+
+
+def test_the_certificate_is_checked_for_the_name_though_the_address_is_connected_to(tls: ssl.SSLContext) -> None:
+    asked: list[str | None] = []
+    tls.sni_callback = lambda _socket, name, _context: asked.append(name)
+    with receiver(tls) as hook:
+        names = Names(["127.0.0.1"])
+        assert post(f"https://hooks.example:{hook.port}/", names).delivered
+        assert post(f"https://other.example:{hook.port}/", names) == Outcome("no connection, or no valid certificate")
+        assert asked == ["hooks.example", "other.example"]
+        assert len(hook.received) == 1
