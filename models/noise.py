@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -34,12 +35,17 @@ def philox(counter: Tensor, key: Tensor, rounds: Callable[[Tensor, Tensor, Tenso
 
     Words are 0..2^32-1, all int64.
     """
-    device = key.device
-    numbers = torch.arange(_ROUNDS, device=device)[:, None, None]
-    keys = ((key + numbers * torch.tensor(_WEYL, device=device)[:, None]) & _WORD)[..., None]
-    multipliers = torch.tensor(_MULTIPLIERS, device=device)[:, None, None]
-    rounds = rounds or (rounds_in_numpy if device.type == "cpu" else rounds_in_torch)
+    multipliers, weyl_by_round = _constants(key.device)
+    keys = ((key + weyl_by_round) & _WORD)[..., None]
+    rounds = rounds or (rounds_in_numpy if key.device.type == "cpu" else rounds_in_torch)
     return rounds(counter, keys, multipliers)
+
+
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Multipliers (2, 1, 1), and what is added to the key in each round (10, 2, 1). Copied to a GPU once: a CUDA graph cannot."""
+    weyl = torch.tensor(_WEYL)[:, None] * torch.arange(_ROUNDS)[:, None, None]
+    return torch.tensor(_MULTIPLIERS)[:, None, None].to(device), weyl.to(device)
 
 
 def rounds_in_torch(counter: Tensor, keys: Tensor, multipliers: Tensor) -> Tensor:

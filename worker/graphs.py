@@ -1,41 +1,62 @@
-"""CUDA graphs: a whole step (gather, network, rows, noise, scatter) recorded once a batch size and replayed with one launch."""
+"""A whole step (gather, network, rows, noise, scatter) recorded once a batch size and replayed: on CUDA with a single launch."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+Advance = Callable[[Tensor], None]
+Recorder = Callable[[Advance, Tensor], Callable[[], None]]
+_AHEAD = 2
 _WARM_UPS = 3  # cuDNN and cuBLAS choose and allocate before what they do is recorded
 
 
 class Graphs:
-    """`advance` takes the columns of a batch (worker/pool.py) and works on nothing but tensors that stay where they are."""
+    """`advance` takes the columns of a batch (worker/pool.py), and works on tensors that stay where they are."""
 
-    def __init__(self, advance: Callable[[Tensor], None], dummy: int, device: torch.device) -> None:
-        self._advance, self._dummy, self._device = advance, dummy, device
-        self._memory = torch.cuda.graph_pool_handle()  # one for all: activations are allocated once, for the largest
-        self._recorded: dict[int, tuple[Tensor, torch.cuda.CUDAGraph]] = {}
+    def __init__(self, advance: Advance, dummy: int, device: torch.device, record: Recorder) -> None:
+        self._advance, self._dummy, self._device, self._record = advance, dummy, device, record
+        self._recorded: dict[int, tuple[Tensor, Callable[[], None]]] = {}
 
     def replay(self, columns: Tensor) -> None:
         """columns float64 (12, B), on the host. Raises torch.OutOfMemoryError where a new size does not fit."""
         size = columns.shape[1]
         if size not in self._recorded:
-            self._recorded[size] = self._record(torch.zeros_like(columns, device=self._device))
-        inputs, graph = self._recorded[size]
-        inputs.copy_(columns.pin_memory(), non_blocking=True)
-        graph.replay()
+            inputs = torch.zeros_like(columns, device=self._device)
+            inputs[0] = self._dummy  # rows of zeros: recording leaves every chain as it is
+            self._recorded[size] = inputs, self._record(self._advance, inputs)
+        inputs, run = self._recorded[size]
+        inputs.copy_(columns.pin_memory() if inputs.is_cuda else columns, non_blocking=True)
+        run()
 
-    def _record(self, inputs: Tensor) -> tuple[Tensor, torch.cuda.CUDAGraph]:
-        inputs[0] = self._dummy  # rows of zeros: what runs while recording leaves every chain as it is
-        aside = torch.cuda.Stream(self._device)
-        aside.wait_stream(torch.cuda.current_stream(self._device))
+
+class CudaRecorder:
+    """The graphs that it records share one memory: activations are allocated once, for the largest batch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._memory = device, torch.cuda.graph_pool_handle()
+        self._running: deque[torch.cuda.Event] = deque()
+
+    def __call__(self, advance: Advance, inputs: Tensor) -> Callable[[], None]:
+        here, aside = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        aside.wait_stream(here)
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UPS):
-                self._advance(inputs)
-        torch.cuda.current_stream(self._device).wait_stream(aside)
+                advance(inputs)
+        here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory):
-            self._advance(inputs)
-        return inputs, graph
+            advance(inputs)
+        return lambda: self._launch(graph)
+
+    def _launch(self, graph: torch.cuda.CUDAGraph) -> None:
+        """The host keeps few steps ahead of the device, so that what it reports as done nearly is."""
+        graph.replay()
+        done = torch.cuda.Event(blocking=True)
+        done.record()
+        self._running.append(done)
+        if len(self._running) > _AHEAD:
+            self._running.popleft().synchronize()

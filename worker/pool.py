@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.noise import normal
 from models.plans import COLUMNS
-from worker.graphs import Graphs
+from worker.graphs import CudaRecorder, Graphs, Recorder
 
 Network = Callable[[Tensor, Tensor], Tensor]
 ADDRESS = ("slot", "t", "seed", "index", "draw")
@@ -45,12 +45,22 @@ class Batch:
 class Pool:
     """`capacity` slots and one more for the dummy chain that pads a batch; float32 (capacity + 1, C, H, W) twice."""
 
-    def __init__(self, network: Network, shape: tuple[int, int, int], capacity: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: Network,
+        shape: tuple[int, int, int],
+        capacity: int,
+        device: torch.device,
+        record: Recorder | None = None,
+    ) -> None:
+        """`record`: how steps are recorded; None records them on CUDA and runs them one by one elsewhere."""
         self.network, self.shape, self.device = network, shape, device
         self.dummy = capacity
         self.x = torch.zeros(capacity + 1, *shape, device=device)
         self.x_0_hat = torch.zeros_like(self.x)
-        self._graphs = Graphs(self._advance, self.dummy, device) if device.type == "cuda" else None
+        if record is None and device.type == "cuda":
+            record = CudaRecorder(device)
+        self._graphs = Graphs(self._advance, self.dummy, device, record) if record else None
 
     @torch.inference_mode()
     def start(self, slots: Sequence[int], seeds: Sequence[int], indices: Sequence[int]) -> None:

@@ -10,9 +10,11 @@ from models.catalog import SHIPPED
 from models.noise import normal
 from models.plans import compile_plan
 from models.sampling import sample, to_bytes
+from tests.support.networks import one_by_one
 from worker.calibrate import calibrate
 from worker.contract import Precision
 from worker.engine import ChainRequest, Engine
+from worker.graphs import Recorder
 from worker.network import ServedNetwork, precisions
 from worker.pool import Pool
 
@@ -24,10 +26,10 @@ KINDS = pytest.mark.parametrize("precision", ["fp32", "bf16"])
 FAR_APART = {"fp32": 1, "bf16": 3}  # mean difference in grey levels: kernels differ, pictures do not
 
 
-def make_pool(precision: Precision, capacity: int = 64) -> Pool:
+def make_pool(precision: Precision, capacity: int = 64, record: Recorder | None = None) -> Pool:
     if precision not in precisions(CUDA):
         pytest.skip(f"this GPU does not compute {precision} natively")
-    return Pool(ServedNetwork(checkpoint.load(MODEL), CUDA, precision), SHAPE, capacity, CUDA)
+    return Pool(ServedNetwork(checkpoint.load(MODEL), CUDA, precision), SHAPE, capacity, CUDA, record)
 
 
 def drain(engine: Engine) -> dict[object, torch.Tensor]:
@@ -75,8 +77,7 @@ def test_an_image_does_not_depend_on_its_batch_mates(precision: Precision):
 @KINDS
 def test_a_step_is_one_recorded_graph_and_gives_the_bits_of_the_step_it_recorded(precision: Precision):
     plan = compile_plan(checkpoint.load(MODEL).schedule, 20)
-    recorded, eager = make_pool(precision), make_pool(precision)
-    eager._graphs = None
+    recorded, eager = make_pool(precision), make_pool(precision, record=one_by_one)
     for pool in (recorded, eager):
         engine = Engine(pool, {8: 1.0})
         engine.submit([ChainRequest(i, 0, plan, 5, i) for i in range(8)])

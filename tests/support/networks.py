@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -38,3 +40,9 @@ def random_unet(seed: int = 0, cfg: UNetConfig = TINY) -> UNet:
         for parameter in net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return net.eval().requires_grad_(False)
+
+
+def one_by_one(advance: Callable[[Tensor], None], inputs: Tensor) -> Callable[[], None]:
+    """A recorder of steps (worker/graphs.py) that runs them when they are replayed."""
+    advance(inputs)
+    return lambda: advance(inputs)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from models.plans import Plan, compile_plan
 from models.sampling import sample, to_bytes
-from tests.support.networks import SCHEDULE, SHAPE, gaussian_eps, random_unet
+from tests.support.networks import SCHEDULE, SHAPE, gaussian_eps, one_by_one, random_unet
 from worker.engine import ChainRequest, Engine, Snapshot
+from worker.graphs import Recorder
 from worker.pool import Network, Pool
 
 PLANS = [
@@ -28,8 +29,10 @@ PLANS = [
 SECONDS = {2: 1.0, 4: 1.5, 8: 2.0}  # a step of each batch size
 
 
-def engine(network: Network = gaussian_eps, capacity: int = 12, buckets: Sequence[int] = (2, 4, 8)) -> Engine:
-    return Engine(Pool(network, SHAPE, capacity, torch.device("cpu")), {size: SECONDS[size] for size in buckets})
+def engine(
+    network: Network = gaussian_eps, capacity: int = 12, buckets: Sequence[int] = (2, 4, 8), record: Recorder | None = None
+) -> Engine:
+    return Engine(Pool(network, SHAPE, capacity, torch.device("cpu"), record), {size: SECONDS[size] for size in buckets})
 
 
 def request(name: object, plan: Plan = PLANS[1], seed: int = 5, index: int = 0, **options: object) -> ChainRequest:
@@ -50,9 +53,11 @@ def plain(r: ChainRequest, network: Network = gaussian_eps) -> Tensor:
 class EngineAgainstPlainLoop(RuleBasedStateMachine):
     """Chains join, leave, are parked, copied out and put back; whatever finishes is the plain loop's picture, bit for bit."""
 
+    record: Recorder | None = None
+
     def __init__(self) -> None:
         super().__init__()
-        self.engine = engine()
+        self.engine = engine(record=type(self).record)
         self.running: dict[int, ChainRequest] = {}
         self.saved: list[Snapshot] = []
         self.names = 0
@@ -104,6 +109,16 @@ class EngineAgainstPlainLoop(RuleBasedStateMachine):
 
 TestEngineAgainstPlainLoop = EngineAgainstPlainLoop.TestCase
 TestEngineAgainstPlainLoop.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+class RecordedEngineAgainstPlainLoop(EngineAgainstPlainLoop):
+    """As on CUDA: the same inputs are filled before every step, and recording a size takes a step of its own."""
+
+    record = staticmethod(one_by_one)
+
+
+TestRecordedEngineAgainstPlainLoop = RecordedEngineAgainstPlainLoop.TestCase
+TestRecordedEngineAgainstPlainLoop.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
 
 
 def test_the_u_net_in_the_engine_equals_the_plain_loop():

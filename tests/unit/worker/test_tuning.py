@@ -1,0 +1,93 @@
+"""How a checkpoint comes to run: the faster precision, from the cache where it is known, in a pool that fits."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import checkpoint
+from models.catalog import read_card
+from models.checkpoint import Checkpoint
+from tests.support.folders import write_model
+from worker import tuning
+from worker.calibrate import Calibration
+from worker.calibration_cache import CalibrationCache
+from worker.pool import Pool
+from worker.tuning import Tuned, tune
+
+CPU = torch.device("cpu")
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    root = tmp_path_factory.mktemp("models")
+    write_model(root, "tiny")
+    return checkpoint.load(root / "tiny", read_card(root / "tiny").sha256)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """In which types calibration was done; bf16 takes `seconds["bf16"]` a step."""
+    types: list[torch.dtype] = []
+
+    def calibrate(pool: Pool, T: int) -> Calibration:
+        types.append(pool.network.dtype)
+        return Calibration({1: 1.0 if pool.network.dtype == torch.float32 else SECONDS["bf16"]}, threads=1)
+
+    monkeypatch.setattr(tuning, "precisions", lambda device: ("fp32", "bf16"))
+    monkeypatch.setattr(tuning, "calibrate", calibrate)
+    return types
+
+
+SECONDS = {"bf16": 0.5}
+
+
+def tuned(tiny: Checkpoint, precision: str = "auto", cache: CalibrationCache | None = None, capacity: int = 16) -> Tuned:
+    threads = torch.get_num_threads()
+    try:
+        return tune(tiny, "ab" * 32, SHAPE, CPU, capacity, precision, cache)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("bf16_s", "chosen"), [(0.5, "bf16"), (0.95, "fp32"), (2.0, "fp32")])
+def test_bf16_is_taken_where_it_is_a_tenth_faster(tiny, measured, monkeypatch, bf16_s, chosen):
+    monkeypatch.setitem(SECONDS, "bf16", bf16_s)
+    assert tuned(tiny).precision == chosen
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_precision_that_was_asked_for_is_not_argued_with(tiny, measured, precision):
+    found = tuned(tiny, precision)
+    assert found.precision == precision
+    assert len(measured) == 1
+
+
+def test_the_next_start_measures_nothing_and_comes_to_the_same(tiny, measured, tmp_path: Path):
+    first = tuned(tiny, cache=CalibrationCache(tmp_path))
+    assert len(measured) == 2
+    again = tuned(tiny, cache=CalibrationCache(tmp_path))
+    assert len(measured) == 2
+    assert (again.precision, again.calibration) == (first.precision, first.calibration)
+
+
+def test_the_pool_is_lowered_to_an_eighth_of_the_memory(tiny, measured, monkeypatch, caplog):
+    monkeypatch.setattr(tuning, "memory_bytes", lambda device: 8 * 10 * 512)
+    with caplog.at_level(logging.INFO):
+        assert tuned(tiny, capacity=64).pool.dummy == 10
+    assert "holds 10 images instead of 64" in caplog.text
+
+
+def test_a_batch_that_fitted_when_it_was_measured_and_does_not_now_is_not_used(tiny, monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(tuning, "calibrate", lambda pool, T: Calibration({1: 1.0, 2: 1.5, 4: 2.0}, threads=1))
+
+    def full(pool: Pool, size: int) -> None:
+        if size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Pool, "prepare", full)
+    assert tuned(tiny, "fp32").calibration.buckets == (1, 2)
