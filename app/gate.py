@@ -29,7 +29,7 @@ class Gate:
         self.app, self._keyring, self._pace, self._hosts = app, keyring, pace, anonymous_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        if scope["type"] == "lifespan" or scope["path"] in OPEN:
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         try:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.datastructures import State
 
 from app import handlers, openapi, store
 from app.admission import Admission, Bounds
@@ -39,36 +40,40 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
         title="ddpm", description=_ABOUT, lifespan=_lifespan, redirect_slashes=False, redoc_url=None, responses=problems(Internal)
     )
     keyring = Keyring.parse(settings.api_keys.get_secret_value())
-    app.state.catalog = Catalog.read(SHIPPED, *([settings.models_dir] if settings.models_dir else []))
-    app.state.redis = store.connect(settings.redis_url)
-    app.state.notifier = Notifier(app.state.redis)
-    app.state.watch = Watch(app.state.redis, app.state.notifier)
-    app.state.pictures = Pictures(app.state.redis, open_store(settings.results_url.get_secret_value()))
-    app.state.patient_redis = store.connect(settings.redis_url, timeout_s=_PATIENT_S)
-    bounds = Bounds(of_one=settings.max_open_image_steps_per_key, of_all=settings.max_open_image_steps)
-    admission = Admission(app.state.patient_redis, bounds)
-    webhook_secret, reach = settings.webhook_secret.get_secret_value(), Reach(settings.webhook_networks)
-    app.state.delivery = Delivery(app.state.redis, Sender(reach), webhook_secret)
-    app.state.jobs = Jobs(
-        app.state.redis,
-        app.state.catalog,
-        app.state.notifier,
-        app.state.pictures,
-        admission,
-        settings.results_ttl_s,
-        reach if webhook_secret else None,
-    )
-    app.state.reaper = Reaper(store.connect_in_thread(settings.redis_url), app.state.catalog)
+    webhook_secret = settings.webhook_secret.get_secret_value()
+    _assemble(app.state, settings, webhook_secret)
     for router in (jobs.router, events.router, models.router, health.router):
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(
-        Gate, keyring=keyring, pace=Pace(settings.key_requests_per_s), anonymous_hosts=host_names(settings.anonymous_hosts)
-    )
+    pace, hosts = Pace(settings.key_requests_per_s), host_names(settings.anonymous_hosts)
+    app.add_middleware(Gate, keyring=keyring, pace=pace, anonymous_hosts=hosts)
     handlers.install(app)
     openapi.describe(app, app.state.catalog, keyring, webhooks=bool(webhook_secret))
     return app
+
+
+def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
+    """What handlers ask for (app/dependencies.py), and what runs while the app does."""
+    state.catalog = Catalog.read(SHIPPED, *([settings.models_dir] if settings.models_dir else []))
+    state.redis = store.connect(settings.redis_url)
+    state.patient_redis = store.connect(settings.redis_url, timeout_s=_PATIENT_S)
+    state.notifier = Notifier(state.redis)
+    state.watch = Watch(state.redis, state.notifier)
+    state.pictures = Pictures(state.redis, open_store(settings.results_url.get_secret_value()))
+    state.reaper = Reaper(store.connect_in_thread(settings.redis_url), state.catalog)
+    reach = Reach(settings.webhook_networks)
+    state.delivery = Delivery(state.redis, Sender(reach), webhook_secret)
+    bounds = Bounds(of_one=settings.max_open_image_steps_per_key, of_all=settings.max_open_image_steps)
+    state.jobs = Jobs(
+        state.redis,
+        state.catalog,
+        state.notifier,
+        state.pictures,
+        Admission(state.patient_redis, bounds),
+        settings.results_ttl_s,
+        reach if webhook_secret else None,
+    )
 
 
 @asynccontextmanager

@@ -39,6 +39,11 @@ class Keyring:
     def __bool__(self) -> bool:
         return bool(self._keys)
 
+    @property
+    def names(self) -> list[str]:
+        """Whose jobs there can be."""
+        return sorted(key.name for key in self._keys or (LOCAL,))
+
     @classmethod
     def parse(cls, text: str) -> Keyring:
         """Of `name:sha256` entries between commas. Raises BadKeys."""

@@ -6,7 +6,7 @@ import typer
 
 from app.security import BadKeys, new_key
 from cli.faults import Fault
-from cli.settings import read
+from cli.settings import keyring, read
 
 
 def new(name: str) -> None:
@@ -25,13 +25,17 @@ def new(name: str) -> None:
 
 
 def webhook_secret(name: str) -> None:
-    """On stdout, for programs too."""
+    """On stdout, for programs too. A misspelt name would make a secret that verifies nothing."""
     from app.settings import ApiSettings
     from app.webhooks.signature import secret_of, text_of
 
-    service_secret = read(ApiSettings).webhook_secret.get_secret_value()
+    settings = read(ApiSettings)
+    service_secret = settings.webhook_secret.get_secret_value()
     if not service_secret:
         raise Fault(
             "DDPM_WEBHOOK_SECRET is not set, so no webhook is sent; set it as for the API (`openssl rand -hex 32` makes one)"
         )
+    names = keyring(settings).names
+    if name not in names:
+        raise Fault(f"{name!r} is nobody's name; set DDPM_API_KEYS as for the API, and use one of: {', '.join(names)}")
     typer.echo(text_of(secret_of(service_secret, name)))

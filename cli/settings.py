@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from cli.faults import Fault
 
 if TYPE_CHECKING:
+    from app.security import Keyring
     from app.settings import ApiSettings
 
 S = TypeVar("S", bound=BaseSettings)
@@ -59,14 +60,20 @@ def check_results_url(url: SecretStr) -> None:
 
 def check_access(settings: ApiSettings, host: str) -> None:
     """Before anything starts: keys that can be used, or a host that only this machine reaches, or the word for more."""
-    from app.security import BadKeys, Keyring, is_here
+    from app.security import is_here
 
-    try:
-        keyring = Keyring.parse(settings.api_keys.get_secret_value())
-    except BadKeys as error:
-        raise Fault(str(error)) from None
-    if not (keyring or settings.anonymous_hosts or is_here(host)):
+    if not (keyring(settings) or settings.anonymous_hosts or is_here(host)):
         raise Fault(
             f"on host {host!r} anybody who reaches this machine would be let in, as there are no API keys; set DDPM_API_KEYS "
             "(`ddpm keys new NAME` makes one), or DDPM_ANONYMOUS_HOSTS to the names to be reached under without (* for any)"
         )
+
+
+def keyring(settings: ApiSettings) -> Keyring:
+    """Those that are let in."""
+    from app.security import BadKeys, Keyring
+
+    try:
+        return Keyring.parse(settings.api_keys.get_secret_value())
+    except BadKeys as error:
+        raise Fault(str(error)) from None

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
+import os
 import re
+import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 
 from app.main import create_app
 from app.settings import ApiSettings
@@ -22,14 +26,14 @@ from app.webhooks import delivery
 from app.webhooks.delivery import MAX_ATTEMPTS, pause_s
 from app.webhooks.signature import secret_of, text_of
 from tests.support.problems import problem
-from tests.support.processes import eventually
+from tests.support.processes import ROOT, eventually
 from tests.support.receiver import Receiver, receiver
 from tests.support.server import serve
 from tests.support.worker import IdleWorker
 from worker.contract import WEBHOOKS, job_key
 
 SECRET = "a secret of the service, for tests"
-PAGE = Path(__file__).parents[2] / "docs" / "webhooks.md"
+PAGE = ROOT / "docs" / "webhooks.md"
 
 
 @pytest.fixture
@@ -152,28 +156,55 @@ def test_the_attempts_take_about_six_hours_and_spread() -> None:
     assert len({pause_s(1) for _ in range(10)}) == 10
 
 
-def test_a_webhook_that_an_api_died_with_is_sent_by_another_one(
-    settings: ApiSettings, with_webhooks: ApiSettings, redis: Redis, worker: IdleWorker, hook: Receiver, shared_valkey_url: str
+@pytest.fixture
+def api_process(
+    with_webhooks: ApiSettings, tmp_path: Path
+) -> Iterator[Callable[[], tuple[httpx.Client, subprocess.Popen[bytes]]]]:
+    """Starts `ddpm api` in a process of its own: a client of it, and the process."""
+    with ExitStack() as stack:
+        settings = {"REDIS_URL": with_webhooks.redis_url, "MODELS_DIR": str(with_webhooks.models_dir), "WEBHOOK_SECRET": SECRET}
+        env = {**os.environ, "DDPM_WEBHOOK_NETWORKS": "127.0.0.1", **{f"DDPM_{name}": value for name, value in settings.items()}}
+
+        def start() -> tuple[httpx.Client, subprocess.Popen[bytes]]:
+            with socket.create_server(("127.0.0.1", 0)) as probe:
+                port = probe.getsockname()[1]
+            command = [sys.executable, "-m", "cli", "api", "--port", str(port)]
+            log = stack.enter_context((tmp_path / f"api-{port}.log").open("wb"))
+            process = stack.enter_context(subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log))
+            stack.callback(process.kill)
+            client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10))
+            eventually(lambda: _answers(client), 30, "the API answers")
+            return client, process
+
+        yield start
+
+
+def _answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/healthz").is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_a_webhook_is_sent_again_where_the_api_was_killed_while_it_sent_it(
+    api_process: Callable[[], tuple[httpx.Client, subprocess.Popen[bytes]]], redis: Redis, worker: IdleWorker, hook: Receiver
 ) -> None:
-    with serve(create_app(with_webhooks)) as url:
-        job = httpx.post(f"{url}/v1/jobs", json={"model": "tiny", "webhook": f"http://127.0.0.1:{hook.port}/"}).json()["id"]
+    first, process = api_process()
+    hook.held = threading.Event()
+    job = first.post("/v1/jobs", json={"model": "tiny", "webhook": f"http://127.0.0.1:{hook.port}/"}).json()["id"]
     worker.start(job)
-    worker.publish(job, [0])  # while no API is there
-    claimed = asyncio.run(claim(shared_valkey_url))
-    assert claimed == job
+    worker.publish(job, [0])
+    eventually(lambda: hook.received, 10, "the receiver is asked")
+    process.kill()
+    process.wait()
     assert redis.zscore(WEBHOOKS, job) > time.time() + 30, "nobody else gets it for a while"
     assert redis.ttl(WEBHOOKS) > 0, "where no API ever comes, it goes by itself"
-    due_now(redis, job)  # the while is over, and who claimed it has not come back
-    with serve(create_app(with_webhooks)) as first, serve(create_app(with_webhooks)), httpx.Client(base_url=first) as api:
-        assert in_state(api, job, "delivered")["attempts"] == 2
-    assert len(hook.received) == 1
-
-
-async def claim(redis_url: str) -> str | None:
-    """As an API does that is killed thereafter."""
-    async with AsyncRedis.from_url(redis_url) as client:
-        claimed = await delivery.Delivery(client, None, SECRET)._next()  # type: ignore[arg-type]  # sends nothing
-        return claimed and claimed.job
+    hook.held.set()
+    second, _ = api_process()
+    api_process()
+    due_now(redis, job)  # the while is over
+    assert in_state(second, job, "delivered")["attempts"] == 2
+    assert [got.headers["webhook-id"] for got in hook.received] == [f"job_{job}"] * 2, "and once only by the two that are left"
 
 
 def test_a_deleted_job_is_not_told_of_and_leaves_nothing(

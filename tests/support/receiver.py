@@ -25,6 +25,7 @@ class Receiver:
     statuses: list[int] = field(default_factory=lambda: [204])
     received: list[Received] = field(default_factory=list)
     endless: bool = False  # an answer whose body never ends
+    held: threading.Event | None = None  # no answer until it is set
 
     def status(self) -> int:
         return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
@@ -38,6 +39,8 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             kept.received.append(Received(self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+            if kept.held:
+                kept.held.wait(30)
             self.send_response(kept.status())
             self.send_header("location", f"http://127.0.0.1:{kept.port}/elsewhere")
             if not kept.endless:

@@ -5,6 +5,7 @@ from hashlib import sha256
 import pytest
 from typer.testing import CliRunner
 
+from app.webhooks.signature import secret_of, text_of
 from cli.main import app
 
 HASH = sha256(b"secret").hexdigest()
@@ -53,3 +54,29 @@ def test_with_keys_or_by_name_the_api_starts_anywhere(monkeypatch: pytest.Monkey
     monkeypatch.setattr("uvicorn.run", lambda *_, host, **__: started.append(host))
     result = CliRunner().invoke(app, ["api", "--host", "0.0.0.0"], env=environment)
     assert (result.exit_code, started) == (0, ["0.0.0.0"]), result.stderr
+
+
+def test_an_owners_webhook_secret_is_printed_and_a_name_that_is_nobodys_is_not() -> None:
+    environment = {"DDPM_WEBHOOK_SECRET": "s" * 32, "DDPM_API_KEYS": f"ann:{HASH}"}
+    result = CliRunner().invoke(app, ["keys", "webhook-secret", "ann"], env=environment)
+    assert result.stdout == text_of(secret_of("s" * 32, "ann")) + "\n"
+    result = CliRunner().invoke(app, ["keys", "webhook-secret", "anne"], env=environment)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "'anne' is nobody's name" in result.stderr
+    assert "use one of: ann" in result.stderr
+    result = CliRunner().invoke(app, ["keys", "webhook-secret", "local"], env={"DDPM_WEBHOOK_SECRET": "s" * 32})
+    assert result.stdout.startswith("whsec_")
+
+
+@pytest.mark.parametrize("command", [["api"], ["keys", "webhook-secret", "local"]])
+def test_a_webhook_secret_that_is_short_is_refused_without_showing_it(command: list[str]) -> None:
+    result = CliRunner().invoke(app, command, env={"DDPM_WEBHOOK_SECRET": "too-short"})
+    assert result.exit_code == 1
+    assert "DDPM_WEBHOOK_SECRET=***" in result.stderr
+    assert "too-short" not in result.stderr
+
+
+def test_without_a_webhook_secret_there_is_none_to_print() -> None:
+    result = CliRunner().invoke(app, ["keys", "webhook-secret", "local"])
+    assert result.exit_code == 1
+    assert "openssl rand -hex 32" in result.stderr
