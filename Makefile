@@ -4,6 +4,7 @@ PYTHON ?= python3
 HOST =# not taken from the environment, where some shells keep the machine's name
 PORT ?=
 WORKERS ?=
+SEED ?=
 RECIPE ?= models/train/recipes/fashion-mnist-28.toml
 BENCH ?= engine exact latency peers
 OUT ?= runs/$(notdir $(basename $(RECIPE)))
@@ -15,7 +16,7 @@ SERVE = .venv/.installed-serve
 TEST = .venv/.installed-test
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test check format train bench docker-test lock clean
+.PHONY: help serve test check format train bench chaos docker-test lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +42,9 @@ train: $(TEST) ## train a network (RECIPE= OUT=); Ctrl-C saves, the next call re
 
 bench: $(TEST) ## measure what docs/benchmarks.md says (BENCH='engine exact' names some, ARGS= goes to each)
 	@set -e; for name in $(BENCH); do echo "bench.$$name"; $(BIN)/python -m "bench.$$name" $(ARGS); done
+
+chaos: $(TEST) ## kill workers, queue and API for minutes, and compare every picture (SEED=); docs/chaos.md
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed '$(SEED)')
 
 docker-test: ## build the image, run it with Compose and sample through the published port
 	tests/docker/run.sh

@@ -202,7 +202,8 @@ local function subtract(job, image_steps)
   else
     redis.call('HDEL', KEYS[7], job)
   end
-  if redis.call('HINCRBY', KEYS[8], owner, -(image_steps or left)) <= 0 then redis.call('HDEL', KEYS[8], owner) end
+  -- not -x: of 0 that is "-0", which Redis 7.0 takes for no integer
+  if redis.call('HINCRBY', KEYS[8], owner, 0 - (image_steps or left)) <= 0 then redis.call('HDEL', KEYS[8], owner) end
 end
 local function finish(to, now)
   local ttl = tonumber(redis.call('HGET', KEYS[1], 'results_ttl_s'))

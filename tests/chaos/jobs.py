@@ -1,0 +1,54 @@
+"""What clients ask for: jobs of every kind, drawn from a seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+_COUNTS = (1, 1, 1, 2, 5, 16, 33, 64, 65, 96, 130)
+_SAMPLERS: tuple[dict[str, Any], ...] = (
+    {"sampler": "ddpm"},
+    {"sampler": "ddpm", "variance": "fixed_large"},
+    {"sampler": "ddim"},
+    {"sampler": "ddim", "eta": 0.5},
+    {"sampler": "dpmpp_2m"},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much work there is: jobs of the tiny model with up to `steps` steps, and a few small ones of the shipped model."""
+
+    jobs: int
+    steps: int
+    shipped_jobs: int
+
+
+FULL = Size(jobs=34, steps=250, shipped_jobs=6)
+SHORT = Size(jobs=32, steps=80, shipped_jobs=0)
+
+
+def draw_jobs(random: Random, size: Size) -> list[dict[str, Any]]:
+    """Bodies of POST /v1/jobs, in random order."""
+    tiny = [_job(random, "tiny", _COUNTS, size.steps) for _ in range(size.jobs)]
+    shipped = [_job(random, "fashion-mnist-28", (1, 2, 8), 15) for _ in range(size.shipped_jobs)]
+    bodies = tiny + shipped
+    random.shuffle(bodies)
+    return bodies
+
+
+def image_steps(bodies: list[dict[str, Any]]) -> int:
+    return sum(body["count"] * body["steps"] for body in bodies)
+
+
+def _job(random: Random, model: str, counts: tuple[int, ...], most_steps: int) -> dict[str, Any]:
+    return {
+        "model": model,
+        "count": random.choice(counts),
+        "start": random.choice((0, 0, 1000)),
+        "seed": random.randrange(2**53),
+        "steps": random.randint(2, most_steps),
+        "priority": random.choice(("interactive", "bulk")),
+        **random.choice(_SAMPLERS),
+    }

@@ -1,0 +1,129 @@
+"""The same service on Valkey and on Redis 7.0: open, with a password, with a user of few rights, over TLS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from app.main import create_app
+from app.settings import ApiSettings
+from tests.support.folders import write_model
+from tests.support.processes import ROOT, WorkerProcess, eventually
+from tests.support.server import serve
+from tests.support.stores import KINDS, USER_RULES, NoSuchServer, running
+from worker.__main__ import connect
+from worker.contract import Shard, queue_name
+from worker.queue import make_queue, reap
+from worker.results import Results
+from worker.rq_worker import Lease, ShardWorker
+from worker.store import InRedis
+
+pytestmark = pytest.mark.redis
+QUEUE = queue_name("interactive", "tiny")
+
+
+@pytest.fixture(scope="module", params=[(server, kind) for server in ("valkey", "redis") for kind in KINDS], ids="-".join)
+def store_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server, kind = request.param
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(running(server, kind, tmp_path_factory.mktemp("store")))
+        except NoSuchServer as absent:
+            pytest.skip(str(absent))
+        yield url
+
+
+@pytest.fixture
+def redis(store_url: str) -> Iterator[Redis]:
+    with connect(store_url) as client:
+        yield client
+
+
+@pytest.fixture
+def api(store_url: str, models_dir: Path) -> Iterator[httpx.Client]:
+    app = create_app(ApiSettings(redis_url=store_url, models_dir=models_dir))
+    with serve(app) as url, httpx.Client(base_url=url, timeout=10) as client:
+        yield client
+
+
+def submit(api: httpx.Client, **request: Any) -> str:
+    response = api.post("/v1/jobs", json={"model": "tiny", "steps": 5} | request)
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
+
+
+def take(shards: ShardWorker, results: Results) -> Lease:
+    lease = shards.take([QUEUE])
+    assert lease is not None
+    assert results.start(lease.shard, lease.attempt)
+    return lease
+
+
+def test_a_shard_that_a_worker_lost_is_taken_up_where_it_was_saved_and_finished(api: httpx.Client, redis: Redis) -> None:
+    job = submit(api, count=2)
+    shards, results = ShardWorker(redis, [QUEUE]), Results(redis, InRedis())
+    shards.beat()
+    lost = take(shards, results)
+    assert api.get(f"/v1/jobs/{job}").json()["state"] == "running"
+    assert results.progress(lost.shard, 3, 6)
+    assert results.save(lost.shard, b"chains", 6)
+
+    redis.zadd(lost.started_key, {lost.execution.composite_key: 0})
+    assert reap([make_queue(QUEUE, redis)]) == [(lost.shard.id, "requeued")]
+    assert shards.beat() == [lost]
+    again = take(shards, results)
+    assert results.saved(again.shard) == b"chains"
+    assert results.publish(again.shard, [(0, b"first"), (1, b"second")])
+    assert not shards.finish(lost)
+    assert shards.finish(again)
+
+    assert api.get(f"/v1/jobs/{job}").json()["state"] == "finished"
+    assert [api.get(f"/v1/jobs/{job}/images/{index}").content for index in (0, 1)] == [b"first", b"second"]
+    shards.close()
+    assert not of_shard(redis, again.shard)
+
+
+def test_a_job_that_runs_is_cancelled_and_one_that_waits_is_deleted(api: httpx.Client, redis: Redis) -> None:
+    runs, waits = submit(api), submit(api, count=100)
+    shards, results = ShardWorker(redis, [QUEUE]), Results(redis, InRedis())
+    shards.beat()
+    lease = take(shards, results)
+    assert api.post(f"/v1/jobs/{runs}/cancel").json()["state"] == "cancelled"
+    assert shards.beat() == [lease], "the heartbeat tells of it"
+    assert not results.progress(lease.shard, 1, 1)
+    assert shards.finish(lease)
+    assert api.delete(f"/v1/jobs/{waits}").status_code == 204
+    assert shards.take([QUEUE, queue_name("bulk", "tiny")]) is None
+    shards.close()
+    assert not of_shard(redis, lease.shard)
+    assert not any(waits in key.decode() for key in redis.scan_iter())
+
+
+def of_shard(redis: Redis, shard: Shard) -> list[bytes]:
+    return [key for key in redis.scan_iter() if shard.id in key.decode()]
+
+
+@pytest.mark.slow
+def test_a_picture_is_drawn_by_a_worker_of_its_own(store_url: str, tmp_path: Path) -> None:
+    write_model(tmp_path / "models", "tiny")
+    app = create_app(ApiSettings(redis_url=store_url, models_dir=tmp_path / "models"))
+    settings = {"redis_url": store_url, "models_dir": str(tmp_path / "models"), "models": "tiny", "device": "cpu"}
+    with serve(app) as url, httpx.Client(base_url=url, timeout=10) as api:
+        worker = WorkerProcess(tmp_path / "worker.log", **settings)
+        try:
+            job = f"/v1/jobs/{submit(api, count=2)}"
+            eventually(lambda: api.get(job).json()["state"] == "finished", 30, "the job is finished")
+            assert api.get(f"{job}/images/1").content.startswith(b"\x89PNG")
+        finally:
+            assert worker.stop() == 0
+    assert "Traceback" not in worker.log.read_text()
+
+
+def test_the_page_on_servers_gives_a_user_the_rights_that_are_tested() -> None:
+    assert f"ACL SETUSER ddpm on >PASSWORD {USER_RULES}\n" in (ROOT / "docs" / "redis.md").read_text()

