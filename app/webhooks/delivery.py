@@ -122,7 +122,7 @@ class Delivery:
         return _Claim(job.decode(), until, dict(zip(fields[::2], fields[1::2], strict=True)), images_done)
 
     async def _attend(self, claim: _Claim) -> None:
-        """Whatever fails here, the claim lapses and it is tried again."""
+        """Where the outcome cannot be noted, the claim lapses and it is sent again."""
         self._sending[claim.owner] += 1
         try:
             if self._sending[claim.owner] > _AT_ONCE_OF_ONE:
@@ -131,21 +131,27 @@ class Delivery:
                 await self._attempt(claim)
         except RedisError as error:
             log.warning("the webhook of job %s may be sent again, as its outcome could not be noted: %s", claim.job, error)
-        except Exception:
-            log.exception("the webhook of job %s could not be sent", claim.job)
         finally:
             self._sending[claim.owner] -= 1
             self._free.release()
 
     async def _attempt(self, claim: _Claim) -> None:
-        outcome = await self._send(claim)
-        over = outcome.final or claim.attempts >= MAX_ATTEMPTS
-        noted: dict[str, str | int] = {"webhook_said": outcome.said}
-        if outcome.delivered or over:
-            noted["webhook_state"] = "delivered" if outcome.delivered else "given_up"
-        due = None if "webhook_state" in noted else time.time() + pause_s(claim.attempts)
-        await self._settle(claim, due, noted)
-        log.info("webhook of job %s, attempt %d: %s", claim.job, claim.attempts, outcome.said)
+        outcome = await self._outcome(claim)
+        if outcome.delivered:
+            await self._settle(claim, None, {"webhook_state": "delivered", "webhook_said": outcome.said})
+        elif outcome.final or claim.attempts >= MAX_ATTEMPTS:
+            log.warning("the webhook of job %s is given up after %d attempts: %s", claim.job, claim.attempts, outcome.said)
+            await self._settle(claim, None, {"webhook_state": "given_up", "webhook_said": outcome.said})
+        else:
+            await self._settle(claim, time.time() + pause_s(claim.attempts), {"webhook_said": outcome.said})
+
+    async def _outcome(self, claim: _Claim) -> Outcome:
+        """A bug of ours must not try the same webhook for ever, nor end the task that sends the others'."""
+        try:
+            return await self._send(claim)
+        except Exception:
+            log.exception("the webhook of job %s could not be sent", claim.job)
+            return Outcome("the service failed to send it, which is a bug")
 
     async def _send(self, claim: _Claim) -> Outcome:
         record = Record.from_hash(claim.fields)

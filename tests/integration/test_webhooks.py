@@ -32,6 +32,7 @@ from tests.support.server import serve
 from tests.support.worker import IdleWorker
 from worker.contract import WEBHOOKS, job_key
 
+Post = Callable[..., dict[str, Any]]
 SECRET = "a secret of the service, for tests"
 PAGE = ROOT / "docs" / "webhooks.md"
 
@@ -54,7 +55,7 @@ def hook() -> Iterator[Receiver]:
         yield running
 
 
-def ended(api: httpx.Client, worker: IdleWorker, post: Callable[..., dict[str, Any]], url: str) -> str:
+def ended(api: httpx.Client, worker: IdleWorker, post: Post, url: str) -> str:
     """A job with a webhook that has just finished."""
     job: str = post(webhook=url)["id"]
     worker.start(job)
@@ -85,7 +86,7 @@ def verified_as_documented(secret: str, headers: dict[str, str], body: bytes) ->
 
 
 def test_a_finished_job_is_told_signed_and_once(
-    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Callable[..., dict[str, Any]], hook: Receiver
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, hook: Receiver
 ) -> None:
     job = post(webhook=f"http://127.0.0.1:{hook.port}/hook?token=t0ken")
     assert job["webhook"] == {"state": "waiting", "attempts": 0, "said": None}
@@ -105,9 +106,7 @@ def test_a_finished_job_is_told_signed_and_once(
     assert redis.exists(WEBHOOKS) == 0
 
 
-def test_a_failed_and_a_cancelled_job_are_told_too(
-    api: httpx.Client, worker: IdleWorker, post: Callable[..., dict[str, Any]], hook: Receiver
-) -> None:
+def test_a_failed_and_a_cancelled_job_are_told_too(api: httpx.Client, worker: IdleWorker, post: Post, hook: Receiver) -> None:
     failed, cancelled = (post(webhook=f"http://127.0.0.1:{hook.port}/")["id"] for _ in range(2))
     worker.fail(failed, "nan", "not a number")
     api.post(f"/v1/jobs/{cancelled}/cancel")
@@ -118,7 +117,7 @@ def test_a_failed_and_a_cancelled_job_are_told_too(
 
 
 def test_a_receiver_that_fails_is_asked_again_with_the_same_id_and_a_new_signature(
-    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Callable[..., dict[str, Any]], hook: Receiver
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, hook: Receiver
 ) -> None:
     hook.statuses = [503, 302, 200]
     job = ended(api, worker, post, f"http://127.0.0.1:{hook.port}/")
@@ -135,7 +134,7 @@ def test_a_receiver_that_fails_is_asked_again_with_the_same_id_and_a_new_signatu
 
 
 def test_it_is_given_up_after_the_last_attempt_and_at_once_where_the_receiver_is_gone(
-    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Callable[..., dict[str, Any]], hook: Receiver
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, hook: Receiver
 ) -> None:
     hook.statuses = [500]
     first = post(webhook=f"http://127.0.0.1:{hook.port}/")["id"]
@@ -208,7 +207,7 @@ def test_a_webhook_is_sent_again_where_the_api_was_killed_while_it_sent_it(
 
 
 def test_a_deleted_job_is_not_told_of_and_leaves_nothing(
-    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Callable[..., dict[str, Any]], hook: Receiver
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, hook: Receiver
 ) -> None:
     hook.statuses = [503]
     job = ended(api, worker, post, f"http://127.0.0.1:{hook.port}/")
@@ -221,7 +220,7 @@ def test_a_deleted_job_is_not_told_of_and_leaves_nothing(
 
 
 def test_an_address_that_is_not_public_is_refused_at_once_or_when_its_name_is_known(
-    api: httpx.Client, worker: IdleWorker, post: Callable[..., dict[str, Any]], hook: Receiver
+    api: httpx.Client, worker: IdleWorker, post: Post, hook: Receiver
 ) -> None:
     for url in (
         "http://127.0.0.2/",
@@ -260,8 +259,9 @@ def test_a_service_without_a_secret_refuses_webhooks(url: str, redis: Redis) -> 
 
 def test_the_url_is_in_no_log_and_no_answer(
     api: httpx.Client,
+    redis: Redis,
     worker: IdleWorker,
-    post: Callable[..., dict[str, Any]],
+    post: Post,
     hook: Receiver,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -272,4 +272,21 @@ def test_the_url_is_in_no_log_and_no_answer(
     api.post(f"/v1/jobs/{job}/cancel")
     answers = [api.get(f"/v1/jobs/{job}").text, api.get("/v1/jobs").text, hook.received[0].body.decode()]
     assert not [text for text in [*answers, caplog.text] if "t0ken" in text]
-    assert f"webhook of job {job}, attempt 1: answered 503" in caplog.text
+    hook.statuses = [410]
+    due_now(redis, job)
+    in_state(api, job, "given_up")
+    assert f"the webhook of job {job} is given up after 2 attempts: answered 410" in caplog.text
+    assert "t0ken" not in caplog.text
+
+
+def test_a_bug_is_noted_and_counted_like_any_other_failure(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, hook: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery.signature, "secret_of", lambda *_: 1 / 0)
+    job = ended(api, worker, post, f"http://127.0.0.1:{hook.port}/")
+    eventually(lambda: status(api, job)["said"], 10, "the first attempt is noted")
+    assert status(api, job) == {"state": "pending", "attempts": 1, "said": "the service failed to send it, which is a bug"}
+    monkeypatch.undo()
+    monkeypatch.setattr(delivery, "_LOOK_EVERY_S", 0.02)
+    due_now(redis, job)
+    assert in_state(api, job, "delivered")["attempts"] == 2
