@@ -136,7 +136,7 @@ class _Trial:
         self._pool.start(range(n), [0] * n, range(n))
         for first in range(0, n, size):
             self._step(first, size)
-        return torch.stack(self._pool.read(range(n)))
+        return torch.stack([self._pool.read(range(n)), self._pool.read_x_0_hat(range(n))])
 
     def _step(self, first: int, size: int) -> float:
         """Seconds of one step of the chains from `first` on."""

@@ -5,7 +5,8 @@ A job is four keys, all gone after their TTL:
     ddpm:job:<id>         hash: what was asked for, state, times, error; `p<k>` is shard k's progress, `k<k>` what of it is saved
     ddpm:job:<id>:sha256  hash: image index -> sha256 of its PNG, one field an image that is finished
     ddpm:job:<id>:png     hash: image index -> PNG, unless the worker has a results store (worker/store.py)
-    ddpm:job:<id>:chains  hash: shard -> its unfinished chains as a worker last saved them; gone when the job ends
+    ddpm:job:<id>:chains  hash: shard -> its unfinished chains as a worker last saved them; empty: they lie in the results
+                          store. Gone when the job ends
 
 A job is finished when every image has its hash: there is no counter that a crash between two writes could leave wrong.
 A job is running while a worker holds a shard of it; when the last of them is lost or given back, it is queued again

@@ -34,7 +34,10 @@ class ChainRequest:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A chain between two steps: `row` rows are done. x and x_0_hat: float32 (C, H, W) on the host."""
+    """A chain between two steps: `row` rows are done. x and x_0_hat: float32 (C, H, W) on the host.
+
+    Where no plan of those copied together remembers its x_0_hat, it is zero.
+    """
 
     request: ChainRequest
     row: int
@@ -109,7 +112,10 @@ class Engine:
         held = [self._chains[chain] for chain in chains]
         if not held:
             return []
-        x, x_0_hat = self.pool.read([c.slot for c in held])
+        slots = [c.slot for c in held]
+        x = self.pool.read(slots)
+        remembered = any(c.request.plan.remembers for c in held)
+        x_0_hat = self.pool.read_x_0_hat(slots) if remembered else torch.zeros(()).expand_as(x)
         return [Snapshot(c.request, c.row, x[i], x_0_hat[i]) for i, c in enumerate(held)]
 
     def cancel(self, chains: Iterable[Hashable]) -> None:
@@ -158,7 +164,7 @@ class Engine:
         done = [chain for chain in stepped if not chain.rows_left]
         if not done:
             return []
-        x, _ = self.pool.read([chain.slot for chain in done])
+        x = self.pool.read([chain.slot for chain in done])
         for chain in done:
             self._leave(chain.request.chain)
         finite = x.isfinite().flatten(1).all(1)

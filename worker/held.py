@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from worker.loaded import LoadedModel
 from worker.rq_worker import Lease
@@ -10,11 +11,15 @@ from worker.rq_worker import Lease
 
 @dataclass(slots=True)
 class Held:
-    """`left` are the indices still running."""
+    """`left` are the indices still running, `kept` the image-steps that are saved. It is copied for the first time a while
+    after its admission: copied at once, a shard that ends its workers would come on by a step each time.
+    """
 
     lease: Lease
     model: LoadedModel
     left: set[int]
+    kept: int = 0
+    copied_at: float = field(default_factory=time.monotonic)
 
     def chains(self) -> list[tuple[str, int]]:
         return [(self.lease.shard.id, index) for index in self.left]
@@ -24,3 +29,7 @@ class Held:
         shard = self.lease.shard
         rows = [self.model.engine.rows_done(chain) for chain in self.chains()]
         return min(rows), sum(rows) + shard.recipe.steps * (shard.count - len(rows))
+
+    def is_suspect(self) -> bool:
+        """Whether workers were lost with it, and it has not passed the point where that happened."""
+        return self.lease.suspect and self.progress()[1] <= self.lease.reached

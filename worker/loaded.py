@@ -70,12 +70,19 @@ class LoadedModel:
     def admit(self, shard: Shard, indices: list[int], saved: bytes | None) -> None:
         """Let the shard's images into the engine, each from where it was saved. Raises CannotRun."""
         requests = {request.index: request for request in self._requests(shard, indices)}
-        snapshots = _unpacked(saved, requests, shard.id) if saved else []
+        snapshots = self._unpacked(saved, requests, shard.id) if saved else []
         if snapshots:
             log.info("shard %s: %d images resume, from step %d on", shard.id, len(snapshots), min(s.row for s in snapshots))
         self.engine.restore(snapshots)
         resumed = {snapshot.request.index for snapshot in snapshots}
         self.engine.submit([request for index, request in requests.items() if index not in resumed])
+
+    def _unpacked(self, saved: bytes, requests: dict[int, ChainRequest], shard_id: str) -> list[Snapshot]:
+        try:
+            return unpack(saved, requests, self.engine.pool.shape)
+        except BadSnapshot as error:
+            log.warning("shard %s begins anew: what was saved of it cannot be used (%s)", shard_id, error)
+            return []
 
     def _requests(self, shard: Shard, indices: list[int]) -> list[ChainRequest]:
         recipe = shard.recipe
@@ -99,11 +106,3 @@ class LoadedModel:
             eta=eta,
             prediction=self.prediction,
         )
-
-
-def _unpacked(saved: bytes, requests: dict[int, ChainRequest], shard_id: str) -> list[Snapshot]:
-    try:
-        return unpack(saved, requests)
-    except BadSnapshot as error:
-        log.warning("shard %s begins anew: what was saved of it cannot be read (%s)", shard_id, error)
-        return []

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from worker.contract import Precision
-from worker.engine import Snapshot
 from worker.intake import Ended, Inbox
 from worker.results import Results, encode
 from worker.rq_worker import Lease, ShardWorker
-from worker.snapshots import pack
 from worker.store import StoreFault
 
 log = logging.getLogger(__name__)
@@ -35,7 +33,6 @@ class Parcel:
     last: bool = False
 
 
-Chains = tuple[Lease, Sequence[Snapshot], int]  # with the image-steps that are done in the shard
 Progress = Sequence[tuple[Lease, int, int]]  # step of the shard's least advanced image, image-steps done
 
 
@@ -46,24 +43,17 @@ class Outbox:
         self._shards, self._results, self._inbox = shards, results, inbox
         self._parcels: deque[Parcel] = deque()
         self._progress: Progress = ()
-        self._chains: Sequence[Chains] = ()
         self._work = threading.Event()
         self._sending = threading.Lock()
 
     def post(self, parcel: Parcel) -> None:
         if parcel.last:  # what was noted before it would set the shard back
             self._progress = [entry for entry in self._progress if entry[0] is not parcel.lease]
-            self._chains = [entry for entry in self._chains if entry[0] is not parcel.lease]
         self._parcels.append(parcel)
         self._work.set()
 
     def report(self, progress: Progress) -> None:
         self._progress = progress
-        self._work.set()
-
-    def save(self, chains: Sequence[Chains]) -> None:
-        """Of the snapshots too, only the newest count."""
-        self._chains = chains
         self._work.set()
 
     def is_full(self) -> bool:
@@ -91,13 +81,10 @@ class Outbox:
             self._sending.release()
 
     def _send_all(self) -> None:
-        """Progress, chains, then the parcels that are there now: more of them must not keep the next progress waiting."""
+        """Progress, then the parcels that are there now: more of them must not keep the next progress waiting."""
         progress, self._progress = self._progress, ()
         for lease, least, image_steps in progress:
             self._heed(lease, self._results.progress(lease.shard, least, image_steps))
-        chains, self._chains = self._chains, ()
-        for lease, snapshots, image_steps in chains:
-            self._heed(lease, self._results.save(lease.shard, pack(snapshots), image_steps))
         for _ in range(len(self._parcels)):
             self._send(self._parcels[0])
             self._parcels.popleft()  # only when Redis has it, and the results store where there is one

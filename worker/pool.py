@@ -103,10 +103,13 @@ class Pool:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def read(self, slots: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """x and x_0_hat of the slots, on the host, float32 (B, C, H, W)."""
-        where = torch.tensor(slots, device=self.device)
-        return self.x[where].cpu(), self.x_0_hat[where].cpu()
+    def read(self, slots: Sequence[int]) -> Tensor:
+        """x of the slots, on the host, float32 (B, C, H, W)."""
+        return self.x[torch.tensor(slots, device=self.device)].cpu()
+
+    def read_x_0_hat(self, slots: Sequence[int]) -> Tensor:
+        """Likewise."""
+        return self.x_0_hat[torch.tensor(slots, device=self.device)].cpu()
 
     @torch.inference_mode()
     def write(self, slots: Sequence[int], x: Tensor, x_0_hat: Tensor) -> None:

@@ -18,6 +18,8 @@ from worker.contract import Precision, Recipe, Shard, State
 from worker.store import Store
 
 METADATA_KEY = "ddpm"  # the tEXt entry that holds the recipe
+LARGE_BYTES = 1 << 20  # chains of this size go to the results store, where there is one; 64 of 32x32 RGB are smaller
+_IN_STORE = b""  # stands in Redis for chains that lie in the results store
 
 
 def encode(pixels: Tensor, recipe: Recipe, index: int, precision: Precision) -> bytes:
@@ -30,6 +32,7 @@ class Results:
 
     def __init__(self, redis: Redis, store: Store) -> None:
         self._redis, self._store = redis, store
+        self._in_store: set[str] = set()  # shards whose chains may lie there
         scripts = (contract.START, contract.PROGRESS, contract.SAVE, contract.PUBLISH)
         self._start, self._progress, self._save, self._publish = (cast("Any", redis.register_script(s)) for s in scripts)
 
@@ -55,15 +58,39 @@ class Results:
     def progress(self, shard: Shard, least: int, image_steps: int) -> bool:
         return bool(self._progress(keys=_keys(shard), args=[contract.progress_field(shard.number), f"{least},{image_steps}"]))
 
-    def save(self, shard: Shard, chains: bytes, image_steps: int) -> bool:
-        """Keep a shard's chains, for whoever takes it up if this worker is lost."""
-        return bool(self._save(keys=_keys(shard), args=[shard.number, chains, image_steps]))
+    def goes_to_store(self, chains: bytes) -> bool:
+        return self._store.external and len(chains) >= LARGE_BYTES
+
+    def save(self, saves: Sequence[tuple[Shard, bytes, int]]) -> list[bool]:
+        """Keep the chains of shards, in which so many image-steps are done, for whoever takes them up. Raises StoreFault."""
+        large = {shard.id for shard, chains, _ in saves if self.goes_to_store(chains)}
+        self._in_store |= large
+        with self._redis.pipeline(transaction=False) as pipe:
+            for shard, chains, image_steps in saves:
+                if shard.id in large:
+                    self._store.put_blob(shard.job, _chains_name(shard), chains)
+                    chains = _IN_STORE
+                self._save(keys=_keys(shard), args=[shard.number, chains, image_steps], client=pipe)
+            wanted = [bool(answer) for answer in pipe.execute()]
+        for (shard, _, _), stays in zip(saves, wanted, strict=True):
+            if shard.id in large and not stays:
+                self._store.remove_blob(shard.job, _chains_name(shard))
+        return wanted
 
     def saved(self, shard: Shard) -> bytes | None:
-        return cast("bytes | None", self._redis.hget(contract.chains_key(shard.job), str(shard.number)))
+        """Raises StoreFault."""
+        chains = cast("bytes | None", self._redis.hget(contract.chains_key(shard.job), str(shard.number)))
+        if chains != _IN_STORE:
+            return chains
+        self._in_store.add(shard.id)
+        return self._store.get_blob(shard.job, _chains_name(shard))
 
     def forget(self, shard: Shard) -> None:
+        """Raises StoreFault."""
         self._redis.hdel(contract.chains_key(shard.job), str(shard.number))
+        if shard.id in self._in_store:
+            self._in_store.discard(shard.id)
+            self._store.remove_blob(shard.job, _chains_name(shard))
 
     def publish(self, shard: Shard, images: Sequence[tuple[int, bytes]]) -> bool:
         """Store PNGs by index, the bytes before the hashes. The one that completes the job closes it. Raises StoreFault."""
@@ -88,6 +115,10 @@ class Results:
     def fail(self, job: str, code: str, message: str) -> None:
         """End the job as failed, unless it has ended or is gone."""
         rescue.fail(self._redis, job, code, message)
+
+
+def _chains_name(shard: Shard) -> str:
+    return f"chains-{shard.number}"
 
 
 def _keys(shard: Shard) -> list[str]:

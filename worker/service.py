@@ -23,14 +23,13 @@ from worker.outbox import PROGRESS_EVERY_S, Outbox, Parcel
 from worker.reason import reason_of
 from worker.results import Results
 from worker.rq_worker import Lease, ShardWorker
-from worker.store import Store
+from worker.saver import Saver
+from worker.store import Store, StoreFault
 from worker.upkeep import Upkeep, until
 
 log = logging.getLogger(__name__)
 _IDLE_S = 0.5
 _STOP_WITHIN_S = 3.0
-_SAVE_EVERY_S = 4.0
-_SAVE_BYTES_PER_S = 4e6  # of big pictures, chains are saved less often than every 4 s, so that Redis keeps up
 
 
 class Worker:
@@ -45,17 +44,17 @@ class Worker:
         self._shards, self._results = ShardWorker(redis, queues), Results(redis, store)
         self._listener = Listener(redis, self._load, self._inbox)
         self._outbox = Outbox(self._shards, self._results, self._inbox)
+        self._saver = Saver(self._shards, self._results, self._inbox)
         self._intake = Intake(self._shards, self._results, models, self._load, self._inbox, self._outbox.is_full)
         self._upkeep = Upkeep(redis, self._shards, self._inbox, self._info, self.crew.stopping)
         self._expiry = Expiry(redis, store, self.crew.stopping)
         self._rate = _Rate(max(model.calibration.image_steps_per_s for model in models.values()))
         self._at_risk: Sequence[Lease] = ()
         self._reported = 0.0
-        self._saved = 0.0
 
     def run(self) -> None:
         self.crew.patiently("start", self._shards.beat)
-        for name in ("upkeep", "listener", "outbox", "intake", *(["expiry"] if self._store.external else [])):
+        for name in ("upkeep", "listener", "outbox", "saver", "intake", *(["expiry"] if self._store.external else [])):
             self.crew.start(name, getattr(self, f"_{name}").turn)
         log.info("worker %s is ready", self._shards.name)
         try:
@@ -75,8 +74,7 @@ class Worker:
                 self._step(model)
         self._rate.note(sum(m.engine.image_steps for m in self._models.values()), busy=bool(self._held))
         self._report()
-        if self._held and time.monotonic() - self._saved >= max(_SAVE_EVERY_S, self._size() / _SAVE_BYTES_PER_S):
-            self._save()
+        self._saver.save(self._held.values())
 
     def _step(self, model: LoadedModel) -> None:
         """While a suspect is here, nothing else steps: should it end the worker again, it is nobody else's loss."""
@@ -97,7 +95,7 @@ class Worker:
         held = self._held.get(lease.shard.id) if lease else None
         if lease is None or held is None or held.lease is not lease:  # none, or it is still in the inbox
             return None
-        if held.progress()[1] <= lease.reached:
+        if held.is_suspect():
             return held
         self._load.clear(lease)
         return None
@@ -140,8 +138,6 @@ class Worker:
         except Exception:
             self._at_risk = [taken.lease]
             raise
-        if not self._held:  # a first save at once would let a shard that ends its workers creep on, a step each
-            self._saved = time.monotonic()
         if taken.indices:
             self._held[shard.id] = Held(taken.lease, model, set(taken.indices))
         else:  # its worker died between the last image and the end of the shard
@@ -192,15 +188,8 @@ class Worker:
             self._reported = now
             self._outbox.report([(held.lease, *held.progress()) for held in self._held.values()])
 
-    def _save(self) -> None:
-        """Copies of all chains, for the worker that takes them up should this one be killed."""
-        chains = [(held.lease, held.model.engine.snapshot(held.chains()), held.progress()[1]) for held in self._held.values()]
-        self._outbox.save(chains)
-        self._saved = time.monotonic()
-
-    def _size(self) -> int:
-        """Bytes that saving what is held now would write, at most."""
-        return sum(len(held.left) * held.model.chain_bytes for held in self._held.values())
+    def _save_all(self) -> None:
+        self._saver.finish(self._held.values(), _STOP_WITHIN_S)
 
     def _info(self) -> WorkerInfo:
         widest = max(self._models.values(), key=lambda model: len(model.calibration.buckets))
@@ -210,10 +199,12 @@ class Worker:
     def _close(self) -> None:
         """Store what is finished, save the rest and give it back; without Redis the leases lapse, and others take over."""
         self.crew.stop(_STOP_WITHIN_S)
-        self._save()
+        self._reported = 0.0
+        self._report()
         try:
+            self._save_all()
             self._outbox.flush()
-        except RedisError as error:
+        except (RedisError, StoreFault) as error:
             log.warning("worker %s could not send everything: %s", self._shards.name, error)
         try:
             self._upkeep.sign_off()
@@ -230,7 +221,7 @@ class Worker:
         said = reason_of(error)
         farewells = (
             self._report,
-            self._save,
+            self._save_all,
             self._outbox.flush,
             lambda: self._shards.abandon(self._at_risk, said),
             self._upkeep.sign_off,

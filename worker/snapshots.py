@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from worker.engine import ChainRequest, Snapshot
 
@@ -27,12 +28,35 @@ def pack(snapshots: Sequence[Snapshot]) -> bytes:
     return save(tensors)
 
 
-def unpack(blob: bytes, requests: Mapping[int, ChainRequest]) -> list[Snapshot]:
-    """Those of `requests`, by image index, that the blob holds. Raises BadSnapshot."""
+def unpack(blob: bytes, requests: Mapping[int, ChainRequest], shape: tuple[int, int, int]) -> list[Snapshot]:
+    """Those of `requests`, by image index, that the blob holds. `shape` is a picture's, (C, H, W). Raises BadSnapshot."""
     try:
         tensors = load(blob)
         index, row, x = tensors["index"].tolist(), tensors["row"].tolist(), tensors["x"]
         x_0_hat = tensors.get("x_0_hat", torch.zeros_like(x))
     except (SafetensorError, KeyError) as error:
-        raise BadSnapshot(str(error)) from None
-    return [Snapshot(requests[i], row[k], x[k], x_0_hat[k]) for k, i in enumerate(index) if i in requests]
+        raise BadSnapshot(f"{type(error).__name__}: {error}") from None
+    if len(index) != len(row):
+        raise BadSnapshot(f"it holds {len(index)} images and {len(row)} rows")
+    _check_pictures(x, len(index), shape)
+    _check_pictures(x_0_hat, len(index), shape)
+    found = [Snapshot(requests[i], row[k], x[k], x_0_hat[k]) for k, i in enumerate(index) if i in requests]
+    _check_chains(found, "x_0_hat" in tensors)
+    return found
+
+
+def _check_pictures(pictures: Tensor, count: int, shape: tuple[int, int, int]) -> None:
+    if pictures.dtype != torch.float32 or pictures.shape != (count, *shape):
+        raise BadSnapshot(f"it holds {pictures.dtype} {list(pictures.shape)}, not torch.float32 {[count, *shape]}")
+    if not bool(pictures.isfinite().all()):
+        raise BadSnapshot("it holds NaN or infinity")
+
+
+def _check_chains(found: Sequence[Snapshot], remembered: bool) -> None:
+    if len({s.request.index for s in found}) < len(found):
+        raise BadSnapshot("it holds an image twice")
+    for s in found:
+        if type(s.row) is not int or not 0 <= s.row < len(s.request.plan):
+            raise BadSnapshot(f"row {s.row} of image {s.request.index} is none of the {len(s.request.plan)} of its plan")
+        if s.request.plan.remembers and not remembered:
+            raise BadSnapshot("it holds no x_0_hat, which the plan needs")

@@ -1,4 +1,4 @@
-"""Where finished PNGs lie: in Redis beside their hashes, or in a results store as `<url>/<job>/<index>.png`. Knows no torch.
+"""Where finished PNGs and large snapshots lie: in Redis, or in a results store in the folder `<url>/<job>`. Knows no torch.
 
 The store is any that fsspec opens: a folder, S3, Google Cloud Storage. A PNG is there whole before its hash is recorded.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 from uuid import uuid4
@@ -47,7 +47,15 @@ class Store(Protocol):
 
     def remove(self, job: str, indices: Iterable[int]) -> None: ...
 
-    def remove_all(self, job: str) -> None: ...
+    def remove_all(self, job: str) -> None:
+        """Whatever lies there of the job."""
+        ...
+
+    def put_blob(self, job: str, name: str, blob: bytes) -> None: ...
+
+    def get_blob(self, job: str, name: str) -> bytes | None: ...
+
+    def remove_blob(self, job: str, name: str) -> None: ...
 
 
 class InRedis:
@@ -65,9 +73,17 @@ class InRedis:
 
     def remove_all(self, job: str) -> None: ...
 
+    def put_blob(self, job: str, name: str, blob: bytes) -> None:
+        raise AssertionError("blobs go to Redis where there is no results store")
+
+    def get_blob(self, job: str, name: str) -> bytes | None:
+        return None  # another worker has a results store and this one has none
+
+    def remove_blob(self, job: str, name: str) -> None: ...
+
 
 class InObjects:
-    """One object a PNG. Whoever reads finds all of it or nothing."""
+    """One object a PNG or a blob. Whoever reads finds all of it or nothing."""
 
     external = True
 
@@ -76,40 +92,55 @@ class InObjects:
         self._atomic, self._local = protocol in _PUTS_ARE_ATOMIC, protocol in _FOLDERS
 
     def put(self, job: str, images: Sequence[tuple[int, bytes]]) -> list[bytes]:
-        pngs = {self._path(job, index): png for index, png in images}
-        with self._faults():
-            if self._atomic:
-                self._fs.pipe(pngs)
-            else:
-                self._fs.makedirs(self._folder(job), exist_ok=True)
-                for path, png in pngs.items():
-                    self._put_whole(path, png)
+        self._put(job, {_name(index): png for index, png in images})
         return [b""] * len(images)
 
+    def put_blob(self, job: str, name: str, blob: bytes) -> None:
+        self._put(job, {name: blob})
+
+    def get_blob(self, job: str, name: str) -> bytes | None:
+        return self._get(job, [name])[0]
+
     def get(self, job: str, indices: Sequence[int]) -> list[bytes | None]:
-        with self._faults():
-            found = self._fs.cat_ranges([self._path(job, index) for index in indices], None, None, on_error="return")
-            pngs = [_bytes_or_none(answer) for answer in found]
-            if None in pngs and self._local and not self._fs.exists(self._root):
-                raise FileNotFoundError(errno.ENOENT, self._root)  # the disk is not there: that says nothing of the images
-            return pngs
+        return self._get(job, [_name(index) for index in indices])
 
     def remove(self, job: str, indices: Iterable[int]) -> None:
         for index in indices:
-            with self._faults(), suppress(FileNotFoundError):
-                self._fs.rm_file(self._path(job, index))
+            self.remove_blob(job, _name(index))
+
+    def remove_blob(self, job: str, name: str) -> None:
+        with self._faults(), suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(job, name))
 
     def remove_all(self, job: str) -> None:
         """Also what a killed worker left half written."""
         with self._faults(), suppress(FileNotFoundError):
             self._fs.rm(self._folder(job), recursive=True)
 
-    def _put_whole(self, path: str, png: bytes) -> None:
+    def _put(self, job: str, blobs: Mapping[str, bytes]) -> None:
+        paths = {self._path(job, name): blob for name, blob in blobs.items()}
+        with self._faults():
+            if self._atomic:
+                self._fs.pipe(paths)
+            else:
+                self._fs.makedirs(self._folder(job), exist_ok=True)
+                for path, blob in paths.items():
+                    self._put_whole(path, blob)
+
+    def _get(self, job: str, names: Sequence[str]) -> list[bytes | None]:
+        with self._faults():
+            found = self._fs.cat_ranges([self._path(job, name) for name in names], None, None, on_error="return")
+            blobs = [_bytes_or_none(answer) for answer in found]
+            if None in blobs and self._local and not self._fs.exists(self._root):
+                raise FileNotFoundError(errno.ENOENT, self._root)  # the disk is not there: that says nothing of the images
+            return blobs
+
+    def _put_whole(self, path: str, blob: bytes) -> None:
         """Under another name first, and on the disk before it gets its own."""
         part = f"{path}.{uuid4().hex}.part"
         try:
             with self._fs.open(part, "wb") as file:
-                file.write(png)
+                file.write(blob)
                 if self._local:
                     file.flush()
                     os.fsync(file.fileno())
@@ -122,8 +153,8 @@ class InObjects:
     def _folder(self, job: str) -> str:
         return f"{self._root}/{job}"
 
-    def _path(self, job: str, index: int) -> str:
-        return f"{self._folder(job)}/{index}.png"
+    def _path(self, job: str, name: str) -> str:
+        return f"{self._folder(job)}/{name}"
 
     def _faults(self) -> _Faults:
         return _Faults(self._name)
@@ -172,6 +203,10 @@ def open_store(url: str | None) -> Store:
 def without_secrets(url: str) -> str:
     """Less what stands before an @, where passwords are, and after a question mark, where tokens are."""
     return re.sub(r"^([\w+.:-]*://)?.*@", r"\1***@", url, flags=re.DOTALL).partition("?")[0]
+
+
+def _name(index: int) -> str:
+    return f"{index}.png"
 
 
 def _protocol(url: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,15 +26,17 @@ STEPS, POISONED_SEED, ROW = 40, 666, 20
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     root = tmp_path_factory.mktemp("models")
     write_model(root, "tiny")
-    return root
+    return LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), 256, "fp32")
 
 
 @pytest.fixture
-def model(root: Path) -> LoadedModel:
-    return LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), capacity=256)
+def model(loaded: LoadedModel) -> Iterator[LoadedModel]:
+    healthy = loaded.engine.pool.network
+    yield loaded
+    loaded.engine.pool.network = healthy
 
 
 class Killed(BaseException):

@@ -41,9 +41,9 @@ def worker(redis: Redis, model: LoadedModel) -> Worker:
     return made
 
 
-def post(redis: Redis, model: LoadedModel, count: int = 3, steps: int = 4) -> Shard:
+def post(redis: Redis, model: LoadedModel, count: int = 3, steps: int = 4, sampler: str = "ddpm") -> Shard:
     """A job as the API records it; its first shard."""
-    recipe = Recipe("tiny", model.card.sha256, "ddpm", steps, "fixed_small", 0.0, 7)
+    recipe = Recipe("tiny", model.card.sha256, sampler, steps, "fixed_small", 0.0, 7)
     shards = list(shards_of("a" * 32, recipe, 0, count, "local", "interactive"))
     fields = {
         "id": shards[0].job,
@@ -186,8 +186,7 @@ def test_a_late_worker_leaves_the_saved_chains_of_its_successor_alone(redis, wor
     shard = post(redis, model, steps=100)
     lease = begin(worker, shard, [0, 1, 2])
     worker._turn()
-    worker._save()
-    worker._outbox.flush()
+    worker._save_all()
     saved = worker._results.saved(shard)
     let_lapse(redis, lease)
     worker._heed(Lost(lease))

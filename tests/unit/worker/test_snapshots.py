@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 
 from models.plans import compile_plan
 from tests.support.networks import SCHEDULE, SHAPE
@@ -22,7 +23,7 @@ def snapshots(sampler: str, rows: list[int]) -> list[Snapshot]:
 @given(st.sampled_from(sorted(PLANS)), st.lists(st.integers(0, 19), min_size=1, max_size=64))
 def test_chains_come_back_to_the_bit(sampler, rows):
     saved = snapshots(sampler, rows)
-    back = unpack(pack(saved), {s.request.index: s.request for s in saved})
+    back = unpack(pack(saved), {s.request.index: s.request for s in saved}, SHAPE)
     assert [(s.request, s.row) for s in back] == [(s.request, s.row) for s in saved]
     assert all(torch.equal(a.x, b.x) for a, b in zip(back, saved, strict=True))
     if PLANS[sampler].remembers:
@@ -31,11 +32,42 @@ def test_chains_come_back_to_the_bit(sampler, rows):
 
 def test_images_that_were_finished_since_are_left_out():
     saved = snapshots("ddpm", [3, 4, 5])
-    back = unpack(pack(saved), {8: saved[1].request})
+    back = unpack(pack(saved), {8: saved[1].request}, SHAPE)
     assert [(s.request.index, s.row) for s in back] == [(8, 4)]
+
+
+def spoilt(**changes: object) -> bytes:
+    """What was saved of one chain, at row 4, with some of it changed; None takes it out."""
+    tensors = load(pack(snapshots("dpmpp_2m", [4]))) | changes
+    return save({name: tensor for name, tensor in tensors.items() if tensor is not None})
+
+
+@pytest.mark.parametrize(
+    ("blob", "says"),
+    [
+        (spoilt(x=torch.zeros(1, 1, 8, 8)), r"it holds torch.float32 \[1, 1, 8, 8\], not torch.float32 \[1, 1, 4, 6\]"),
+        (spoilt(x=torch.zeros(1, *SHAPE).double()), "torch.float64"),
+        (spoilt(x_0_hat=torch.zeros(2, *SHAPE)), r"\[2, 1, 4, 6\]"),
+        (spoilt(x=torch.full((1, *SHAPE), torch.nan)), "NaN or infinity"),
+        (spoilt(row=torch.tensor([20])), "row 20 of image 7 is none of the 20 of its plan"),
+        (spoilt(row=torch.tensor([-1])), "row -1"),
+        (spoilt(row=torch.tensor([1.5])), r"row 1\.5"),
+        (spoilt(row=torch.tensor([1, 2])), "1 images and 2 rows"),
+        (spoilt(row=None), "row"),
+        (spoilt(x_0_hat=None), "no x_0_hat, which the plan needs"),
+        (
+            spoilt(index=torch.tensor([7, 7]), row=torch.tensor([1, 1]), **{n: torch.zeros(2, *SHAPE) for n in ("x", "x_0_hat")}),
+            "twice",
+        ),
+    ],
+)
+def test_chains_of_something_else_are_refused(blob, says):
+    (chain,) = snapshots("dpmpp_2m", [4])
+    with pytest.raises(BadSnapshot, match=says):
+        unpack(blob, {7: chain.request}, SHAPE)
 
 
 @pytest.mark.parametrize("blob", [b"", b"\0" * 100, b"not safetensors", pack(snapshots("ddpm", [1]))[:-9]])
 def test_garbage_is_refused(blob):
     with pytest.raises(BadSnapshot):
-        unpack(blob, {})
+        unpack(blob, {}, SHAPE)

@@ -1,0 +1,60 @@
+"""What saving chains costs: `python -m bench.snapshots`.
+
+For pictures of two sizes, in one run: milliseconds of the step's thread for a copy, and its share of the time at one copy every
+4 s; milliseconds of the saver's thread for packing; megabytes. CPU time of the thread, best of several.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from models.plans import compile_plan
+from models.schedule import Schedule
+from worker.engine import ChainRequest, Engine
+from worker.pool import Pool
+from worker.saver import SAVE_EVERY_S
+from worker.snapshots import pack
+
+CASES = [((1, 28, 28), 1024), ((3, 256, 256), 64)]
+SHARD = 64
+ROUNDS = 7
+
+
+def main() -> None:
+    torch.set_num_threads(1)  # so that the thread's time is all of it
+    print(f"{'pictures':>14} {'chains':>6} {'sampler':>9} {'copy ms':>8} {'share':>6} {'pack ms':>8} {'MB':>6}")
+    for shape, chains in CASES:
+        for sampler in ("ddpm", "dpmpp_2m"):
+            copy_s, pack_s, size = measure(shape, chains, sampler)
+            name = "x".join(map(str, shape))
+            share = copy_s / SAVE_EVERY_S
+            print(
+                f"{name:>14} {chains:>6} {sampler:>9} {copy_s * 1e3:>8.1f} {share:>6.2%} {pack_s * 1e3:>8.1f} {size / 1e6:>6.1f}"
+            )
+
+
+def measure(shape: tuple[int, int, int], chains: int, sampler: str) -> tuple[float, float, int]:
+    """Seconds of a copy of all chains, seconds of packing them in shards, bytes."""
+    engine = Engine(Pool(lambda x, t: x, shape, chains, torch.device("cpu")), {2: 1.0})
+    plan = compile_plan(Schedule.linear(), 50, sampler)  # type: ignore[arg-type]
+    engine.submit([ChainRequest(i, "bench", plan, 1, i) for i in range(chains)])
+    snapshots = engine.snapshot(range(chains))
+    shards = [snapshots[first : first + SHARD] for first in range(0, chains, SHARD)]
+    size = sum(len(pack(shard)) for shard in shards)
+    return _best(lambda: engine.snapshot(range(chains))), _best(lambda: [pack(shard) for shard in shards]), size
+
+
+def _best(work: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(ROUNDS):
+        began = time.thread_time()
+        work()
+        seconds.append(time.thread_time() - began)
+    return min(seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Chains that are saved by one worker and taken up by another, through Redis and through a results store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from redis import Redis
+
+from models.catalog import Catalog
+from tests.integration.test_worker import begin, let_lapse, post, run_to_the_end, state
+from tests.support.folders import write_model
+from worker import contract, saver
+from worker.calibration_cache import CalibrationCache
+from worker.contract import Shard
+from worker.intake import Ended
+from worker.loaded import LoadedModel
+from worker.service import Worker
+from worker.store import InRedis, Store, StoreFault, open_store
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[LoadedModel]:
+    root = tmp_path_factory.mktemp("models")
+    write_model(root, "tiny")
+    cache = CalibrationCache(root / "calibrations")
+    return [LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), 64, "fp32", cache) for _ in range(2)]
+
+
+@pytest.fixture
+def models(loaded: list[LoadedModel]) -> Iterator[list[LoadedModel]]:
+    """The same model in two workers, empty."""
+    yield loaded
+    for model in loaded:
+        model.engine.cancel([(f"{'a' * 32}-0", index) for index in range(3)])
+        model.engine.image_steps = 0
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return tmp_path / "pictures"
+
+
+def worker_with(redis: Redis, model: LoadedModel, store: Store) -> Worker:
+    made = Worker(redis, {"tiny": model}, "cpu", store)
+    made._shards.beat()
+    return made
+
+
+def model_of(worker: Worker) -> LoadedModel:
+    return worker._models["tiny"]
+
+
+def hashes(redis: Redis, shard: Shard) -> dict[bytes, bytes]:
+    return redis.hgetall(contract.sha256_key(shard.job))
+
+
+def start(redis: Redis, worker: Worker, sampler: str = "ddpm", turns: int = 5) -> Shard:
+    """A job of three images, some steps of which are done and saved."""
+    shard = post(redis, model_of(worker), steps=STEPS, sampler=sampler)
+    begin(worker, shard, [0, 1, 2])
+    for _ in range(turns):
+        worker._turn()
+    worker._save_all()
+    return shard
+
+
+def take_over(redis: Redis, first: Worker, second: Worker) -> None:
+    (held,) = first._held.values()
+    let_lapse(redis, held.lease)
+    second._intake.turn()
+    second._read_inbox()
+    run_to_the_end(second)
+
+
+def undisturbed(redis: Redis, model: LoadedModel, sampler: str) -> dict[bytes, bytes]:
+    worker = worker_with(redis, model, InRedis())
+    shard = start(redis, worker, sampler)
+    run_to_the_end(worker)
+    expected = hashes(redis, shard)
+    redis.flushall()
+    model.engine.image_steps = 0
+    return expected
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("large_bytes", [1, 1 << 20], ids=["in the store", "in Redis"])
+def test_what_another_worker_takes_up_ends_in_the_same_bytes_and_nothing_of_it_stays(
+    redis, models, pictures, monkeypatch, sampler, large_bytes
+):
+    monkeypatch.setattr("worker.results.LARGE_BYTES", large_bytes)
+    expected = undisturbed(redis, models[0], sampler)
+    first, second = (worker_with(redis, model, open_store(f"file://{pictures}")) for model in models)
+    shard = start(redis, first, sampler)
+    assert (pictures / shard.job / "chains-0").exists() == (large_bytes == 1)
+    take_over(redis, first, second)
+    assert state(redis, shard) == "finished"
+    assert hashes(redis, shard) == expected
+    assert model_of(second).engine.image_steps == 3 * (STEPS - 5)
+    assert sorted(path.name for path in (pictures / shard.job).iterdir()) == ["0.png", "1.png", "2.png"]
+    assert not redis.exists(contract.chains_key(shard.job))
+
+
+@pytest.mark.parametrize("store", ["the same, emptied", "none"])
+def test_chains_that_the_store_no_longer_has_are_computed_again(redis, models, pictures, monkeypatch, store):
+    monkeypatch.setattr("worker.results.LARGE_BYTES", 1)
+    expected = undisturbed(redis, models[0], "ddpm")
+    first = worker_with(redis, models[0], open_store(f"file://{pictures}"))
+    shard = start(redis, first)
+    (pictures / shard.job / "chains-0").unlink()
+    second = worker_with(redis, models[1], InRedis() if store == "none" else open_store(f"file://{pictures}"))
+    take_over(redis, first, second)
+    assert hashes(redis, shard) == expected
+    assert model_of(second).engine.image_steps == 3 * STEPS
+
+
+def test_chains_of_a_job_that_was_cancelled_meanwhile_are_not_left_in_the_store(redis, models, pictures, monkeypatch):
+    monkeypatch.setattr("worker.results.LARGE_BYTES", 1)
+    worker = worker_with(redis, models[0], open_store(f"file://{pictures}"))
+    shard = post(redis, model_of(worker), steps=STEPS)
+    begin(worker, shard, [0, 1, 2])
+    worker._turn()
+    keys = contract.transition_keys(shard.job, shard.job_priority)
+    redis.eval(contract.CANCEL, len(keys), *keys, 1.0)
+    worker._save_all()
+    assert not list((pictures / shard.job).iterdir())
+    assert worker._inbox.get_nowait() == Ended(shard.job)
+
+
+@pytest.fixture
+def due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every shard that has come on is to be saved at once."""
+    for name in ("SAVE_EVERY_S", "_SUSPECT_EVERY_S", "_LOOK_EVERY_S"):
+        monkeypatch.setattr(saver, name, 0.0)
+    monkeypatch.setattr(saver, "_SHARE", float("inf"))
+
+
+@pytest.mark.usefixtures("due")
+def test_a_shard_that_has_not_come_on_is_not_saved_again(redis, models):
+    worker = worker_with(redis, models[0], InRedis())
+    shard = start(redis, worker)
+    redis.delete(contract.chains_key(shard.job))
+    worker._saver.save(worker._held.values())
+    worker._saver.turn()
+    assert not worker._results.saved(shard)
+    worker._turn()
+    worker._saver.turn()
+    assert worker._results.saved(shard)
+
+
+@pytest.mark.usefixtures("due")
+def test_while_copies_wait_for_the_store_no_others_are_made_and_what_failed_is_copied_anew(redis, models, pictures, monkeypatch):
+    monkeypatch.setattr("worker.results.LARGE_BYTES", 1)
+    worker = worker_with(redis, models[0], open_store(f"file://{pictures}"))
+    shard = start(redis, worker)
+    pictures.rename(pictures.with_name("away"))
+    pictures.write_text("where a disk was mounted")
+    worker._turn()
+    on_its_way = worker._saver._copies
+    worker._turn()
+    assert on_its_way
+    assert worker._saver._copies is on_its_way
+    with pytest.raises(StoreFault):
+        worker._saver.turn()
+    pictures.unlink()
+    worker._turn()
+    worker._saver.turn()
+    assert (pictures / shard.job / "chains-0").exists()
+
+
+@pytest.mark.usefixtures("due")
+def test_a_copy_that_took_long_puts_the_next_one_off(redis, models, monkeypatch):
+    """Copying has at most its share of the step's thread."""
+    worker = worker_with(redis, models[0], InRedis())
+    start(redis, worker)
+    monkeypatch.setattr(saver, "_SHARE", 1e-9)
+    worker._turn()
+    assert worker._saver._copies
+    worker._saver.turn()
+    worker._turn()
+    assert not worker._saver._copies
+
+
+@pytest.mark.usefixtures("due")
+def test_large_chains_in_redis_are_saved_less_often(redis, models, monkeypatch):
+    monkeypatch.setattr(saver, "_REDIS_BYTES_PER_S", 1e-3)
+    worker = worker_with(redis, models[0], InRedis())
+    start(redis, worker)
+    worker._turn()
+    assert not worker._saver._copies

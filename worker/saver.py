@@ -1,0 +1,139 @@
+"""Chains on their way into safety: copied by the step's thread between two steps, packed and sent by a thread of their own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from worker.engine import Snapshot
+from worker.held import Held
+from worker.intake import Ended, Inbox
+from worker.loaded import LoadedModel
+from worker.results import Results
+from worker.rq_worker import ShardWorker
+from worker.snapshots import pack
+
+log = logging.getLogger(__name__)
+SAVE_EVERY_S = 4.0
+_SUSPECT_EVERY_S = 0.5  # so that the next worker begins close to the point where this one may end
+_LOOK_EVERY_S = 0.25
+_SHARE = 0.01  # of the step's thread's time, at most: a copy that took long puts the next one off
+_COPY_BYTES = 64 * 1024 * 1024  # copied at once, unless one shard is larger
+_REDIS_BYTES_PER_S = (
+    4e6  # the server takes 5 ms a megabyte, in which it serves nobody else: of large pictures chains are saved less often
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Of a shard's chains between two steps, with the image-steps that are done in the shard."""
+
+    held: Held
+    snapshots: Sequence[Snapshot]
+    image_steps: int
+
+
+class Saver:
+    """`save` never waits for a store: while copies are on their way, no others are made, so that memory is bounded."""
+
+    def __init__(self, shards: ShardWorker, results: Results, inbox: Inbox) -> None:
+        self._shards, self._results, self._inbox = shards, results, inbox
+        self._copies: Sequence[Copy] = ()
+        self._work = threading.Event()
+        self._sending = threading.Lock()
+        self._not_before = 0.0
+
+    def save(self, held: Iterable[Held]) -> None:
+        """Copy the chains of those shards whose turn it is."""
+        began = time.monotonic()
+        if self._copies or began < self._not_before:
+            return
+        self._not_before = began + _LOOK_EVERY_S
+        if due := list(_first_bytes(shard for shard in _oldest_first(held) if _is_due(shard, began))):
+            for model in {shard.model for shard in due}:
+                model.engine.pool.wait()  # for steps that a GPU has still to do: their time is not the copy's
+            began = time.monotonic()
+            self._copies = _copied(due)
+            self._not_before = max(self._not_before, began + (time.monotonic() - began) / _SHARE)
+            self._work.set()
+
+    def turn(self) -> None:
+        """Send what was copied. What does not arrive is copied anew, in its turn."""
+        if self._work.wait(2 * _LOOK_EVERY_S):
+            self._work.clear()
+            with self._sending:
+                self._send()
+
+    def finish(self, held: Iterable[Held], within_s: float) -> None:
+        """All that is held, as it stands, before the worker exits. Raises what the stores raise."""
+        until = time.monotonic() + within_s
+        left = _oldest_first(held)
+        if self._sending.acquire(timeout=within_s):
+            try:
+                while left and time.monotonic() < until:
+                    batch = list(_first_bytes(left))
+                    left = left[len(batch) :]
+                    self._copies = _copied(batch)
+                    self._send()
+            finally:
+                self._sending.release()
+        if left:
+            log.warning("no time to save %d shards as they stand: their latest seconds are to be computed again", len(left))
+
+    def _send(self) -> None:
+        try:
+            copies = [copy for copy in self._copies if self._shards.holds(copy.held.lease)]  # the others have ended meanwhile
+            began, blobs = time.monotonic(), [pack(copy.snapshots) for copy in copies]
+            entries = [(copy.held.lease.shard, blob, copy.image_steps) for copy, blob in zip(copies, blobs, strict=True)]
+            for copy, wanted in zip(copies, self._results.save(entries), strict=True):
+                self._heed(copy, wanted)
+            to_redis = sum(len(blob) for blob in blobs if not self._results.goes_to_store(blob))
+            self._not_before = max(self._not_before, began + to_redis / _REDIS_BYTES_PER_S)
+        finally:
+            self._copies = ()
+
+    def _heed(self, copy: Copy, wanted: bool) -> None:
+        if wanted:
+            copy.held.kept = copy.image_steps
+        else:
+            self._inbox.put(Ended(copy.held.lease.shard.job))
+
+
+def _oldest_first(held: Iterable[Held]) -> list[Held]:
+    return sorted(held, key=lambda shard: shard.copied_at)
+
+
+def _is_due(shard: Held, now: float) -> bool:
+    """Every few seconds, if it has come on since."""
+    age_s = now - shard.copied_at
+    if age_s < _SUSPECT_EVERY_S:
+        return False
+    return (age_s >= SAVE_EVERY_S or shard.is_suspect()) and shard.progress()[1] > shard.kept
+
+
+def _first_bytes(shards: Iterable[Held]) -> Iterator[Held]:
+    """As many as may be copied at once; at least one."""
+    size = 0
+    for shard in shards:
+        yield shard
+        size += len(shard.left) * shard.model.chain_bytes
+        if size >= _COPY_BYTES:
+            return
+
+
+def _copied(shards: Sequence[Held]) -> list[Copy]:
+    """All chains of a model in one go: a thousand shards of one image each would take a thousand copies."""
+    now, by_model = time.monotonic(), defaultdict[LoadedModel, list[Held]](list)
+    for shard in shards:
+        shard.copied_at = now
+        by_model[shard.model].append(shard)
+    copies = []
+    for model, of_model in by_model.items():
+        snapshots = iter(model.engine.snapshot([chain for shard in of_model for chain in shard.chains()]))
+        copies += [Copy(shard, list(islice(snapshots, len(shard.left))), shard.progress()[1]) for shard in of_model]
+    return copies
