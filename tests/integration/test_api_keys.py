@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -166,6 +168,15 @@ def test_a_key_that_asks_too_fast_is_told_when_to_ask_again_and_the_others_are_n
     assert refused.headers["retry-after"] == "2"
     assert get("ann", "/healthz").status_code == 200
     assert get("bob").status_code == 200
+
+
+def test_keys_and_their_limits_ask_nothing_of_redis(models_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        redis_url = f"redis://127.0.0.1:{dead.getsockname()[1]}/0"
+    settings = ApiSettings(redis_url=redis_url, models_dir=models_dir, api_keys=KEYS["ann"][1], key_requests_per_s=0.5)
+    with serve(create_app(settings)) as url:
+        with_key = [httpx.get(f"{url}/v1/models", headers=bearer(KEYS["ann"][0])).status_code for _ in range(2)]
+        assert (with_key, httpx.get(f"{url}/v1/models").status_code) == ([200, 429], 401)
 
 
 REBOUND = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "", "[::", "192.168.1.7:8000"]

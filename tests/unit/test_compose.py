@@ -37,6 +37,13 @@ def test_only_the_api_is_published_and_on_loopback_unless_told_otherwise(name: s
 
 
 @pytest.mark.parametrize("name", [GPU, CPU])
+def test_without_keys_it_is_answered_as_localhost_only(name: str) -> None:
+    environment = read(name)["services"]["api"]["environment"]
+    assert environment["DDPM_ANONYMOUS_HOSTS"] == "${DDPM_ANONYMOUS_HOSTS:-localhost}"
+    assert environment["DDPM_API_KEYS"] is None, "the host's, where it has some"
+
+
+@pytest.mark.parametrize("name", [GPU, CPU])
 def test_every_service_is_confined(name: str) -> None:
     for service, body in read(name)["services"].items():
         assert body["read_only"], service
