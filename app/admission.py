@@ -16,7 +16,8 @@ from app.look import ANSWERS, look, workers
 from app.record import Record
 from app.schemas import JobRequest
 from app.validation import invalid
-from worker.contract import LEFT, LOAD, UNFINISHED_TTL_S, WorkerInfo, idempotency_key, job_key
+from worker.contract import LEFT, LOAD, UNFINISHED_TTL_S, idempotency_key, job_key
+from worker.info import WorkerInfo
 
 Part = str | bytes | int | float
 Command = Sequence[Part]
@@ -26,8 +27,9 @@ _NO_WORKER_WAIT_S = 60  # without a worker nobody can say when there will be roo
 
 # One script: between a check and a post of their own two processes could overshoot a bound, or post one key twice.
 # KEYS: record, left, load, the idempotency key's where there is one.
-# ARGV: id, owner, image-steps, most of one owner, most of all, body, seconds that the idempotency key is kept; then commands,
-# each the number of its parts and its parts. -> {verdict, id, image-steps open of the owner, of all, owners}
+# ARGV: id, owner, image-steps, most of one owner, most of all, what `left` says of the job besides, body, seconds that the
+# idempotency key is kept; then commands, each the number of its parts and its parts.
+# -> {verdict, id, image-steps open of the owner, of all, owners}
 _ADMIT = """
 local C = redis.call
 if KEYS[4] then
@@ -35,22 +37,22 @@ if KEYS[4] then
   local record = id and string.sub(KEYS[1], 1, -1 - #ARGV[1]) .. id
   if id and C('EXISTS', record) == 1 then
     C('EXPIRE', KEYS[4], C('TTL', record)) -- changes nothing, but as a write it makes WAITAOF wait for the first post as well
-    return {body == ARGV[6] and 'same' or 'reused', id, 0, 0, 0}
+    return {body == ARGV[7] and 'same' or 'reused', id, 0, 0, 0}
   end
 end
 local own, all = tonumber(C('HGET', KEYS[3], ARGV[2]) or 0), 0
 for _, open in ipairs(C('HVALS', KEYS[3])) do all = all + open end
 local verdict = own + ARGV[3] > tonumber(ARGV[4]) and 'quota' or all + ARGV[3] > tonumber(ARGV[5]) and 'full' or 'posted'
 if verdict == 'posted' then
-  local i = 8
+  local i = 9
   while i <= #ARGV do
     C(unpack(ARGV, i + 1, i + ARGV[i]))
     i = i + 1 + ARGV[i]
   end
-  C('HSET', KEYS[2], ARGV[1], ARGV[3] .. ' ' .. ARGV[2])
+  C('HSET', KEYS[2], ARGV[1], ARGV[3] .. ' ' .. ARGV[6])
   C('HINCRBY', KEYS[3], ARGV[2], ARGV[3])
   if KEYS[4] then
-    C('SET', KEYS[4], ARGV[1] .. ' ' .. ARGV[6], 'EX', ARGV[7])
+    C('SET', KEYS[4], ARGV[1] .. ' ' .. ARGV[7], 'EX', ARGV[8])
     C('HSET', KEYS[1], 'idempotency', KEYS[4])
   end
 end
@@ -95,6 +97,8 @@ class Admission:
         """
         keys = [job_key(record.id), LEFT, LOAD, *([idempotency_key(record.owner, key)] if key else [])]
         about: list[Part] = [record.id, record.owner, record.image_steps, self._bounds.of_one, self._bounds.of_all]
+        recipe = record.recipe
+        about.append(f"{record.count} {recipe.steps} {recipe.model} {record.owner}")
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.eval(_ADMIT, len(keys), *keys, *about, _fingerprint(request), UNFINISHED_TTL_S, *_flat(commands))
             self._disk.ask(pipe)

@@ -10,10 +10,11 @@ from typing import Any
 from redis.asyncio.client import Pipeline
 
 from app.errors import UnknownJob
-from app.estimate import PLACE_KEYS, QUEUE_PLACE, alive, place_args, queue_place
+from app.estimate import QUEUE_PLACE, alive, place_args, place_keys, queue_place
 from app.record import Record
 from app.schemas import Job, QueuePlace
-from worker.contract import WORKERS, WorkerInfo, job_key, png_key, sha256_key
+from worker.contract import WORKERS, job_key, png_key, sha256_key
+from worker.info import WorkerInfo
 
 _ID = re.compile("[0-9a-f]{32}")
 ANSWERS = 5  # to `look`
@@ -24,7 +25,8 @@ def look(pipe: Pipeline, job: str) -> None:
     pipe.hgetall(job_key(job))
     pipe.hgetall(sha256_key(job))
     pipe.exists(png_key(job))
-    pipe.eval(QUEUE_PLACE, len(PLACE_KEYS), *PLACE_KEYS, *place_args(job))
+    keys = place_keys(job)
+    pipe.eval(QUEUE_PLACE, len(keys), *keys, *place_args(job))
     pipe.hvals(WORKERS)
 
 

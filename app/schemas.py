@@ -128,10 +128,10 @@ class Progress(BaseModel):
 class QueuePlace(BaseModel):
     position: int = Field(description="Jobs that have not ended and come before this one", examples=[2])
     eta_s: float | None = Field(
-        description="Estimate of the seconds until this job has finished: image-steps over the measured rate of the live workers "
-        "that have the model. For an interactive job, its own and those of the first 64 images (all that runs as interactive) "
-        "of each interactive job before it that is still queued; running jobs share the engine and are not counted. For a bulk "
-        "job, its own and what is left of every job before it. Null without such a worker, or far back in the queue",
+        description="Estimate of the seconds from now until this job has finished if nothing else is posted, at the pace that "
+        "live workers measure. Interactive images come before bulk ones, which keep one place in eight; owners share equally, "
+        "of one owner's interactive jobs the one with the least left comes first; bulk work comes in the order in which it was "
+        "posted. Null without a worker that has the model, or behind more than 256 jobs",
         examples=[12.5],
     )
 
@@ -258,7 +258,7 @@ class Worker(BaseModel):
     name: str = Field(description="Name of the worker", examples=["worker-1"])
     device: str = Field(description="Where it computes", examples=["cuda:0"])
     models: list[str] = Field(description="Models that it has loaded", examples=[["fashion-mnist-28"]])
-    image_steps_per_s: float = Field(description="Measured rate", examples=[5200.0])
+    image_steps_per_s: float = Field(description="Rate of full batches, as measured lately", examples=[5200.0])
 
 
 class Readiness(BaseModel):

@@ -30,12 +30,12 @@ MAX_INDEX = 2**32 - 1  # one word of the noise's counter
 UNFINISHED_TTL_S = 7 * 24 * 3600  # nothing waits or runs this long; keys of a job that ends are given their own TTL
 RECORD_TTL_S = 7 * 24 * 3600  # a job's record outlives its images by this, so that they are known to have expired
 
-LEFT = "ddpm:left"  # hash: open job -> "<image-steps left to run> <owner>"
+LEFT = "ddpm:left"  # hash: open job -> "<image-steps left to run> <count> <steps> <model> <owner>"
 LOAD = "ddpm:load"  # hash: owner -> image-steps left of all its open jobs. Both empty themselves
 CHANGES = "ddpm:changes"
 EXPIRING = "ddpm:expiring"  # sorted set: job -> when what the results store holds of it is to be removed; it empties itself
 WEBHOOKS = "ddpm:webhooks"  # sorted set: job that has ended -> when its webhook is to be sent next; it empties itself
-WORKERS = "ddpm:workers"  # hash: worker name -> JSON of WorkerInfo, with its own end in it
+WORKERS = "ddpm:workers"  # hash: worker name -> JSON of WorkerInfo (worker/info.py), with its own end in it
 
 
 Precision = Literal["fp32", "bf16"]  # of a network's weights and activations; chains are float32 always
@@ -163,19 +163,6 @@ def progress_field(shard: int) -> str:
     return f"p{shard}"
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """What a worker says of itself every few seconds. Times in seconds since the epoch."""
-
-    name: str
-    models: tuple[str, ...]
-    device: str
-    precision: Precision
-    buckets: tuple[int, ...]
-    image_steps_per_s: float
-    until: float
-
-
 def _script(body: str) -> str:
     values = {"$CHANGES": CHANGES, "$RECORD_TTL_S": RECORD_TTL_S, "$UNFINISHED_TTL_S": UNFINISHED_TTL_S}
     script = _SHARED + body
@@ -196,10 +183,10 @@ local function remove_objects_at(due) redis.call('ZADD', KEYS[6], math.floor(due
 -- What is left to run is in `left`, and in the sum of the owner's in `load`. All of it, where `image_steps` is nil: the job is
 -- in the books no more, so nothing of it can be subtracted twice.
 local function subtract(job, image_steps)
-  local left, owner = string.match(redis.call('HGET', KEYS[7], job) or '', '^(%S+) (.*)$')
+  local left, about, owner = string.match(redis.call('HGET', KEYS[7], job) or '', '^(%S+) (%S+ %S+ %S+ (.*))$')
   if not left then return end
   if image_steps then
-    redis.call('HSET', KEYS[7], job, (left - image_steps) .. ' ' .. owner)
+    redis.call('HSET', KEYS[7], job, (left - image_steps) .. ' ' .. about)
   else
     redis.call('HDEL', KEYS[7], job)
   end

@@ -62,6 +62,10 @@ class LoadedModel:
         self.calibration.use()
         return self.engine.step(only)
 
+    def promised_s(self, chains: int) -> float:
+        """What calibration found for a step of so many chains."""
+        return self.calibration.seconds[self.engine.buckets.holding(chains)]
+
     @property
     def chain_bytes(self) -> int:
         """x and x_0_hat of one chain."""

@@ -12,11 +12,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 from torch import Tensor
 
-from worker.contract import Priority, WorkerInfo, queue_name
+from worker.contract import Priority, queue_name
 from worker.crew import Crew
 from worker.engine import Finished
 from worker.expiry import Expiry
 from worker.held import Held
+from worker.info import Pace, WorkerInfo
 from worker.intake import Ended, Inbox, Intake, Listener, Load, Lost, Taken
 from worker.loaded import CannotRun, LoadedModel
 from worker.outbox import PROGRESS_EVERY_S, Outbox, Parcel
@@ -24,6 +25,7 @@ from worker.reason import reason_of
 from worker.results import Results
 from worker.rq_worker import Lease, ShardWorker
 from worker.saver import Saver
+from worker.speed import Speed
 from worker.store import Store, StoreFault
 from worker.upkeep import Upkeep, until
 
@@ -48,7 +50,7 @@ class Worker:
         self._intake = Intake(self._shards, self._results, models, self._load, self._inbox, self._outbox.is_full)
         self._upkeep = Upkeep(redis, self._shards, self._inbox, self._info, self.crew.stopping)
         self._expiry = Expiry(redis, store, self.crew.stopping)
-        self._rate = _Rate(max(model.calibration.image_steps_per_s for model in models.values()))
+        self._speed = Speed()
         self._at_risk: Sequence[Lease] = ()
         self._reported = 0.0
 
@@ -69,18 +71,24 @@ class Worker:
 
     def _turn(self) -> None:
         self._read_inbox()
+        began, promised_s = time.monotonic(), 0.0
         for model in self._models.values():
             if len(model.engine):
-                self._step(model)
-        self._rate.note(sum(m.engine.image_steps for m in self._models.values()), busy=bool(self._held))
+                promised_s += self._step(model)
         self._report()
         self._saver.save(self._held.values())
+        if promised_s:
+            self._speed.note(time.monotonic() - began, promised_s)
 
-    def _step(self, model: LoadedModel) -> None:
-        """While a suspect is here, nothing else steps: should it end the worker again, it is nobody else's loss."""
+    def _step(self, model: LoadedModel) -> float:
+        """The seconds that calibration promises for it.
+
+        While a suspect is here, nothing else steps: should it end the worker again, it is nobody else's loss.
+        """
         suspect = self._suspect()
         if suspect and suspect.model is not model:
-            return
+            return 0.0
+        done_before = model.engine.image_steps
         stepping = [suspect] if suspect else [held for held in self._held.values() if held.model is model]
         try:
             finished = model.step(suspect.chains() if suspect else None)
@@ -88,6 +96,7 @@ class Worker:
             self._at_risk = [held.lease for held in stepping]
             raise
         self._retire(model, finished)
+        return model.promised_s(model.engine.image_steps - done_before)
 
     def _suspect(self) -> Held | None:
         """The shard with which workers were lost, until it has passed the point where that happened."""
@@ -194,7 +203,9 @@ class Worker:
     def _info(self) -> WorkerInfo:
         widest = max(self._models.values(), key=lambda model: len(model.calibration.buckets))
         buckets, precision = widest.calibration.buckets, widest.precision
-        return WorkerInfo(self._shards.name, tuple(self._models), self._device, precision, buckets, self._rate.per_s, until())
+        paces = {name: Pace.of(model.calibration.seconds, self._speed.slowed) for name, model in self._models.items()}
+        rate = max(pace.image_steps_per_s for pace in paces.values())
+        return WorkerInfo(self._shards.name, tuple(self._models), self._device, precision, buckets, rate, until(), paces)
 
     def _close(self) -> None:
         """Store what is finished, save the rest and give it back; without Redis the leases lapse, and others take over."""
@@ -232,21 +243,3 @@ class Worker:
                 farewell()
             except Exception as another:  # whatever fails with it: the process ends all the same
                 log.warning("worker %s breaks off: %s", self._shards.name, another)
-
-
-class _Rate:
-    """Image-steps per second, measured over the latest stretch of work; before the first, what calibration promises."""
-
-    def __init__(self, per_s: float) -> None:
-        self.per_s = per_s
-        self._since: tuple[float, int] | None = None
-
-    def note(self, image_steps: int, busy: bool) -> None:
-        now = time.monotonic()
-        if not busy:
-            self._since = None
-        elif self._since is None:
-            self._since = (now, image_steps)
-        elif now - self._since[0] >= 2.0:
-            self.per_s = (image_steps - self._since[1]) / (now - self._since[0])
-            self._since = (now, image_steps)

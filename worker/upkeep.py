@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from threading import Event
 from typing import cast
 
 from redis import Redis
 
 from worker import contract
-from worker.contract import WorkerInfo
+from worker.info import WorkerInfo
 from worker.intake import Inbox, Lost
 from worker.queue import LEASE_S
 from worker.rescue import RESCUE_EVERY_S, Rescue
@@ -40,7 +39,7 @@ class Upkeep:
 
     def _introduce(self) -> None:
         info = self._info()
-        self._redis.hset(contract.WORKERS, info.name, json.dumps(asdict(info)))
+        self._redis.hset(contract.WORKERS, info.name, info.to_json())
         self._redis.expire(contract.WORKERS, round(4 * LEASE_S))
         said = cast("dict[bytes, bytes]", self._redis.hgetall(contract.WORKERS))
         if dead := [name for name, text in said.items() if json.loads(text)["until"] < time.time()]:

@@ -40,7 +40,7 @@ def books(redis: Redis) -> tuple[int, int]:
 
 def fill(redis: Redis, owner: str, image_steps: int) -> None:
     """As if the owner had a job of this size open."""
-    redis.hset(contract.LEFT, "f" * 32, f"{image_steps} {owner}")
+    redis.hset(contract.LEFT, "f" * 32, f"{image_steps} 1 1 tiny {owner}")
     redis.hset(contract.LOAD, owner, image_steps)
 
 

@@ -129,27 +129,40 @@ def eta_s(api: httpx.Client, job: dict[str, Any]) -> float:
     return api.get(f"/v1/jobs/{job['id']}").json()["queue"]["eta_s"]
 
 
-def test_an_interactive_job_waits_for_what_is_queued_and_interactive_before_it(
+def test_an_interactive_job_waits_for_what_has_less_left_and_beside_bulk_work_for_an_eighth_more(
     api: httpx.Client, worker: IdleWorker, post: Post
 ) -> None:
     worker.announce(image_steps_per_s=100.0)
-    post(count=1024, steps=100, priority="bulk")
-    first, large, last = (post(count=count, steps=100) for count in (10, 1024, 70))
-    assert last["queue"] == {"position": 2, "eta_s": 10.0 + 64.0 + 70.0}
+    first, second, last = (post(count=count, steps=100) for count in (10, 60, 20))
+    assert last["queue"] == {"position": 2, "eta_s": 10.0 + 20.0}
+    assert eta_s(api, second) == 10.0 + 20.0 + 60.0
     worker.start(first["id"])
-    assert eta_s(api, last) == 64.0 + 70.0, "what runs shares the engine"
-    worker.start(large["id"])
-    assert eta_s(api, last) == 70.0
+    worker.progress(first["id"], 0, 50, 500)
+    assert eta_s(api, last) == 5.0 + 20.0, "what runs shares the engine, with what is left of it"
+    post(count=1024, steps=100, priority="bulk")
+    assert eta_s(api, last) == pytest.approx((5.0 + 20.0) * 8 / 7, abs=0.1)
+
+
+def test_a_job_of_several_parts_waits_for_the_bulk_work_before_it(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    worker.announce(image_steps_per_s=100.0)
+    post(count=100, steps=100, priority="bulk")
+    job = post(count=70, steps=100)
+    assert job["queue"]["eta_s"] == 100.0 + 70.0
+    post(count=100, steps=100, priority="bulk")
+    assert eta_s(api, job) == 100.0 + 70.0, "what came later comes later"
 
 
 def test_a_bulk_job_waits_for_all_that_is_left_before_it(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
     worker.announce(image_steps_per_s=100.0)
     first, bulk = post(count=10, steps=100, priority="bulk"), post(count=1, steps=100, priority="bulk")
-    post(count=1024, steps=100)
-    assert eta_s(api, bulk) == 10.0 + 1024.0 + 1.0
+    assert eta_s(api, bulk) == 10.0 + 1.0
     worker.start(first["id"])
     worker.progress(first["id"], 0, 50, 500)
-    assert eta_s(api, bulk) == 5.0 + 1024.0 + 1.0
+    assert eta_s(api, bulk) == 5.0 + 1.0
+    post(count=1, steps=100)
+    assert eta_s(api, bulk) == 5.0 + 1.0 + 1.0
+    post(count=64, steps=100)
+    assert eta_s(api, bulk) == 8 * (5.0 + 1.0), "bulk work keeps one place in eight"
 
 
 def test_there_is_no_estimate_without_a_live_worker_that_has_the_model(worker: IdleWorker, post: Post) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from io import BytesIO
 
 from PIL import Image
 from redis import Redis
 
 from worker import contract
-from worker.contract import WorkerInfo
+from worker.info import WorkerInfo
 from worker.store import InRedis, Store
 
 
@@ -30,7 +28,7 @@ class IdleWorker:
 
     def announce(self, *, image_steps_per_s: float = 100.0, lives_s: float = 60.0, models: tuple[str, ...] = ("tiny",)) -> None:
         info = WorkerInfo("worker-1", models, "cpu", "fp32", (2,), image_steps_per_s, time.time() + lives_s)
-        self.redis.hset(contract.WORKERS, info.name, json.dumps(asdict(info)))
+        self.redis.hset(contract.WORKERS, info.name, info.to_json())
 
     def start(self, job: str) -> bytes | None:
         return self._run(contract.START, job, time.time(), 1, int(self.store.external))
