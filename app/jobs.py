@@ -27,7 +27,7 @@ from app.sheet import ContactSheet
 from app.webhooks.request import check_webhook
 from app.webhooks.target import Reach
 from models.catalog import Catalog
-from worker import contract, scripts
+from worker import contract, scripts, transitions
 from worker.contract import State, chains_key, job_key, open_key, owner_key, png_key, sha256_key
 from worker.queue import enqueue, withdraw_keys
 
@@ -135,9 +135,9 @@ class Jobs:
     async def cancel(self, job: str, owner: str) -> Job:
         """Where the job has ended already, nothing happens to it. Raises UnknownJob."""
         record = await self._find(job, owner)
-        keys = contract.transition_keys(job, record.priority)
+        keys = transitions.transition_keys(job, record.priority)
         # Not in the transaction: a script that fails, as on a full server, does not keep the next one from running.
-        await self._redis.eval(contract.CANCEL, len(keys), *keys, time.time())
+        await self._redis.eval(transitions.CANCEL, len(keys), *keys, time.time())
         async with self._redis.pipeline(transaction=True) as pipe:
             _withdraw(pipe, record)
             look(pipe, job)
@@ -146,9 +146,9 @@ class Jobs:
     async def delete(self, job: str, owner: str) -> None:
         """Workers drop a job that is gone. Raises UnknownJob, also for the later of two deletions at once."""
         record = await self._find(job, owner)
-        keys = contract.transition_keys(job, record.priority)
+        keys = transitions.transition_keys(job, record.priority)
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.eval(contract.DOOM, len(keys), *keys, time.time() + _REMOVED_AGAIN_S)
+            pipe.eval(transitions.DOOM, len(keys), *keys, time.time() + _REMOVED_AGAIN_S)
             pipe.delete(job_key(job))
             pipe.delete(sha256_key(job), png_key(job), chains_key(job))
             pipe.zrem(open_key(record.priority), job)

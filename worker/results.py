@@ -13,7 +13,7 @@ from redis import Redis
 from torch import Tensor
 
 from models.pictures import png
-from worker import contract, rescue
+from worker import contract, rescue, transitions
 from worker.contract import Precision, Recipe, Shard, State
 from worker.store import Store
 
@@ -33,7 +33,7 @@ class Results:
     def __init__(self, redis: Redis, store: Store) -> None:
         self._redis, self._store = redis, store
         self._in_store: set[str] = set()  # shards whose chains may lie there
-        scripts = (contract.START, contract.PROGRESS, contract.SAVE, contract.PUBLISH)
+        scripts = (transitions.START, transitions.PROGRESS, transitions.SAVE, transitions.PUBLISH)
         self._start, self._progress, self._save, self._publish = (cast("Any", redis.register_script(s)) for s in scripts)
 
     def start(self, shard: Shard, attempt: int) -> bool:
@@ -122,4 +122,4 @@ def _chains_name(shard: Shard) -> str:
 
 
 def _keys(shard: Shard) -> list[str]:
-    return contract.transition_keys(shard.job, shard.job_priority)
+    return transitions.transition_keys(shard.job, shard.job_priority)

@@ -1,6 +1,6 @@
 """Webhooks that are due, until they are delivered or given up.
 
-The script that ends a job enters it in `ddpm:webhooks` (worker/contract.py). Any API process claims an entry by setting it to a
+The script that ends a job enters it in `ddpm:webhooks` (worker/transitions.py). An API process claims an entry by setting it to a
 later time, sends it, and takes it out or sets it to the next attempt; an entry that was set anew meanwhile stays. So a kill
 at any moment only means that it is sent again: at least once, with the same id.
 """

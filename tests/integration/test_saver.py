@@ -12,7 +12,7 @@ from redis import Redis
 from models.catalog import Catalog
 from tests.integration.test_worker import begin, let_lapse, post, run_to_the_end, state
 from tests.support.folders import write_model
-from worker import contract, saver
+from worker import contract, saver, transitions
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Shard
 from worker.intake import Ended
@@ -124,8 +124,8 @@ def test_chains_of_a_job_that_was_cancelled_meanwhile_are_not_left_in_the_store(
     shard = post(redis, model_of(worker), steps=STEPS)
     begin(worker, shard, [0, 1, 2])
     worker._turn()
-    keys = contract.transition_keys(shard.job, shard.job_priority)
-    redis.eval(contract.CANCEL, len(keys), *keys, 1.0)
+    keys = transitions.transition_keys(shard.job, shard.job_priority)
+    redis.eval(transitions.CANCEL, len(keys), *keys, 1.0)
     worker._save_all()
     assert not list((pictures / shard.job).iterdir())
     assert worker._inbox.get_nowait() == Ended(shard.job)

@@ -10,7 +10,7 @@ from io import BytesIO
 from PIL import Image
 from redis import Redis
 
-from worker import contract
+from worker import contract, transitions
 from worker.info import WorkerInfo
 from worker.store import InRedis, Store
 
@@ -31,21 +31,21 @@ class IdleWorker:
         self.redis.hset(contract.WORKERS, info.name, info.to_json())
 
     def start(self, job: str) -> bytes | None:
-        return self._run(contract.START, job, time.time(), 1, int(self.store.external))
+        return self._run(transitions.START, job, time.time(), 1, int(self.store.external))
 
     def progress(self, job: str, shard: int, least: int, image_steps: int) -> bool:
-        return bool(self._run(contract.PROGRESS, job, contract.progress_field(shard), f"{least},{image_steps}"))
+        return bool(self._run(transitions.PROGRESS, job, contract.progress_field(shard), f"{least},{image_steps}"))
 
     def publish(self, job: str, indices: Iterable[int]) -> bool:
         pngs = [(index, png_of(index)) for index in indices]
         kept = zip(pngs, self.store.put(job, pngs), strict=True)
         images = [part for (index, png), in_redis in kept for part in (index, hashlib.sha256(png).hexdigest(), in_redis)]
-        return bool(self._run(contract.PUBLISH, job, time.time(), *images))
+        return bool(self._run(transitions.PUBLISH, job, time.time(), *images))
 
     def fail(self, job: str, code: str, message: str) -> bool:
-        return bool(self._run(contract.FAIL, job, time.time(), code, message))
+        return bool(self._run(transitions.FAIL, job, time.time(), code, message))
 
     def _run(self, script: str, job: str, *args: str | int | float | bytes) -> bytes | None:
         priority = (self.redis.hget(contract.job_key(job), "priority") or b"interactive").decode()
-        keys = contract.transition_keys(job, priority)
+        keys = transitions.transition_keys(job, priority)
         return self.redis.eval(script, len(keys), *keys, *args)
