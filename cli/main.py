@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -71,6 +73,8 @@ def api(host: Host = None, port: Port = None) -> None:
 @app.command()
 def worker() -> None:
     """Run one worker, on the queue at DDPM_REDIS_URL; default redis://127.0.0.1:6379/0."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # loading takes a while, and until it is over nothing is held
+        signal.signal(number, lambda *_: sys.exit(0))
     from worker.__main__ import main
 
     raise typer.Exit(main())

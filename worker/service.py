@@ -223,7 +223,8 @@ class Worker:
         except RedisError as error:
             log.warning("worker %s could not give back %d shards: %s", self._shards.name, len(self._held), error)
         else:
-            log.info("worker %s gave back %d shards", self._shards.name, len(self._held))
+            done = sum(model.engine.image_steps for model in self._models.values())
+            log.info("worker %s gave back %d shards after %d image-steps in all", self._shards.name, len(self._held), done)
 
     def _break_off(self, error: Exception) -> None:
         """The shards at risk, or all where nobody knows, count this worker as lost and say why; the others are given back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,10 @@ class Service:
         return {key.decode() for key in self.redis.keys("*")}
 
 
-@pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    root = tmp_path_factory.mktemp("service")
+@contextmanager
+def serving(root: Path) -> Iterator[Service]:
+    """A server and an API of their own, and no worker yet."""
     write_model(root / "models", "tiny")
-    write_model(root / "models", "blows-up", blow_up=True)
     with ValkeyServer(data_dir=root / "valkey", save="", appendonly="no") as server:
         redis_url = f"{server.connection_url}/0"
         settings = ApiSettings(redis_url=redis_url, models_dir=root / "models")
@@ -71,14 +71,22 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         ):
             running = Service(http, client, [], redis_url, root / "models", root)
             try:
-                running.add_worker()
-                running.add_worker()
                 yield running
             finally:
                 for worker in running.workers:
                     worker.process.terminate()
                 for worker in running.workers:
                     worker.stop()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    root = tmp_path_factory.mktemp("service")
+    write_model(root / "models", "blows-up", blow_up=True)
+    with serving(root) as running:
+        running.add_worker()
+        running.add_worker()
+        yield running
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

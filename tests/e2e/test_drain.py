@@ -1,0 +1,117 @@
+"""Workers that are told to stop, at any time and in any way: they leave nothing to be done twice, and exit with 0 within 10 s."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Service, serving
+from tests.support.processes import ROOT, WorkerProcess, eventually
+
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
+
+
+@pytest.fixture
+def calm(tmp_path: Path) -> Iterator[Service]:
+    """A service whose server a test may stop."""
+    with serving(tmp_path) as service:
+        yield service
+
+
+def image_steps(worker: WorkerProcess) -> int:
+    """Of a worker that has exited."""
+    return int(re.search(r"after (\d+) image-steps in all", worker.log.read_text())[1])
+
+
+def holder(service: Service, job: str) -> WorkerProcess:
+    """Whoever has the job's first shard."""
+    name = service.redis.hget(f"rq:job:{job}-0", "worker_name").decode()
+    return next(worker for worker in service.workers if name in worker.log.read_text())
+
+
+def test_a_worker_that_is_told_to_stop_hands_its_job_on_and_no_step_is_computed_twice(calm: Service) -> None:
+    recipe = {"count": 64, "seed": 3, "steps": 200}
+    calm.add_worker()
+    undisturbed = calm.pngs(calm.post(**recipe)["id"])
+    calm.add_worker()
+    job = calm.post(**recipe)["id"]
+    eventually(lambda: calm.job(job)["progress"]["fraction"] > 0.1, 60, "the job is under way")
+    first = holder(calm, job)
+    assert first.stop(within_s=10) == 0
+    assert not calm.job(job)["finished_at"], "it was stopped in the midst of the job"
+    assert calm.pngs(job) == undisturbed
+    assert calm.job(job)["attempts"] == 1
+    for worker in calm.workers:
+        assert worker.stop() == 0
+    assert sum(map(image_steps, calm.workers)) == 2 * 64 * 200
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_is_told_to_stop_while_redis_is_away(calm: Service, fault: signal.Signals) -> None:
+    worker = calm.add_worker()
+    job = calm.post(count=64, steps=1000)["id"]
+    eventually(lambda: calm.job(job)["progress"]["fraction"] > 0, 60, "the job runs")
+    server = calm.redis.info("server")["process_id"]
+    os.kill(server, fault)
+    eventually(lambda: "Redis does not answer" in worker.log.read_text(), 20, "the worker has noticed")
+    assert worker.stop(within_s=10) == 0
+    assert "could not give back 1 shards" in worker.log.read_text()
+    os.kill(server, signal.SIGCONT if fault == signal.SIGSTOP else 0)
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM, signal.SIGTERM], [signal.SIGINT]])
+def test_any_number_of_signals_of_either_kind_is_one_request_to_stop(calm: Service, signals: list[signal.Signals]) -> None:
+    worker = calm.add_worker()
+    job = calm.post(count=64, steps=1000)["id"]
+    eventually(lambda: calm.job(job)["progress"]["fraction"] > 0, 60, "the job runs")
+    for number in signals:
+        worker.process.send_signal(number)
+        time.sleep(0.05)
+    assert worker.process.wait(10) == 0
+    assert "gave back 1 shards" in worker.log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_still_loading_leaves_at_once(number: signal.Signals, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "worker"],
+        env={**os.environ, "DDPM_REDIS_URL": "redis://127.0.0.1:1", "DDPM_DEVICE": "cpu"},
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        eventually(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text(), 60, "it loads torch")
+        process.send_signal(number)
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_a_worker_that_was_stopped_past_its_lease_drops_what_is_no_longer_its_own_and_goes_on_with_new_work(
+    calm: Service,
+) -> None:
+    recipe = {"count": 64, "seed": 4, "steps": 400}
+    calm.add_worker()
+    undisturbed = calm.pngs(calm.post(**recipe)["id"])
+    calm.add_worker()
+    job = calm.post(**recipe)["id"]
+    eventually(lambda: calm.job(job)["progress"]["fraction"] > 0.05, 60, "the job is under way")
+    late = holder(calm, job)
+    other = next(worker for worker in calm.workers if worker is not late)
+    late.process.send_signal(signal.SIGSTOP)
+    calm.finished(job, within_s=100)
+    late.process.send_signal(signal.SIGCONT)
+    assert other.stop() == 0
+    assert calm.pngs(calm.post(**recipe)["id"]) == undisturbed, "it works for others again"
+    assert calm.pngs(job) == undisturbed
+    assert calm.job(job)["attempts"] == 2
+    assert not [key for key in calm.key_names() if job in key and "chains" in key]
