@@ -32,7 +32,10 @@ def run(client: Client, steps: int, jobs: int, every_s: float, report: Report) -
         _, after = rate_during(client, big, lambda: time.sleep(ALONE_S))
     finally:
         client.cancel(big)
-    report.say(f"{jobs} jobs of one image, {steps} steps, one every {every_s:g} s on average; the big job has {IMAGES} images.\n")
+    report.say(
+        f"{client.precision()}; {jobs} jobs of one image and {steps} steps, one every {every_s:g} s on average; "
+        f"the big job has {IMAGES} images.\n"
+    )
     tabulate(report, unloaded, beside, (before + after) / 2, rate)
     draw(report, unloaded, beside)
 

@@ -14,6 +14,7 @@ from bench.report import Report
 
 LOADS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 PERCENTILES = (50, 95, 99)
+PERCENTILE_NAMES = "p50 / p95 / p99 (jobs)"
 
 Serve = Callable[[Sequence[Arrival]], Served]
 
@@ -28,6 +29,10 @@ class Point:
     size: str
     jobs: int
     percentiles: tuple[float, ...]
+
+    @property
+    def cell(self) -> str:
+        return " / ".join(f"{seconds:.2f}" for seconds in self.percentiles) + f" s ({self.jobs})"
 
 
 def measured_capacity(serve: Serve) -> float:
@@ -54,13 +59,15 @@ def _points(load: float, name: str, arrivals: Sequence[Arrival], served: Served)
 
 
 def tabulate(report: Report, points: Sequence[Point]) -> None:
-    head = ["load", "served", "image-steps/s", "size", "jobs", *(f"p{percent}" for percent in PERCENTILES)]
-    report.table(head, [_cells(point) for point in points])
-
-
-def _cells(point: Point) -> list[str]:
-    seconds = [f"{value:.2f} s" for value in point.percentiles]
-    return [f"{point.load:.1f}", point.server, f"{point.image_steps_per_s:.0f}", point.size, str(point.jobs), *seconds]
+    """Latencies with the servers side by side, then their throughput."""
+    found = {(point.load, point.size, point.server): point for point in points}
+    loads, sizes, servers = (list(dict.fromkeys(key)) for key in zip(*found, strict=True))
+    latencies = [
+        [f"{load:.1f}", size, *(found[load, size, server].cell for server in servers)] for load, size in product(loads, sizes)
+    ]
+    report.table(["load", "size", *(f"{server}: {PERCENTILE_NAMES}" for server in servers)], latencies)
+    rates = [[f"{load:.1f}", *(f"{found[load, sizes[0], server].image_steps_per_s:.0f}" for server in servers)] for load in loads]
+    report.table(["load", *(f"{server}: image-steps/s" for server in servers)], rates)
 
 
 def draw(report: Report, points: Sequence[Point]) -> None:
@@ -73,4 +80,4 @@ def draw(report: Report, points: Sequence[Point]) -> None:
             axes.plot([point.load for point in line], p95, style, color=f"C{number}", label=f"{size.name}: {server}")
         axes.set(xlabel="load, of capacity", ylabel="p95 of latency, s", yscale="log")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import defaultdict
 from collections.abc import Hashable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-
-import torch
+from unittest.mock import patch
 
 from bench.model import engine_on
 from bench.work import Images, Work, draw, pictures
@@ -18,15 +18,18 @@ from worker.snapshots import pack, unpack
 
 
 class Elsewhere:
-    """The other process loads and calibrates for itself, with `threads` threads."""
+    """The other process loads and calibrates for itself, as on a machine that has `threads` cores."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
 
     def __call__(self, model: LoadedModel, work: Work, _: random.Random) -> Images:
         images, blobs = _halfway(model, work)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
-            return images | other.submit(_go_on, work, blobs, self.threads).result()
+        with (
+            patch.dict(os.environ, OMP_NUM_THREADS=str(self.threads)),
+            ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other,
+        ):
+            return images | other.submit(_go_on, work, blobs).result()
 
 
 def _halfway(model: LoadedModel, work: Work) -> tuple[Images, list[bytes]]:
@@ -42,8 +45,7 @@ def _halfway(model: LoadedModel, work: Work) -> tuple[Images, list[bytes]]:
     return images, [pack(snapshots) for snapshots in jobs.values()]
 
 
-def _go_on(work: Work, blobs: list[bytes], threads: int) -> Images:
-    torch.set_num_threads(threads)
+def _go_on(work: Work, blobs: list[bytes]) -> Images:
     model = work.model()
     requests = {request.index: request for request in work.requests(model)}
     engine = engine_on(model, model.calibration.buckets)

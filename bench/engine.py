@@ -15,7 +15,8 @@ from typing import Annotated
 import torch
 import typer
 
-from bench.model import default_device, engine_on, load
+from bench.machine import default_device
+from bench.model import engine_on, load
 from bench.report import OUT, Out, Report
 from models.noise import normal
 from models.plans import compile_plan

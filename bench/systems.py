@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,7 +19,7 @@ from redis import Redis
 from rq import Queue
 
 from bench import pipelines
-from bench.service import service
+from bench.service import Asked, service
 
 ROOT = Path(__file__).parents[1]
 JOB_TIMEOUT_S = 3600
@@ -40,15 +41,14 @@ class System(Protocol):
 class Ours:
     """The whole service: Valkey, the API and one worker, started anew each time, reached over HTTP."""
 
-    name = "this service"
-    how = "`ddpm up` with one worker, PNGs over HTTP"
-
-    def __init__(self, device: str) -> None:
-        self._device = device
+    def __init__(self, folder: Path, device: str, precision: Asked) -> None:
+        self.name, self.how = "this service", ""
+        self._start = partial(service, folder, device, precision)
 
     @contextmanager
     def awake(self) -> Iterator[Draw]:
-        with service(self._device) as client:
+        with self._start() as client:
+            self.how = f"`ddpm up` with one worker, in {client.precision()}, PNGs over HTTP"
             yield lambda count, steps, seed: client.pngs(client.post(count, steps, seed=seed))
 
 

@@ -24,6 +24,7 @@ def ways(model: LoadedModel, threads: int) -> dict[str, Way]:
         "all at once": together,
         "in another order, in other slots": shuffled,
         **buckets,
+        "any few of them at a time, the others parked": any_few,
         "parked while others of any class and owner step": parked,
         "taken out at any step, put back later in any slot": set_aside,
         "joined at any step by other people's chains": joined,
@@ -58,8 +59,20 @@ class Bucket:
         return draw(engine_on(model, [self.size]), work.requests(model))
 
 
+def any_few(model: LoadedModel, work: Work, chance: random.Random) -> Images:
+    """Any number of any of them takes each step."""
+    engine, images = engine_on(model, model.calibration.buckets), Images()
+    requests = work.requests(model)
+    engine.submit(requests)
+    inside = [request.index for request in requests]
+    while inside:
+        images |= pictures(engine.step(only=chance.sample(inside, chance.randint(1, min(len(inside), engine.buckets.largest)))))
+        inside = [index for index in inside if index not in images]
+    return images
+
+
 def parked(model: LoadedModel, work: Work, chance: random.Random) -> Images:
-    """Far more chains than a batch holds: most are parked at any step, and which ones changes with every finished job."""
+    """Far more chains than a batch holds, in two classes: the scheduler parks most of them at any step."""
 
     def anyones(request: ChainRequest) -> ChainRequest:
         return replace(request, job=chance.randrange(50), owner=str(chance.randrange(5)), urgent=chance.random() < 0.5)

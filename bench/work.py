@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bench.model import load
 from models.plans import Plan
+from worker.contract import Precision
 from worker.engine import ChainRequest, Engine, Finished
 from worker.loaded import LoadedModel
 
@@ -20,11 +21,12 @@ class Work:
     """Can be sent to another process, which then makes the same requests."""
 
     device: str
+    precision: Precision
     images: int
     steps: int
 
     def model(self) -> LoadedModel:
-        return load(self.device, capacity=2 * self.images)
+        return load(self.device, 2 * self.images, self.precision)
 
     def requests(self, model: LoadedModel) -> list[ChainRequest]:
         """Image i is of plan i modulo 4; its chain is named i. Neighbours differ in sampler, seed and number of steps."""

@@ -16,8 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with service("cpu") as client:
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with service(tmp_path_factory.mktemp("service"), "cpu", "fp32") as client:
         yield client
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from bench.exact import Row, compare
 from bench.work import Work
+from worker.network import precisions
 
 
-@pytest.fixture(scope="module")
-def rows() -> list[Row]:
-    return list(compare(Work("cpu", images=34, steps=3)))
+@pytest.fixture(scope="module", params=precisions(torch.device("cpu")))
+def rows(request: pytest.FixtureRequest) -> list[Row]:
+    return list(compare(Work("cpu", request.param, images=34, steps=3)))
 
 
 @pytest.mark.slow
