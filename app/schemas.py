@@ -250,22 +250,6 @@ class ModelPage(BaseModel):
     default: str = Field(description="Used by jobs that name no model", examples=["fashion-mnist-28"])
 
 
-class Health(BaseModel):
-    status: Literal["alive"] = Field(default="alive", description="This process answers", examples=["alive"])
-
-
-class Worker(BaseModel):
-    name: str = Field(description="Name of the worker", examples=["worker-1"])
-    device: str = Field(description="Where it computes", examples=["cuda:0"])
-    models: list[str] = Field(description="Models that it has loaded", examples=[["fashion-mnist-28"]])
-    image_steps_per_s: float = Field(description="Rate of full batches, as measured lately", examples=[5200.0])
-
-
-class Readiness(BaseModel):
-    status: Literal["ready"] = Field(default="ready", description="Jobs are accepted and run", examples=["ready"])
-    workers: list[Worker] = Field(description="Workers that are alive")
-
-
 class InvalidField(BaseModel):
     field: str = Field(description="Name of the field, parameter or header", examples=["count"])
     value: str = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from worker.contract import Precision
 
@@ -20,7 +20,7 @@ class Pace:
     @classmethod
     def of(cls, seconds: Mapping[int, float], slowed: float = 1.0) -> Pace:
         """From the seconds of a step by batch size: the line through the smallest and the one that gives the most."""
-        small, best = min(seconds), max(seconds, key=lambda size: size / seconds[size])
+        small, best = min(seconds), max(seconds, key=lambda size: (size / seconds[size], size))
         image_s = max(0.0, (seconds[best] - seconds[small]) / (best - small)) if best > small else 0.0
         return cls(slowed * max(0.0, seconds[small] - small * image_s), slowed * image_s, best)
 
@@ -33,26 +33,42 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedModel:
+    """How a worker runs a model: what calibration found, seconds a step by batch size; `threads` of a CPU, 0 elsewhere."""
+
+    precision: Precision
+    threads: int
+    seconds: Mapping[int, float]
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, object]) -> ServedModel:
+        """JSON has text for keys."""
+        made = cls(**fields)  # type: ignore[arg-type]  # as `asdict` wrote them
+        return cls(made.precision, made.threads, {int(size): seconds for size, seconds in made.seconds.items()})
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """Said every few seconds. `image_steps_per_s` is that of full batches. Times in seconds since the epoch."""
+    """Said every few seconds. `slowed`: how many times as long as calibrated its steps take now. `until` in s since the epoch."""
 
     name: str
-    models: tuple[str, ...]
     device: str
-    precision: Precision
-    buckets: tuple[int, ...]
-    image_steps_per_s: float
+    models: Mapping[str, ServedModel]
+    slowed: float
     until: float
-    paces: Mapping[str, Pace] = field(default_factory=dict)  # by model
 
     @classmethod
     def from_json(cls, text: bytes) -> WorkerInfo:
         fields = json.loads(text)
-        return cls(**fields | {"paces": {model: Pace(**pace) for model, pace in fields.get("paces", {}).items()}})
+        return cls(**fields | {"models": {name: ServedModel.from_json(model) for name, model in fields["models"].items()}})
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     def pace(self, model: str) -> Pace:
-        """Of a worker that says its rate only, one image at a time at that rate."""
-        return self.paces.get(model) or Pace(0.0, 1 / self.image_steps_per_s, 1)
+        return Pace.of(self.models[model].seconds, self.slowed)
+
+    @property
+    def image_steps_per_s(self) -> float:
+        """That of full batches, of the model that it runs fastest."""
+        return max(self.pace(model).image_steps_per_s for model in self.models)

@@ -15,6 +15,7 @@ from models.plans import Plan, compile_plan
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision, Shard
 from worker.engine import ChainRequest, Engine, Finished, Snapshot
+from worker.info import ServedModel
 from worker.snapshots import BadSnapshot, unpack
 from worker.tuning import tune
 
@@ -51,6 +52,10 @@ class LoadedModel:
         self.engine = Engine(tuned.pool, self.calibration.seconds)
         self.plan = lru_cache(maxsize=256)(self._plan)
         log.info("%s on %s in %s: %s", name, device, self.precision, self.calibration)
+
+    @property
+    def info(self) -> ServedModel:
+        return ServedModel(self.precision, self.calibration.threads, self.calibration.seconds)
 
     @property
     def low_water(self) -> int:

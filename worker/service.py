@@ -17,7 +17,7 @@ from worker.crew import Crew
 from worker.engine import Finished
 from worker.expiry import Expiry
 from worker.held import Held
-from worker.info import Pace, WorkerInfo
+from worker.info import WorkerInfo
 from worker.intake import Ended, Inbox, Intake, Listener, Load, Lost, Taken
 from worker.loaded import CannotRun, LoadedModel
 from worker.outbox import PROGRESS_EVERY_S, Outbox, Parcel
@@ -201,11 +201,8 @@ class Worker:
         self._saver.finish(self._held.values(), _STOP_WITHIN_S)
 
     def _info(self) -> WorkerInfo:
-        widest = max(self._models.values(), key=lambda model: len(model.calibration.buckets))
-        buckets, precision = widest.calibration.buckets, widest.precision
-        paces = {name: Pace.of(model.calibration.seconds, self._speed.slowed) for name, model in self._models.items()}
-        rate = max(pace.image_steps_per_s for pace in paces.values())
-        return WorkerInfo(self._shards.name, tuple(self._models), self._device, precision, buckets, rate, until(), paces)
+        models = {name: model.info for name, model in self._models.items()}
+        return WorkerInfo(self._shards.name, self._device, models, self._speed.slowed, until())
 
     def _close(self) -> None:
         """Store what is finished, save the rest and give it back; without Redis the leases lapse, and others take over."""

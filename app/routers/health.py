@@ -3,15 +3,21 @@ from __future__ import annotations
 import time
 from typing import cast
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.dependencies import Store
 from app.errors import NoWorker, StoreUnreachable, problems
 from app.estimate import alive
-from app.schemas import Health, Readiness, Worker
+from app.metrics import scrape
+from app.readiness import Health, Readiness, Worker
 from worker.contract import WORKERS
 
 router = APIRouter(tags=["health"])
+
+
+class PrometheusText(Response):
+    media_type = CONTENT_TYPE_LATEST
 
 
 @router.get("/healthz")
@@ -27,3 +33,9 @@ async def readyz(store: Store) -> Readiness:
     if not workers:
         raise NoWorker
     return Readiness(workers=[Worker.model_validate(worker, from_attributes=True) for worker in workers])
+
+
+@router.get("/metrics", response_class=PrometheusText, responses=problems(StoreUnreachable))
+async def metrics(store: Store) -> Response:
+    """For Prometheus: open jobs and image-steps, and the workers' speed."""
+    return PrometheusText(await scrape(store))

@@ -15,7 +15,7 @@ from rq.serializers import JSONSerializer
 
 from tests.support.simulation import finished_at
 from worker.contract import WORKERS, Shard
-from worker.info import Pace, WorkerInfo
+from worker.info import ServedModel, WorkerInfo
 
 CPU = {1: 0.0030, 2: 0.0032, 4: 0.0033, 8: 0.0039, 16: 0.0049, 32: 0.0061, 64: 0.0085}
 STEEP_CPU = {2: 0.008, 4: 0.013, 8: 0.023, 16: 0.042, 32: 0.081}
@@ -41,11 +41,8 @@ MIXES = {
 
 
 def announce(redis: Redis, workers: int, seconds: dict[int, float]) -> None:
-    pace = Pace.of(seconds)
     for name in map(str, range(workers)):
-        info = WorkerInfo(
-            name, ("tiny",), "cpu", "fp32", tuple(seconds), pace.image_steps_per_s, time.time() + 60, {"tiny": pace}
-        )
+        info = WorkerInfo(name, "cpu", {"tiny": ServedModel("fp32", 1, seconds)}, 1.0, time.time() + 60)
         redis.hset(WORKERS, name, info.to_json())
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from redis import Redis
 
 from worker import contract, transitions
-from worker.info import WorkerInfo
+from worker.info import ServedModel, WorkerInfo
 from worker.store import InRedis, Store
 
 
@@ -27,7 +27,8 @@ class IdleWorker:
         self.redis, self.store = redis, store or InRedis()
 
     def announce(self, *, image_steps_per_s: float = 100.0, lives_s: float = 60.0, models: tuple[str, ...] = ("tiny",)) -> None:
-        info = WorkerInfo("worker-1", models, "cpu", "fp32", (2,), image_steps_per_s, time.time() + lives_s)
+        served = ServedModel("fp32", 1, {1: 1 / image_steps_per_s})
+        info = WorkerInfo("worker-1", "cpu", dict.fromkeys(models, served), 1.0, time.time() + lives_s)
         self.redis.hset(contract.WORKERS, info.name, info.to_json())
 
     def start(self, job: str) -> bytes | None:

@@ -4,15 +4,14 @@ import pytest
 
 from app.estimate import alive, queue_place
 from app.schemas import QueuePlace
-from worker.info import Pace, WorkerInfo
+from worker.info import Pace, ServedModel, WorkerInfo
 
-FLAT = Pace(base_s=0.1, image_s=0.0, largest=32)  # a GPU: a step takes what it takes, whatever is in it
-STEEP = Pace(base_s=0.0, image_s=0.01, largest=32)  # a CPU
+FLAT = ServedModel("bf16", 0, {1: 0.1, 32: 0.1})  # a GPU: a step takes what it takes, whatever is in it
+STEEP = ServedModel("fp32", 2, {1: 0.01, 32: 0.32})  # a CPU
 
 
-def worker(name: str, *models: str, until: float = 99, pace: Pace = FLAT) -> WorkerInfo:
-    paces = dict.fromkeys(models, pace)
-    return WorkerInfo(name, models, "cpu", "fp32", (2,), pace.image_steps_per_s, until, paces)
+def worker(name: str, *models: str, until: float = 99, model: ServedModel = FLAT) -> WorkerInfo:
+    return WorkerInfo(name, "cpu", dict.fromkeys(models, model), 1.0, until)
 
 
 def found(own: int = 0, own_bulk: int = 0, count: int = 1, steps: int = 50, **ahead: int) -> list[int]:
@@ -34,8 +33,8 @@ def test_workers_that_outlived_their_word_are_not_alive() -> None:
 
 
 def test_what_a_worker_says_arrives_as_it_was_said() -> None:
-    [info] = alive([worker("a", "tiny", "other").to_json().encode()], now=1)
-    assert info.paces == {"tiny": FLAT, "other": FLAT}
+    said = worker("a", "tiny", "other")
+    assert alive([said.to_json().encode()], now=1) == [said]
 
 
 def test_there_is_no_estimate_far_back_in_the_queue_or_without_a_worker_that_has_the_model() -> None:
@@ -45,11 +44,11 @@ def test_there_is_no_estimate_far_back_in_the_queue_or_without_a_worker_that_has
 
 def test_an_image_takes_its_steps_one_after_the_other_however_fast_full_batches_are() -> None:
     assert seconds(found(50)) == 5.0
-    assert seconds(found(50), worker("a", "tiny", pace=STEEP)) == 0.5
+    assert seconds(found(50), worker("a", "tiny", model=STEEP)) == 0.5
 
 
 def test_a_step_takes_longer_with_others_in_it_but_with_bulk_work_at_most_twice_as_long() -> None:
-    steep = worker("a", "tiny", pace=STEEP)
+    steep = worker("a", "tiny", model=STEEP)
     assert seconds(found(50, smaller=700, urgent=750, images=15), steep) == pytest.approx(50 * 0.16)
     assert seconds(found(50, beside=1), steep) == pytest.approx(50 * 0.02)
 

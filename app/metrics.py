@@ -1,0 +1,58 @@
+"""What Prometheus is told: how much waits, and how fast the workers are. Read from Redis at every scrape: all processes agree."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from redis.asyncio import Redis
+
+from app.estimate import alive
+from worker.contract import LOAD, WORKERS, Priority, open_key
+from worker.info import WorkerInfo
+
+
+async def scrape(redis: Redis) -> bytes:
+    """The text format of Prometheus, in one round trip to Redis."""
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.hvals(WORKERS)
+        pipe.hvals(LOAD)
+        for priority in Priority:
+            pipe.zcard(open_key(priority))
+        workers, loads, *counts = await pipe.execute()
+    jobs = {str(priority): count for priority, count in zip(Priority, counts, strict=True)}
+    registry = CollectorRegistry()
+    registry.register(_Snapshot(jobs, sum(map(float, loads)), alive(workers, time.time())))
+    return generate_latest(registry)
+
+
+class _Snapshot(Collector):
+    def __init__(self, jobs: Mapping[str, int], image_steps: float, workers: Iterable[WorkerInfo]) -> None:
+        self._jobs, self._image_steps, self._workers = jobs, image_steps, list(workers)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        jobs = GaugeMetricFamily("ddpm_open_jobs", "Jobs that have not ended", labels=["priority"])
+        for priority, count in self._jobs.items():
+            jobs.add_metric([priority], count)
+        yield jobs
+        yield GaugeMetricFamily("ddpm_open_image_steps", "Image-steps left to run, of all open jobs", self._image_steps)
+        yield GaugeMetricFamily("ddpm_workers", "Workers that are alive", len(self._workers))
+        yield from self._of_workers()
+
+    def _of_workers(self) -> Iterator[GaugeMetricFamily]:
+        rate = GaugeMetricFamily(
+            "ddpm_worker_image_steps_per_second", "Rate of full batches, at the present speed", labels=["worker", "device"]
+        )
+        step = GaugeMetricFamily(
+            "ddpm_worker_step_seconds", "A step by batch size, as calibrated", labels=["worker", "model", "precision", "batch"]
+        )
+        for worker in self._workers:
+            rate.add_metric([worker.name, worker.device], worker.image_steps_per_s)
+            for name, model in worker.models.items():
+                for size, seconds in model.seconds.items():
+                    step.add_metric([worker.name, name, model.precision, str(size)], seconds)
+        yield rate
+        yield step

@@ -1,0 +1,34 @@
+"""What is said of the service's own health: the schemas of `/healthz` and `/readyz`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from worker.contract import Precision
+
+
+class Health(BaseModel):
+    status: Literal["alive"] = Field(default="alive", description="This process answers", examples=["alive"])
+
+
+class ServedModel(BaseModel):
+    precision: Precision = Field(description="Of the network's weights and activations", examples=["bf16"])
+    threads: int = Field(description="Threads of a CPU; 0 on a GPU", examples=[2])
+    seconds: dict[int, float] = Field(
+        description="Seconds of a step by batch size, of the sizes that agree to the bit, as measured at its start",
+        examples=[{1: 0.01, 64: 0.1}],
+    )
+
+
+class Worker(BaseModel):
+    name: str = Field(description="Name of the worker", examples=["worker-1"])
+    device: str = Field(description="Where it computes", examples=["cuda:0"])
+    models: dict[str, ServedModel] = Field(description="Models that it has loaded, by name")
+    image_steps_per_s: float = Field(description="Rate of full batches, as measured lately", examples=[5200.0])
+
+
+class Readiness(BaseModel):
+    status: Literal["ready"] = Field(default="ready", description="Jobs are accepted and run", examples=["ready"])
+    workers: list[Worker] = Field(description="Workers that are alive")
