@@ -147,6 +147,33 @@ class BodyTooLarge(Problem):
         super().__init__(f"the body is larger than {limit} bytes; a job needs less than 1024.")
 
 
+class NotHttp(Problem):
+    status, name, about = HTTPStatus.BAD_REQUEST, "not-http", "What was sent is no HTTP/1.1."
+
+    def __init__(self) -> None:
+        super().__init__(
+            "what was sent is no HTTP/1.1 request; use a client library, and send `http://` where no proxy takes TLS."
+        )
+
+
+class SlowRequest(Problem):
+    status, name, about = HTTPStatus.REQUEST_TIMEOUT, "slow-request", "The request did not arrive in time."
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the request had not arrived after {seconds:g} s; send it again, whole.")
+
+
+class HeadTooLarge(Problem):
+    status, name, about = (
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "head-too-large",
+        "The request line and headers are larger than the limit.",
+    )
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the request's headers are larger than {limit} bytes; send fewer or shorter ones.")
+
+
 class WrongContentType(Problem):
     status, name, about = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "wrong-content-type", "The body is not declared as JSON."
 

@@ -54,6 +54,7 @@ def api(host: Host = None, port: Port = None) -> None:
     """Run the API alone, on the queue at DDPM_REDIS_URL; default redis://127.0.0.1:6379/0."""
     import uvicorn
 
+    from app.connection import Connection
     from app.settings import ApiSettings
     from cli.settings import check_access, check_results_url, read
 
@@ -65,6 +66,8 @@ def api(host: Host = None, port: Port = None) -> None:
         factory=True,
         host=host or settings.host,
         port=port or settings.port,
+        http=Connection,
+        ws="none",
         access_log=False,  # clients poll
         timeout_graceful_shutdown=3,  # a client that waits for a change of state asks again
     )

@@ -10,11 +10,14 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from app.connection import Connection
+
 
 @contextmanager
 def serve(app: ASGIApp) -> Iterator[str]:
-    """The base URL of `app` on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1))
+    """The base URL of `app` on a free port, served as `ddpm api` serves it."""
+    options = {"http": Connection, "ws": "none", "log_level": "warning", "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, **options))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -1,0 +1,90 @@
+"""The connection below the app: a request must arrive whole and in time, and what is no HTTP is told so as everything else is.
+
+uvicorn waits for ever for a request that is sent byte by byte, keeps a head of any size, and answers what it cannot parse
+in text/plain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.errors import HeadTooLarge, NotHttp, Problem, SlowRequest
+from app.handlers import render
+
+ARRIVES_WITHIN_S = 20.0  # from its first byte to its last; the largest body needs 3.3 KB a second
+_MAX_HEAD_BYTES = 64 * 1024
+
+
+class Connection(HttpToolsProtocol):
+    """For `uvicorn.run(http=...)`."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_head, self._head_bytes = False, 0
+        self._expect_the_rest()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all_is_here()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._expect_the_rest()
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES:
+                self._refuse(HeadTooLarge(_MAX_HEAD_BYTES))
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        self._expect_the_rest()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._all_is_here()
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's, for what it cannot parse."""
+        self._refuse(NotHttp())
+
+    def _expect_the_rest(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(ARRIVES_WITHIN_S, self._too_late)
+
+    def _all_is_here(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_late(self) -> None:
+        self._timer, cycle = None, self.cycle
+        if self.pipeline:  # those before it are being answered
+            self._expect_the_rest()
+        elif self._in_head and (cycle is None or cycle.response_complete):
+            self._refuse(SlowRequest(ARRIVES_WITHIN_S))
+        elif cycle is None or cycle.response_complete:  # nothing has begun to arrive, or what was answered already goes on
+            self.transport.close()
+        elif cycle.more_body:
+            self._refuse(SlowRequest(ARRIVES_WITHIN_S), begun=cycle.response_started)
+        else:  # the one before is being answered
+            self._expect_the_rest()
+
+    def _refuse(self, problem: Problem, begun: bool = False) -> None:
+        """Where an answer has begun, there is no room for another."""
+        if self.transport.is_closing():
+            return
+        if not begun:
+            answer = render(problem)
+            status = HTTPStatus(answer.status_code)
+            head = [f"HTTP/1.1 {status.value} {status.phrase}".encode(), *(b": ".join(pair) for pair in answer.raw_headers)]
+            self.transport.write(b"\r\n".join([*head, b"connection: close", b"", bytes(answer.body)]))
+        self.transport.close()

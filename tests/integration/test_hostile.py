@@ -1,0 +1,117 @@
+"""Hostile inputs over real sockets. The table of them is docs/hostile-inputs.md, and is held to what is tested here."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+import httpx
+import pytest
+
+from app import connection as below
+from tests.integration.hostile_inputs import GROUPS
+from tests.support.processes import ROOT
+from tests.support.raw_http import Wire, ask, connection, get, post
+
+PAGE = ROOT / "docs" / "hostile-inputs.md"
+ROWS = [(what, request, status) for group in GROUPS.values() for what, (request, status) in group.items()]
+pytestmark = pytest.mark.usefixtures("redis")
+
+
+@pytest.mark.parametrize(("what", "request_bytes", "status"), ROWS, ids=[what for what, _, _ in ROWS])
+def test_what_is_hostile_gets_its_status(url: str, what: str, request_bytes: bytes, status: int) -> None:
+    answered = ask(url, request_bytes)
+    assert answered is not None
+    assert answered.status == status, answered
+    assert "x-injected" not in answered.headers
+    if status >= 400:
+        assert answered.headers["content-type"] == "application/problem+json", answered
+    assert f"| {what} | {status} |\n" in PAGE.read_text()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(below, "ARRIVES_WITHIN_S", 0.5)
+
+
+def drip(wire: Wire, data: bytes) -> None:
+    """As slowloris sends it: now and then a byte, so that the connection is never idle."""
+    for byte in data:
+        wire.send(bytes([byte]))
+        time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("at_once", [0, 40, len(post(b" " * 50)) - 50], ids=["of its line", "of its headers", "of its body"])
+def test_a_request_that_comes_byte_by_byte_is_given_up(url: str, at_once: int) -> None:
+    request = post(b" " * 50)
+    with connection(url) as slow:
+        slow.send(request[:at_once])
+        with pytest.raises(ConnectionError):  # the server has closed its end
+            drip(slow, request[at_once:] * 20)
+    with connection(url) as slow:
+        slow.send(request[: at_once + 10])
+        assert slow.answer().status == 408
+        assert slow.answer() is None
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_second_request_on_a_connection_has_as_little_time(url: str) -> None:
+    with connection(url) as kept:
+        kept.send(get(b"/healthz") + b"GET /hea")
+        assert [kept.answer().status, kept.answer().status] == [200, 408]
+        assert kept.answer() is None
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("sent", [b"", b"\r\n"], ids=["nothing", "an empty line"])
+def test_a_connection_that_asks_nothing_is_closed(url: str, sent: bytes) -> None:
+    with connection(url) as idle:
+        idle.send(sent)
+        assert idle.answer() is None
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_waits_for_an_answer_is_not_hurried(url: str) -> None:
+    job = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}).json()["id"]
+    with connection(url) as patient:
+        patient.send(get(f"/v1/jobs/{job}?wait=1.5".encode()) + b"GET /hea")
+        assert patient.answer().status == 200
+        patient.send(b"lthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert patient.answer().status == 200
+
+
+def test_a_thousand_idle_connections_keep_nobody_out(url: str) -> None:
+    with ExitStack() as stack:
+        for _ in range(1000):
+            stack.enter_context(connection(url)).send(b"GET /healthz HTTP/1.1\r\n")
+        assert ask(url, get(b"/healthz")).status == 200
+
+
+def test_requests_that_are_sent_before_the_answers_are_answered_in_their_order(url: str) -> None:
+    with connection(url) as pipelined:
+        pipelined.send(b"".join(get(b"/healthz") + get(b"/nothing") + post(b"[]") for _ in range(20)))
+        assert [pipelined.answer().status for _ in range(60)] == [200, 404, 422] * 20
+
+
+def test_who_asks_whether_to_go_on_is_told_so(url: str) -> None:
+    body = b'{"model": "tiny"}'
+    head, _ = post(body, b"Expect: 100-continue").split(body)
+    with connection(url) as asking:
+        asking.send(head)
+        assert asking.answer().status == 100
+        asking.send(body)
+        assert asking.answer().status == 202
+
+
+@pytest.mark.slow
+def test_ten_thousand_queued_jobs_make_nothing_slow(url: str) -> None:
+    with connection(url, timeout_s=30) as busy:
+        for _ in range(100):
+            busy.send(post(b'{"model": "tiny", "steps": 1}') * 100)
+            assert {busy.answer().status for _ in range(100)} == {202}
+    with httpx.Client(base_url=url, timeout=5) as http:
+        last = http.get("/v1/jobs").json()["jobs"][0]["id"]
+        assert http.get(f"/v1/jobs/{last}").json()["queue"]["position"] == 9999
+        assert http.post(f"/v1/jobs/{last}/cancel").json()["state"] == "cancelled"
+        assert http.delete(f"/v1/jobs/{last}").status_code == 204
