@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,14 +12,13 @@ from torch import Tensor
 from models.catalog import Catalog
 from tests.support.folders import write_model
 from tests.support.processes import eventually
+from tests.support.supervised import Killed, Supervised, ended, post, state
 from worker import contract
-from worker.contract import Recipe, job_key, open_key, shards_of
+from worker.contract import Recipe, job_key, shards_of
 from worker.loaded import LoadedModel
 from worker.pool import Network
-from worker.queue import MAX_LOSSES, enqueue
+from worker.queue import MAX_LOSSES
 from worker.reason import reason_of
-from worker.service import Worker
-from worker.store import InRedis
 
 STEPS, POISONED_SEED, ROW = 40, 666, 20
 
@@ -39,43 +37,6 @@ def model(loaded: LoadedModel) -> Iterator[LoadedModel]:
     loaded.engine.pool.network = healthy
 
 
-class Killed(BaseException):
-    """Ends a worker as SIGKILL or a segmentation fault would: it does nothing more."""
-
-
-class Supervised:
-    """A worker in a thread that is started again, with an empty engine, whenever it breaks off or is killed."""
-
-    def __init__(self, redis: Redis, model: LoadedModel) -> None:
-        self.redis, self.model = redis, model
-        self.faults: list[BaseException] = []
-        self._current, self._over = Worker(redis, {"tiny": model}, "cpu", InRedis()), threading.Event()
-        self._thread = threading.Thread(target=self._keep_running)
-        self._thread.start()
-
-    def _keep_running(self) -> None:
-        while not self._over.is_set():
-            try:
-                self._current.run()
-            except BaseException as error:
-                self.faults.append(error)
-                if isinstance(error, Killed):
-                    self._let_lapse()
-                self.model.engine.cancel(list(self.model.engine._chains))
-                self._current = Worker(self.redis, {"tiny": self.model}, "cpu", InRedis())
-
-    def _let_lapse(self) -> None:
-        self._current.crew.stop(10)
-        for lease in self._current._shards._leases.values():
-            self.redis.zadd(lease.started_key, {lease.execution.composite_key: 0})
-
-    def stop(self) -> None:
-        self._over.set()
-        while self._thread.is_alive():
-            self._current.crew.stopping.set()
-            self._thread.join(0.1)
-
-
 @pytest.fixture
 def supervised(redis: Redis, model: LoadedModel) -> Iterator[Callable[[], Supervised]]:
     started: list[Supervised] = []
@@ -87,27 +48,6 @@ def supervised(redis: Redis, model: LoadedModel) -> Iterator[Callable[[], Superv
     yield start
     for one in started:
         one.stop()
-
-
-def post(redis: Redis, model: LoadedModel, name: str, seed: int, count: int = 3) -> str:
-    recipe = Recipe("tiny", model.card.sha256, "dpmpp_2m", STEPS, "fixed_small", 0.0, seed)
-    job, shards = name * 32, list(shards_of(name * 32, recipe, 0, count, "local", "interactive"))
-    fields = {"id": job, "state": "queued", "count": count, "priority": "interactive", "results_ttl_s": 600, "attempts": 0}
-    with redis.pipeline() as pipe:
-        pipe.hset(job_key(job), mapping=fields)
-        pipe.zadd(open_key("interactive"), {job: 1})
-        enqueue(shards, pipe)
-        pipe.publish(contract.CHANGES, f"{job} queued")
-        pipe.execute()
-    return job
-
-
-def state(redis: Redis, job: str) -> bytes:
-    return redis.hget(job_key(job), "state")
-
-
-def ended(redis: Redis, *jobs: str) -> bool:
-    return all(state(redis, job) not in (b"queued", b"running") for job in jobs)
 
 
 def poison(model: LoadedModel, error: BaseException) -> None:
@@ -157,16 +97,16 @@ def test_a_network_that_throws_for_one_job_fails_that_job_with_the_reason_and_it
 ):
     neighbours = {"a": 1, "b": 2, "c": 3}
     undisturbed = supervised()
-    jobs = [post(redis, model, name, seed) for name, seed in neighbours.items()]
+    jobs = [post(redis, model, name, seed, steps=STEPS) for name, seed in neighbours.items()]
     eventually(lambda: ended(redis, *jobs), 60, "the neighbours have finished")
     undisturbed.stop()
     expected = {job: redis.hgetall(contract.sha256_key(job)) for job in jobs}
     redis.flushall()
 
     poison(model, error)
-    bad = post(redis, model, "f", POISONED_SEED)
+    bad = post(redis, model, "f", POISONED_SEED, steps=STEPS)
     for name, seed in neighbours.items():
-        post(redis, model, name, seed)
+        post(redis, model, name, seed, steps=STEPS)
     worker = supervised()
     eventually(lambda: ended(redis, bad, *jobs), 100, "all jobs have ended")
 
