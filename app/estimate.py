@@ -6,13 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from app.schemas import QueuePlace
-from worker.contract import LEFT, SHARD_IMAGES, Priority, job_key, open_key
+from worker.contract import FLOOR, LEFT, SHARD_IMAGES, STRETCH, Priority, job_key, open_key
 from worker.info import Pace, WorkerInfo
 
 # Jobs of each class that an estimate looks at: 2 microseconds of Redis each, which does nothing else meanwhile.
 _LOOKED_AT = 256
-_FLOOR = 8  # bulk work has one place in this many beside interactive work, worker/scheduler.py
-_STRETCH = 2.0  # bulk work beside it makes an interactive step at most this much longer, worker/buckets.py
 
 # KEYS: open interactive, open bulk, left, record. ARGV: id, images a shard, jobs looked at.
 # -> false unless the job is queued, else {jobs before it} where they are too many to look at, else with it image-steps:
@@ -117,12 +115,12 @@ class _Ahead:
         if not self.own_urgent:
             return 0.0
         shared = min((self.smaller + self.own_urgent) * (1 + self.owners), self.urgent + self.own_urgent)
-        work = shared * _FLOOR / (_FLOOR - 1) if self.beside else shared
+        work = shared * FLOOR / (FLOOR - 1) if self.beside else shared
         images = min(self.count, SHARD_IMAGES)
         at_once = max(images, (self.images + images) / len(paces))
         step_s = _mean(pace.step_s(at_once) for pace in paces)
         if self.beside:
-            step_s = min(_mean(pace.step_s(pace.largest) for pace in paces), _STRETCH * step_s)
+            step_s = min(_mean(pace.step_s(pace.largest) for pace in paces), STRETCH * step_s)
         return max(work / rate, self.own_urgent * len(paces) / rate, self.own_urgent / images * step_s)
 
     def _patient_s(self, paces: Sequence[Pace], rate: float) -> float:
@@ -130,7 +128,7 @@ class _Ahead:
         if not self.own_patient:
             return 0.0
         bulk = self.patient + self.own_patient
-        work = min(self.urgent + self.own_urgent + bulk, bulk * _FLOOR)
+        work = min(self.urgent + self.own_urgent + bulk, bulk * FLOOR)
         images = min(self.count, SHARD_IMAGES)
         at_once = images if not (self.urgent or self.patient) else SHARD_IMAGES
         step_s = _mean(pace.step_s(at_once) for pace in paces)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 
-STRETCH = 2.5  # with bulk work beside it in the batch, an urgent step takes at most this many times as long
+from worker.contract import STRETCH
 
 
 class Buckets:

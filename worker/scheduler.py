@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 
-FLOOR = 8  # the lower class has one place in this many, while it waits
+from worker.contract import FLOOR
 
 
 @dataclass(slots=True)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.buckets import STRETCH, Buckets
+from worker.buckets import Buckets
+from worker.contract import STRETCH
 
 SECONDS = {1: 10, 2: 12, 4: 17, 8: 24, 16: 36, 32: 58, 64: 103}  # measured in ms, two cores, bf16
 

@@ -6,7 +6,8 @@ from collections.abc import Hashable, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.scheduler import FLOOR, Line, pick
+from worker.contract import FLOOR
+from worker.scheduler import Line, pick
 
 
 def line(count: int, owner: str = "a", urgent: bool = True, rows_left: int = 10, job: str = "") -> Line:
