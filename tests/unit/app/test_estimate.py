@@ -4,6 +4,7 @@ import pytest
 
 from app.estimate import alive, queue_place
 from app.schemas import QueuePlace
+from worker.contract import STRETCH
 from worker.info import Pace, ServedModel, WorkerInfo
 
 FLAT = ServedModel("bf16", 0, {1: 0.1, 32: 0.1})  # a GPU: a step takes what it takes, whatever is in it
@@ -47,10 +48,10 @@ def test_an_image_takes_its_steps_one_after_the_other_however_fast_full_batches_
     assert seconds(found(50), worker("a", "tiny", model=STEEP)) == 0.5
 
 
-def test_a_step_takes_longer_with_others_in_it_but_with_bulk_work_at_most_twice_as_long() -> None:
+def test_a_step_takes_longer_with_others_in_it_but_with_bulk_work_no_longer_than_the_engine_allows() -> None:
     steep = worker("a", "tiny", model=STEEP)
     assert seconds(found(50, smaller=700, urgent=750, images=15), steep) == pytest.approx(50 * 0.16)
-    assert seconds(found(50, beside=1), steep) == pytest.approx(50 * 0.02)
+    assert seconds(found(50, beside=1), steep) == pytest.approx(50 * 0.01 * STRETCH)
 
 
 def test_workers_share_jobs_but_a_part_of_one_is_in_one_worker() -> None:
