@@ -11,7 +11,7 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
 
 log = logging.getLogger(__name__)
-WAIT_S = 1.4  # `appendfsync everysec` takes a second, and a 503 is to go out within 2 s
+WAIT_S = 1.2  # `appendfsync everysec` takes a second, and a 503 is to go out within 2 s
 _WARNING = "accepted jobs are not known to be on disk: %s; a crash of the job store may lose the newest"
 
 

@@ -69,7 +69,7 @@ def _of_starlette(request: Request, error: HTTPException) -> Problem:
 
 def _of_redis(error: redis.ResponseError) -> Problem:
     """Raises what is a bug of ours, so that it is logged as one."""
-    if isinstance(error, redis.OutOfMemoryError) or str(error).startswith("MISCONF"):  # MISCONF: its disk is full
+    if isinstance(error, redis.OutOfMemoryError) or "MISCONF " in str(error):  # its disk is full; a pipeline puts words before it
         return StoreFull()
     if isinstance(error, redis.ReadOnlyError):  # a replica, while another one takes over
         return StoreUnreachable()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -41,7 +41,8 @@ class Looks:
             try:
                 await self._look(asked)
             except Exception as error:  # a bug, too: nobody is to wait for ever
-                _fail(asked | self._asked, error)  # who has asked meanwhile need not wait for a second timeout
+                # who has asked meanwhile need not wait for a second timeout; it may have been for the same job
+                _fail([*asked.values(), *self._asked.values()], error)
                 self._asked = {}
         self._work = None
 
@@ -54,7 +55,7 @@ class Looks:
             future.set_result(answers[ANSWERS * place : ANSWERS * (place + 1)])
 
 
-def _fail(asked: Mapping[str, asyncio.Future[Answers]], error: Exception) -> None:
-    for future in asked.values():
+def _fail(asked: Iterable[asyncio.Future[Answers]], error: Exception) -> None:
+    for future in asked:
         future.set_exception(error)
         future.exception()  # asyncio complains of one that nobody has seen, as when all have left

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,42 +12,24 @@ from redis import Redis
 
 from app.main import create_app
 from app.settings import ApiSettings
-from cli import redis_server
 from tests.support.problems import problem
 from tests.support.processes import eventually
 from tests.support.server import serve
+from tests.support.valkey import OwnValkey
 
 pytestmark = pytest.mark.redis
 
 
-class EmbeddedValkey:
-    """As `ddpm up` starts it, with changes of its options."""
-
-    def __init__(self, folder: Path, **options: str) -> None:
-        self._socket = folder / "valkey.sock"
-        child = redis_server.valkey(folder, self._socket, lock_fd=-1)
-        self._command = [*child.command, *(part for name, value in options.items() for part in (f"--{name}", *value.split()))]
-        self.url = redis_server.socket_url(self._socket)
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        eventually(lambda: redis_server.answers(self.url), 20, "the server answers")
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[EmbeddedValkey]:
-    server = EmbeddedValkey(tmp_path)
+def started(tmp_path: Path) -> Iterator[OwnValkey]:
+    server = OwnValkey(tmp_path)
     server.start()
     yield server
     server.kill()
 
 
 @pytest.mark.slow
-def test_a_job_is_there_after_202_and_an_immediate_kill_100_times_out_of_100(started: EmbeddedValkey, models_dir: Path):
+def test_a_job_is_there_after_202_and_an_immediate_kill_100_times_out_of_100(started: OwnValkey, models_dir: Path):
     posted: list[str] = []
     with (
         serve(create_app(ApiSettings(redis_url=started.url, models_dir=models_dir))) as url,
@@ -70,7 +51,7 @@ def test_a_job_is_there_after_202_and_an_immediate_kill_100_times_out_of_100(sta
 @pytest.fixture
 def api_before(tmp_path: Path, models_dir: Path, request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
     """An API before a server with the options of the test's parameter."""
-    server = EmbeddedValkey(tmp_path, **request.param)
+    server = OwnValkey(tmp_path, **request.param)
     server.start()
     app = create_app(ApiSettings(redis_url=server.url, models_dir=models_dir))
     with serve(app) as url, httpx.Client(base_url=url, timeout=10) as api:

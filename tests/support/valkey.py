@@ -1,0 +1,43 @@
+"""A Valkey that a test may kill, stop and start again, as `ddpm up` starts its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+from cli import redis_server
+from tests.support.processes import eventually
+
+
+class OwnValkey:
+    """With changes of its options. Its data stays in `folder` from one start to the next."""
+
+    def __init__(self, folder: Path, **options: str) -> None:
+        self._socket = folder / "valkey.sock"
+        self._command = [*redis_server.valkey(folder, self._socket, lock_fd=-1).command, *_arguments(options)]
+        self.url = redis_server.socket_url(self._socket)
+
+    def start(self, **options: str) -> None:
+        """Ready when it returns, unless it has to load its data first and `options` make that slow."""
+        command = [*self._command, *_arguments(options)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if not options:
+            self.is_ready()
+
+    def is_ready(self) -> None:
+        eventually(lambda: redis_server.answers(self.url), 20, "the server answers")
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def hang(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+
+def _arguments(options: dict[str, str]) -> list[str]:
+    return [part for name, value in options.items() for part in (f"--{name}", *value.split())]
