@@ -51,7 +51,7 @@ def test_an_image_takes_its_steps_one_after_the_other_however_fast_full_batches_
 def test_a_step_takes_longer_with_others_in_it_but_with_bulk_work_no_longer_than_the_engine_allows() -> None:
     steep = worker("a", "tiny", model=STEEP)
     assert seconds(found(50, smaller=700, urgent=750, images=15), steep) == pytest.approx(50 * 0.16)
-    assert seconds(found(50, beside=1), steep) == pytest.approx(50 * 0.01 * STRETCH)
+    assert seconds(found(50, beside=1), steep) == pytest.approx(50 * 0.01 * STRETCH, abs=0.1)
 
 
 def test_workers_share_jobs_but_a_part_of_one_is_in_one_worker() -> None:
