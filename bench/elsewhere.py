@@ -50,5 +50,5 @@ def _go_on(work: Work, blobs: list[bytes]) -> Images:
     requests = {request.index: request for request in work.requests(model)}
     engine = engine_on(model, model.calibration.buckets)
     for blob in blobs:
-        engine.restore(unpack(blob, requests))
+        engine.restore(unpack(blob, requests, model.engine.pool.shape))
     return draw(engine, [])
