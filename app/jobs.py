@@ -166,7 +166,10 @@ class Jobs:
         """Looks at the state only: 150 who wait for 1024 images each would keep the API busy with nothing but building them."""
         with self._notifier.listen(job) as changed:
             before = now = await self._state(job, owner)
-            while now is before and not now.final and (left_s := until - time.monotonic()) > 0 and not await gone():
+            while now is before and not (now.final or self._notifier.closed or await gone()):
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    return
                 if await set_within(changed, min(left_s, _STILL_THERE_S)):
                     changed.clear()
                     now = await self._state(job, owner)

@@ -31,6 +31,7 @@ class Notifier:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self.closed = False
         self._states: dict[str, bytes | None] = {}  # as they were read last
 
     def __len__(self) -> int:
@@ -45,6 +46,12 @@ class Notifier:
             yield event
         finally:
             self.leave(job, event)
+
+    def close(self) -> None:
+        """Wakes everybody: there is nothing to wait for any more."""
+        self.closed = True
+        for job in self._waiting:
+            self._wake(job)
 
     def join(self, job: str) -> asyncio.Event:
         """As `listen`, until `leave`."""

@@ -59,6 +59,7 @@ class Followed:
     def __init__(self, job: str, changed: asyncio.Event) -> None:
         self.job, self.changed = job, changed
         self.readers = 0
+        self.closed = False
         self.look: Look | None = None
         self._news = asyncio.Event()  # set, and replaced, when a look finds something else
 
@@ -77,9 +78,12 @@ class Followed:
         return self.look.view if self.look else None
 
     async def events(self, told: Told) -> AsyncIterator[bytes]:
-        """Until the job has ended or is gone. A reader that is slow misses looks, and nothing that they had to say."""
+        """Until the job has ended or is gone, or the process is to stop.
+
+        A reader that is slow misses looks, and nothing that they had to say.
+        """
         yield _RETRY
-        while view := self.view:
+        while (view := self.view) and not self.closed:
             news = self._news  # taken now: another look may come while the last one is sent
             text, told = view.news(told)
             if text:
@@ -97,8 +101,15 @@ class Followed:
     def heed(self, look: Look) -> None:
         before, self.look = self.look, look
         if before is None or (before.fields, before.hashes) != (look.fields, look.hashes):
-            self._news.set()
-            self._news = asyncio.Event()
+            self._wake()
+
+    def close(self) -> None:
+        self.closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
 
 
 class Watch:
@@ -126,6 +137,11 @@ class Watch:
             yield followed
         finally:
             self._leave(followed)
+
+    def close(self) -> None:
+        """Ends all streams; their readers come back, to another process or to the next one here."""
+        for followed in self._followed.values():
+            followed.close()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -52,25 +52,26 @@ def up(
 @app.command()
 def api(host: Host = None, port: Port = None) -> None:
     """Run the API alone, on the queue at DDPM_REDIS_URL; default redis://127.0.0.1:6379/0."""
-    import uvicorn
-
     from app.connection import Connection
+    from app.main import create_app
+    from app.server import Server
     from app.settings import ApiSettings
     from cli.settings import check_access, check_results_url, read
 
     settings = read(ApiSettings)
     check_results_url(settings.results_url)
     check_access(settings, host or settings.host)
-    uvicorn.run(
-        "app.main:create_app",
-        factory=True,
+    server = Server(
+        create_app(settings),
         host=host or settings.host,
         port=port or settings.port,
         http=Connection,
         ws="none",
         access_log=False,  # clients poll
-        timeout_graceful_shutdown=3,  # a client that waits for a change of state asks again
+        timeout_graceful_shutdown=3,
     )
+    server.run()
+    raise typer.Exit(int(not server.started))
 
 
 @app.command()

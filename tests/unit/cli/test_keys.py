@@ -5,6 +5,7 @@ from hashlib import sha256
 import pytest
 from typer.testing import CliRunner
 
+from app.server import Server
 from app.webhooks.signature import secret_of, text_of
 from cli.main import app
 
@@ -50,8 +51,13 @@ def test_a_bad_entry_refuses_to_start_without_showing_it(monkeypatch: pytest.Mon
     "environment", [{"DDPM_API_KEYS": f"ann:{HASH}"}, {"DDPM_ANONYMOUS_HOSTS": "gpu-box"}], ids=["keys", "names"]
 )
 def test_with_keys_or_by_name_the_api_starts_anywhere(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
-    started: list[object] = []
-    monkeypatch.setattr("uvicorn.run", lambda *_, host, **__: started.append(host))
+    started: list[str] = []
+
+    def run(server: Server) -> None:
+        server.started = True
+        started.append(server.config.host)
+
+    monkeypatch.setattr(Server, "run", run)
     result = CliRunner().invoke(app, ["api", "--host", "0.0.0.0"], env=environment)
     assert (result.exit_code, started) == (0, ["0.0.0.0"]), result.stderr
 

@@ -1,0 +1,22 @@
+"""Uvicorn, but for one thing: told to stop, it does not wait for who reads events or waits for a job."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+
+class Server(uvicorn.Server):
+    """Uvicorn would wait until its patience is over, then cancel each of them with a traceback."""
+
+    def __init__(self, app: FastAPI, **options: Any) -> None:
+        super().__init__(uvicorn.Config(app, **options))
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.notifier.close()
+        self._app.state.watch.close()
+        await super().shutdown(sockets)
