@@ -1,4 +1,4 @@
-"""Uvicorn, but for one thing: told to stop, it does not wait for who reads events or waits for a job."""
+"""Uvicorn as this service wants it: a stricter connection, and no waiting at the end for who reads events or waits for a job."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from app.connection import Connection
+
 
 class Server(uvicorn.Server):
     """Uvicorn would wait until its patience is over, then cancel each of them with a traceback."""
 
     def __init__(self, app: FastAPI, **options: Any) -> None:
-        super().__init__(uvicorn.Config(app, **options))
+        super().__init__(uvicorn.Config(app, http=Connection, ws="none", **options))
         self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

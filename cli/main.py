@@ -52,7 +52,6 @@ def up(
 @app.command()
 def api(host: Host = None, port: Port = None) -> None:
     """Run the API alone, on the queue at DDPM_REDIS_URL; default redis://127.0.0.1:6379/0."""
-    from app.connection import Connection
     from app.main import create_app
     from app.server import Server
     from app.settings import ApiSettings
@@ -65,8 +64,6 @@ def api(host: Host = None, port: Port = None) -> None:
         create_app(settings),
         host=host or settings.host,
         port=port or settings.port,
-        http=Connection,
-        ws="none",
         access_log=False,  # clients poll
         timeout_graceful_shutdown=3,
     )

@@ -119,16 +119,17 @@ def test_a_stream_outlives_a_restart_of_redis(tmp_path: Path, models_dir: Path) 
 
 
 def test_a_server_that_stops_waits_for_nobody(settings: ApiSettings, post: Post) -> None:
-    job = post()["id"]
-    server = Server(create_app(settings), port=0, log_level="warning", timeout_graceful_shutdown=100)
+    read_job, waited_for = post()["id"], post()["id"]
+    app = create_app(settings)
+    server = Server(app, port=0, log_level="warning", timeout_graceful_shutdown=100)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     eventually(lambda: server.started, 20, "the server is up")
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    with ThreadPoolExecutor() as threads, httpx.Client(base_url=url, timeout=100) as http, read(http, job) as stream:
+    with ThreadPoolExecutor() as threads, httpx.Client(base_url=url, timeout=100) as http, read(http, read_job) as stream:
         stream.until("progress")
-        waiting = threads.submit(httpx.get, f"{url}/v1/jobs/{job}", params={"wait": 60}, timeout=100)
-        eventually(lambda: len(server.config.app.state.notifier) and not waiting.done(), 20, "somebody waits")
+        waiting = threads.submit(httpx.get, f"{url}/v1/jobs/{waited_for}", params={"wait": 60}, timeout=100)
+        eventually(lambda: len(app.state.notifier) == 2, 20, "somebody waits")
         server.should_exit = True
         assert list(stream) == []
         assert waiting.result().json()["state"] == "queued"

@@ -7,17 +7,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import uvicorn
-from starlette.types import ASGIApp
+from fastapi import FastAPI
 
-from app.connection import Connection
+from app.server import Server
 
 
 @contextmanager
-def serve(app: ASGIApp) -> Iterator[str]:
+def serve(app: FastAPI) -> Iterator[str]:
     """The base URL of `app` on a free port, served as `ddpm api` serves it."""
-    options = {"http": Connection, "ws": "none", "log_level": "warning", "timeout_graceful_shutdown": 1}
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, **options))
+    server = Server(app, port=0, log_level="warning", timeout_graceful_shutdown=1)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
