@@ -53,6 +53,11 @@ class Service:
         self.workers.append(WorkerProcess(log, redis_url=self.redis_url, models_dir=str(self.models_dir), device="cpu"))
         return self.workers[-1]
 
+    def holder(self, job: str) -> WorkerProcess:
+        """Whoever has the job's first shard."""
+        name = self.redis.hget(f"rq:job:{job}-0", "worker_name").decode()
+        return next(worker for worker in self.workers if name in worker.log.read_text())
+
     def key_names(self) -> set[str]:
         return {key.decode() for key in self.redis.keys("*")}
 
@@ -89,7 +94,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield running
 
 
+@pytest.fixture
+def calm(tmp_path: Path) -> Iterator[Service]:
+    """Without workers, and a test may lay hands on its server."""
+    with serving(tmp_path) as running:
+        yield running
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "service" in getattr(item, "fixturenames", ()):
+        if {"service", "calm"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.redis)

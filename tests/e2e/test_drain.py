@@ -8,33 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Service, serving
+from tests.e2e.conftest import Service
 from tests.support.processes import ROOT, WorkerProcess, eventually
 
-pytestmark = [pytest.mark.redis, pytest.mark.slow]
-
-
-@pytest.fixture
-def calm(tmp_path: Path) -> Iterator[Service]:
-    """A service whose server a test may stop."""
-    with serving(tmp_path) as service:
-        yield service
+pytestmark = pytest.mark.slow
 
 
 def image_steps(worker: WorkerProcess) -> int:
     """Of a worker that has exited."""
     return int(re.search(r"after (\d+) image-steps in all", worker.log.read_text())[1])
-
-
-def holder(service: Service, job: str) -> WorkerProcess:
-    """Whoever has the job's first shard."""
-    name = service.redis.hget(f"rq:job:{job}-0", "worker_name").decode()
-    return next(worker for worker in service.workers if name in worker.log.read_text())
 
 
 def test_a_worker_that_is_told_to_stop_hands_its_job_on_and_no_step_is_computed_twice(calm: Service) -> None:
@@ -44,7 +30,7 @@ def test_a_worker_that_is_told_to_stop_hands_its_job_on_and_no_step_is_computed_
     calm.add_worker()
     job = calm.post(**recipe)["id"]
     eventually(lambda: calm.job(job)["progress"]["fraction"] > 0.1, 60, "the job is under way")
-    first = holder(calm, job)
+    first = calm.holder(job)
     assert first.stop(within_s=10) == 0
     assert not calm.job(job)["finished_at"], "it was stopped in the midst of the job"
     assert calm.pngs(job) == undisturbed
@@ -94,24 +80,3 @@ def test_a_worker_that_is_still_loading_leaves_at_once(number: signal.Signals, t
         assert process.wait(10) == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
-
-
-def test_a_worker_that_was_stopped_past_its_lease_drops_what_is_no_longer_its_own_and_goes_on_with_new_work(
-    calm: Service,
-) -> None:
-    recipe = {"count": 64, "seed": 4, "steps": 400}
-    calm.add_worker()
-    undisturbed = calm.pngs(calm.post(**recipe)["id"])
-    calm.add_worker()
-    job = calm.post(**recipe)["id"]
-    eventually(lambda: calm.job(job)["progress"]["fraction"] > 0.05, 60, "the job is under way")
-    late = holder(calm, job)
-    other = next(worker for worker in calm.workers if worker is not late)
-    late.process.send_signal(signal.SIGSTOP)
-    calm.finished(job, within_s=100)
-    late.process.send_signal(signal.SIGCONT)
-    assert other.stop() == 0
-    assert calm.pngs(calm.post(**recipe)["id"]) == undisturbed, "it works for others again"
-    assert calm.pngs(job) == undisturbed
-    assert calm.job(job)["attempts"] == 2
-    assert not [key for key in calm.key_names() if job in key and "chains" in key]

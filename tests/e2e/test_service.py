@@ -148,19 +148,6 @@ def test_after_a_thousand_jobs_every_key_will_expire_but_the_configuration(servi
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_seconds_and_the_pictures_are_the_same(service: Service):
-    recipe = {"count": 192, "seed": 5, "steps": 300}
-    undisturbed = service.pngs(service.post(**recipe)["id"])
-    job = service.post(**recipe)["id"]
-    eventually(lambda: service.redis.hlen(f"ddpm:job:{job}:chains") >= 3, 60, "both workers have saved chains of the job")
-    service.workers[0].kill()
-    assert service.finished(job, within_s=90)["attempts"] == 2
-    assert service.pngs(job) == undisturbed
-    assert any("resume" in line and job in line for line in service.workers[1].log.read_text().splitlines())
-    assert not service.redis.exists(f"ddpm:job:{job}:chains")
-
-
-@pytest.mark.slow
 def test_a_worker_that_is_told_to_stop_gives_its_shards_back_and_exits_cleanly(service: Service):
     worker = service.add_worker()
     jobs = [service.post(count=64, seed=seed, steps=150)["id"] for seed in range(4)]

@@ -1,0 +1,55 @@
+"""Workers that are killed, or stopped for longer than their leases: it costs seconds, and no picture changes."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.e2e.conftest import Service
+from tests.support.processes import eventually
+
+WITHIN_S = 120
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def pngs(service: Service, jobs: list[str]) -> list[dict[int, bytes]]:
+    for job in jobs:
+        service.finished(job, within_s=WITHIN_S)
+    return [service.pngs(job) for job in jobs]
+
+
+def test_a_killed_worker_costs_seconds_and_the_pictures_of_every_sampler_are_the_same(calm: Service) -> None:
+    recipes = [{"count": 16, "seed": 5, "steps": 1000, "sampler": sampler} for sampler in ("ddpm", "ddim", "dpmpp_2m")]
+    first = calm.add_worker()
+    undisturbed = pngs(calm, [calm.post(**recipe)["id"] for recipe in recipes])
+    jobs = [calm.post(**recipe)["id"] for recipe in recipes]
+    eventually(lambda: all(calm.redis.exists(f"ddpm:job:{job}:chains") for job in jobs), 60, "chains of every job are saved")
+    first.kill()
+    second = calm.add_worker()
+    assert pngs(calm, jobs) == undisturbed
+    assert [calm.job(job)["attempts"] for job in jobs] == [2, 2, 2]
+    resumed = [line for line in second.log.read_text().splitlines() if "resume" in line]
+    assert all(any(job in line for line in resumed) for job in jobs)
+    assert not any("chains" in key for key in calm.key_names())
+
+
+def test_a_worker_that_was_stopped_past_its_lease_drops_what_is_no_longer_its_own_and_goes_on_with_new_work(
+    calm: Service,
+) -> None:
+    recipe = {"count": 64, "seed": 4, "steps": 400}
+    calm.add_worker()
+    undisturbed = pngs(calm, [calm.post(**recipe)["id"]])
+    calm.add_worker()
+    job = calm.post(**recipe)["id"]
+    eventually(lambda: calm.job(job)["progress"]["fraction"] > 0.05, 60, "the job is under way")
+    late = calm.holder(job)
+    other = next(worker for worker in calm.workers if worker is not late)
+    late.process.send_signal(signal.SIGSTOP)
+    pngs(calm, [job])
+    late.process.send_signal(signal.SIGCONT)
+    assert other.stop() == 0
+    assert pngs(calm, [calm.post(**recipe)["id"]]) == undisturbed, "it works for others again"
+    assert pngs(calm, [job]) == undisturbed
+    assert calm.job(job)["attempts"] == 2
+    assert not [key for key in calm.key_names() if job in key and "chains" in key]

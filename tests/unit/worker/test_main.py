@@ -1,0 +1,56 @@
+"""A worker that cannot serve what it is given says why in one line, and does not start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import checkpoint
+from tests.support.folders import write_model
+from worker.__main__ import main
+
+
+def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    path = folder / "unet" / checkpoint.WEIGHTS
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "unet" / checkpoint.WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def pickle_only(folder: Path) -> None:
+    (folder / "unet" / checkpoint.WEIGHTS).rename(folder / "unet" / "diffusion_pytorch_model.bin")
+
+
+def other_weights(folder: Path) -> None:
+    spoil(folder, lambda tensors: tensors["conv_out.bias"].add_(1))
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (truncate, ["unet/diffusion_pytorch_model.safetensors has sha256", "its card says", "restore"]),
+        (other_weights, ["unet/diffusion_pytorch_model.safetensors has sha256", "its card says", "restore"]),
+        (pickle_only, ["pickled weights are not read", "safe_serialization=True"]),
+    ],
+)
+def test_a_checkpoint_that_is_not_what_its_card_says_ends_the_worker_with_file_and_remedy(
+    tmp_path, monkeypatch, caplog, fault, says
+):
+    write_model(tmp_path, "tiny")
+    fault(tmp_path / "tiny")
+    monkeypatch.setenv("DDPM_MODELS_DIR", str(tmp_path))
+    monkeypatch.setenv("DDPM_MODELS", "tiny")
+    monkeypatch.setenv("DDPM_DEVICE", "cpu")
+    assert main() == 1
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert str(tmp_path / "tiny") in line
+    assert [part for part in says if part not in line] == []
