@@ -48,9 +48,9 @@ class Service:
     def pngs(self, job: str) -> dict[int, bytes]:
         return {image["index"]: self.http.get(image["url"]).content for image in self.finished(job)["images"]}
 
-    def add_worker(self) -> WorkerProcess:
-        log = self.logs / f"worker-{len(self.workers)}.log"
-        self.workers.append(WorkerProcess(log, redis_url=self.redis_url, models_dir=str(self.models_dir), device="cpu"))
+    def add_worker(self, module: str = "cli") -> WorkerProcess:
+        log, settings = self.logs / f"worker-{len(self.workers)}.log", {"redis_url": self.redis_url, "device": "cpu"}
+        self.workers.append(WorkerProcess(log, module, models_dir=str(self.models_dir), **settings))
         return self.workers[-1]
 
     def holder(self, job: str) -> WorkerProcess:

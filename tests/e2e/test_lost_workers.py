@@ -8,6 +8,7 @@ import pytest
 
 from tests.e2e.conftest import Service
 from tests.support.processes import eventually
+from worker.queue import MAX_LOSSES
 
 WITHIN_S = 120
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -53,3 +54,16 @@ def test_a_worker_that_was_stopped_past_its_lease_drops_what_is_no_longer_its_ow
     assert pngs(calm, [job]) == undisturbed
     assert calm.job(job)["attempts"] == 2
     assert not [key for key in calm.key_names() if job in key and "chains" in key]
+
+
+def test_workers_whose_step_throws_end_with_a_status_and_the_job_says_what_was_thrown(calm: Service) -> None:
+    job = calm.post(count=3, steps=10)["id"]
+    for _ in range(MAX_LOSSES):
+        thrower = calm.add_worker("tests.support.throwing_worker")
+        assert thrower.process.wait(60) == 1
+        assert "Traceback" in thrower.log.read_text()
+    calm.add_worker()
+    eventually(lambda: calm.job(job)["state"] == "failed", 30, "the job has failed")
+    message = calm.job(job)["error"]["message"]
+    assert "(the last said: RuntimeError: CUDA error: an illegal memory access was encountered)" in message
+    calm.finished(calm.post(count=1, steps=5)["id"])

@@ -15,11 +15,12 @@ ROOT = Path(__file__).parents[2]
 class WorkerProcess:
     """`ddpm worker`, ready when the constructor returns."""
 
-    def __init__(self, log: Path, **settings: str) -> None:
+    def __init__(self, log: Path, module: str = "cli", **settings: str) -> None:
+        """`module` may be another that is a worker when it is called as `python -m <module> worker`."""
         self.log = log
         with log.open("wb") as out:
             env = {**os.environ, **{f"DDPM_{k.upper()}": v for k, v in settings.items()}}
-            self.process = subprocess.Popen([sys.executable, "-m", "cli", "worker"], stdout=out, stderr=out, env=env, cwd=ROOT)
+            self.process = subprocess.Popen([sys.executable, "-m", module, "worker"], stdout=out, stderr=out, env=env, cwd=ROOT)
         eventually(lambda: "is ready" in log.read_text() or self.process.poll() is not None, 60, "the worker is ready")
         assert self.process.poll() is None, log.read_text()
 
