@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
@@ -32,7 +32,6 @@ from worker.contract import State, chains_key, job_key, open_key, owner_key, png
 from worker.queue import enqueue, withdraw_keys
 
 log = logging.getLogger(__name__)
-_STILL_THERE_S = 1.0  # how often who waits is asked whether its client is there
 _INDEX_TTL_S = contract.UNFINISHED_TTL_S + contract.RECORD_TTL_S
 _REMOVED_AGAIN_S = 60  # workers remove a deleted job's objects once more: one may just have been writing
 _MAX_SCAN = 1000  # records read by one listing, however few match
@@ -81,7 +80,7 @@ class Jobs:
         check(job)
         return seen(job, owner, await self._looks.at(job))
 
-    async def wait(self, job: str, owner: str, seconds: float, gone: Callable[[], Awaitable[bool]]) -> bytes:
+    async def wait(self, job: str, owner: str, seconds: float, gone: Callable[[], Coroutine[Any, Any, None]]) -> bytes:
         """As JSON: at the next change of state, after `seconds`, or at once where the state is final or the client `gone`."""
         if seconds:
             await self._changed(job, owner, time.monotonic() + seconds, gone)
@@ -162,17 +161,20 @@ class Jobs:
         if external:
             await self._pictures.remove(job)
 
-    async def _changed(self, job: str, owner: str, until: float, gone: Callable[[], Awaitable[bool]]) -> None:
+    async def _changed(self, job: str, owner: str, until: float, gone: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Looks at the state only: 150 who wait for 1024 images each would keep the API busy with nothing but building them."""
         with self._notifier.listen(job) as changed:
-            before = now = await self._state(job, owner)
-            while now is before and not (now.final or self._notifier.closed or await gone()):
-                left_s = until - time.monotonic()
-                if left_s <= 0:
-                    return
-                if await set_within(changed, min(left_s, _STILL_THERE_S)):
+            leaving = asyncio.create_task(gone())
+            leaving.add_done_callback(lambda _: changed.set())
+            try:
+                before = now = await self._state(job, owner)
+                while now is before and not (now.final or self._notifier.closed or leaving.done()):
+                    if not await set_within(changed, until - time.monotonic()):
+                        return
                     changed.clear()
                     now = await self._state(job, owner)
+            finally:
+                leaving.cancel()
 
     async def _state(self, job: str, owner: str) -> State:
         check(job)

@@ -22,12 +22,17 @@ ANSWERS = 5  # to `look`
 
 def look(pipe: Pipeline, job: str) -> None:
     """Buffer what `seen` wants. Must come last."""
+    look_at(pipe, job)
+    pipe.hvals(WORKERS)
+
+
+def look_at(pipe: Pipeline, job: str) -> None:
+    """The part that is the job's own, with one answer less."""
     pipe.hgetall(job_key(job))
     pipe.hgetall(sha256_key(job))
     pipe.exists(png_key(job))
     keys = place_keys(job)
     pipe.eval(QUEUE_PLACE, len(keys), *keys, *place_args(job))
-    pipe.hvals(WORKERS)
 
 
 def seen(job: str, owner: str, answers: Sequence[Any]) -> Job:
@@ -45,7 +50,8 @@ def seen_json(job: str, owner: str, answers: Sequence[Any]) -> bytes:
 def _rest(record: Record, answers: Sequence[Any]) -> tuple[Mapping[bytes, bytes], bool, QueuePlace | None, float]:
     """What `Record.job` wants besides the record."""
     _, hashes, stored, place, _ = answers[-ANSWERS:]
-    return hashes, bool(stored), queue_place(place, record.recipe.model, workers(answers)), time.time()
+    queue = queue_place(place, record.recipe.model, workers(answers)) if place else None
+    return hashes, bool(stored), queue, time.time()
 
 
 def workers(answers: Sequence[Any]) -> list[WorkerInfo]:

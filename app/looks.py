@@ -8,7 +8,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from app.look import ANSWERS, look
+from app.look import ANSWERS, look_at
+from worker.contract import WORKERS
 
 _AT_ONCE = 64  # jobs a round trip: Redis and the event loop are held up by no more
 
@@ -49,10 +50,12 @@ class Looks:
     async def _look(self, asked: Mapping[str, asyncio.Future[Answers]]) -> None:
         async with self._redis.pipeline(transaction=False) as pipe:
             for job in asked:
-                look(pipe, job)
-            answers = await pipe.execute()
-        for place, future in enumerate(asked.values()):
-            future.set_result(answers[ANSWERS * place : ANSWERS * (place + 1)])
+                look_at(pipe, job)
+            pipe.hvals(WORKERS)
+            *answers, workers = await pipe.execute()
+        own = ANSWERS - 1
+        for first, future in zip(range(0, len(answers), own), asked.values(), strict=True):
+            future.set_result([*answers[first : first + own], workers])
 
 
 def _fail(asked: Iterable[asyncio.Future[Answers]], error: Exception) -> None:

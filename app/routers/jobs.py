@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from hashlib import sha256
 from typing import Annotated, Any
 
@@ -85,7 +86,13 @@ async def list_jobs(jobs: Jobs, key: Key, state: OfState = None, limit: Limit = 
 @router.get("/{job_id}", response_model=Job, responses=problems(UnknownJob, InvalidRequest))
 async def get_job(job_id: JobId, jobs: Jobs, key: Key, request: Request, wait: Wait = 0) -> Response:
     """A job as it stands now or, with `wait`, at its next change of state."""
-    return Response(await jobs.wait(job_id, key.name, wait, request.is_disconnected), media_type="application/json")
+    return Response(await jobs.wait(job_id, key.name, wait, partial(_left, request)), media_type="application/json")
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client closes the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 @router.get(
