@@ -83,8 +83,10 @@ class Outbox:
     def _send_all(self) -> None:
         """Progress, then the parcels that are there now: more of them must not keep the next progress waiting."""
         progress, self._progress = self._progress, ()
-        for lease, least, image_steps in progress:
-            self._heed(lease, self._results.progress(lease.shard, least, image_steps))
+        if progress:
+            wanted = self._results.progress([(lease.shard, least, image_steps) for lease, least, image_steps in progress])
+            for (lease, _, _), stays in zip(progress, wanted, strict=True):
+                self._heed(lease, stays)
         for _ in range(len(self._parcels)):
             self._send(self._parcels[0])
             self._parcels.popleft()  # only when Redis has it, and the results store where there is one
@@ -93,11 +95,9 @@ class Outbox:
 
     def _send(self, parcel: Parcel) -> None:
         shard = parcel.lease.shard
-        if parcel.last and parcel.images:
-            self._results.progress(shard, shard.recipe.steps, shard.recipe.steps * shard.count)
         if parcel.images:
             images = [(index, encode(pixels, shard.recipe, index, parcel.precision)) for index, pixels in parcel.images]
-            self._heed(parcel.lease, self._results.publish(shard, images))
+            self._heed(parcel.lease, self._results.publish(shard, images, parcel.last))
         if parcel.failure:
             self._results.fail(shard.job, *parcel.failure)
         if parcel.last:

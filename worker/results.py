@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from redis import Redis
+from redis.client import Pipeline
 from torch import Tensor
 
 from models.pictures import png
@@ -55,8 +56,12 @@ class Results:
         """Images of the shard's job that need no computing again."""
         return {int(index) for index in cast("list[bytes]", self._redis.hkeys(contract.sha256_key(shard.job)))}
 
-    def progress(self, shard: Shard, least: int, image_steps: int) -> bool:
-        return bool(self._progress(keys=_keys(shard), args=[contract.progress_field(shard.number), f"{least},{image_steps}"]))
+    def progress(self, reports: Sequence[tuple[Shard, int, int]]) -> list[bool]:
+        """Of each shard the step of its least advanced image, and the image-steps that are done: one write for all."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for report in reports:
+                self._note(pipe, *report)
+            return [bool(answer) for answer in pipe.execute()]
 
     def goes_to_store(self, chains: bytes) -> bool:
         return self._store.external and len(chains) >= LARGE_BYTES
@@ -92,18 +97,28 @@ class Results:
             self._in_store.discard(shard.id)
             self._store.remove_blob(shard.job, _chains_name(shard))
 
-    def publish(self, shard: Shard, images: Sequence[tuple[int, bytes]]) -> bool:
-        """Store PNGs by index, the bytes before the hashes. The one that completes the job closes it. Raises StoreFault."""
+    def publish(self, shard: Shard, images: Sequence[tuple[int, bytes]], last: bool = False) -> bool:
+        """Store PNGs by index, the bytes before the hashes. The one that completes the job closes it. Raises StoreFault.
+
+        `last` images of a shard bring its progress to the end, in the same write.
+        """
         kept = self._store.put(shard.job, images)
         entries = [
             part
             for (index, png), in_redis in zip(images, kept, strict=True)
             for part in (index, hashlib.sha256(png).hexdigest(), in_redis)
         ]
-        wanted = bool(self._publish(keys=_keys(shard), args=[time.time(), *entries]))
+        with self._redis.pipeline(transaction=False) as pipe:
+            if last:
+                self._note(pipe, shard, shard.recipe.steps, shard.recipe.steps * shard.count)
+            self._publish(keys=_keys(shard), args=[time.time(), *entries], client=pipe)
+            wanted = bool(pipe.execute()[-1])
         if not wanted and self._store.external:
             self._take_back(shard.job, [index for index, _ in images])
         return wanted
+
+    def _note(self, pipe: Pipeline, shard: Shard, least: int, image_steps: int) -> None:
+        self._progress(keys=_keys(shard), args=[contract.progress_field(shard.number), f"{least},{image_steps}"], client=pipe)
 
     def _take_back(self, job: str, indices: Sequence[int]) -> None:
         """Images that have a hash stay: the job has ended with them, perhaps by this very call, whose answer was lost."""

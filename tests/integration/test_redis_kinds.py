@@ -71,8 +71,8 @@ def test_a_shard_that_a_worker_lost_is_taken_up_where_it_was_saved_and_finished(
     shards.beat()
     lost = take(shards, results)
     assert api.get(f"/v1/jobs/{job}").json()["state"] == "running"
-    assert results.progress(lost.shard, 3, 6)
-    assert results.save(lost.shard, b"chains", 6)
+    assert results.progress([(lost.shard, 3, 6)]) == [True]
+    assert results.save([(lost.shard, b"chains", 6)]) == [True]
 
     redis.zadd(lost.started_key, {lost.execution.composite_key: 0})
     assert reap([make_queue(QUEUE, redis)]) == [(lost.shard.id, "requeued")]
@@ -96,7 +96,7 @@ def test_a_job_that_runs_is_cancelled_and_one_that_waits_is_deleted(api: httpx.C
     lease = take(shards, results)
     assert api.post(f"/v1/jobs/{runs}/cancel").json()["state"] == "cancelled"
     assert shards.beat() == [lease], "the heartbeat tells of it"
-    assert not results.progress(lease.shard, 1, 1)
+    assert results.progress([(lease.shard, 1, 1)]) == [False]
     assert shards.finish(lease)
     assert api.delete(f"/v1/jobs/{waits}").status_code == 204
     assert shards.take([QUEUE, queue_name("bulk", "tiny")]) is None

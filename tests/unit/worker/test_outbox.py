@@ -28,7 +28,7 @@ class Away:
 
     def forget(self, _shard: Shard) -> None: ...
 
-    def publish(self, _shard: Shard, _images: object) -> bool:
+    def publish(self, _shard: Shard, _images: object, _last: bool) -> bool:
         self.calls -= 1
         if self.calls >= 0:
             raise StoreFault("the results store is away")
