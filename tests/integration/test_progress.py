@@ -29,7 +29,7 @@ def test_the_progress_of_all_shards_of_a_worker_is_one_write(
     results.progress([(shards[0], 0, 0)])
     before = reads(redis)
     told = results.progress([(shard, 5, 320) for shard in shards] + [(replace(shards[0], job="0" * 32), 5, 320)])
-    assert reads(redis) - before <= 2 + 1  # whether the server has the script, the reports, and INFO's own
+    assert reads(redis) - before < len(shards) / 2, "one write for each would be 17"
     assert told == [True] * 16 + [False], "each is told whether it is still wanted"
     now = api.get(job["links"]["self"]).json()
     assert (now["progress"]["step"], now["progress"]["fraction"]) == (5, 0.5)
