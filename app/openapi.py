@@ -40,6 +40,7 @@ def describe(app: FastAPI, catalog: Catalog, keyring: Keyring, *, webhooks: bool
             _complete(document, catalog)
             _guard(document, keyring)
             _describe_webhooks(document, sent=webhooks)
+            _link_jobs(document)
         assert app.openapi_schema is not None
         return app.openapi_schema
 
@@ -73,6 +74,24 @@ def _guard(document: dict[str, Any], keyring: Keyring) -> None:
             _join(operation["responses"], str(status), response)
         if keyring:
             operation["security"] = [{"key": []}]
+
+
+def _link_jobs(document: dict[str, Any]) -> None:
+    """From a job that was accepted to all that can be asked of it."""
+    asked = [
+        operation
+        for path, operations in document["paths"].items()
+        for operation in operations.values()
+        if path.startswith("/v1/jobs/{job_id}")
+    ]
+    expressions = {"job_id": "$response.body#/id", "index": "$response.body#/start"}
+    document["paths"]["/v1/jobs"]["post"]["responses"]["202"]["links"] = {
+        operation["operationId"]: {
+            "operationId": operation["operationId"],
+            "parameters": {p["name"]: expressions[p["name"]] for p in operation["parameters"] if p["name"] in expressions},
+        }
+        for operation in asked
+    }
 
 
 def _join(responses: dict[str, Any], status: str, response: dict[str, Any]) -> None:

@@ -55,7 +55,8 @@ class Clients:
 
     def close(self) -> None:
         self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
+        self._http.close()
 
     def _draw(self, body: dict[str, Any]) -> Outcome:
         job = self.call("POST", "/v1/jobs", json=body, headers={"Idempotency-Key": uuid4().hex}).json()

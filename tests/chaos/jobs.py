@@ -25,7 +25,7 @@ class Size:
     shipped_jobs: int
 
 
-FULL = Size(jobs=34, steps=250, shipped_jobs=6)
+FULL = Size(jobs=54, steps=300, shipped_jobs=6)
 SHORT = Size(jobs=32, steps=80, shipped_jobs=0)
 
 
