@@ -87,8 +87,11 @@ def plain(device: str, _: int) -> Any:
     return loaded(device)
 
 
-def setting(pipeline: Any) -> str:
-    return str(getattr(pipeline.unet, "setting", "as they come"))
+def setting(pipeline: Any, count: int) -> str:
+    """How batches of `count` are run, in words."""
+    if isinstance(pipeline.unet, Tuned):
+        return f"batches of {count} {pipeline.unet.setting}"
+    return "DDPMPipeline as it comes"
 
 
 def tuned(device: str, count: int) -> Any:

@@ -128,7 +128,8 @@ def _going_on(pid: int) -> Iterator[None]:
 def _answer(pipe: Connection, device: str, prepare: Callable[[str, int], Any], sizes: Sequence[int]) -> None:
     """In the other process: say how each size is run, then make what is asked for until nobody is left to ask."""
     ready = {size: prepare(device, size) for size in sizes}
-    pipe.send("; ".join(f"batches of {size} {pipelines.setting(pipeline)}" for size, pipeline in ready.items()))
+    settings = [pipelines.setting(pipeline, size) for size, pipeline in ready.items()]
+    pipe.send("; ".join(dict.fromkeys(settings)))
     with suppress(EOFError):
         while True:
             count, steps, seed = pipe.recv()

@@ -27,15 +27,10 @@ def system(request: pytest.FixtureRequest, valkey_url: str) -> Iterator[RqWorker
         yield started
 
 
-def test_a_peer_hands_out_as_many_pngs_as_asked(system: RqWorker | Alone):
+def test_a_peer_draws_what_it_is_asked_for_and_is_stopped_while_others_are_measured(system: RqWorker | Alone):
     with system.awake() as draw:
         pngs = draw(count=1, steps=2, seed=1)
     assert [png[:8] for png in pngs] == [b"\x89PNG\r\n\x1a\n"]
-
-
-def test_a_peer_is_stopped_while_others_are_measured(system: RqWorker | Alone):
-    with system.awake() as draw:
-        draw(count=1, steps=2, seed=1)
     eventually(lambda: state(system.pid) == "T", 10, "the process is stopped")
 
 

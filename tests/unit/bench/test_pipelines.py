@@ -48,5 +48,5 @@ def test_a_setting_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caplo
 
     monkeypatch.setattr(pipelines, "Tuned", NoCompiler)
     monkeypatch.setattr(pipelines, "SETTINGS", EAGER)
-    assert pipelines.setting(pipelines.tuned("cpu", 1)) == "float32, channels_last, not compiled"
+    assert pipelines.setting(pipelines.tuned("cpu", 1), 1) == "batches of 1 float32, channels_last, not compiled"
     assert "bfloat16, contiguous_format, not compiled: left out, no compiler" in caplog.text
