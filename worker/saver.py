@@ -24,9 +24,7 @@ _SUSPECT_EVERY_S = 0.5  # so that the next worker begins close to the point wher
 _LOOK_EVERY_S = 0.25
 _SHARE = 0.01  # of the step's thread's time, at most: a copy that took long puts the next one off
 _COPY_BYTES = 64 * 1024 * 1024  # copied at once, unless one shard is larger
-_REDIS_BYTES_PER_S = (
-    4e6  # the server takes 5 ms a megabyte, in which it serves nobody else: of large pictures chains are saved less often
-)
+_REDIS_BYTES_PER_S = 4e6  # the server takes 5 ms a megabyte, in which it serves nobody: large pictures are saved less often
 
 
 @dataclass(frozen=True, slots=True)
