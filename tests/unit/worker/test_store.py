@@ -41,6 +41,21 @@ def test_what_is_put_can_be_got_until_it_is_removed(store: Store) -> None:
     assert store.get("job", [12]) == [None]
 
 
+@pytest.mark.parametrize("size", [1, 60 * 2**20], ids=["small", "in several parts"])
+def test_a_blob_is_kept_whole_beside_the_pngs_replaced_and_removed_with_the_job(store: Store, size: int) -> None:
+    store.put("a", [(0, b"a picture")])
+    for content in (b"x", b"y" * size):
+        store.put_blob("a", "chains-0", content)
+        assert store.get_blob("a", "chains-0") == content
+    store.put_blob("a", "chains-1", b"z")
+    store.remove_blob("a", "chains-1")
+    store.remove_blob("a", "chains-1")
+    assert store.get_blob("a", "chains-1") is None
+    assert store.get("a", [0]) == [b"a picture"]
+    store.remove_all("a")
+    assert store.get_blob("a", "chains-0") is None
+
+
 def test_removing_what_is_not_there_is_no_fault_and_touches_no_other_job(store: Store) -> None:
     store.put("job2", [(0, b"another's")])
     store.remove("job", [0])
