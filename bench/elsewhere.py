@@ -42,7 +42,7 @@ def _halfway(model: LoadedModel, work: Work) -> tuple[Images, list[bytes]]:
     jobs: dict[Hashable, list[Snapshot]] = defaultdict(list)
     for snapshot in engine.snapshot([request.chain for request in requests if request.index not in images]):
         jobs[snapshot.request.job].append(snapshot)
-    return images, [pack(snapshots) for snapshots in jobs.values()]
+    return images, [pack(snapshots, model.precision) for snapshots in jobs.values()]
 
 
 def _go_on(work: Work, blobs: list[bytes]) -> Images:
@@ -50,5 +50,5 @@ def _go_on(work: Work, blobs: list[bytes]) -> Images:
     requests = {request.index: request for request in work.requests(model)}
     engine = engine_on(model, model.calibration.buckets)
     for blob in blobs:
-        engine.restore(unpack(blob, requests, model.engine.pool.shape))
+        engine.restore(unpack(blob, requests, model.engine.pool.shape, model.precision))
     return draw(engine, [])

@@ -43,8 +43,8 @@ def measure(shape: tuple[int, int, int], chains: int, sampler: str) -> tuple[flo
     engine.submit([ChainRequest(i, "bench", plan, 1, i) for i in range(chains)])
     snapshots = engine.snapshot(range(chains))
     shards = [snapshots[first : first + SHARD] for first in range(0, chains, SHARD)]
-    size = sum(len(pack(shard)) for shard in shards)
-    return _best(lambda: engine.snapshot(range(chains))), _best(lambda: [pack(shard) for shard in shards]), size
+    size = sum(len(pack(shard, "fp32")) for shard in shards)
+    return _best(lambda: engine.snapshot(range(chains))), _best(lambda: [pack(shard, "fp32") for shard in shards]), size
 
 
 def _best(work: Callable[[], object]) -> float:

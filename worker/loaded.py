@@ -88,7 +88,7 @@ class LoadedModel:
 
     def _unpacked(self, saved: bytes, requests: dict[int, ChainRequest], shard_id: str) -> list[Snapshot]:
         try:
-            return unpack(saved, requests, self.engine.pool.shape)
+            return unpack(saved, requests, self.engine.pool.shape, self.precision)
         except BadSnapshot as error:
             log.warning("shard %s begins anew: what was saved of it cannot be used (%s)", shard_id, error)
             return []

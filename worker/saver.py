@@ -86,7 +86,7 @@ class Saver:
     def _send(self) -> None:
         try:
             copies = [copy for copy in self._copies if self._shards.holds(copy.held.lease)]  # the others have ended meanwhile
-            began, blobs = time.monotonic(), [pack(copy.snapshots) for copy in copies]
+            began, blobs = time.monotonic(), [pack(copy.snapshots, copy.held.model.precision) for copy in copies]
             entries = [(copy.held.lease.shard, blob, copy.image_steps) for copy, blob in zip(copies, blobs, strict=True)]
             for copy, wanted in zip(copies, self._results.save(entries), strict=True):
                 self._heed(copy, wanted)

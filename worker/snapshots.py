@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from worker.contract import Precision
 from worker.engine import ChainRequest, Snapshot
 
 
@@ -16,9 +17,10 @@ class BadSnapshot(Exception):
     """The blob does not hold chains of this shard; the shard is to begin anew."""
 
 
-def pack(snapshots: Sequence[Snapshot]) -> bytes:
+def pack(snapshots: Sequence[Snapshot], precision: Precision) -> bytes:
     """Rows done, x, and x_0_hat where the plan needs it, for chains of one recipe. About 4 bytes a pixel, or 8."""
     tensors = {
+        "precision": torch.tensor(list(precision.encode()), dtype=torch.uint8),
         "index": torch.tensor([s.request.index for s in snapshots]),
         "row": torch.tensor([s.row for s in snapshots]),
         "x": torch.stack([s.x for s in snapshots]),
@@ -28,14 +30,22 @@ def pack(snapshots: Sequence[Snapshot]) -> bytes:
     return save(tensors)
 
 
-def unpack(blob: bytes, requests: Mapping[int, ChainRequest], shape: tuple[int, int, int]) -> list[Snapshot]:
-    """Those of `requests`, by image index, that the blob holds. `shape` is a picture's, (C, H, W). Raises BadSnapshot."""
+def unpack(
+    blob: bytes, requests: Mapping[int, ChainRequest], shape: tuple[int, int, int], precision: Precision
+) -> list[Snapshot]:
+    """Those of `requests`, by image index, that the blob holds. `shape` is a picture's, (C, H, W). Raises BadSnapshot.
+
+    Also where it was made in another precision: nobody could make the picture again from the one that its metadata names.
+    """
     try:
         tensors = load(blob)
+        made_in = bytes(tensors["precision"].tolist()).decode("ascii", "replace")
         index, row, x = tensors["index"].tolist(), tensors["row"].tolist(), tensors["x"]
         x_0_hat = tensors.get("x_0_hat", torch.zeros_like(x))
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadSnapshot(f"{type(error).__name__}: {error}") from None
+    if made_in != precision:
+        raise BadSnapshot(f"it was made in {made_in}, this worker computes in {precision}")
     if len(index) != len(row):
         raise BadSnapshot(f"it holds {len(index)} images and {len(row)} rows")
     _check_pictures(x, len(index), shape)

@@ -23,7 +23,7 @@ def snapshots(sampler: str, rows: list[int]) -> list[Snapshot]:
 @given(st.sampled_from(sorted(PLANS)), st.lists(st.integers(0, 19), min_size=1, max_size=64))
 def test_chains_come_back_to_the_bit(sampler, rows):
     saved = snapshots(sampler, rows)
-    back = unpack(pack(saved), {s.request.index: s.request for s in saved}, SHAPE)
+    back = unpack(pack(saved, "fp32"), {s.request.index: s.request for s in saved}, SHAPE, "fp32")
     assert [(s.request, s.row) for s in back] == [(s.request, s.row) for s in saved]
     assert all(torch.equal(a.x, b.x) for a, b in zip(back, saved, strict=True))
     if PLANS[sampler].remembers:
@@ -32,13 +32,13 @@ def test_chains_come_back_to_the_bit(sampler, rows):
 
 def test_images_that_were_finished_since_are_left_out():
     saved = snapshots("ddpm", [3, 4, 5])
-    back = unpack(pack(saved), {8: saved[1].request}, SHAPE)
+    back = unpack(pack(saved, "fp32"), {8: saved[1].request}, SHAPE, "fp32")
     assert [(s.request.index, s.row) for s in back] == [(8, 4)]
 
 
 def spoilt(**changes: object) -> bytes:
     """What was saved of one chain, at row 4, with some of it changed; None takes it out."""
-    tensors = load(pack(snapshots("dpmpp_2m", [4]))) | changes
+    tensors = load(pack(snapshots("dpmpp_2m", [4]), "fp32")) | changes
     return save({name: tensor for name, tensor in tensors.items() if tensor is not None})
 
 
@@ -54,6 +54,9 @@ def spoilt(**changes: object) -> bytes:
         (spoilt(row=torch.tensor([1.5])), r"row 1\.5"),
         (spoilt(row=torch.tensor([1, 2])), "1 images and 2 rows"),
         (spoilt(row=None), "row"),
+        (spoilt(precision=None), "precision"),
+        (spoilt(precision=torch.tensor(list(b"bf16"), dtype=torch.uint8)), "it was made in bf16, this worker computes in fp32"),
+        (spoilt(precision=torch.tensor([[1.5]])), "TypeError"),
         (spoilt(x_0_hat=None), "no x_0_hat, which the plan needs"),
         (
             spoilt(index=torch.tensor([7, 7]), row=torch.tensor([1, 1]), **{n: torch.zeros(2, *SHAPE) for n in ("x", "x_0_hat")}),
@@ -64,10 +67,10 @@ def spoilt(**changes: object) -> bytes:
 def test_chains_of_something_else_are_refused(blob, says):
     (chain,) = snapshots("dpmpp_2m", [4])
     with pytest.raises(BadSnapshot, match=says):
-        unpack(blob, {7: chain.request}, SHAPE)
+        unpack(blob, {7: chain.request}, SHAPE, "fp32")
 
 
-@pytest.mark.parametrize("blob", [b"", b"\0" * 100, b"not safetensors", pack(snapshots("ddpm", [1]))[:-9]])
+@pytest.mark.parametrize("blob", [b"", b"\0" * 100, b"not safetensors", pack(snapshots("ddpm", [1]), "fp32")[:-9]])
 def test_garbage_is_refused(blob):
     with pytest.raises(BadSnapshot):
-        unpack(blob, {}, SHAPE)
+        unpack(blob, {}, SHAPE, "fp32")
