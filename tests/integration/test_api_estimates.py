@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from hashlib import sha256
 from random import Random
 from typing import Any
 
@@ -13,6 +14,9 @@ from redis import Redis
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from app.main import create_app
+from app.settings import ApiSettings
+from tests.support.server import serve
 from tests.support.simulation import finished_at
 from worker.contract import WORKERS, Shard
 from worker.info import ServedModel, WorkerInfo
@@ -51,6 +55,18 @@ def shards(redis: Redis, job: dict[str, Any]) -> list[Shard]:
     return [Shard.from_json(Job.fetch(id, connection=redis, serializer=JSONSerializer).kwargs) for id in ids]
 
 
+def check(redis: Redis, jobs: list[dict[str, Any]], estimates: list[float], workers: int, seconds: dict[int, float]) -> None:
+    """Every estimate is within a factor of two of what then happens."""
+    takes = [finished_at([shards(redis, job) for job in jobs], workers, seconds, Random(luck)) for luck in range(8)]
+    told = {
+        f"{job['count']} x {job['steps']} {job['priority']}": (estimate, sorted(round(ends[job["id"]], 1) for ends in takes))
+        for job, estimate in zip(jobs, estimates, strict=True)
+    }
+    # beside which others a worker takes a job is luck, and to a small one it can be all the difference
+    wrong = [job for job, (estimate, took) in told.items() if not min(took) / 2 - 0.1 <= estimate <= max(took) * 2 + 0.1]
+    assert not wrong, f"(estimated, took): {told}"
+
+
 @pytest.mark.parametrize("seconds", [CPU, STEEP_CPU, GPU], ids=["cpu", "steep cpu", "gpu"])
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("mix", MIXES)
@@ -60,11 +76,34 @@ def test_an_estimate_is_within_a_factor_of_two_of_what_then_happens(
     announce(redis, workers, seconds)
     jobs = [post(count=count, steps=steps, priority=priority) for count, steps, priority in MIXES[mix]]
     estimates = [api.get(job["links"]["self"]).json()["queue"]["eta_s"] for job in jobs]
-    takes = [finished_at([shards(redis, job) for job in jobs], workers, seconds, Random(luck)) for luck in range(8)]
-    told = {
-        f"{job['count']} x {job['steps']} {job['priority']}": (estimate, sorted(round(ends[job["id"]], 1) for ends in takes))
-        for job, estimate in zip(jobs, estimates, strict=True)
-    }
-    # beside which others a worker takes a job is luck, and to a small one it can be all the difference
-    wrong = [job for job, (estimate, took) in told.items() if not min(took) / 2 - 0.1 <= estimate <= max(took) * 2 + 0.1]
-    assert not wrong, f"(estimated, took): {told}"
+    check(redis, jobs, estimates, workers, seconds)
+
+
+@pytest.fixture
+def owners(settings: ApiSettings, redis: Redis) -> Iterator[list[httpx.Client]]:
+    """Clients of one API with a key each."""
+    names = ("ann", "bob", "cy")
+    keys = ",".join(f"{name}:{sha256(name.encode()).hexdigest()}" for name in names)
+    with serve(create_app(ApiSettings(**settings.model_dump() | {"api_keys": keys, "key_requests_per_s": 1000}))) as url:
+        clients = [httpx.Client(base_url=url, headers={"Authorization": f"Bearer {name}"}, timeout=10) for name in names]
+        yield clients
+        for client in clients:
+            client.close()
+
+
+SHARED = {
+    "one has much, two have little": [(0, 64, 200), (0, 64, 200), (0, 64, 200), (1, 16, 50), (2, 1, 100)],
+    "all have the same": [(n % 3, 32, 100) for n in range(6)],
+    "the last has the most": [(0, 8, 100), (1, 8, 100), (2, 64, 100), (2, 32, 50)],
+}
+
+
+@pytest.mark.parametrize("seconds", [CPU, STEEP_CPU, GPU], ids=["cpu", "steep cpu", "gpu"])
+@pytest.mark.parametrize("mix", SHARED)
+def test_an_estimate_knows_that_owners_share(owners: list[httpx.Client], redis: Redis, mix: str, seconds: dict[int, float]):
+    announce(redis, 1, seconds)
+    whose = [owners[owner] for owner, *_ in SHARED[mix]]
+    asked = [{"model": "tiny", "count": count, "steps": steps} for _, count, steps in SHARED[mix]]
+    jobs = [client.post("/v1/jobs", json=body).json() for client, body in zip(whose, asked, strict=True)]
+    estimates = [client.get(job["links"]["self"]).json()["queue"]["eta_s"] for client, job in zip(whose, jobs, strict=True)]
+    check(redis, jobs, estimates, 1, seconds)
