@@ -31,7 +31,7 @@ class Clients:
     """Some of them at work at once, each with one job after another."""
 
     def __init__(self, urls: Sequence[str]) -> None:
-        self._urls = urls
+        self.urls = urls
         self._http = httpx.Client(timeout=10)
         self._threads = ThreadPoolExecutor(_AT_ONCE)
         self._closed = False
@@ -44,7 +44,7 @@ class Clients:
         """Until there is an answer. Raises httpx.HTTPStatusError for one that asking again does not mend."""
         while not self._closed:
             try:
-                response = self._http.request(method, random.choice(self._urls) + path, **options)
+                response = self._http.request(method, random.choice(self.urls) + path, **options)
             except httpx.TransportError as error:
                 self._pause(type(error).__name__, _PAUSE_S)
                 continue

@@ -1,0 +1,81 @@
+"""The service in real processes, ready to be hit."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from redis import Redis
+
+from cli import redis_server
+from tests.chaos.actors import Actor, CountedWorker, Fleet
+from tests.chaos.clients import Clients
+from tests.support.folders import write_model
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where it happens, how long it may take, and who tells of it."""
+
+    fleet: Fleet
+    clients: Clients
+    redis: Redis
+    patience_s: float
+    say: Callable[[str], None]
+
+    def tend_until(self, done: Callable[[], bool], turn: Callable[[], None] = lambda: None) -> None:
+        """Raises TimeoutError."""
+        self.fleet.tend_until(done, self.patience_s, turn)
+
+
+@contextmanager
+def on_stage(
+    folder: Path,
+    models: Iterable[str],
+    patience_s: float,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    workers: int = 3,
+    apis: int = 2,
+) -> Iterator[Stage]:
+    """All processes are started by the first `tend_until`. `folder`'s path must be short: a socket lies in it."""
+    socket_path = folder / "valkey.sock"
+    ports = [_free_port() for _ in range(apis)]
+    fleet = _fleet(folder, models, socket_path, ports, workers)
+    clients = Clients([f"http://127.0.0.1:{port}" for port in ports])
+    with Redis(unix_socket_path=str(socket_path)) as redis:
+        try:
+            yield Stage(fleet, clients, redis, patience_s, say)
+        finally:
+            clients.close()
+            fleet.end()
+
+
+def _fleet(folder: Path, models: Iterable[str], socket_path: Path, ports: Sequence[int], workers: int) -> Fleet:
+    """As `ddpm up` runs them: the same server with the same settings."""
+    for name in ("valkey", "models"):
+        (folder / name).mkdir()
+    write_model(folder / "models", "tiny")
+    env = {
+        "DDPM_REDIS_URL": redis_server.socket_url(socket_path),
+        "DDPM_MODELS_DIR": str(folder / "models"),
+        "DDPM_DEVICE": "cpu",
+        "DDPM_CACHE_DIR": str(folder / "cache"),
+        "DDPM_MODELS": ",".join(models),
+    }
+    store = redis_server.valkey(folder / "valkey", socket_path, lock_fd=-1).command
+    api = [sys.executable, "-m", "cli", "api", "--port"]
+    return Fleet(
+        Actor("valkey", store, {}, folder),
+        [Actor(f"api-{number}", [*api, str(port)], env, folder) for number, port in enumerate(ports)],
+        [CountedWorker(f"worker-{number}", [], env, folder) for number in range(workers)],
+    )
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
