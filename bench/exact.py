@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from time import perf_counter
 from typing import Annotated
 
@@ -52,7 +53,10 @@ def main(
     report = Report(out, "exact", device)
     report.say(f"{images} images a row, {steps} steps, all samplers, against each image alone.\n")
     kinds = [precision] if precision else precisions(torch.device(device))
-    rows = [row for kind in kinds for row in compare(Work(device, kind, images, steps))]
+    rows = []
+    for row in chain.from_iterable(compare(Work(device, kind, images, steps)) for kind in kinds):
+        report.progress(f"{row.precision}, {row.way}: {row.differing} bytes differ")
+        rows.append(row)
     head = ["precision", "way", "images", "differing bytes", "levels at most", "took"]
     report.table(head, [row.cells for row in rows])
     plot(report, rows)

@@ -58,7 +58,10 @@ def in_process(model: LoadedModel, steps: int) -> dict[str, Serve]:
 def load_curves(servers: Mapping[str, Serve], precision: str, jobs: int, steps: int, report: Report) -> None:
     capacity = curves.measured_capacity(next(iter(servers.values())))
     report.say(f"{precision}; capacity {capacity:.0f} image-steps/s; {jobs} jobs of {steps} steps at each load.\n")
-    points = list(curves.measure(servers, jobs, capacity / steps))
+    points = []
+    for point in curves.measure(servers, jobs, capacity / steps):
+        report.progress(f"load {point.load:.1f}, {point.server}, {point.size}: {point.cell}")
+        points.append(point)
     curves.tabulate(report, points)
     curves.draw(report, points)
 

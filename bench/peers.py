@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from itertools import product
 from typing import Annotated
 
 import typer
@@ -42,12 +43,12 @@ def main(
     small: Rates = defaultdict(list)
     large: Rates = defaultdict(list)
     with data_folder(out) as folder, systems(Ours(folder, device, precision), device, tune) as compared:
-        for _ in range(rounds):
-            for system in compared:
-                with system.awake() as draw:
-                    warm_up(draw)
-                    small[system.name].append(clients * steps / seconds_of_clients(draw, clients, stagger_s, steps))
-                    large[system.name].append(LARGE * steps / seconds_of_one(draw, LARGE, steps))
+        for number, system in product(range(rounds), compared):
+            report.progress(f"round {number + 1} of {rounds}: {system.name}")
+            with system.awake() as draw:
+                warm_up(draw)
+                small[system.name].append(clients * steps / seconds_of_clients(draw, clients, stagger_s, steps))
+                large[system.name].append(LARGE * steps / seconds_of_one(draw, LARGE, steps))
     tabulate(report, f"{clients} clients with one image each, {steps} steps, {stagger_s:g} s apart", small)
     tabulate(report, f"One job of {LARGE} images, {steps} steps", large)
     for system in compared:

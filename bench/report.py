@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,10 @@ class Report:
         print(line, flush=True)
         with self._stem.with_suffix(".md").open("a") as file:
             file.write(f"{line}\n")
+
+    def progress(self, line: str) -> None:
+        """For whoever waits; it is no part of the report."""
+        print(line, file=sys.stderr, flush=True)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """In markdown, its columns padded, so that it reads in a terminal too."""
