@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from app.admission import Admission, Command
 from app.errors import Expired, NotFinished, NotOnDisk, UnknownImage, UnknownJob
 from app.look import check, known, look, seen, seen_json
-from app.looks import Looks
+from app.looks import Looks, States
 from app.notifier import Notifier, set_within
 from app.pages import Place, newest_first
 from app.pictures import Pictures
@@ -57,7 +57,7 @@ class Jobs:
         self._redis, self._catalog, self._notifier = redis, catalog, notifier
         self._pictures, self._admission, self._results_ttl_s = pictures, admission, results_ttl_s
         self._reach = reach
-        self._looks = Looks(redis)
+        self._looks, self._states = Looks(redis), States(redis)
 
     async def submit(self, request: JobRequest, owner: str, key: str | None = None) -> Job:
         """Post a job, whole or not at all, or find the one that was posted with this Idempotency-Key.
@@ -178,7 +178,7 @@ class Jobs:
 
     async def _state(self, job: str, owner: str) -> State:
         check(job)
-        state, owned_by = cast("list[bytes | None]", await self._redis.hmget(job_key(job), ["state", "owner"]))
+        state, owned_by = await self._states.at(job)
         if state is None or owned_by != owner.encode():
             raise UnknownJob(job)
         return State(state.decode())
