@@ -72,7 +72,10 @@ class Meter(threading.Thread):
 @contextmanager
 def api_apart(**settings: str) -> Iterator[Api]:
     """Linux only: reads /proc."""
-    with TemporaryDirectory() as folder, ValkeyServer(data_dir=Path(folder), appendonly="yes", appendfsync="always", save="") as valkey:
+    with (
+        TemporaryDirectory() as folder,
+        ValkeyServer(data_dir=Path(folder), appendonly="yes", appendfsync="always", save="") as valkey,
+    ):
         port = _free_port()
         env = {f"DDPM_{name.upper()}": value for name, value in settings.items()}
         env |= {"DDPM_REDIS_URL": valkey.connection_url, "DDPM_HOST": "127.0.0.1", "DDPM_PORT": str(port)}
