@@ -35,7 +35,7 @@ def main() -> int:
         return 1
     worker = Worker(connect(str(settings.redis_url)), models, str(device), store)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: worker.crew.stopping.set())
+        signal.signal(number, lambda *_: worker.crew.ask_to_stop())
     worker.run()
     return 0
 

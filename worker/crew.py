@@ -21,7 +21,17 @@ class Crew:
     def __init__(self) -> None:
         self.stopping = threading.Event()
         self.failure: BaseException | None = None
+        self._asked = False
         self._threads: list[threading.Thread] = []
+
+    def ask_to_stop(self) -> None:
+        """For signal handlers. It takes no lock: the signal may have come while the main thread was in the midst of `set`."""
+        self._asked = True
+
+    def must_stop(self) -> bool:
+        if self._asked:
+            self.stopping.set()
+        return self.stopping.is_set()
 
     def start(self, name: str, turn: Callable[[], None]) -> None:
         thread = threading.Thread(target=self._repeat, args=(name, turn), name=name, daemon=True)
@@ -42,8 +52,10 @@ class Crew:
                 turn()
                 return
             except (RedisError, StoreFault) as error:
-                if not _passing(error) or self.stopping.is_set():
+                if not _passing(error):
                     raise
+                if self.must_stop():
+                    return
                 what = "" if isinstance(error, StoreFault) else "Redis does not answer: "
                 log.warning("%s: %s%s; again in %.1f s", name, what, error, pause_s)
             self.stopping.wait(pause_s)

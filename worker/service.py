@@ -35,7 +35,7 @@ _STOP_WITHIN_S = 3.0
 
 
 class Worker:
-    """`run` returns when `crew.stopping` is set, with its shards given back; it raises what made a step or a thread fail."""
+    """`run` returns when its crew is to stop, with its shards given back; it raises what made a step or a thread fail."""
 
     def __init__(self, redis: Redis, models: Mapping[str, LoadedModel], device: str, store: Store) -> None:
         queues = [queue_name(priority, name) for priority in Priority for name in models]
@@ -60,7 +60,7 @@ class Worker:
             self.crew.start(name, getattr(self, f"_{name}").turn)
         log.info("worker %s is ready", self._shards.name)
         try:
-            while not self.crew.stopping.is_set():
+            while not self.crew.must_stop():
                 self._turn()
             if self.crew.failure:
                 raise self.crew.failure

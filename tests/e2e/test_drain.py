@@ -7,12 +7,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Service
+from tests.support.folders import write_model
 from tests.support.processes import ROOT, WorkerProcess, eventually
 
 pytestmark = pytest.mark.slow
@@ -53,16 +53,29 @@ def test_a_worker_is_told_to_stop_while_redis_is_away(calm: Service, fault: sign
     os.kill(server, signal.SIGCONT if fault == signal.SIGSTOP else 0)
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGTERM, signal.SIGTERM], [signal.SIGINT]])
+@pytest.mark.parametrize("signals", [20 * [signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]])
 def test_any_number_of_signals_of_either_kind_is_one_request_to_stop(calm: Service, signals: list[signal.Signals]) -> None:
     worker = calm.add_worker()
     job = calm.post(count=64, steps=1000)["id"]
     eventually(lambda: calm.job(job)["progress"]["fraction"] > 0, 60, "the job runs")
     for number in signals:
         worker.process.send_signal(number)
-        time.sleep(0.05)
     assert worker.process.wait(10) == 0
     assert "gave back 1 shards" in worker.log.read_text()
+
+
+def test_a_worker_that_waits_for_redis_to_come_up_may_be_told_to_stop(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    write_model(tmp_path / "models", "tiny")
+    settings = {"DDPM_REDIS_URL": "redis://127.0.0.1:1", "DDPM_DEVICE": "cpu", "DDPM_MODELS_DIR": str(tmp_path / "models")}
+    env = {**os.environ, **settings, "DDPM_MODELS": "tiny"}
+    with (
+        log.open("wb") as out,
+        subprocess.Popen([sys.executable, "-m", "cli", "worker"], env=env, cwd=ROOT, stderr=out) as process,
+    ):
+        eventually(lambda: "start: Redis does not answer" in log.read_text(), 60, "it waits")
+        process.terminate()
+        assert process.wait(10) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
