@@ -6,11 +6,12 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from app.background import background
 from worker.contract import CHANGES, job_key
 
 log = logging.getLogger(__name__)
@@ -64,15 +65,8 @@ class Notifier:
         if not self._waiting[job]:
             del self._waiting[job]
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._look())]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return background(self._listen(), self._look())
 
     async def _listen(self) -> None:
         pause_s = 0.05

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing
 
 from redis import Redis
 from redis.exceptions import RedisError
 
+from app.background import background
 from worker.rescue import RESCUE_EVERY_S, Rescue
 
 log = logging.getLogger(__name__)
@@ -23,14 +24,9 @@ class Reaper:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._run())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-            self._redis.close()
+        with closing(self._redis):
+            async with background(self._run()):
+                yield
 
     async def _run(self) -> None:
         while True:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
 
 from fastapi.sse import format_sse_event
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from app.background import background
 from app.errors import UnknownJob
 from app.events import Told, View
 from app.look import check
@@ -143,15 +144,8 @@ class Watch:
         for followed in self._followed.values():
             followed.close()
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._run())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return background(self._run())
 
     def _join(self, job: str) -> Followed:
         if job not in self._followed:

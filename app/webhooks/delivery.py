@@ -14,13 +14,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from app.background import background
 from app.record import Record
 from app.schemas import WebhookMessage
 from app.webhooks import signature
@@ -87,15 +88,9 @@ class Delivery:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._run()) if self._secret else None
-        try:
-            yield
-        finally:
-            if task:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-            self._sender.close()
+        with closing(self._sender):
+            async with background(*([self._run()] if self._secret else [])):
+                yield
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as attempts:

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from app.background import background
+
+
+async def for_ever(seen: list[str]) -> None:
+    try:
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        seen.append("ended")
+        raise
+
+
+async def test_loops_end_with_the_block():
+    seen: list[str] = []
+    async with background(for_ever(seen), for_ever(seen)):
+        await asyncio.sleep(0)
+        assert seen == []
+    assert seen == ["ended", "ended"]
+
+
+async def test_a_loop_that_fails_is_in_the_log_at_once_and_the_others_go_on(caplog: pytest.LogCaptureFixture):
+    async def fails() -> None:
+        raise ZeroDivisionError
+
+    seen: list[str] = []
+    async with background(fails(), for_ever(seen)):
+        while "ZeroDivisionError" not in caplog.text:
+            await asyncio.sleep(0)
+        assert seen == []
+    assert seen == ["ended"]
