@@ -19,7 +19,7 @@ from worker.rq_worker import ShardWorker
 from worker.snapshots import pack
 
 log = logging.getLogger(__name__)
-SAVE_EVERY_S = 2.0  # what a kill costs, at most
+SAVE_EVERY_S = 1.0  # what a kill costs, at most
 _SUSPECT_EVERY_S = 0.5  # so that the next worker begins close to the point where this one may end
 _LOOK_EVERY_S = 0.25
 _SHARE = 0.01  # of the step's thread's time, at most: a copy that took long puts the next one off
