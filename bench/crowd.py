@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 EVERY_S = 1.0
+CRLF = b"\r\n"
 C = TypeVar("C", bound=asyncio.Protocol)
 
 
@@ -35,6 +36,7 @@ class _Client(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.leaving:
             self.tally.errors.append(f"connection lost: {exc}")
+            self.leaving = True
 
     def leave(self) -> None:
         self.leaving = True
@@ -88,6 +90,10 @@ class Reader(_Client):
         self.transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
+        if not self.last and not data.startswith(b"HTTP/1.1 200"):
+            self.tally.errors.append(f"no stream: {data.partition(CRLF)[0].decode()}")
+            self.leave()
+            return
         self.tally.events += data.count(b"event: ")
         self.last = (self.last + data)[-512:]
         if self.last.endswith(b"0\r\n\r\n"):
