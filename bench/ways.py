@@ -28,7 +28,7 @@ def ways(model: LoadedModel, threads: int) -> dict[str, Way]:
         "parked while others of any class and owner step": parked,
         "taken out at any step, put back later in any slot": set_aside,
         "joined at any step by other people's chains": joined,
-        **{f"halfway to another process, {_threads(n)} there": Elsewhere(n) for n in sorted({1, threads})},
+        **{f"halfway to another process, {_threads(n)} there": Elsewhere(n) for n in sorted({1, 2, threads})},
     }
 
 
