@@ -20,8 +20,8 @@ from worker.snapshots import pack
 
 log = logging.getLogger(__name__)
 SAVE_EVERY_S = 1.0  # what a kill costs, at most
-_SUSPECT_EVERY_S = 0.5  # so that the next worker begins close to the point where this one may end
-_LOOK_EVERY_S = 0.25
+_SUSPECT_EVERY_S = 0.2  # so that chance has little time: a suspect that was killed from outside has come on by then
+_LOOK_EVERY_S = 0.1
 _SHARE = 0.01  # of the step's thread's time, at most: a copy that took long puts the next one off
 _COPY_BYTES = 64 * 1024 * 1024  # copied at once, unless one shard is larger
 _REDIS_BYTES_PER_S = 4e6  # the server takes 5 ms a megabyte, in which it serves nobody: large pictures are saved less often
