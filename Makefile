@@ -24,8 +24,8 @@ help: ## list the targets
 serve: $(SERVE) ## run the service on http://127.0.0.1:8000 (HOST= PORT= WORKERS=)
 	@exec $(BIN)/ddpm up $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)') $(if $(WORKERS),--workers '$(WORKERS)')
 
-test: $(TEST) ## run every test that this machine can run (ARGS= goes to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(TEST) ## run every test that this machine can run, two at a time (ARGS= goes to pytest; -n0: one at a time)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(TEST) ## format, lint, types, who imports whom
 	$(BIN)/ruff format --check .

@@ -87,6 +87,7 @@ def test_health_readiness_and_the_reference_are_open(nobody: httpx.Client, worke
 @pytest.mark.parametrize(
     "sent",
     ["Bearer wrong", f"Bearer {KEYS['ann'][0]}x", f"Bearer {KEYS['ann'][1]}", f"bearer {KEYS['ann'][0][:-1]}", "Bearer \xff"],
+    ids=["wrong", "too long", "the entry", "too short", "not ASCII"],  # keys are new in each process
 )
 def test_a_wrong_key_is_told_so_before_its_body_is_read(nobody: httpx.Client, sent: str) -> None:
     headers = {"authorization": sent.encode("latin-1")} | JSON
@@ -95,7 +96,7 @@ def test_a_wrong_key_is_told_so_before_its_body_is_read(nobody: httpx.Client, se
     assert response.headers["www-authenticate"] == 'Bearer realm="ddpm", error="invalid_token"'
 
 
-@pytest.mark.parametrize("sent", ["Basic YTpi", "Bearer", KEYS["ann"][0]])
+@pytest.mark.parametrize("sent", ["Basic YTpi", "Bearer", KEYS["ann"][0]], ids=["Basic", "nothing", "no scheme"])
 def test_what_is_no_bearer_token_is_no_key(nobody: httpx.Client, sent: str) -> None:
     problem(nobody.get("/v1/jobs", headers={"authorization": sent}), 401)
 
