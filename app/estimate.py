@@ -118,9 +118,9 @@ class _Ahead:
         work = shared * FLOOR / (FLOOR - 1) if self.beside else shared
         images = min(self.count, SHARD_IMAGES)
         at_once = max(images, (self.images + images) / len(paces))
-        step_s = _mean(pace.step_s(at_once) for pace in paces)
+        step_s, alone_s = (_mean(pace.step_s(n) for pace in paces) for n in (at_once, 1))
         if self.beside:
-            step_s = min(_mean(pace.step_s(pace.largest) for pace in paces), STRETCH * step_s)
+            step_s = max(step_s, min(_mean(pace.step_s(pace.largest) for pace in paces), STRETCH * alone_s))
         return max(work / rate, self.own_urgent * len(paces) / rate, self.own_urgent / images * step_s)
 
     def _patient_s(self, paces: Sequence[Pace], rate: float) -> float:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Literal
-
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the `ddpm` command does, before torch is loaded
 
 import torch
 

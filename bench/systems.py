@@ -61,7 +61,8 @@ class RqWorker:
         self.name, self._device = name, device
         self._queue = Queue(worker_class, connection=Redis.from_url(redis_url, socket_timeout=None))
         command = [sys.executable, "-m", "rq.cli", "worker", worker_class, "--worker-class", worker_class, "--url", redis_url]
-        self._process = subprocess.Popen([*command, "--quiet"], cwd=ROOT)
+        with _threads_as_they_come():
+            self._process = subprocess.Popen([*command, "--quiet"], cwd=ROOT)
         self.pid = self._process.pid
         os.kill(self.pid, signal.SIGSTOP)
 
@@ -89,7 +90,8 @@ class Alone:
         context = get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=_answer, args=(other, device, prepare, sizes), daemon=True)
-        self._process.start()
+        with _threads_as_they_come():
+            self._process.start()
         other.close()
         self._one_at_a_time = threading.Lock()
         self.name, self.how = name, self._pipe.recv()
@@ -114,6 +116,17 @@ class Alone:
         os.kill(self.pid, signal.SIGCONT)
         self._pipe.close()
         self._process.join()
+
+
+@contextmanager
+def _threads_as_they_come() -> Iterator[None]:
+    """For processes that start within: OpenMP's own default, instead of what this service and `bench` set."""
+    ours = os.environ["GOMP_SPINCOUNT"]
+    os.environ["GOMP_SPINCOUNT"] = "300000"
+    try:
+        yield
+    finally:
+        os.environ["GOMP_SPINCOUNT"] = ours
 
 
 @contextmanager

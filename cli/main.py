@@ -13,7 +13,7 @@ import typer
 from cli.faults import FaultGroup
 
 # Idle threads of torch soon sleep (docs/decisions/0005). Here, because OpenMP reads it when torch is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 app = typer.Typer(
     name="ddpm",

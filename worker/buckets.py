@@ -45,7 +45,7 @@ class Buckets:
         return min(size, waiting)
 
     def _swift(self, urgent: int) -> Sequence[int]:
-        limit_s = STRETCH * self.seconds[self.holding(urgent)]
+        limit_s = max(STRETCH * self.seconds[self.holding(1)], self.seconds[self.holding(urgent)])
         return [size for size in self.sizes if self.seconds[size] <= limit_s]
 
 

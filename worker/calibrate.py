@@ -30,10 +30,14 @@ _ROW = (1.0, -0.5, 1.0, 0.5, 0.5, 0.1, 0.1)  # p, q, bound, a, b, d, s: every pa
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Seconds a step of each batch size that may be used; `threads` of a CPU, 0 elsewhere."""
+    """Seconds a step of each batch size that may be used; `threads` of a CPU, 0 elsewhere.
+
+    `fewer` threads give the same bits, and are for times when others want the CPU.
+    """
 
     seconds: dict[int, float]
     threads: int = 0
+    fewer: int = 0
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -51,8 +55,13 @@ class Calibration:
 
     def use(self) -> None:
         """Compute with as many threads as were found best, in the calling thread."""
-        if self.threads and torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)
+        compute_by(self.threads)
+
+
+def compute_by(threads: int) -> None:
+    """So many threads of the CPU, in the calling thread from now on; 0 leaves it as it is."""
+    if threads and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def calibrate(pool: Pool, T: int, sizes: Sequence[int] = SIZES) -> Calibration:
@@ -62,9 +71,10 @@ def calibrate(pool: Pool, T: int, sizes: Sequence[int] = SIZES) -> Calibration:
         return Calibration(trial.agreeing())
     for threads in _by_speed(trial):
         torch.set_num_threads(threads)
-        found = Calibration(trial.agreeing(), threads)
-        if threads == 1 or trial.same_by_one_thread(min(found.seconds)):
-            return found
+        seconds = trial.agreeing()
+        same = [n for n in (threads // 2, 1) if 0 < n < threads and trial.same_by(n, min(seconds))]
+        if threads == 1 or 1 in same:
+            return Calibration(seconds, threads, max(same, default=1))
         log.info("with %d threads the network's bits are not those of one thread; trying fewer", threads)
     raise AssertionError("one thread is always among the choices")
 
@@ -104,12 +114,13 @@ class _Trial:
                 group[size] = seconds
         return max((group for _, group in groups), key=lambda group: (len(group), max(group)))
 
-    def same_by_one_thread(self, size: int) -> bool:
+    def same_by(self, fewer: int, size: int) -> bool:
+        """Whether so many threads give the bits that the present number gives."""
         threads, bits = torch.get_num_threads(), self._bits(size)
-        torch.set_num_threads(1)
-        by_one = self._bits(size)
+        torch.set_num_threads(fewer)
+        by_fewer = self._bits(size)
         torch.set_num_threads(threads)
-        return torch.equal(bits, by_one)
+        return torch.equal(bits, by_fewer)
 
     def seconds_of_one(self) -> float:
         """A step of a middling batch, or of as many as may be stepped at once."""

@@ -15,7 +15,7 @@ from filelock import FileLock
 from worker.calibrate import Calibration
 
 log = logging.getLogger(__name__)
-_FORMAT = 1  # to be raised when calibrations of before no longer hold: another kernel, another way to measure
+_FORMAT = 2  # to be raised when calibrations of before no longer hold: another kernel, another way to measure
 
 
 class CalibrationCache:
@@ -56,7 +56,8 @@ def _read(path: Path, key: str) -> Calibration | None:
         kept = json.loads(path.read_text())
         if kept["key"] != key:
             return None
-        return Calibration({int(size): float(seconds) for size, seconds in kept["seconds"].items()}, int(kept["threads"]))
+        seconds = {int(size): float(seconds) for size, seconds in kept["seconds"].items()}
+        return Calibration(seconds, int(kept["threads"]), int(kept["fewer"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -64,7 +65,7 @@ def _read(path: Path, key: str) -> Calibration | None:
 def _write(path: Path, key: str, found: Calibration) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        part.write_text(json.dumps({"key": key, "seconds": found.seconds, "threads": found.threads}))
+        part.write_text(json.dumps({"key": key, "seconds": found.seconds, "threads": found.threads, "fewer": found.fewer}))
         part.replace(path)
     except OSError as error:
         log.info("the calibration is not kept: %s", error)

@@ -29,7 +29,7 @@ MAX_SEED = 2**53 - 1  # JSON numbers are exact up to here
 MAX_INDEX = 2**32 - 1  # one word of the noise's counter
 UNFINISHED_TTL_S = 7 * 24 * 3600  # nothing waits or runs this long; keys of a job that ends are given their own TTL
 FLOOR = 8  # while they wait, bulk chains have one place in this many beside interactive ones
-STRETCH = 2.5  # beside bulk chains in the batch, an interactive step takes at most this many times as long
+STRETCH = 2.5  # bulk chains join an interactive step up to this many times what one chain by itself would take
 RECORD_TTL_S = 7 * 24 * 3600  # a job's record outlives its images by this, so that they are known to have expired
 
 LEFT = "ddpm:left"  # hash: open job -> "<image-steps left to run> <count> <steps> <model> <owner>"

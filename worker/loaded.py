@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import Literal, cast
@@ -12,11 +13,13 @@ import torch
 from models import checkpoint
 from models.catalog import Card, Catalog, Sampler, Variance
 from models.plans import Plan, compile_plan
+from worker.calibrate import compute_by
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision, Shard
 from worker.engine import ChainRequest, Engine, Finished, Snapshot
 from worker.info import ServedModel
 from worker.snapshots import BadSnapshot, unpack
+from worker.threads import Threads
 from worker.tuning import tune
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ class LoadedModel:
         tuned = tune(loaded, self.card.sha256, shape, device, capacity, precision, cache)
         self.calibration, self.precision = tuned.calibration, tuned.precision
         self.capacity = tuned.pool.dummy
+        self._threads = Threads(self.calibration.threads, self.calibration.fewer)
         self.engine = Engine(tuned.pool, self.calibration.seconds)
         self.plan = lru_cache(maxsize=256)(self._plan)
         log.info("%s on %s in %s: %s", name, device, self.precision, self.calibration)
@@ -64,8 +68,12 @@ class LoadedModel:
 
     def step(self, only: Sequence[Hashable] | None = None) -> list[Finished]:
         """From one thread only, always the same."""
-        self.calibration.use()
-        return self.engine.step(only)
+        compute_by(self._threads.count)
+        began, done_before = time.monotonic(), self.engine.image_steps
+        finished = self.engine.step(only)
+        if chains := self.engine.image_steps - done_before:
+            self._threads.note(time.monotonic() - began, self.promised_s(chains))
+        return finished
 
     def promised_s(self, chains: int) -> float:
         """What calibration found for a step of so many chains."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
 _PHYSICAL_CORES = torch.get_num_threads()  # PyTorch's own count, before anybody sets it
 
@@ -36,6 +38,17 @@ def description(device: torch.device) -> str:
     named = re.search(r"^model name\s*: (.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
     name = named[1] if named else platform.processor() or platform.machine()
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {available_cores()} cores"
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep what it frees for what it allocates next, where its C library can.
+
+    A step frees what the next one asks for again; given back to the kernel in between, every page of it is cleared anew.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_M_MMAP_THRESHOLD, 2**30)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _read(path: Path) -> str:

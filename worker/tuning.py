@@ -12,7 +12,7 @@ from models.checkpoint import Checkpoint
 from worker.calibrate import SIZES, Calibration, calibrate
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
-from worker.machine import description, memory_bytes
+from worker.machine import description, keep_freed_memory, memory_bytes
 from worker.network import ServedNetwork, precisions
 from worker.pool import Pool
 
@@ -38,6 +38,7 @@ def tune(
     cache: CalibrationCache | None = None,
 ) -> Tuned:
     """`weights` is the checkpoint's sha256. `capacity` is lowered where the memory does not hold that many chains."""
+    keep_freed_memory()
     capacity = _capacity(capacity, shape, device)
     pools: dict[Precision, Pool] = {}
 

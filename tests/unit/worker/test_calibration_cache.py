@@ -8,7 +8,7 @@ import pytest
 from worker.calibrate import Calibration
 from worker.calibration_cache import CalibrationCache
 
-FOUND = Calibration({1: 0.25, 16: 1.0}, threads=2)
+FOUND = Calibration({1: 0.25, 16: 1.0}, threads=2, fewer=1)
 CONDITIONS = ("weights", "cpu", "torch 2.13")
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,27 @@ def test_a_containers_limit_on_memory_is_heeded(tmp_path: Path):
 def test_the_description_names_what_times_depend_on():
     assert description(CPU).endswith(", 8 cores")
     assert torch.backends.cpu.get_cpu_capability() in description(CPU)
+
+
+def test_what_was_freed_is_used_again_instead_of_new_pages():
+    found = subprocess.run([sys.executable, "-c", FREE_AND_ASK_AGAIN], capture_output=True, text=True, check=True)
+    given_back, kept = map(int, found.stdout.split())
+    assert given_back > 10_000  # pages of 4 KiB, ten times 16 MiB of them
+    assert kept < given_back / 5
+
+
+FREE_AND_ASK_AGAIN = """
+import resource, torch
+from worker.machine import keep_freed_memory
+
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(4 * 2**20)
+        torch.zeros(2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(new_pages())
+keep_freed_memory()
+print(new_pages())
+"""
