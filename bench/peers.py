@@ -117,7 +117,7 @@ def plot(report: Report, small: Rates, large: Rates) -> None:
         ):
             medians = [statistics.median(rates[name]) for name in names]
             bars = axes.barh([place + offset for place in range(len(names))], medians, height=0.38, label=label)
-            axes.bar_label(bars, fmt="%.3g", padding=3)
+            axes.bar_label(bars, fmt="{:,.0f}", padding=3)
         axes.set_yticks(range(len(names)), names)
         axes.set(xlabel="image-steps per second", xscale="log")
         axes.margins(x=0.12)
