@@ -24,7 +24,7 @@ _SUSPECT_EVERY_S = 0.2  # so that chance has little time: a suspect that was kil
 _LOOK_EVERY_S = 0.1
 _SHARE = 0.01  # of the step's thread's time, at most: a copy that took long puts the next one off
 _COPY_BYTES = 64 * 1024 * 1024  # copied at once, unless one shard is larger
-_REDIS_BYTES_PER_S = 4e6  # the server takes 5 ms a megabyte, in which it serves nobody: large pictures are saved less often
+_REDIS_BYTES_PER_S = 10e6  # the server takes 5 ms a megabyte, in which it serves nobody: large pictures are saved less often
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ def pngs(service: Service, jobs: list[str]) -> list[dict[int, bytes]]:
 
 
 def test_a_killed_worker_costs_seconds_and_the_pictures_of_every_sampler_are_the_same(calm: Service) -> None:
-    recipes = [{"count": 16, "seed": 5, "steps": 1000, "sampler": sampler} for sampler in ("ddpm", "ddim", "dpmpp_2m")]
+    # so few that any machine steps them all at once; else the third job's chains might come when the first one's are gone
+    recipes = [{"count": 2, "seed": 5, "steps": 1000, "sampler": sampler} for sampler in ("ddpm", "ddim", "dpmpp_2m")]
     first = calm.add_worker()
     undisturbed = pngs(calm, [calm.post(**recipe)["id"] for recipe in recipes])
     jobs = [calm.post(**recipe)["id"] for recipe in recipes]

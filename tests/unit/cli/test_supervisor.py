@@ -57,6 +57,7 @@ def test_what_dies_is_started_again_and_said(tmp_path: Path, capfd: pytest.Captu
 
 def test_a_closed_terminal_is_a_request_to_stop() -> None:
     child = python("valkey", "import time; time.sleep(60)")
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     assert Supervisor([Stage([child])], lambda: os.kill(os.getpid(), signal.SIGHUP)).run() == 0
     assert not child.alive
 
