@@ -1,4 +1,4 @@
-"""`queue.eta_s` against what then happens, with workers in processes of their own."""
+"""`queue.eta_s` against what then happens, with workers in processes of their own. `make test` runs nothing beside it."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def measured(service: Service) -> Service:
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_job_takes_half_to_twice_as_long_as_it_was_told(measured: Service, mix: str):
     ratios = []
-    for _ in range(6):  # other tests run beside this one, and disturb some
+    for _ in range(3):  # something else on the machine may disturb one
         ratios.append(ratio(measured, MIXES[mix]))
         if 0.5 <= ratios[-1] <= 2:
             return
-    pytest.fail(f"six times told a time that was not kept, by factors of {ratios}")
+    pytest.fail(f"three times told a time that was not kept, by factors of {ratios}")
