@@ -47,7 +47,9 @@ class _Snapshot(Collector):
             "ddpm_worker_image_steps_per_second", "Rate of full batches, at the present speed", labels=["worker", "device"]
         )
         step = GaugeMetricFamily(
-            "ddpm_worker_step_seconds", "A step by batch size, as calibrated", labels=["worker", "model", "precision", "batch"]
+            "ddpm_worker_step_seconds",
+            "A step by batch size, as calibrated for the present threads",
+            labels=["worker", "model", "precision", "batch"],
         )
         for worker in self._workers:
             rate.add_metric([worker.name, worker.device], worker.image_steps_per_s)

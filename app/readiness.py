@@ -15,9 +15,9 @@ class Health(BaseModel):
 
 class ServedModel(BaseModel):
     precision: Precision = Field(description="Of the network's weights and activations", examples=["bf16"])
-    threads: int = Field(description="Threads of a CPU; 0 on a GPU", examples=[2])
+    threads: int = Field(description="Threads of a CPU that compute a step now; 0 on a GPU", examples=[2])
     seconds: dict[int, float] = Field(
-        description="Seconds of a step by batch size, of the sizes that agree to the bit, as measured at its start",
+        description="Seconds of a step by batch size, of the sizes that agree to the bit, as calibrated for so many threads",
         examples=[{1: 0.01, 64: 0.1}],
     )
 

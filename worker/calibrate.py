@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 LONGEST_STEP_S = 1.0  # jobs join, stop and report once a step: no larger batch is tried than one that takes this long
 _CHAINS, _CHAINS_S = 32, 1.0  # this many chains are compared, or as many as the smallest batches step in this time
-_TIMED, _TRIALS, _MIDDLING = 5, 5, 16
+_TIMED, _TIMED_S = 5, 1.0
+_TRIALS, _MIDDLING = 5, 16
 _FEWEST_THREADS, _FEWER_THREADS_GAIN = 4, 1.15  # a busy moment is not to halve the worker for good
 _ROW = (1.0, -0.5, 1.0, 0.5, 0.5, 0.1, 0.1)  # p, q, bound, a, b, d, s: every part of a step takes part
 
@@ -32,12 +33,13 @@ _ROW = (1.0, -0.5, 1.0, 0.5, 0.5, 0.1, 0.1)  # p, q, bound, a, b, d, s: every pa
 class Calibration:
     """Seconds a step of each batch size that may be used; `threads` of a CPU, 0 elsewhere.
 
-    `fewer` threads give the same bits, and are for times when others want the CPU.
+    `fewer` threads give the same bits, and are for times when others want the CPU; `by_fewer` is what their steps take.
     """
 
     seconds: dict[int, float]
     threads: int = 0
     fewer: int = 0
+    by_fewer: dict[int, float] = field(default_factory=dict)
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -47,6 +49,10 @@ class Calibration:
     def image_steps_per_s(self) -> float:
         """Of the size that gives the most."""
         return max(size / seconds for size, seconds in self.seconds.items())
+
+    def seconds_by(self, threads: int) -> dict[int, float]:
+        """Those of `threads` or of `fewer`."""
+        return self.seconds if threads == self.threads else self.by_fewer
 
     def __str__(self) -> str:
         rates = ", ".join(f"{size}: {size / seconds:.0f}" for size, seconds in sorted(self.seconds.items()))
@@ -74,7 +80,9 @@ def calibrate(pool: Pool, T: int, sizes: Sequence[int] = SIZES) -> Calibration:
         seconds = trial.agreeing()
         same = [n for n in (threads // 2, 1) if 0 < n < threads and trial.same_by(n, min(seconds))]
         if threads == 1 or 1 in same:
-            return Calibration(seconds, threads, max(same, default=1))
+            fewer = max(same, default=1)
+            torch.set_num_threads(fewer)
+            return Calibration(seconds, threads, fewer, trial.seconds(seconds) if fewer < threads else {})
         log.info("with %d threads the network's bits are not those of one thread; trying fewer", threads)
     raise AssertionError("one thread is always among the choices")
 
@@ -114,6 +122,9 @@ class _Trial:
                 group[size] = seconds
         return max((group for _, group in groups), key=lambda group: (len(group), max(group)))
 
+    def seconds(self, sizes: Iterable[int]) -> dict[int, float]:
+        return {size: self._least(size) for size in sizes}
+
     def same_by(self, fewer: int, size: int) -> bool:
         """Whether so many threads give the bits that the present number gives."""
         threads, bits = torch.get_num_threads(), self._bits(size)
@@ -132,7 +143,7 @@ class _Trial:
         for size in self._sizes:
             try:
                 bits = self._bits(size)
-                seconds = min(self._step(0, size) for _ in range(_TIMED))
+                seconds = self._least(size)
             except torch.OutOfMemoryError:
                 log.warning("a batch of %d does not fit the memory of %s; smaller ones are used", size, self._pool.device)
                 torch.cuda.empty_cache()
@@ -148,6 +159,13 @@ class _Trial:
         for first in range(0, n, size):
             self._step(first, size)
         return torch.stack([self._pool.read(range(n)), self._pool.read_x_0_hat(range(n))])
+
+    def _least(self, size: int) -> float:
+        """Seconds of a step, of a few that take no longer than a second together: other work can only make them longer."""
+        taken = [self._step(0, size)]
+        while len(taken) < _TIMED and sum(taken) + min(taken) < _TIMED_S:
+            taken.append(self._step(0, size))
+        return min(taken)
 
     def _step(self, first: int, size: int) -> float:
         """Seconds of one step of the chains from `first` on."""

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock
@@ -15,7 +16,7 @@ from filelock import FileLock
 from worker.calibrate import Calibration
 
 log = logging.getLogger(__name__)
-_FORMAT = 2  # to be raised when calibrations of before no longer hold: another kernel, another way to measure
+_FORMAT = 3  # to be raised when calibrations of before no longer hold: another kernel, another way to measure
 
 
 class CalibrationCache:
@@ -56,8 +57,8 @@ def _read(path: Path, key: str) -> Calibration | None:
         kept = json.loads(path.read_text())
         if kept["key"] != key:
             return None
-        seconds = {int(size): float(seconds) for size, seconds in kept["seconds"].items()}
-        return Calibration(seconds, int(kept["threads"]), int(kept["fewer"]))
+        seconds, by_fewer = ({int(size): float(s) for size, s in kept[name].items()} for name in ("seconds", "by_fewer"))
+        return Calibration(seconds, int(kept["threads"]), int(kept["fewer"]), by_fewer)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -65,7 +66,7 @@ def _read(path: Path, key: str) -> Calibration | None:
 def _write(path: Path, key: str, found: Calibration) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        part.write_text(json.dumps({"key": key, "seconds": found.seconds, "threads": found.threads, "fewer": found.fewer}))
+        part.write_text(json.dumps({"key": key, **asdict(found)}))
         part.replace(path)
     except OSError as error:
         log.info("the calibration is not kept: %s", error)

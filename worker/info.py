@@ -34,7 +34,10 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """How a worker runs a model: what calibration found, seconds a step by batch size; `threads` of a CPU, 0 elsewhere."""
+    """How a worker runs a model now: by so many `threads` of a CPU, 0 elsewhere.
+
+    `seconds` of a step by batch size are what calibration found for so many.
+    """
 
     precision: Precision
     threads: int

@@ -13,6 +13,7 @@ import torch
 from models import checkpoint
 from models.catalog import Card, Catalog, Sampler, Variance
 from models.plans import Plan, compile_plan
+from worker.buckets import Buckets
 from worker.calibrate import compute_by
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision, Shard
@@ -53,13 +54,15 @@ class LoadedModel:
         self.calibration, self.precision = tuned.calibration, tuned.precision
         self.capacity = tuned.pool.dummy
         self._threads = Threads(self.calibration.threads, self.calibration.fewer)
+        self._buckets = {n: Buckets(self.calibration.seconds_by(n)) for n in (self.calibration.threads, self.calibration.fewer)}
         self.engine = Engine(tuned.pool, self.calibration.seconds)
         self.plan = lru_cache(maxsize=256)(self._plan)
         log.info("%s on %s in %s: %s", name, device, self.precision, self.calibration)
 
     @property
     def info(self) -> ServedModel:
-        return ServedModel(self.precision, self.calibration.threads, self.calibration.seconds)
+        """As it runs now."""
+        return ServedModel(self.precision, self._threads.count, self.engine.buckets.seconds)
 
     @property
     def low_water(self) -> int:
@@ -69,15 +72,17 @@ class LoadedModel:
     def step(self, only: Sequence[Hashable] | None = None) -> list[Finished]:
         """From one thread only, always the same."""
         compute_by(self._threads.count)
+        self.engine.buckets = self._buckets[self._threads.count]
         began, done_before = time.monotonic(), self.engine.image_steps
         finished = self.engine.step(only)
         if chains := self.engine.image_steps - done_before:
-            self._threads.note(time.monotonic() - began, self.promised_s(chains))
+            size = self.engine.buckets.holding(chains)
+            self._threads.note(time.monotonic() - began, self.calibration.seconds[size])
         return finished
 
     def promised_s(self, chains: int) -> float:
-        """What calibration found for a step of so many chains."""
-        return self.calibration.seconds[self.engine.buckets.holding(chains)]
+        """What calibration found for a step of so many chains, by as many threads as took the last one."""
+        return self.engine.buckets.seconds[self.engine.buckets.holding(chains)]
 
     @property
     def chain_bytes(self) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -63,6 +64,19 @@ def test_a_number_of_threads_whose_bits_are_not_those_of_one_thread_is_not_used(
     assert found.threads == 1
     found.use()
     assert torch.get_num_threads() == 1
+
+
+def test_what_fewer_threads_take_is_measured_by_them(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker.calibrate.available_cores", lambda: 2)
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        time.sleep(0.02 if torch.get_num_threads() == 1 else 0.001)
+        return gaussian_eps(x, t)
+
+    found = calibrate(pool(network), 1000, (1, 2))
+    assert (found.threads, found.fewer) == (2, 1)
+    assert found.seconds_by(2).keys() == found.seconds_by(1).keys() == {1, 2}
+    assert min(found.seconds_by(1).values()) > 0.02 > max(found.seconds_by(2).values())
 
 
 def test_a_size_beyond_the_pool_is_not_used():

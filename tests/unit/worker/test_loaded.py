@@ -26,7 +26,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]) -> I
     """Calibration promised a step in no time: any machine is too busy to keep that."""
     before = torch.get_num_threads()
     write_model(tmp_path, "tiny")
-    monkeypatch.setattr("worker.tuning.calibrate", lambda pool, T: Calibration({1: 1e-9}, threads=2, fewer=1))
+    monkeypatch.setattr("worker.tuning.calibrate", lambda pool, T: Calibration({1: 1e-9}, threads=2, fewer=1, by_fewer={1: 2e-9}))
     model = LoadedModel(Catalog.read(tmp_path), "tiny", torch.device("cpu"), 4, "fp32")
     network = model.engine.pool.network
 
@@ -39,10 +39,14 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]) -> I
     torch.set_num_threads(before)
 
 
-def test_a_worker_that_cannot_keep_its_promise_tries_fewer_threads(model: LoadedModel, used: list[int], monkeypatch):
+def test_a_worker_that_cannot_keep_its_promise_tries_fewer_threads_and_promises_what_they_take(
+    model: LoadedModel, used: list[int], monkeypatch
+):
     monkeypatch.setattr("worker.threads._STRETCH_S", 0.0)  # every step is a stretch
     model.engine.submit([ChainRequest("a", "job", model.plan("ddpm", 10, "fixed_small", 0.0), 1, 0)])
+    said = set()
     for _ in range(10):
         model.step()
+        said.add((used[-1], model.promised_s(1), model.info.seconds[1]))
     assert used[0] == 2
-    assert 1 in used
+    assert said == {(2, 1e-9, 1e-9), (1, 2e-9, 2e-9)}
