@@ -32,7 +32,7 @@ class ServedNetwork:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """x float32 (B, C, H, W), t int64 (B,) -> float32 (B, C, H, W)."""
         out: Tensor = self.net.denoise(x.to(self.dtype, memory_format=torch.channels_last), self.features[t])
-        return out.float()
+        return out.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:

@@ -1,17 +1,26 @@
-"""Chains on the device: their state lies in slots, and a step gathers some, runs the network and scatters them back."""
+"""Chains on the device: their state lies in slots, and a step gathers some, runs the network and scatters them back.
+
+On CUDA a whole step is one graph. On a CPU all of it but the network is NumPy's: of an operation on a few images the call takes
+most of the time, and NumPy's takes a third of torch's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.noise import normal
 from models.plans import COLUMNS
 from worker.graphs import CudaRecorder, Graphs, Recorder
+from worker.noise_ahead import NoiseAhead
 
+Array = TypeVar("Array", Tensor, NDArray[np.float32])
 Network = Callable[[Tensor, Tensor], Tensor]
 ADDRESS = ("slot", "t", "seed", "index", "draw")
 _D, _S = len(ADDRESS) + COLUMNS.index("d"), len(ADDRESS) + COLUMNS.index("s")
@@ -21,16 +30,16 @@ _D, _S = len(ADDRESS) + COLUMNS.index("d"), len(ADDRESS) + COLUMNS.index("s")
 class Batch:
     """One step of B chains, as the host describes it: float64 (12, B), the five numbers of ADDRESS and the seven of a plan's row.
 
-    One tensor, so that it is one copy to the device. float64 holds every seed (below 2^53) and every float32 exactly.
+    One array, so that it is one copy to the device. float64 holds every seed (below 2^53) and every float32 exactly.
     """
 
-    columns: Tensor
+    columns: NDArray[np.float64]
 
     @classmethod
     def of(cls, chains: Sequence[tuple[float, ...]], size: int, dummy: int) -> Batch:
         """Padded to `size` with the dummy chain; a row of zeros keeps it at zero."""
         padding = (dummy, *[0] * (len(ADDRESS) + len(COLUMNS) - 1))
-        return cls(torch.tensor([*chains, *[padding] * (size - len(chains))], dtype=torch.float64).T.contiguous())
+        return cls(np.array([*chains, *[padding] * (size - len(chains))]).T)
 
     @property
     def remembers(self) -> bool:
@@ -60,7 +69,8 @@ class Pool:
         self.x_0_hat = torch.zeros_like(self.x)
         if record is None and device.type == "cuda":
             record = CudaRecorder(device)
-        self._graphs = Graphs(self._advance, self.dummy, device, record) if record else None
+        self._graphs = Graphs(self._whole_step, self.dummy, device, record) if record else None
+        self._noise = NoiseAhead(capacity + 1, shape)
 
     @torch.inference_mode()
     def start(self, slots: Sequence[int], seeds: Sequence[int], indices: Sequence[int]) -> None:
@@ -73,25 +83,28 @@ class Pool:
     def step(self, batch: Batch) -> None:
         """The chains of the batch take their next row. On CUDA one graph a batch size, captured when it is first met."""
         if self._graphs:
-            self._graphs.replay(batch.columns)
+            self._graphs.replay(torch.from_numpy(batch.columns))
         else:
-            self._advance(batch.columns, batch.remembers, batch.noisy)
+            self._step_in_numpy(batch)
 
-    def _advance(self, columns: Tensor, remembers: bool = True, noisy: bool = True) -> None:
-        """x' = a x_0_hat + b x + d x_0_hat_previous + s z, with x_0_hat = clip(p x + q out, -bound, bound)."""
+    def _whole_step(self, columns: Tensor) -> None:
         slots, t, seed, index, draw = columns[: len(ADDRESS)].long()
-        p, q, bound, a, b, d, s = columns[len(ADDRESS) :, :, None, None, None].float()
+        row = columns[len(ADDRESS) :, :, None, None, None].float()
         x = self.x[slots]
         out = self.network(x, t)
-        # clipped, an infinity would pass for black or white; out - out is 0 or, then, NaN, which stays until the engine sees it
-        x_0_hat = (p * x + q * out).clamp(-bound, bound) + (out - out)
-        after = a * x_0_hat + b * x
-        if remembers:
-            after += d * self.x_0_hat[slots]
-        if noisy:
-            after += s * normal(seed, index, draw, self.shape)
-        self.x[slots] = after
-        self.x_0_hat[slots] = x_0_hat
+        before, noise = self.x_0_hat[slots], normal(seed, index, draw, self.shape)
+        self.x[slots], self.x_0_hat[slots] = _next(tuple(row), x, out, before, noise)
+
+    def _step_in_numpy(self, batch: Batch) -> None:
+        slots, t, seed, index, draw = batch.columns[: len(ADDRESS)].astype(np.int64)
+        row = batch.columns[len(ADDRESS) :, :, None, None, None].astype(np.float32)
+        all_x, all_x_0_hat = self.x.numpy(), self.x_0_hat.numpy()
+        x = all_x[slots]
+        out = self.network(torch.from_numpy(x), torch.from_numpy(t)).numpy()
+        before = all_x_0_hat[slots] if batch.remembers else None
+        noise = self._noise(slots, seed, index, draw) if batch.noisy else None
+        with np.errstate(all="ignore"):  # what is not finite is found when the chain has finished
+            all_x[slots], all_x_0_hat[slots] = _next(tuple(row), x, out, before, noise)
 
     @torch.inference_mode()
     def prepare(self, size: int) -> None:
@@ -115,3 +128,19 @@ class Pool:
     def write(self, slots: Sequence[int], x: Tensor, x_0_hat: Tensor) -> None:
         where = torch.tensor(slots, device=self.device)
         self.x[where], self.x_0_hat[where] = x.to(self.device), x_0_hat.to(self.device)
+
+
+def _next(row: Sequence[Array], x: Array, out: Array, before: Array | None, noise: Array | None) -> tuple[Array, Array]:
+    """x' = a x_0_hat + b x + d x_0_hat_previous + s z, with x_0_hat = clip(p x + q out, -bound, bound); and x_0_hat.
+
+    The numbers of the row are (B, 1, 1, 1) each. `before`: x_0_hat of the row before.
+    """
+    p, q, bound, a, b, d, s = row
+    # clipped, an infinity would pass for black or white; out - out is 0 or, then, NaN, which stays until the engine sees it
+    x_0_hat = (p * x + q * out).clip(-bound, bound) + (out - out)
+    after = a * x_0_hat + b * x
+    if before is not None:
+        after += d * before
+    if noise is not None:
+        after += s * noise
+    return after, x_0_hat

@@ -42,16 +42,18 @@ def waiting(lines: Iterable[Line], urgent: bool) -> int:
 
 def pick(lines: Sequence[Line], places: int, given: int = 0) -> list[Hashable]:
     """At most `places` chains. `given` counts the places of all steps before, so that what one step cannot share, many do."""
-    patient_chains = waiting(lines, urgent=False)
+    urgent, patient = ([line for line in lines if line.urgent is kind] for kind in (True, False))
     paid, due = given // FLOOR, (given + places) // FLOOR  # places that the floor has given, and is to have given
-    floor = min(patient_chains, due - paid)
+    floor = min(waiting(patient, urgent=False), due - paid)
     # each class goes round its owners by its own places: by turns, a period of theirs could pass an owner by for ever
-    chosen = _shared_out((line for line in lines if line.urgent), places - floor, given - paid)
-    return chosen + _shared_out((line for line in lines if not line.urgent), places - len(chosen), paid)
+    chosen = _shared_out(urgent, places - floor, given - paid)
+    return chosen + _shared_out(patient, places - len(chosen), paid)
 
 
-def _shared_out(lines: Iterable[Line], places: int, given: int) -> list[Hashable]:
+def _shared_out(lines: Sequence[Line], places: int, given: int) -> list[Hashable]:
     """Owners take one chain each in turn, from where the `given` places so far left off; each offers its shortest job first."""
+    if not lines or not places:
+        return []
     by_owner: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
         by_owner[line.owner].append(line)
