@@ -156,8 +156,10 @@ class Engine:
     def _pick(self) -> list[_Chain]:
         lines = list(self._lines.values())
         places = self.buckets.places(waiting(lines, urgent=True), waiting(lines, urgent=False))
-        chosen = pick(lines, places, self._places_given)
-        self._places_given += places
+        given, self._places_given = self._places_given, self._places_given + places
+        if places == len(self._chains):
+            return list(self._chains.values())
+        chosen = pick(lines, places, given)
         return [self._chains[chain] for chain in chosen]
 
     def _retire(self, stepped: Sequence[_Chain]) -> list[Finished]:
