@@ -39,7 +39,7 @@ class Batch:
     def of(cls, chains: Sequence[tuple[float, ...]], size: int, dummy: int) -> Batch:
         """Padded to `size` with the dummy chain; a row of zeros keeps it at zero."""
         padding = (dummy, *[0] * (len(ADDRESS) + len(COLUMNS) - 1))
-        return cls(np.array([*chains, *[padding] * (size - len(chains))]).T)
+        return cls(np.array([*chains, *[padding] * (size - len(chains))], np.float64).T.copy())
 
     @property
     def remembers(self) -> bool:

@@ -121,6 +121,15 @@ TestRecordedEngineAgainstPlainLoop = RecordedEngineAgainstPlainLoop.TestCase
 TestRecordedEngineAgainstPlainLoop.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
 
 
+@pytest.mark.parametrize("record", [None, one_by_one], ids=["in numpy", "recorded"])
+def test_a_size_that_was_prepared_draws_what_others_draw(record: Recorder | None):
+    """A worker prepares each size with a batch of nothing but padding, and on CUDA records it then."""
+    e = engine(record=record)
+    e.pool.prepare(2)
+    e.submit([request("a")])
+    assert torch.equal(drain(e)["a"], plain(request("a")))
+
+
 def test_the_u_net_in_the_engine_equals_the_plain_loop():
     net = random_unet()
     shape = (1, 8, 8)
