@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from app.schemas import QueuePlace
-from worker.contract import FLOOR, LEFT, SHARD_IMAGES, STRETCH, Priority, job_key, open_key
+from worker.contract import FLOOR, HOLDS, LEFT, SHARD_IMAGES, STRETCH, Priority, job_key, open_key
 from worker.info import Pace, WorkerInfo
 
 # Jobs of each class that an estimate looks at: 2 microseconds of Redis each, which does nothing else meanwhile.
 _LOOKED_AT = 256
 
 # KEYS: open interactive, open bulk, left, record. ARGV: id, images a shard, jobs looked at.
-# -> false unless the job is queued, else {jobs before it} where they are too many to look at, else with it image-steps:
-# its own interactive, its own bulk; interactive of its owner that comes before it, of all; bulk before it; of other models;
-# then images of interactive jobs, other owners of them, whether there is bulk work beside it, its images, its steps
+# -> false unless the job is queued, else {jobs before it} where they are too many to look at, else with it:
+# its own interactive image-steps, its bulk ones, images, steps an image; of interactive work, of bulk work posted before
+# it and of bulk work posted after it each image-steps, those of its owner that come first as they are less, images, other
+# owners; image-steps of other models; whether there is bulk work beside its interactive
 QUEUE_PLACE = """
 local C, shard, most = redis.call, tonumber(ARGV[2]), tonumber(ARGV[3])
 local state, priority, owner = unpack(C('HMGET', KEYS[4], 'state', 'priority', 'owner'))
@@ -25,50 +27,70 @@ local urgent_jobs, patient_jobs = C('ZCARD', KEYS[1]), C('ZCARD', KEYS[2])
 local before = (C('ZRANK', mine, ARGV[1]) or 0) + (mine == KEYS[2] and urgent_jobs or 0)
 local since, book = C('ZSCORE', mine, ARGV[1]), C('HGET', KEYS[3], ARGV[1])
 if not (since and book) then return {before} end
-local earlier = C('ZCOUNT', KEYS[2], '-inf', '(' .. since)
-if urgent_jobs > most or earlier > most then return {before} end
+local ahead = C('ZCOUNT', KEYS[2], '-inf', '(' .. since)
+if urgent_jobs > most or ahead > most then return {before} end
 local function entry(text)
   local left, count, steps, model, whose = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (.*)$')
   left, count, steps = tonumber(left), tonumber(count), tonumber(steps)
   local first = math.min(count, shard) * steps -- of an interactive job the first shard is interactive, and done first
-  return left, math.max(0, math.min(left, first - (count * steps - left))), math.min(count, shard), model, whose, count, steps
+  return left, math.max(0, math.min(left, first - (count * steps - left))), model, whose, count, steps
 end
-local left, first, _, model, _, count, steps = entry(book)
+local left, first, model, _, count, steps = entry(book)
 local own_urgent = mine == KEYS[1] and first or 0
-local smaller, urgent, patient, other, images, others, seen = 0, 0, 0, 0, 0, 0, {}
-local function books(ids) return #ids > 0 and C('HMGET', KEYS[3], unpack(ids)) or {} end
-local ids = C('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
-local names, scores = {}, {}
-for i = 1, #ids, 2 do
-  if ids[i] ~= ARGV[1] then names[#names + 1] = ids[i]; scores[#scores + 1] = tonumber(ids[i + 1]) end
+local function class() return {work = 0, smaller = 0, images = 0, owners = 0, seen = {}} end
+local urgent, earlier, later, other, posted = class(), class(), class(), 0, tonumber(since)
+later.seen = earlier.seen
+local function add(class, whose, work, images, smaller)
+  class.work, class.images = class.work + work, class.images + images
+  if whose == owner then
+    if smaller then class.smaller = class.smaller + work end
+  elseif not class.seen[whose] then
+    class.seen[whose], class.owners = true, class.owners + 1
+  end
 end
-local posted = tonumber(since)
-for i, text in ipairs(books(names)) do
+local function add_bulk(whose, work, of_steps, since) -- a worker compares what it has of each, which is a shard or two
+  local theirs, ours = math.min(work, shard * of_steps), math.min(left - own_urgent, shard * steps)
+  local smaller = theirs < ours or theirs == ours and since < posted
+  add(since < posted and earlier or later, whose, work, math.ceil(work / of_steps), smaller)
+end
+local function books(ids)
+  local names, scores = {}, {}
+  for i = 1, #ids, 2 do
+    if ids[i] ~= ARGV[1] then names[#names + 1] = ids[i]; scores[#scores + 1] = tonumber(ids[i + 1]) end
+  end
+  return #names > 0 and C('HMGET', KEYS[3], unpack(names)) or {}, scores
+end
+local texts, scores = books(C('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES'))
+for i, text in ipairs(texts) do
   if text then
-    local work, now, pictures, of, whose = entry(text)
+    local work, now, of, whose, pictures, of_steps = entry(text)
     if of ~= model then
       other = other + work
     else
-      if now > 0 then
-        urgent, images = urgent + now, images + pictures
-        if whose ~= owner then
-          if not seen[whose] then seen[whose] = true; others = others + 1 end
-        elseif now < own_urgent or now == own_urgent and scores[i] < posted then
-          smaller = smaller + now
-        end
-      end
-      if work > now and scores[i] < posted then patient = patient + work - now end
+      local smaller = now < own_urgent or now == own_urgent and scores[i] < posted
+      if now > 0 then add(urgent, whose, now, math.min(pictures, shard), smaller) end
+      if work > now then add_bulk(whose, work - now, of_steps, scores[i]) end
     end
   end
 end
-for _, text in ipairs(books(C('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. since))) do
+texts, scores = books(C('ZRANGE', KEYS[2], 0, most, 'WITHSCORES'))
+for i, text in ipairs(texts) do
   if text then
-    local work, _, _, of = entry(text)
-    if of == model then patient = patient + work else other = other + work end
+    local work, _, of, whose, _, of_steps = entry(text)
+    if of == model then
+      add_bulk(whose, work, of_steps, scores[i])
+    elseif scores[i] < posted then
+      other = other + work
+    end
   end
 end
-local beside = (patient_jobs > 0 or patient > 0 or left > own_urgent) and 1 or 0
-return {before, own_urgent, left - own_urgent, smaller, urgent, patient, other, images, others, beside, count, steps}"""
+local beside = (patient_jobs > 0 or earlier.work > 0 or left > own_urgent) and 1 or 0
+local answer = {before, own_urgent, left - own_urgent, count, steps}
+for _, class in ipairs({urgent, earlier, later}) do
+  for _, field in ipairs({'work', 'smaller', 'images', 'owners'}) do answer[#answer + 1] = class[field] end
+end
+answer[#answer + 1], answer[#answer + 2] = other, beside
+return answer"""
 
 
 def place_keys(job: str) -> list[str]:
@@ -82,27 +104,57 @@ def place_args(job: str) -> list[str | int]:
 def queue_place(answer: Sequence[int] | None, model: str, workers: Iterable[WorkerInfo]) -> QueuePlace | None:
     if answer is None:
         return None
-    position, *ahead = answer
+    position, *found = answer
     paces = [worker.pace(model) for worker in workers if model in worker.models]
-    eta_s = round(_Ahead(*ahead).seconds(paces), 1) if ahead and paces else None
+    eta_s = round(_Ahead.of(found).seconds(paces), 1) if found and paces else None
     return QueuePlace(position=position, eta_s=eta_s)
 
 
 @dataclass(frozen=True, slots=True)
+class _Class:
+    """Work of a class that others have, in image-steps; `smaller` is of the job's owner and comes first."""
+
+    work: float
+    smaller: float
+    images: float
+    owners: int
+
+    def shared_with(self, own: float) -> float:
+        """What is done when `own` is: owners share equally, and of one owner's jobs the one with the least left comes first."""
+        return min((self.smaller + own) * (1 + self.owners), self.work + own)
+
+    def beside(self, steps: int) -> float:
+        """Images that step beside an image of so many steps, on the average."""
+        return min(self.images, self.work / steps)
+
+    def part(self, share: float) -> _Class:
+        return _Class(share * self.work, share * self.smaller, share * self.images, self.owners)
+
+    def __add__(self, other: _Class) -> _Class:
+        return _Class(
+            self.work + other.work, self.smaller + other.smaller, self.images + other.images, self.owners + other.owners
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class _Ahead:
-    """What QUEUE_PLACE found, in image-steps; `images` and `owners` are those of the interactive jobs beside it."""
+    """What QUEUE_PLACE found."""
 
     own_urgent: int
     own_patient: int
-    smaller: int
-    urgent: int
-    patient: int
-    other_models: int
-    images: int
-    owners: int
-    beside: int
     count: int
     steps: int
+    urgent: _Class
+    earlier: _Class
+    later: _Class
+    other_models: int
+    beside: int
+
+    @classmethod
+    def of(cls, found: Sequence[int]) -> _Ahead:
+        own_urgent, own_patient, count, steps, *classes, other_models, beside = found
+        urgent, earlier, later = (_Class(*classes[i : i + 4]) for i in (0, 4, 8))
+        return cls(own_urgent, own_patient, count, steps, urgent, earlier, later, other_models, beside)
 
     def seconds(self, paces: Sequence[Pace]) -> float:
         """Until the job has finished, at the pace of the workers that have its model."""
@@ -111,35 +163,43 @@ class _Ahead:
         return own_s + min(self.other_models / rate, own_s)  # models take turns in a worker
 
     def _urgent_s(self, paces: Sequence[Pace], rate: float) -> float:
-        """Owners share equally, and of one owner's jobs the one with the least left comes first."""
         if not self.own_urgent:
             return 0.0
-        shared = min((self.smaller + self.own_urgent) * (1 + self.owners), self.urgent + self.own_urgent)
+        shared = self.urgent.shared_with(self.own_urgent)
         work = shared * FLOOR / (FLOOR - 1) if self.beside else shared
         images = min(self.count, SHARD_IMAGES)
-        at_once = max(images, (self.images + images) / len(paces))
-        step_s, alone_s = (_mean(pace.step_s(n) for pace in paces) for n in (at_once, 1))
-        if self.beside:
-            step_s = max(step_s, min(_mean(pace.step_s(pace.largest) for pace in paces), STRETCH * alone_s))
+        at_once = max(images, (self.urgent.beside(self.steps) + images) / len(paces))
+        step_s = _step_s(paces, at_once, math.inf if self.beside else at_once)
         return max(work / rate, self.own_urgent * len(paces) / rate, self.own_urgent / images * step_s)
 
     def _patient_s(self, paces: Sequence[Pace], rate: float) -> float:
-        """After all that is interactive, but never with less than the floor."""
+        """After all that is interactive, but never with less than the floor.
+
+        Until workers have room for the job, what was posted earlier comes first; from then on, what is less, and owners share.
+        """
         if not self.own_patient:
             return 0.0
-        bulk = self.patient + self.own_patient
-        work = min(self.urgent + self.own_urgent + bulk, bulk * FLOOR)
+        behind = self.earlier.images + self.own_patient / self.steps - sum(HOLDS * pace.largest for pace in paces)
+        before = min(1.0, max(0.0, behind) / self.earlier.images) if self.earlier.images else 0.0
+        beside = self.earlier.part(1 - before) + self.later
+        bulk = before * self.earlier.work + beside.shared_with(self.own_patient)
+        work = min(self.urgent.work + self.own_urgent + bulk, bulk * FLOOR)
         images = min(self.count, SHARD_IMAGES)
-        at_once = images if not (self.urgent or self.patient) else SHARD_IMAGES
-        step_s = _mean(pace.step_s(at_once) for pace in paces)
         of_one_shard = min(self.own_patient, images * self.steps)
-        in_one_worker = self.own_urgent + of_one_shard
-        return max(work / rate, in_one_worker * len(paces) / rate, of_one_shard / images * step_s)
+        urgent = self.urgent.beside(self.steps)
+        others = urgent + self.earlier.beside(self.steps) + self.later.beside(self.steps)
+        step_s = _step_s(paces, urgent / len(paces), max(images, (others + images) / len(paces)))
+        own, in_one_worker = self.own_urgent + self.own_patient, self.own_urgent + of_one_shard
+        return (work - own) / rate + max(own / rate, in_one_worker * len(paces) / rate, of_one_shard / images * step_s)
 
 
-def _mean(seconds: Iterable[float]) -> float:
-    values = list(seconds)
-    return sum(values) / len(values)
+def _step_s(paces: Sequence[Pace], urgent: float, images: float) -> float:
+    """Of so many images in a worker on the average; bulk ones join the urgent only as far as the engine lets them."""
+
+    def mean_s(images: float) -> float:
+        return sum(pace.step_s(images) for pace in paces) / len(paces)
+
+    return min(mean_s(images), max(mean_s(urgent), STRETCH * mean_s(1))) if urgent else mean_s(images)
 
 
 def alive(workers: Iterable[bytes], now: float) -> list[WorkerInfo]:

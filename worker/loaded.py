@@ -16,7 +16,7 @@ from models.plans import Plan, compile_plan
 from worker.buckets import Buckets
 from worker.calibrate import compute_by
 from worker.calibration_cache import CalibrationCache
-from worker.contract import Precision, Shard
+from worker.contract import HOLDS, Precision, Shard
 from worker.engine import ChainRequest, Engine, Finished, Snapshot
 from worker.info import ServedModel
 from worker.snapshots import BadSnapshot, unpack
@@ -66,8 +66,8 @@ class LoadedModel:
 
     @property
     def low_water(self) -> int:
-        """With fewer bulk images than this at hand, more are taken: two of the largest batches."""
-        return 2 * self.engine.buckets.largest
+        """With fewer bulk images than this at hand, more are taken."""
+        return HOLDS * self.engine.buckets.largest
 
     def step(self, only: Sequence[Hashable] | None = None) -> list[Finished]:
         """From one thread only, always the same."""

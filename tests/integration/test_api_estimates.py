@@ -32,6 +32,9 @@ MIXES = {
     "a big one before small ones": [(64, 200, "interactive"), (1, 50, "interactive"), (8, 100, "interactive")],
     "bulk before interactive": [(256, 50, "bulk"), (1, 100, "interactive"), (16, 100, "interactive"), (64, 20, "bulk")],
     "bulk before bulk": [(640, 20, "bulk"), (1, 100, "bulk"), (100, 20, "bulk")],
+    "small bulk after bulk": [(64, 200, "interactive"), (130, 150, "bulk"), (64, 100, "bulk")],
+    "small bulk before bulk": [(4, 100, "bulk"), (640, 50, "bulk"), (256, 20, "bulk"), (16, 20, "bulk")],
+    "lone bulk images": [(4, 50, "bulk"), (1, 200, "bulk"), (64, 20, "interactive"), (1, 100, "bulk"), (1, 200, "interactive")],
     "many small ones": [(1 + n % 3, 50 + 10 * n, "interactive") for n in range(20)],
     "many of all sizes": [([1, 4, 16, 64][n % 4], [20, 60, 100][n % 3], "interactive") for n in range(12)],
     "everything": [

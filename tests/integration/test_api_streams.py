@@ -25,6 +25,7 @@ from app.settings import ApiSettings
 from tests.support.processes import eventually
 from tests.support.server import serve
 from tests.support.sse import read, told
+from tests.support.valkey import valkey_server
 from tests.support.worker import IdleWorker
 
 Post = Callable[..., dict[str, Any]]
@@ -113,7 +114,7 @@ def test_a_stream_outlives_a_restart_of_redis(tmp_path: Path, models_dir: Path) 
             port = server.port
             until_the_restart.close()
             time.sleep(0.5)  # looks fail meanwhile
-            stack.enter_context(_durable(tmp_path, port))
+            stack.enter_context(_durable(tmp_path, port=port))
             worker.publish(job, [0])
             assert told(list(stream)) == [0, "finished"]
 
@@ -137,5 +138,5 @@ def test_a_server_that_stops_waits_for_nobody(settings: ApiSettings, post: Post)
     assert not thread.is_alive()
 
 
-def _durable(folder: Path, port: int | None = None) -> ValkeyServer:
-    return ValkeyServer(port=port, data_dir=folder, persist=True, appendonly="yes", appendfsync="always", save="")
+def _durable(folder: Path, **port: int) -> ValkeyServer:
+    return valkey_server(folder, **port, persist=True, appendonly="yes", appendfsync="always", save="")

@@ -16,6 +16,7 @@ from models.catalog import Catalog
 from tests.support.folders import write_model
 from tests.support.processes import eventually
 from tests.support.supervised import Supervised, ended, post, state
+from tests.support.valkey import valkey_server
 from worker import contract
 from worker.__main__ import connect
 from worker.loaded import LoadedModel
@@ -33,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ValkeyServer]:
     """One that a test may lay hands on; with an append-only file, every write on the disk."""
-    with ValkeyServer(data_dir=tmp_path, save="", appendonly="yes", appendfsync="always") as server:
+    with valkey_server(tmp_path, save="", appendonly="yes", appendfsync="always") as server:
         yield server
 
 
@@ -58,7 +59,6 @@ def pid(redis: Redis) -> int:
 
 
 def kill(server: ValkeyServer, redis: Redis) -> None:
-    server._desired_port = server.port  # it is to come back where it was
     os.kill(pid(redis), signal.SIGKILL)
     server.stop()
 

