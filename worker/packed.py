@@ -28,24 +28,37 @@ def pack(net: UNet) -> None:
 
 def _can_pack() -> bool:
     """PyTorch's inductor calls these; they are no public interface."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    wanted = ("_convolution_pointwise", "_reorder_convolution_weight", "_get_mkldnn_serialized_md")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in wanted)
 
 
 class PackedConv(nn.Module):
-    """x (B, C, H, W) -> channels_last. The layout is chosen at the first call, for its H and W."""
+    """x (B, C, H, W) -> channels_last.
+
+    oneDNN wants another layout for some batch sizes and numbers of threads; what it is not given it lays out anew in every
+    call, which can cost more than the convolution. So each layout is kept, once: two at most have been seen.
+    """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
-        self.packed: Tensor | None = None
         self.options = [list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups]
+        self._packed: dict[tuple[torch.Size, int], Tensor] = {}  # by x's shape and the number of threads
+        self._layouts: dict[bytes, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.conv.weight, *self.options, list(x.shape))
-        out: Tensor = torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.conv.bias, *self.options, "none", [], "")
+        key = (x.shape, torch.get_num_threads())
+        packed = self._packed.get(key)
+        if packed is None:
+            packed = self._packed[key] = self._laid_out(x.shape)
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(x, packed, self.conv.bias, *self.options, "none", [], "")
         return out
+
+    def _laid_out(self, shape: torch.Size) -> Tensor:
+        packed = torch.ops.mkldnn._reorder_convolution_weight(self.conv.weight, *self.options, list(shape))
+        layout = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
+        return self._layouts.setdefault(layout, packed)
 
 
 class PackedAttention(nn.Module):

@@ -37,7 +37,15 @@ def tune(
     precision: Precision | Literal["auto"],
     cache: CalibrationCache | None = None,
 ) -> Tuned:
-    """`weights` is the checkpoint's sha256. `capacity` is lowered where the memory does not hold that many chains."""
+    """`weights` is the checkpoint's sha256. `capacity` is lowered where the memory does not hold that many chains.
+
+    Raises ValueError for a precision that the device does not compute natively.
+    """
+    native = precisions(device)
+    if precision != "auto" and precision not in native:
+        raise ValueError(
+            f"DDPM_PRECISION={precision} but this device ({description(device)}) computes {' and '.join(native)} only; use auto"
+        )
     keep_freed_memory()
     capacity = _capacity(capacity, shape, device)
     pools: dict[Precision, Pool] = {}
@@ -55,7 +63,7 @@ def tune(
 
         return cache.recall(conditions, measure) if cache else measure()
 
-    kinds = precisions(device) if precision == "auto" else (precision,)
+    kinds = native if precision == "auto" else (precision,)
     calibrations = {kind: found(kind) for kind in kinds}
     chosen = max(kinds, key=lambda kind: calibrations[kind].image_steps_per_s / (_BF16_GAIN if kind == "bf16" else 1))
     return Tuned(pool(chosen), _prepared(pool(chosen), calibrations[chosen]), chosen)

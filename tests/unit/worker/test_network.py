@@ -36,7 +36,7 @@ def inputs(n: int, size: int = 28) -> tuple[Tensor, Tensor]:
     return torch.randn(n, 1, size, size), torch.arange(n) * 999 // max(1, n - 1)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", precisions(CPU))
 @torch.inference_mode()
 def test_it_computes_what_the_loaded_network_computes(shipped: Checkpoint, precision):
     x, t = inputs(4)
@@ -46,7 +46,7 @@ def test_it_computes_what_the_loaded_network_computes(shipped: Checkpoint, preci
     assert (out - expected).abs().max() <= CLOSE[precision] * expected.std()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", precisions(CPU))
 @torch.inference_mode()
 def test_its_bits_are_the_same_for_every_batch_size_and_for_one_thread_and_two(shipped: Checkpoint, precision):
     net = ServedNetwork(shipped, CPU, precision)
@@ -84,3 +84,24 @@ def test_serving_a_checkpoint_leaves_its_network_as_it_was(shipped: Checkpoint):
 
 def test_float32_is_possible_everywhere():
     assert "fp32" in precisions(CPU)
+
+
+@torch.inference_mode()
+def test_no_step_lays_weights_out_anew(shipped: Checkpoint, capfd: pytest.CaptureFixture[str]):
+    net = ServedNetwork(shipped, CPU, "fp32")
+    x, t = inputs(8)
+    runs = [(threads, size) for threads in (1, 2) for size in (1, 2, 8)]
+
+    def run_all() -> None:
+        for threads, size in runs:
+            torch.set_num_threads(threads)
+            net(x[:size], t[:size])
+
+    run_all()
+    capfd.readouterr()
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        run_all()
+    calls = [line for line in capfd.readouterr().out.splitlines() if ",exec," in line]
+    convolutions, reorders = ([line for line in calls if f",{kind}," in line] for kind in ("convolution", "reorder"))
+    assert len(convolutions) == 28 * len(runs)
+    assert reorders == []

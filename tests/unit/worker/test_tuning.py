@@ -31,7 +31,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
-    """In which types calibration was done; bf16 takes `seconds["bf16"]` a step."""
+    """In which types calibration was done; bf16 takes `SECONDS["bf16"]` a step. Nothing is computed."""
     types: list[torch.dtype] = []
 
     def calibrate(pool: Pool, T: int) -> Calibration:
@@ -40,6 +40,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
 
     monkeypatch.setattr(tuning, "precisions", lambda device: ("fp32", "bf16"))
     monkeypatch.setattr(tuning, "calibrate", calibrate)
+    monkeypatch.setattr(Pool, "prepare", lambda pool, size: None)
     return types
 
 
@@ -65,6 +66,14 @@ def test_a_precision_that_was_asked_for_is_not_argued_with(tiny, measured, preci
     found = tuned(tiny, precision)
     assert found.precision == precision
     assert len(measured) == 1
+
+
+def test_a_precision_that_the_device_would_have_to_emulate_is_refused(tiny, measured, monkeypatch):
+    monkeypatch.setattr(tuning, "precisions", lambda device: ("fp32",))
+    with pytest.raises(ValueError, match=r"DDPM_PRECISION=bf16 but this device .* computes fp32 only; use auto"):
+        tuned(tiny, "bf16")
+    assert measured == []
+    assert tuned(tiny).precision == "fp32"
 
 
 def test_the_next_start_measures_nothing_and_comes_to_the_same(tiny, measured, tmp_path: Path):
