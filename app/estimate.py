@@ -123,7 +123,7 @@ class _Class:
         """What is done when `own` is: owners share equally, and of one owner's jobs the one with the least left comes first."""
         return min((self.smaller + own) * (1 + self.owners), self.work + own)
 
-    def beside(self, steps: int) -> float:
+    def images_beside(self, steps: int) -> float:
         """Images that step beside an image of so many steps, on the average."""
         return min(self.images, self.work / steps)
 
@@ -148,13 +148,13 @@ class _Ahead:
     earlier: _Class
     later: _Class
     other_models: int
-    beside: int
+    bulk_beside: int
 
     @classmethod
     def of(cls, found: Sequence[int]) -> _Ahead:
-        own_urgent, own_patient, count, steps, *classes, other_models, beside = found
+        own_urgent, own_patient, count, steps, *classes, other_models, bulk_beside = found
         urgent, earlier, later = (_Class(*classes[i : i + 4]) for i in (0, 4, 8))
-        return cls(own_urgent, own_patient, count, steps, urgent, earlier, later, other_models, beside)
+        return cls(own_urgent, own_patient, count, steps, urgent, earlier, later, other_models, bulk_beside)
 
     def seconds(self, paces: Sequence[Pace]) -> float:
         """Until the job has finished, at the pace of the workers that have its model."""
@@ -166,10 +166,10 @@ class _Ahead:
         if not self.own_urgent:
             return 0.0
         shared = self.urgent.shared_with(self.own_urgent)
-        work = shared * FLOOR / (FLOOR - 1) if self.beside else shared
+        work = shared * FLOOR / (FLOOR - 1) if self.bulk_beside else shared
         images = min(self.count, SHARD_IMAGES)
-        at_once = max(images, (self.urgent.beside(self.steps) + images) / len(paces))
-        step_s = _step_s(paces, at_once, math.inf if self.beside else at_once)
+        at_once = max(images, (self.urgent.images_beside(self.steps) + images) / len(paces))
+        step_s = _step_s(paces, at_once, math.inf if self.bulk_beside else at_once)
         return max(work / rate, self.own_urgent * len(paces) / rate, self.own_urgent / images * step_s)
 
     def _patient_s(self, paces: Sequence[Pace], rate: float) -> float:
@@ -186,8 +186,8 @@ class _Ahead:
         work = min(self.urgent.work + self.own_urgent + bulk, bulk * FLOOR)
         images = min(self.count, SHARD_IMAGES)
         of_one_shard = min(self.own_patient, images * self.steps)
-        urgent = self.urgent.beside(self.steps)
-        others = urgent + self.earlier.beside(self.steps) + self.later.beside(self.steps)
+        urgent = self.urgent.images_beside(self.steps)
+        others = urgent + self.earlier.images_beside(self.steps) + self.later.images_beside(self.steps)
         step_s = _step_s(paces, urgent / len(paces), max(images, (others + images) / len(paces)))
         own, in_one_worker = self.own_urgent + self.own_patient, self.own_urgent + of_one_shard
         return (work - own) / rate + max(own / rate, in_one_worker * len(paces) / rate, of_one_shard / images * step_s)
