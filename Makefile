@@ -14,6 +14,7 @@ TORCH = 2.13.0
 ALONE = tests/e2e/test_estimates.py
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
+INSTALL = $(PIP) install --quiet --no-compile -c constraints.txt# what is imported is compiled then: half of the time
 SERVE = .venv/.installed-serve
 TEST = .venv/.installed-test
 
@@ -66,9 +67,9 @@ clean: ## remove .venv and caches; .ddpm/ and runs/ stay
 	$(PYTHON) -m venv .venv
 
 $(SERVE): pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) install --quiet -c constraints.txt -e .
+	$(INSTALL) -e .
 	@touch $@
 
 $(TEST): pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) install --quiet -c constraints.txt -e '.[train,test]'
+	$(INSTALL) -e '.[train,test]'
 	@touch $@ $(SERVE)

@@ -27,9 +27,9 @@ def run(client: Client, steps: int, jobs: int, every_s: float, report: Report) -
     try:
         while not image_steps(client, big):
             time.sleep(0.1)
-        _, before = rate_during(client, big, lambda: time.sleep(ALONE_S))
+        _, before = rate_during(client, big, lambda: leave_alone(client, big))
         beside, rate = rate_during(client, big, lambda: coming_by_chance(client, steps, jobs, every_s))
-        _, after = rate_during(client, big, lambda: time.sleep(ALONE_S))
+        _, after = rate_during(client, big, lambda: leave_alone(client, big))
     finally:
         client.cancel(big)
     report.say(
@@ -60,6 +60,14 @@ def coming_by_chance(client: Client, steps: int, jobs: int, every_s: float) -> l
 def image_steps(client: Client, job: str) -> float:
     """What has been done of the big job."""
     return float(client.job(job)["progress"]["fraction"]) * IMAGES * STEPS
+
+
+def leave_alone(client: Client, big: str) -> None:
+    """For a while, and until a step has been told of."""
+    done = image_steps(client, big)
+    time.sleep(ALONE_S)
+    while image_steps(client, big) == done:
+        time.sleep(0.1)
 
 
 def rate_during(client: Client, big: str, what: Callable[[], T]) -> tuple[T, float]:

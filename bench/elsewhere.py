@@ -18,7 +18,7 @@ from worker.snapshots import pack, unpack
 
 
 class Elsewhere:
-    """The other process loads and calibrates for itself, as on a machine that has `threads` cores."""
+    """The other process loads the model for itself, as on a machine that has `threads` cores."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads

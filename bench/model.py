@@ -8,15 +8,18 @@ from typing import Literal
 import torch
 
 from models.catalog import SHIPPED, Catalog
+from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
 from worker.engine import Engine
 from worker.loaded import LoadedModel
 
 
-def load(device: str, capacity: int, precision: Precision | Literal["auto"] = "auto") -> LoadedModel:
-    """Calibrated here and now: what a cache holds may have been measured beside other work."""
+def load(
+    device: str, capacity: int, precision: Precision | Literal["auto"] = "auto", cache: CalibrationCache | None = None
+) -> LoadedModel:
+    """Calibrated here and now unless there is a `cache`: what that holds may have been measured beside other work."""
     catalog = Catalog.read(SHIPPED)
-    return LoadedModel(catalog, catalog.default.name, torch.device(device), capacity, precision)
+    return LoadedModel(catalog, catalog.default.name, torch.device(device), capacity, precision, cache)
 
 
 def engine_on(model: LoadedModel, buckets: Sequence[int]) -> Engine:

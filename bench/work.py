@@ -9,9 +9,11 @@ from torch import Tensor
 
 from bench.model import load
 from models.plans import Plan
+from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
 from worker.engine import ChainRequest, Engine, Finished
 from worker.loaded import LoadedModel
+from worker.settings import WorkerSettings
 
 Images = dict[int, Tensor]  # by index, uint8 (C, H, W)
 
@@ -26,7 +28,8 @@ class Work:
     steps: int
 
     def model(self) -> LoadedModel:
-        return load(self.device, 2 * self.images, self.precision)
+        """Bytes are what it is for, not times, so a worker's calibration will do."""
+        return load(self.device, 2 * self.images, self.precision, CalibrationCache(WorkerSettings().cache_dir))
 
     def requests(self, model: LoadedModel) -> list[ChainRequest]:
         """Image i is of plan i modulo 4; its chain is named i. Neighbours differ in sampler, seed and number of steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from tests.support.valkey import valkey_server
 
 @pytest.fixture(scope="session", autouse=True)
 def calibrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Workers share what the first of them measures, and leave nothing in the user's home."""
+    """Workers of all tests that run at once share what the first of them measures, and leave nothing in the user's home."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DDPM_CACHE_DIR", str(tmp_path_factory.mktemp("calibrations")))
+        patch.setenv("DDPM_CACHE_DIR", str(base / "calibrations"))
         yield
 
 

@@ -26,7 +26,7 @@ class Size:
 
 
 FULL = Size(jobs=54, steps=300, shipped_jobs=6)
-SHORT = Size(jobs=32, steps=120, shipped_jobs=0)
+SHORT = Size(jobs=32, steps=60, shipped_jobs=0)
 
 
 def draw_jobs(random: Random, size: Size) -> list[dict[str, Any]]:

