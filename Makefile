@@ -13,6 +13,8 @@ TORCH = 2.13.0
 # Tests of times, which neighbours would make false.
 ALONE = tests/e2e/test_estimates.py
 BIN = .venv/bin
+# The slow files come first; one thread each, as processes that compute by two would wait for each other.
+TWO_AT_A_TIME = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-compile -c constraints.txt# what is imported is compiled then: half of the time
 SERVE = .venv/.installed-serve
@@ -28,7 +30,7 @@ serve: $(SERVE) ## run the service on http://127.0.0.1:8000 (HOST= PORT= WORKERS
 	@exec $(BIN)/ddpm up $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)') $(if $(WORKERS),--workers '$(WORKERS)')
 
 test: $(TEST) ## run every test that this machine can run, two at a time (ARGS= goes to pytest; -n0: one at a time)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(or $(ARGS),--ignore $(ALONE))
+	$(TWO_AT_A_TIME) $(or $(ARGS),--ignore $(ALONE))
 	$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE))
 
 check: $(TEST) ## format, lint, types, who imports whom
