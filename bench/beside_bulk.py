@@ -63,10 +63,12 @@ def image_steps(client: Client, job: str) -> float:
 
 
 def leave_alone(client: Client, big: str) -> None:
-    """For a while, and until a step has been told of."""
+    """For a while, and until a step has been told of. Raises RuntimeError where there is none to come."""
     done = image_steps(client, big)
     time.sleep(ALONE_S)
     while image_steps(client, big) == done:
+        if (state := client.job(big)["state"]) != "running":
+            raise RuntimeError(f"the big job is {state} before it was measured by itself; ask for fewer small ones (--jobs)")
         time.sleep(0.1)
 
 
