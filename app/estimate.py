@@ -84,12 +84,12 @@ for i, text in ipairs(texts) do
     end
   end
 end
-local beside = (patient_jobs > 0 or earlier.work > 0 or left > own_urgent) and 1 or 0
+local bulk_beside = (patient_jobs > 0 or earlier.work > 0 or left > own_urgent) and 1 or 0
 local answer = {before, own_urgent, left - own_urgent, count, steps}
 for _, class in ipairs({urgent, earlier, later}) do
   for _, field in ipairs({'work', 'smaller', 'images', 'owners'}) do answer[#answer + 1] = class[field] end
 end
-answer[#answer + 1], answer[#answer + 2] = other, beside
+answer[#answer + 1], answer[#answer + 2] = other, bulk_beside
 return answer"""
 
 

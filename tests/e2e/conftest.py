@@ -50,10 +50,8 @@ class Service:
         return {image["index"]: self.http.get(image["url"]).content for image in self.finished(job)["images"]}
 
     def add_worker(self, module: str = "cli") -> WorkerProcess:
-        log, settings = (
-            self.logs / f"worker-{len(self.workers)}.log",
-            {"redis_url": self.redis_url, "device": "cpu", "models": self.models},
-        )
+        log = self.logs / f"worker-{len(self.workers)}.log"
+        settings = {"redis_url": self.redis_url, "device": "cpu", "models": self.models}
         self.workers.append(WorkerProcess(log, module, models_dir=str(self.models_dir), **settings))
         return self.workers[-1]
 

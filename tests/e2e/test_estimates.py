@@ -15,6 +15,7 @@ from worker.contract import WORKERS
 MIXES = {
     "one image beside bulk work": [(256, 100, "bulk"), (1, 200, "interactive")],  # enough bulk for both workers
     "interactive after interactive": [(64, 300, "interactive"), (8, 200, "interactive"), (64, 250, "interactive")],
+    "bulk after all else": [(64, 200, "interactive"), (130, 150, "bulk"), (64, 100, "bulk")],
     "bulk after interactive": [(64, 200, "interactive"), (64, 200, "interactive"), (130, 150, "bulk"), (64, 100, "bulk")],
     "small bulk beside bulk": [(640, 60, "bulk"), (16, 100, "bulk")],
 }
