@@ -31,5 +31,8 @@ class Held:
         return min(rows), sum(rows) + shard.recipe.steps * (shard.count - len(rows))
 
     def is_suspect(self) -> bool:
-        """Whether workers were lost with it, and it has not passed the point where that happened."""
-        return self.lease.suspect and self.progress()[1] <= self.lease.reached
+        """Whether workers were lost with it, and it is not saved from beyond the point where that happened.
+
+        Passed is not enough: the next one may end this worker before anybody knows of it, and then that is this one's loss.
+        """
+        return self.lease.suspect and self.kept <= self.lease.reached

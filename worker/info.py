@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 from worker.contract import Precision
 
@@ -61,7 +62,9 @@ class WorkerInfo:
     until: float
 
     @classmethod
+    @lru_cache(maxsize=256)
     def from_json(cls, text: bytes) -> WorkerInfo:
+        """Each is read by thousands of polls before the worker says the next."""
         fields = json.loads(text)
         return cls(**fields | {"models": {name: ServedModel.from_json(model) for name, model in fields["models"].items()}})
 

@@ -55,9 +55,9 @@ class Saver:
         if due := list(_first_bytes(shard for shard in _oldest_first(held) if _is_due(shard, began))):
             for model in {shard.model for shard in due}:
                 model.engine.pool.wait()  # for steps that a GPU has still to do: their time is not the copy's
-            began = time.monotonic()
+            cost = time.thread_time()  # and not by the clock: on a busy machine a copy is interrupted, which is not its cost
             self._copies = _copied(due)
-            self._not_before = max(self._not_before, began + (time.monotonic() - began) / _SHARE)
+            self._not_before = max(self._not_before, began + (time.thread_time() - cost) / _SHARE)
             self._work.set()
 
     def turn(self) -> None:

@@ -115,7 +115,8 @@ local out, back = {}, {}
 local function retries_left(job, id)
   local of, number = string.match(id, '^(.*)%-(%d+)$')
   local now_at, before = C('HMGET', ARGV[9] .. of, 'p' .. number, 'k' .. number), C('HMGET', job, 'reached', 'kept')
-  local reached, kept = tonumber(string.match(now_at[1] or '', ',(%d+)')) or 0, tonumber(now_at[2]) or 0
+  local reported, kept = tonumber(string.match(now_at[1] or '', ',(%d+)')) or 0, tonumber(now_at[2]) or 0
+  local reached = math.max(reported, kept)
   local further, safer = reached > (tonumber(before[1]) or 0), kept > (tonumber(before[2]) or 0)
   if further then C('HSET', job, 'reached', reached, 'retries_left', ARGV[8]) end
   if safer then C('HSET', job, 'kept', kept) end

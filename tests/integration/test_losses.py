@@ -56,3 +56,9 @@ def test_a_worker_that_saved_more_than_it_found_is_not_counted_but_does_not_clea
     for kept in (0, 10, 20, 30, 30):
         lose(redis, reached=64, kept=kept)
     assert worker(redis).take(QUEUES).job.retries_left == MAX_LOSSES - 1
+
+
+def test_what_is_saved_beyond_the_last_report_was_reached(redis):
+    post(redis, SHARD)
+    lose(redis, reached=64, kept=70)
+    assert worker(redis).take(QUEUES).reached == 70
