@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from app.disk import Disk
 from app.errors import KeyReused, NotOnDisk, QueueFull, QuotaExceeded
-from app.look import ANSWERS, look, workers
+from app.look import Found, found, look
 from app.record import Record
 from app.schemas import JobRequest
 from app.validation import invalid
@@ -69,10 +69,10 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The job that is there now, and what `app.look.seen` wants of it if it is the one that was posted."""
+    """The job that is there now, and what was found of the one that was to be posted."""
 
     job: str
-    answers: Sequence[Any]
+    found: Found
 
 
 class Admission:
@@ -103,14 +103,14 @@ class Admission:
             pipe.eval(_ADMIT, len(keys), *keys, *about, _fingerprint(request), UNFINISHED_TTL_S, *_flat(commands))
             self._disk.ask(pipe)
             look(pipe, record.id)  # here, not afterwards: a job that was accepted must not be answered with 503
-            posted, *rest = await pipe.execute(raise_on_error=False)
-        asked, seen = rest[:-ANSWERS], rest[-ANSWERS:]
-        if failed := next((answer for answer in (posted, *seen) if isinstance(answer, Exception)), None):
+            posted, *asked, looked = await pipe.execute(raise_on_error=False)
+        if failed := next((answer for answer in (posted, looked) if isinstance(answer, Exception)), None):
             raise failed
-        self._refuse(record, posted, workers(seen))
+        [it] = found(looked)
+        self._refuse(record, posted, it.alive())
         if not await self._disk.has(asked):
             raise NotOnDisk
-        return Admitted(posted[1].decode(), seen)
+        return Admitted(posted[1].decode(), it)
 
     def _refuse(self, record: Record, posted: Sequence[Any], workers: Iterable[WorkerInfo]) -> None:
         verdict, _, own, of_all, owners = posted

@@ -28,10 +28,10 @@ def install(app: FastAPI) -> None:
         redis.ResponseError,
         Exception,
     ):
-        app.add_exception_handler(kind, _answer)
+        app.add_exception_handler(kind, answer)
 
 
-async def _answer(request: Request, error: Exception) -> Response:
+async def answer(request: Request, error: Exception) -> Response:
     return render(_problem(request, error))
 
 

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from app.admission import Admission, Command
 from app.errors import Expired, NotFinished, NotOnDisk, UnknownImage, UnknownJob
-from app.look import check, known, look, seen, seen_json
+from app.look import check, found, known, look
 from app.looks import Looks, States
 from app.notifier import Notifier, set_within
 from app.pages import Place, newest_first
@@ -73,19 +73,23 @@ class Jobs:
             if not key:  # nobody else knows of it
                 await self._forget(record)
             raise
-        return seen(record.id, owner, admitted.answers) if admitted.job == record.id else await self.get(admitted.job, owner)
+        return admitted.found.seen(record.id, owner) if admitted.job == record.id else await self.get(admitted.job, owner)
 
     async def get(self, job: str, owner: str) -> Job:
         """In one round trip. Raises UnknownJob."""
         check(job)
-        return seen(job, owner, await self._looks.at(job))
+        return (await self._looks.at(job)).seen(job, owner)
 
     async def wait(self, job: str, owner: str, seconds: float, gone: Callable[[], Coroutine[Any, Any, None]]) -> bytes:
         """As JSON: at the next change of state, after `seconds`, or at once where the state is final or the client `gone`."""
         if seconds:
             await self._changed(job, owner, time.monotonic() + seconds, gone)
+        return await self.status(job, owner)
+
+    async def status(self, job: str, owner: str) -> bytes:
+        """As `get`, and at once as JSON."""
         check(job)
-        return seen_json(job, owner, await self._looks.at(job))
+        return (await self._looks.at(job)).seen_json(job, owner)
 
     async def page(self, owner: str, state: State | None, limit: int, after: Place | None) -> JobPage:
         found: list[JobSummary] = []
@@ -140,7 +144,9 @@ class Jobs:
         async with self._redis.pipeline(transaction=True) as pipe:
             _withdraw(pipe, record)
             look(pipe, job)
-            return seen(job, owner, await pipe.execute())
+            *_, looked = await pipe.execute()
+        [it] = found(looked)
+        return it.seen(job, owner)
 
     async def delete(self, job: str, owner: str) -> None:
         """Workers drop a job that is gone. Raises UnknownJob, also for the later of two deletions at once."""

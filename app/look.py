@@ -1,65 +1,87 @@
-"""Reading one job, in one round trip, also at the end of a transaction that changed it."""
+"""Reading jobs, in one round trip, also at the end of a transaction that changed one."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio.client import Pipeline
 
 from app.errors import UnknownJob
-from app.estimate import QUEUE_PLACE, alive, place_args, place_keys, queue_place
+from app.estimate import PLACE_ARGS, PLACE_KEYS, QUEUE_PLACE, alive, queue_place
 from app.record import Record
 from app.schemas import Job, QueuePlace
 from worker.contract import WORKERS, job_key, png_key, sha256_key
 from worker.info import WorkerInfo
 
 _ID = re.compile("[0-9a-f]{32}")
-ANSWERS = 5  # to `look`
+
+# KEYS and ARGV: those of `place`, workers, then record, hashes and PNGs of each job; ids.
+# One command, since redis-py takes longer over one than Redis does.
+_LOOK = (
+    QUEUE_PLACE
+    + """
+local found = {}
+for i = 1, #ARGV - 2 do
+  local record, hashes, pngs = unpack(KEYS, 3 * i + 2, 3 * i + 4)
+  found[i] = {C('HGETALL', record), C('HGETALL', hashes), C('EXISTS', pngs), place(ARGV[i + 2], record)}
+end
+return {C('HVALS', KEYS[4]), found}"""
+)
+
+Hash = Mapping[bytes, bytes]
 
 
-def look(pipe: Pipeline, job: str) -> None:
-    """Buffer what `seen` wants. Must come last."""
-    look_at(pipe, job)
-    pipe.hvals(WORKERS)
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a look found of one job. `place` is what QUEUE_PLACE says, `workers` what they say of themselves."""
+
+    fields: Hash
+    hashes: Hash
+    stored: bool
+    place: Sequence[int] | None
+    workers: Sequence[bytes]
+
+    def seen(self, job: str, owner: str) -> Job:
+        """Raises UnknownJob, as `known`."""
+        record = known(job, owner, self.fields)
+        return record.job(self.hashes, self.stored, self._queue(record), time.time())
+
+    def seen_json(self, job: str, owner: str) -> bytes:
+        """As `seen`, and at once as JSON."""
+        record = known(job, owner, self.fields)
+        return record.json(self.hashes, self.stored, self._queue(record), time.time())
+
+    def alive(self) -> list[WorkerInfo]:
+        """Workers that were, at the look."""
+        return alive(self.workers, time.time())
+
+    def _queue(self, record: Record) -> QueuePlace | None:
+        return queue_place(self.place, record.recipe.model, self.alive()) if self.place else None
 
 
-def look_at(pipe: Pipeline, job: str) -> None:
-    """The part that is the job's own, with one answer less."""
-    pipe.hgetall(job_key(job))
-    pipe.hgetall(sha256_key(job))
-    pipe.exists(png_key(job))
-    keys = place_keys(job)
-    pipe.eval(QUEUE_PLACE, len(keys), *keys, *place_args(job))
+def look(pipe: Pipeline, *jobs: str) -> None:
+    """Buffer a command whose answer `found` reads."""
+    keys = [key for job in jobs for key in (job_key(job), sha256_key(job), png_key(job))]
+    keys = [*PLACE_KEYS, WORKERS, *keys]
+    pipe.eval(_LOOK, len(keys), *keys, *PLACE_ARGS, *jobs)
 
 
-def seen(job: str, owner: str, answers: Sequence[Any]) -> Job:
-    """The job, from the answers to a pipeline that `look` was the end of. Raises UnknownJob, as `known`."""
-    record = known(job, owner, answers[-ANSWERS])
-    return record.job(*_rest(record, answers))
+def found(answer: Sequence[Any]) -> list[Found]:
+    """One for each job."""
+    workers, jobs = answer
+    return [Found(as_hash(fields), as_hash(hashes), bool(stored), place, workers) for fields, hashes, stored, place in jobs]
 
 
-def seen_json(job: str, owner: str, answers: Sequence[Any]) -> bytes:
-    """As `seen`, and at once as JSON."""
-    record = known(job, owner, answers[-ANSWERS])
-    return record.json(*_rest(record, answers))
+def as_hash(flat: Sequence[bytes]) -> Hash:
+    """What HGETALL says within a script."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _rest(record: Record, answers: Sequence[Any]) -> tuple[Mapping[bytes, bytes], bool, QueuePlace | None, float]:
-    """What `Record.job` wants besides the record."""
-    _, hashes, stored, place, _ = answers[-ANSWERS:]
-    queue = queue_place(place, record.recipe.model, workers(answers)) if place else None
-    return hashes, bool(stored), queue, time.time()
-
-
-def workers(answers: Sequence[Any]) -> list[WorkerInfo]:
-    """Those that were alive at the look."""
-    return alive(answers[-1], time.time())
-
-
-def known(job: str, owner: str, fields: Mapping[bytes, bytes]) -> Record:
+def known(job: str, owner: str, fields: Hash) -> Record:
     """Raises UnknownJob for a job of another owner as for one that is not there, and after the same question to Redis."""
     if fields.get(b"owner") != owner.encode():
         raise UnknownJob(job)

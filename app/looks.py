@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Generic, TypeVar
 
 from redis.asyncio import Redis
 
-from app.look import ANSWERS, look_at
-from worker.contract import WORKERS, job_key
+from app.look import Found, found, look
+from worker.contract import job_key
 
-_AT_ONCE = 64  # jobs a round trip: Redis and the event loop are held up by no more
+_AT_ONCE = 16  # jobs a round trip: Redis and the event loop are held up by no more
 
-Answers = Sequence[Any]
+A = TypeVar("A")
 
 
-class _Together(ABC):
+class _Together(ABC, Generic[A]):
     """However many ask, one connection is busy: a thousand clients at the same moment wait for each other, not for connections.
 
     Who asks for a job is answered by a look that began afterwards, so everybody sees what they have done before.
@@ -25,10 +25,10 @@ class _Together(ABC):
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._asked: dict[str, asyncio.Future[Answers]] = {}
+        self._asked: dict[str, asyncio.Future[A]] = {}
         self._work: asyncio.Task[None] | None = None
 
-    async def at(self, job: str) -> Answers:
+    async def at(self, job: str) -> A:
         """Raises what redis raises."""
         if job not in self._asked:
             self._asked[job] = asyncio.get_running_loop().create_future()
@@ -50,34 +50,28 @@ class _Together(ABC):
         self._work = None
 
     @abstractmethod
-    async def _read(self, jobs: Sequence[str]) -> Sequence[Answers]:
+    async def _read(self, jobs: Sequence[str]) -> Sequence[A]:
         """One for each job, in one round trip."""
 
 
-class Looks(_Together):
-    """What `app.look.seen` wants."""
-
-    async def _read(self, jobs: Sequence[str]) -> Sequence[Answers]:
+class Looks(_Together[Found]):
+    async def _read(self, jobs: Sequence[str]) -> Sequence[Found]:
         async with self._redis.pipeline(transaction=False) as pipe:
-            for job in jobs:
-                look_at(pipe, job)
-            pipe.hvals(WORKERS)
-            *answers, workers = await pipe.execute()
-        own = ANSWERS - 1
-        return [[*answers[first : first + own], workers] for first in range(0, len(answers), own)]
+            look(pipe, *jobs)
+            return found(*await pipe.execute())
 
 
-class States(_Together):
+class States(_Together[tuple[bytes | None, bytes | None]]):
     """State and owner of a job, None both where it is unknown."""
 
-    async def _read(self, jobs: Sequence[str]) -> Sequence[Answers]:
+    async def _read(self, jobs: Sequence[str]) -> Sequence[tuple[bytes | None, bytes | None]]:
         async with self._redis.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.hmget(job_key(job), ["state", "owner"])
-            return cast("Sequence[Answers]", await pipe.execute())
+            return [(state, owner) for state, owner in await pipe.execute()]
 
 
-def _fail(asked: Iterable[asyncio.Future[Answers]], error: Exception) -> None:
+def _fail(asked: Iterable[asyncio.Future[Any]], error: Exception) -> None:
     for future in asked:
         future.set_exception(error)
         future.exception()  # asyncio complains of one that nobody has seen, as when all have left

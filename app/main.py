@@ -18,6 +18,7 @@ from app.middleware import BodyLimit, HeadAsGet
 from app.notifier import Notifier
 from app.pace import Pace
 from app.pictures import Pictures
+from app.polls import Polls
 from app.reaper import Reaper
 from app.routers import events, health, jobs, models
 from app.security import Keyring
@@ -45,6 +46,7 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     for router in (jobs.router, events.router, models.router, health.router):
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Polls, jobs=app.state.jobs)
     app.add_middleware(HeadAsGet)
     pace, hosts = Pace(settings.key_requests_per_s), host_names(settings.anonymous_hosts)
     app.add_middleware(Gate, keyring=keyring, pace=pace, anonymous_hosts=hosts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from redis.typing import EncodableT, FieldT
 
@@ -103,9 +103,13 @@ class Record:
 
     def job(self, hashes: Mapping[bytes, bytes], stored: bool, queue: QueuePlace | None, now: float) -> Job:
         """`hashes` is the job's sha256 key; `stored` says whether its PNGs are still in Redis."""
+        finished = self._finished(stored, now)
         images = [
-            Image(index=index, state=state, url=self.image_url(index), sha256=sha256.decode() if sha256 else None)
-            for index, state, sha256 in self._images(hashes, stored, now)
+            Image(index=index, state=finished, url=self.image_url(index), sha256=sha256.decode())
+            if (sha256 := hashes.get(b"%d" % index))
+            else Image(index=index, state=unfinished, url=self.image_url(index), sha256=None)
+            for indices, unfinished in self._parts()
+            for index in indices
         ]
         return Job(**self._summary(len(hashes), now), queue=queue, webhook=self.webhook_status, images=images)
 
@@ -113,8 +117,14 @@ class Record:
         """`job` as JSON, without a model for each of its images: they are all the time that 1024 of them take."""
         summary = self._summary(len(hashes), now)
         without = Job(**summary, queue=queue, webhook=self.webhook_status, images=[]).model_dump_json()
-        path = self.image_url("")
-        images = [_image_json(path, index, state, sha256) for index, state, sha256 in self._images(hashes, stored, now)]
+        path, finished = self.image_url(""), self._finished(stored, now)
+        images = [
+            f'{{"index":{index},"state":"{finished}","url":"{path}{index}","sha256":"{sha256.decode()}"}}'
+            if (sha256 := hashes.get(b"%d" % index))
+            else f'{{"index":{index},"state":"{unfinished}","url":"{path}{index}","sha256":null}}'
+            for indices, unfinished in self._parts()
+            for index in indices
+        ]
         return f"{without.removesuffix(']}')}{','.join(images)}]}}".encode()
 
     def _summary(self, images_done: int, now: float) -> dict[str, Any]:
@@ -157,19 +167,14 @@ class Record:
         elapsed_s = (self.finished_at or now) - self.started_at if self.started_at else 0.0
         return round(fraction * self.count / elapsed_s, 3) if elapsed_s > 0 else None
 
-    def _images(self, hashes: Mapping[bytes, bytes], stored: bool, now: float) -> Iterator[tuple[int, str, bytes | None]]:
-        """Index, state and sha256 of each."""
-        finished = State.FINISHED.value if stored or self.in_store(now) else "expired"
+    def _finished(self, stored: bool, now: float) -> Literal["finished", "expired"]:
+        """State of an image that has its hash."""
+        return "finished" if stored or self.in_store(now) else "expired"
+
+    def _parts(self) -> Iterator[tuple[range, State]]:
+        """Indices of each shard, and the state of those that have no hash."""
         for shard, done in zip(self.shards, self.done, strict=True):
-            unfinished = (State.QUEUED if self.state is State.RUNNING and done is None else self.state).value
-            for index in shard.indices:
-                sha256 = hashes.get(b"%d" % index)
-                yield index, finished if sha256 else unfinished, sha256
-
-
-def _image_json(path: str, index: int, state: str, sha256: bytes | None) -> str:
-    digest = f'"{sha256.decode()}"' if sha256 else "null"
-    return f'{{"index":{index},"state":"{state}","url":"{path}{index}","sha256":{digest}}}'
+            yield shard.indices, State.QUEUED if self.state is State.RUNNING and done is None else self.state
 
 
 def _recipe(text: Mapping[str, str]) -> Recipe:

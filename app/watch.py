@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
 
@@ -15,13 +16,14 @@ from redis.exceptions import RedisError
 from app.background import background
 from app.errors import UnknownJob
 from app.events import Told, View
-from app.look import check
+from app.look import Hash, as_hash, check
 from app.notifier import Notifier, set_within
 from app.record import Record
 from worker.contract import State, job_key, sha256_key
 
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.05  # and workers report as often, so that what is told of a running job is at most 0.1 s old
+_SHARE = 0.25  # of the time, at most: of more than fits in, each job is looked at less often, and polls are answered meanwhile
 _LONGEST_PAUSE_S = 2.0
 _HEARTBEAT_S = 15.0  # proxies close what is silent for long; a minute is common
 _HEARTBEAT = format_sse_event(comment="still here")
@@ -38,8 +40,6 @@ for i, known in ipairs(ARGV) do
   out[i] = {redis.call('HGETALL', record), redis.call('HLEN', images) ~= tonumber(known) and redis.call('HGETALL', images)}
 end
 return out"""
-
-Hash = Mapping[bytes, bytes]
 
 
 class Look:
@@ -167,9 +167,11 @@ class Watch:
         pause_s = _LOOK_EVERY_S
         while True:
             await self._somebody.wait()
+            began = time.monotonic()
             try:
                 await self._look([followed for followed in self._followed.values() if followed.is_due])
-                pause_s = _LOOK_EVERY_S
+                await asyncio.sleep(0)  # behind the readers that were woken
+                pause_s = max(_LOOK_EVERY_S, (time.monotonic() - began) * (1 / _SHARE - 1))
             except RedisError as error:
                 for followed in self._followed.values():
                     followed.changed.set()  # for all that is known
@@ -186,8 +188,4 @@ class Watch:
             keys = [key for followed in some for key in (job_key(followed.job), sha256_key(followed.job))]
             answers = await self._redis.eval(_LOOK, len(keys), *keys, *(len(followed.hashes) for followed in some))
             for followed, (record, images) in zip(some, answers, strict=True):
-                followed.heed(Look(_hash(record), followed.hashes if images is None else _hash(images)))
-
-
-def _hash(flat: Sequence[bytes]) -> Hash:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+                followed.heed(Look(as_hash(record), followed.hashes if images is None else as_hash(images)))

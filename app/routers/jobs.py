@@ -86,6 +86,7 @@ async def list_jobs(jobs: Jobs, key: Key, state: OfState = None, limit: Limit = 
 @router.get("/{job_id}", response_model=Job, responses=problems(UnknownJob, InvalidRequest))
 async def get_job(job_id: JobId, jobs: Jobs, key: Key, request: Request, wait: Wait = 0) -> Response:
     """A job as it stands now or, with `wait`, at its next change of state."""
+    # app/polls.py answers what comes without a query.
     return Response(await jobs.wait(job_id, key.name, wait, partial(_left, request)), media_type="application/json")
 
 

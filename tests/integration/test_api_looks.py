@@ -12,7 +12,6 @@ import httpx
 import pytest
 
 from app import store
-from app.look import seen
 from app.looks import Looks
 from app.main import create_app
 from app.settings import ApiSettings
@@ -70,7 +69,7 @@ async def test_looks_that_are_asked_for_at_once_are_one_round_trip(between: Prox
     redis = store.connect(between.url)
     looks = Looks(redis)
     answers = await asyncio.gather(*(looks.at(job) for job in [*jobs, *jobs]))
-    assert [seen(job, "local", answer).count for job, answer in zip([*jobs, *jobs], answers, strict=True)] == [*range(1, 11)] * 2
+    assert [answer.seen(job, "local").count for job, answer in zip([*jobs, *jobs], answers, strict=True)] == [*range(1, 11)] * 2
     assert between.trips == 1
     await redis.aclose()
 
@@ -82,5 +81,5 @@ async def test_who_leaves_takes_nobody_elses_look_along(valkey_url: str, post: P
     leaves, stays = (asyncio.ensure_future(looks.at(job)) for _ in range(2))
     await asyncio.sleep(0)
     leaves.cancel()
-    assert seen(job, "local", await stays).id == job
+    assert (await stays).seen(job, "local").id == job
     await redis.aclose()

