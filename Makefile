@@ -10,15 +10,13 @@ BENCH ?= engine exact latency peers pollers
 OUT ?= runs/$(notdir $(basename $(RECIPE)))
 
 TORCH = 2.13.0
-# Tests of times, which neighbours would make false.
-ALONE = tests/e2e/test_estimates.py
+# Tests of times, and of what is lost in them, which neighbours would make false.
+ALONE = tests/e2e/test_estimates.py tests/chaos
 BIN = .venv/bin
 # The slow files come first; one thread each, as processes that compute by two would wait for each other.
 TWO_AT_A_TIME = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-compile -c constraints.txt
-# By all cores, where pip would take one; a package's templates that are no Python are nothing to stop for.
-COMPILE = $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true
 SERVE = .venv/.installed-serve
 TEST = .venv/.installed-test
 
@@ -32,7 +30,7 @@ serve: $(SERVE) ## run the service on http://127.0.0.1:8000 (HOST= PORT= WORKERS
 	@exec $(BIN)/ddpm up $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)') $(if $(WORKERS),--workers '$(WORKERS)')
 
 test: $(TEST) ## run every test that this machine can run, two at a time (ARGS= goes to pytest; -n0: one at a time)
-	$(TWO_AT_A_TIME) $(or $(ARGS),--ignore $(ALONE))
+	$(TWO_AT_A_TIME) $(or $(ARGS),$(ALONE:%=--ignore %))
 	$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE))
 
 check: $(TEST) ## format, lint, types, who imports whom
@@ -72,10 +70,8 @@ clean: ## remove .venv and caches; .ddpm/ and runs/ stay
 
 $(SERVE): pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) -e .
-	@$(COMPILE)
 	@touch $@
 
 $(TEST): pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) -e '.[train,test]'
-	@$(COMPILE)
 	@touch $@ $(SERVE)

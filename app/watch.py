@@ -23,7 +23,7 @@ from worker.contract import State, job_key, sha256_key
 
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.05  # and workers report as often, so that what is told of a running job is at most 0.1 s old
-_SHARE = 0.25  # of the time, at most: of more than fits in, each job is looked at less often, and polls are answered meanwhile
+_SHARE = 0.2  # of the time, at most: of more than fits in, each job is looked at less often, and polls are answered meanwhile
 _LONGEST_PAUSE_S = 2.0
 _HEARTBEAT_S = 15.0  # proxies close what is silent for long; a minute is common
 _HEARTBEAT = format_sse_event(comment="still here")

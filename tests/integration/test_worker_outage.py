@@ -21,7 +21,7 @@ from worker import contract
 from worker.__main__ import connect
 from worker.loaded import LoadedModel
 
-LONG = 1000
+LONG = 600
 
 
 @pytest.fixture(scope="module")
