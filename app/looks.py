@@ -55,6 +55,8 @@ class _Together(ABC, Generic[A]):
 
 
 class Looks(_Together[Found]):
+    """All that a status says."""
+
     async def _read(self, jobs: Sequence[str]) -> Sequence[Found]:
         async with self._redis.pipeline(transaction=False) as pipe:
             look(pipe, *jobs)

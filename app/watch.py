@@ -171,7 +171,7 @@ class Watch:
             try:
                 await self._look([followed for followed in self._followed.values() if followed.is_due])
                 await asyncio.sleep(0)  # behind the readers that were woken
-                pause_s = max(_LOOK_EVERY_S, (time.monotonic() - began) * (1 / _SHARE - 1))
+                pause_s = min(max(_LOOK_EVERY_S, (time.monotonic() - began) * (1 / _SHARE - 1)), _LONGEST_PAUSE_S)
             except RedisError as error:
                 for followed in self._followed.values():
                     followed.changed.set()  # for all that is known
