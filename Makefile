@@ -13,8 +13,8 @@ TORCH = 2.13.0
 # Tests of times, and of what is lost in them, which neighbours would make false.
 ALONE = tests/e2e/test_estimates.py tests/chaos
 BIN = .venv/bin
-# The slow files come first; one thread each, as processes that compute by two would wait for each other.
-TWO_AT_A_TIME = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three, as they often wait; the slow files first; one thread each, as processes that compute by two would wait for each other.
+SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-compile -c constraints.txt
 SERVE = .venv/.installed-serve
@@ -29,8 +29,8 @@ help: ## list the targets
 serve: $(SERVE) ## run the service on http://127.0.0.1:8000 (HOST= PORT= WORKERS=)
 	@exec $(BIN)/ddpm up $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)') $(if $(WORKERS),--workers '$(WORKERS)')
 
-test: $(TEST) ## run every test that this machine can run, two at a time (ARGS= goes to pytest; -n0: one at a time)
-	$(TWO_AT_A_TIME) $(or $(ARGS),$(ALONE:%=--ignore %))
+test: $(TEST) ## run every test that this machine can run, three at a time (ARGS= goes to pytest; -n0: one at a time)
+	$(SIDE_BY_SIDE) $(or $(ARGS),$(ALONE:%=--ignore %))
 	$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE))
 
 check: $(TEST) ## format, lint, types, who imports whom

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the processes are tethered to this one by the kernel"),
 ]
 BODIES = [
-    {"model": "tiny", "count": count, "seed": seed, "steps": 150, "priority": priority}
+    {"model": "tiny", "count": count, "seed": seed, "steps": 100, "priority": priority}
     for seed, (count, priority) in enumerate([(1, "bulk"), (40, "interactive"), (130, "bulk")])
 ]
 

@@ -58,7 +58,7 @@ def test_a_picture_is_what_the_plain_loop_makes_of_the_recipe_in_it(calm: Servic
 
 
 def test_polling_shows_the_steps_go_by(service: Service):
-    job = service.post(count=32, steps=600)
+    job = service.post(count=32, steps=200)
     steps = []
     while (now := service.job(job["id"]))["state"] in ("queued", "running"):
         steps.append(now["progress"]["step"])
@@ -152,7 +152,7 @@ def test_after_a_thousand_jobs_every_key_will_expire_but_the_configuration(servi
 @pytest.mark.slow
 def test_a_worker_that_is_told_to_stop_gives_its_shards_back_and_exits_cleanly(service: Service):
     worker = service.add_worker()
-    jobs = [service.post(count=64, seed=seed, steps=150)["id"] for seed in range(4)]
+    jobs = [service.post(count=64, seed=seed, steps=100)["id"] for seed in range(4)]
     eventually(lambda: all(service.job(job)["state"] == "running" for job in jobs), 30, "all jobs run")
     assert worker.stop(within_s=10) == 0
     given_back = int(re.search(r"gave back (\d+) shards", worker.log.read_text())[1])
