@@ -13,11 +13,11 @@ from worker.contract import WORKERS
 
 # The last one is what is asked about: what comes later nobody can foresee.
 MIXES = {
-    "one image beside bulk work": [(256, 100, "bulk"), (1, 200, "interactive")],  # enough bulk for both workers
-    "interactive after interactive": [(64, 300, "interactive"), (8, 200, "interactive"), (64, 250, "interactive")],
-    "bulk after all else": [(64, 200, "interactive"), (130, 150, "bulk"), (64, 100, "bulk")],
-    "bulk after interactive": [(64, 200, "interactive"), (64, 200, "interactive"), (130, 150, "bulk"), (64, 100, "bulk")],
-    "small bulk beside bulk": [(640, 60, "bulk"), (16, 100, "bulk")],
+    "one image beside bulk work": [(256, 70, "bulk"), (1, 140, "interactive")],  # enough bulk for both workers
+    "interactive after interactive": [(64, 210, "interactive"), (8, 140, "interactive"), (64, 175, "interactive")],
+    "bulk after all else": [(64, 140, "interactive"), (130, 105, "bulk"), (64, 70, "bulk")],
+    "bulk after interactive": [(64, 140, "interactive"), (64, 140, "interactive"), (130, 105, "bulk"), (64, 70, "bulk")],
+    "small bulk beside bulk": [(640, 42, "bulk"), (16, 70, "bulk")],
 }
 
 
