@@ -70,8 +70,8 @@ async def _followed(job_id: JobId, watch: Watch, key: Key) -> AsyncIterator[Foll
 async def get_events(followed: Annotated[Followed, Depends(_followed)], last_event_id: LastEventId = None) -> Response:
     """What happens to a job, as server-sent events, from its beginning or from `Last-Event-ID` on.
 
-    Every state and every image is told once. Of progress, the newest, and only when it has changed: at most 0.1 s old,
-    or older where hundreds read.
+    Every state and every image is told once. Of progress, the newest, and only when it has changed: 0.1 s old at most,
+    more where hundreds are read.
     """
     told = Told.parse(last_event_id) if last_event_id else Told()
     if told.everything:
