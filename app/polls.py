@@ -13,7 +13,7 @@ from app.errors import Problem
 from app.handlers import answer
 from app.jobs import Jobs
 
-_STATUS = re.compile("/v1/jobs/([0-9a-f]{32})")
+_STATUS = re.compile("/v1/jobs/([^/]+)")
 
 
 class Polls:
