@@ -52,6 +52,12 @@ class Connection(HttpToolsProtocol):
         self._all_is_here()
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._timer is not None:  # a request began to arrive meanwhile: its time begins now
+            self._all_is_here()
+            self._expect_the_rest()
+
     def send_400_response(self, msg: str) -> None:
         """uvicorn's, for what it cannot parse."""
         self._refuse(NotHttp())

@@ -71,12 +71,13 @@ def test_a_connection_that_asks_nothing_is_closed(url: str, sent: bytes) -> None
         assert idle.answer() is None
 
 
-@pytest.mark.usefixtures("impatient")
-def test_who_waits_for_an_answer_is_not_hurried(url: str) -> None:
+def test_who_waits_for_an_answer_is_not_hurried(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(below, "ARRIVES_WITHIN_S", 1.0)
     job = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}).json()["id"]
     with connection(url) as patient:
-        patient.send(get(f"/v1/jobs/{job}?wait=1.5".encode()) + b"GET /hea")
+        patient.send(get(f"/v1/jobs/{job}?wait=1.8".encode()) + b"GET /hea")
         assert patient.answer().status == 200
+        time.sleep(0.4)  # two seconds after it began
         patient.send(b"lthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert patient.answer().status == 200
 
