@@ -43,6 +43,10 @@ RUN groupadd --gid 10001 ddpm \
  && useradd --uid 10001 --gid ddpm --home-dir /tmp --no-create-home --shell /usr/sbin/nologin ddpm \
  && install -d -o ddpm -g ddpm /models /cache
 COPY --from=build /opt/venv /opt/venv
+# Triton comes with torch for GPUs, and wants a C compiler when it first meets one.
+RUN if [ -d /opt/venv/lib/python3*/site-packages/triton ]; then \
+      apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=build /opt/ddpm /opt/ddpm
 COPY docker/healthy.py /opt/ddpm/
 # HOME: caches of torch and CUDA go where a read-only container can write.

@@ -18,19 +18,18 @@ import torch
 import typer
 
 from bench.machine import default_device
-from bench.model import engine_on, load
+from bench.model import DEFAULT, Model, engine_on, load
 from bench.report import OUT, Out, Report
 from models.noise import normal
 from models.plans import compile_plan
 from worker.contract import Precision
 from worker.engine import ChainRequest
 from worker.loaded import LoadedModel
-from worker.network import precisions
 from worker.noise_ahead import NoiseAhead
+from worker.tuning import considered
 
 ROUNDS, BURST = 9, 16  # noise is drawn for up to 16 steps at once
 _SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +63,16 @@ class Row:
         ]
 
 
-def main(device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(), out: Out = OUT) -> None:
+def main(
+    model: Model = DEFAULT,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
+    precision: Annotated[Precision | None, typer.Option(help="One only; default: all that a worker would consider")] = None,
+    out: Out = OUT,
+) -> None:
     """Image-steps a second of every batch size that agrees to the bit, in every precision that the device has."""
     report = Report(out, "engine", device)
-    rows = [row for precision in precisions(torch.device(device)) for row in measure(load(device, 64, precision))]
+    kinds = [precision] if precision else considered(torch.device(device))
+    rows = [row for kind in kinds for row in measure(load(model, device, 64, kind))]
     head = ["precision", "batch", "network/s", "engine/s", "engine / network", "noise / step", "of the matmul peak"]
     report.say(f"{rows[0].gflop:g} GFLOP an image-step; medians of {ROUNDS} turns of {BURST} steps.\n")
     report.table(head, [row.cells for row in rows])
@@ -108,8 +113,12 @@ def _noise(model: LoadedModel, size: int) -> Callable[[], object]:
 
 
 def _product(model: LoadedModel) -> Callable[[], object]:
-    a = torch.randn(_side(model), _side(model), device=model.engine.pool.device).to(_DTYPES[model.precision])
+    a = torch.randn(_side(model), _side(model), device=model.engine.pool.device).to(_dtype(model))
     return lambda: a @ a
+
+
+def _dtype(model: LoadedModel) -> torch.dtype:
+    return torch.bfloat16 if model.precision.startswith("bf16") else torch.float32
 
 
 def _side(model: LoadedModel) -> int:

@@ -16,11 +16,12 @@ import torch
 import typer
 
 from bench.machine import default_device
+from bench.model import DEFAULT, Model
 from bench.report import OUT, Out, Report
 from bench.ways import alone, ways
 from bench.work import Images, Work
 from worker.contract import Precision
-from worker.network import precisions
+from worker.tuning import considered
 
 SHOWN = 12  # images of each way in the plot
 
@@ -45,16 +46,17 @@ class Row:
 def main(
     images: Annotated[int, typer.Option(min=1, help="Images in each row")] = 512,
     steps: Annotated[int, typer.Option(min=2, help="Steps of each image, one more or less for some")] = 10,
-    precision: Annotated[Precision | None, typer.Option(help="One only; default: all that the device computes natively")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="One only; default: all that a worker would consider")] = None,
+    model: Model = DEFAULT,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
     out: Out = OUT,
 ) -> None:
     """Make the same images in every way that a service may come to make them, and count the bytes that differ."""
     report = Report(out, "exact", device)
     report.say(f"{images} images a row, {steps} steps, all samplers, against each image alone.\n")
-    kinds = [precision] if precision else precisions(torch.device(device))
+    kinds = [precision] if precision else considered(torch.device(device))
     rows = []
-    for row in chain.from_iterable(compare(Work(device, kind, images, steps)) for kind in kinds):
+    for row in chain.from_iterable(compare(Work(model, device, kind, images, steps)) for kind in kinds):
         report.progress(f"{row.precision}, {row.way}: {row.differing} bytes differ")
         rows.append(row)
     head = ["precision", "way", "images", "differing bytes", "levels at most", "took"]

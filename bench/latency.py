@@ -15,7 +15,7 @@ import typer
 from bench import beside_bulk, curves, over_http
 from bench.curves import Serve
 from bench.machine import default_device
-from bench.model import engine_on, load
+from bench.model import DEFAULT, Model, engine_on, load
 from bench.open_loop import Request, as_the_service, first_come_first_served, serve
 from bench.report import OUT, Out, Report
 from bench.service import Asked, data_folder, service
@@ -25,6 +25,7 @@ from worker.loaded import LoadedModel
 def main(
     jobs: Annotated[int, typer.Option(min=20, help="Jobs at each load; beside a big one, small jobs")] = 120,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each image")] = 50,
+    model: Model = DEFAULT,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
     precision: Annotated[Asked, typer.Option(help="auto takes what the worker would take")] = "auto",
     over_http_: Annotated[bool, typer.Option("--service", help="The same arrivals over HTTP, in real time")] = False,
@@ -34,10 +35,10 @@ def main(
 ) -> None:
     """Percentiles of latency against load, or what a big job and small ones cost each other."""
     if not (bulk or over_http_):
-        model = load(device, 1024, precision)
-        load_curves(in_process(model, steps), model.precision, jobs, steps, Report(out, "latency", device))
+        loaded = load(model, device, 1024, precision)
+        load_curves(in_process(loaded, steps), loaded.precision, jobs, steps, Report(out, "latency", device))
         return
-    with data_folder(out) as folder, service(folder, device, precision) as client:
+    with data_folder(out) as folder, service(folder, model, device, precision) as client:
         if bulk:
             beside_bulk.run(client, steps, jobs, every_s, Report(out, "beside-bulk", device))
         else:

@@ -1,25 +1,36 @@
-"""The shipped model in this process, as a worker loads it; and engines on it."""
+"""A model in this process, as a worker loads it; and engines on it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+import typer
 
-from models.catalog import SHIPPED, Catalog
+from models.catalog import SHIPPED, Catalog, read_card
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
 from worker.engine import Engine
 from worker.loaded import LoadedModel
 
+_CATALOG = Catalog.read(SHIPPED)
+DEFAULT = _CATALOG.folder(_CATALOG.default.name)
+Model = Annotated[Path, typer.Option(help="Folder of the model; `python -m bench.paper` makes one of the paper's size")]
+
 
 def load(
-    device: str, capacity: int, precision: Precision | Literal["auto"] = "auto", cache: CalibrationCache | None = None
+    folder: Path,
+    device: str,
+    capacity: int,
+    precision: Precision | Literal["auto"] = "auto",
+    cache: CalibrationCache | None = None,
 ) -> LoadedModel:
     """Calibrated here and now unless there is a `cache`: what that holds may have been measured beside other work."""
-    catalog = Catalog.read(SHIPPED)
-    return LoadedModel(catalog, catalog.default.name, torch.device(device), capacity, precision, cache)
+    card = read_card(folder)
+    catalog = Catalog({card.name: folder}, {card.name: card})
+    return LoadedModel(catalog, card.name, torch.device(device), capacity, precision, cache)
 
 
 def engine_on(model: LoadedModel, buckets: Sequence[int]) -> Engine:

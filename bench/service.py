@@ -18,7 +18,9 @@ from typing import Any, Literal
 import httpx
 from PIL import Image
 
-Asked = Literal["fp32", "bf16", "auto"]
+from models.catalog import read_card
+
+Asked = Literal["fp32", "bf16", "fp32-compiled", "bf16-compiled", "auto"]
 
 _READY_WITHIN_S, _STOP_WITHIN_S = 120.0, 30.0
 
@@ -26,13 +28,14 @@ _READY_WITHIN_S, _STOP_WITHIN_S = 120.0, 30.0
 class Client:
     """May be used by many threads at once."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, model: str) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._http = httpx.Client(base_url=url, timeout=90, limits=limits, trust_env=False)
+        self._model = model
 
     def post(self, count: int, steps: int, **options: Any) -> str:
         """A job's id."""
-        answer = self._http.post("/v1/jobs", json={"count": count, "steps": steps, **options})
+        answer = self._http.post("/v1/jobs", json={"model": self._model, "count": count, "steps": steps, **options})
         return str(answer.raise_for_status().json()["id"])
 
     def job(self, job: str, wait_s: float = 0) -> dict[str, Any]:
@@ -78,15 +81,16 @@ class Client:
 
 
 @contextmanager
-def service(folder: Path, device: str, precision: Asked) -> Iterator[Client]:
+def service(folder: Path, model: Path, device: str, precision: Asked) -> Iterator[Client]:
     """Ready for work; stopped at the end. `folder` holds its data, and its calibration for the next start."""
-    port, log = _free_port(), folder / "log"
+    port, log, name = _free_port(), folder / "log", read_card(model).name
     mine = {name: value for name, value in os.environ.items() if not name.startswith("DDPM_")}
     settings = {"DDPM_DATA_DIR": str(folder), "DDPM_DEVICE": device, "DDPM_PRECISION": precision}
+    settings |= {"DDPM_MODELS_DIR": str(model.resolve().parent), "DDPM_MODELS": name}
     command = [sys.executable, "-m", "cli", "up", "--port", str(port), "--workers", "1"]
     with log.open("ab") as out:
         process = subprocess.Popen(command, env=mine | settings, stdout=out, stderr=out)
-    client = Client(f"http://127.0.0.1:{port}")
+    client = Client(f"http://127.0.0.1:{port}", name)
     try:
         _await_ready(client, process, log)
         yield client

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import typer
 
+from bench.model import DEFAULT
 from bench.report import OUT, Out, Report
 from bench.service import Client, data_folder, service
 
@@ -22,7 +23,7 @@ IDLE_S = 20.0
 
 def main(out: Out = OUT, thousands: int = 10) -> None:
     report = Report(out, "steady", "cpu")
-    with data_folder(out) as folder, service(folder, "cpu", "fp32") as client:
+    with data_folder(out) as folder, service(folder, DEFAULT, "cpu", "fp32") as client:
         worker = worker_of(folder)
         report.say("| images | resident MiB |\n|---|---|")
         for thousand in range(1 + thousands):

@@ -19,6 +19,7 @@ from redis import Redis
 from rq import Queue
 
 from bench import pipelines
+from bench.pipelines import Pipe
 from bench.service import Asked, service
 
 ROOT = Path(__file__).parents[1]
@@ -41,9 +42,9 @@ class System(Protocol):
 class Ours:
     """The whole service: Valkey, the API and one worker, started anew each time, reached over HTTP."""
 
-    def __init__(self, folder: Path, device: str, precision: Asked) -> None:
+    def __init__(self, folder: Path, model: Path, device: str, precision: Asked) -> None:
         self.name, self.how = "this service", ""
-        self._start = partial(service, folder, device, precision)
+        self._start = partial(service, folder, model, device, precision)
 
     @contextmanager
     def awake(self) -> Iterator[Draw]:
@@ -57,8 +58,8 @@ class RqWorker:
 
     how = "DDPMPipeline as it comes, PNGs as the job's result"
 
-    def __init__(self, name: str, worker_class: str, redis_url: str, device: str) -> None:
-        self.name, self._device = name, device
+    def __init__(self, name: str, worker_class: str, redis_url: str, pipe: Pipe) -> None:
+        self.name, self._pipe = name, pipe
         self._queue = Queue(worker_class, connection=Redis.from_url(redis_url, socket_timeout=None))
         command = [sys.executable, "-m", "rq.cli", "worker", worker_class, "--worker-class", worker_class, "--url", redis_url]
         with _threads_as_they_come():
@@ -72,7 +73,7 @@ class RqWorker:
             yield self._draw
 
     def _draw(self, count: int, steps: int, seed: int) -> list[bytes]:
-        job = self._queue.enqueue_call(pipelines.draw, (self._device, count, steps, seed), timeout=JOB_TIMEOUT_S)
+        job = self._queue.enqueue_call(pipelines.draw, (self._pipe, count, steps, seed), timeout=JOB_TIMEOUT_S)
         result = job.latest_result(timeout=JOB_TIMEOUT_S)
         if result is None or result.type is not result.Type.SUCCESSFUL:
             raise RuntimeError(f"{self.name}: job {job.id} failed: {result and result.exc_string}")
@@ -86,15 +87,15 @@ class RqWorker:
 class Alone:
     """A diffusers pipeline in a process of its own, one call after another, with no queue before it."""
 
-    def __init__(self, name: str, device: str, prepare: Callable[[str, int], Any], sizes: Sequence[int]) -> None:
+    def __init__(self, name: str, pipe: Pipe, prepare: Callable[[Pipe, int], Any], sizes: Sequence[int]) -> None:
         context = get_context("spawn")
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_answer, args=(other, device, prepare, sizes), daemon=True)
+        self._line, other = context.Pipe()
+        self._process = context.Process(target=_answer, args=(other, pipe, prepare, sizes), daemon=True)
         with _threads_as_they_come():
             self._process.start()
         other.close()
         self._one_at_a_time = threading.Lock()
-        self.name, self.how = name, self._pipe.recv()
+        self.name, self.how = name, self._line.recv()
         os.kill(self.pid, signal.SIGSTOP)
 
     @property
@@ -109,12 +110,12 @@ class Alone:
 
     def _draw(self, count: int, steps: int, seed: int) -> list[bytes]:
         with self._one_at_a_time:
-            self._pipe.send((count, steps, seed))
-            return cast("list[bytes]", self._pipe.recv())
+            self._line.send((count, steps, seed))
+            return cast("list[bytes]", self._line.recv())
 
     def close(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
-        self._pipe.close()
+        self._line.close()
         self._process.join()
 
 
@@ -138,12 +139,12 @@ def _going_on(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGSTOP)
 
 
-def _answer(pipe: Connection, device: str, prepare: Callable[[str, int], Any], sizes: Sequence[int]) -> None:
+def _answer(line: Connection, pipe: Pipe, prepare: Callable[[Pipe, int], Any], sizes: Sequence[int]) -> None:
     """In the other process: say how each size is run, then make what is asked for until nobody is left to ask."""
-    ready = {size: prepare(device, size) for size in sizes}
+    ready = {size: prepare(pipe, size) for size in sizes}
     settings = [pipelines.setting(pipeline, size) for size, pipeline in ready.items()]
-    pipe.send("; ".join(dict.fromkeys(settings)))
+    line.send("; ".join(dict.fromkeys(settings)))
     with suppress(EOFError):
         while True:
-            count, steps, seed = pipe.recv()
-            pipe.send(pipelines.pngs(ready[count], count, steps, seed))
+            count, steps, seed = line.recv()
+            line.send(pipelines.pngs(ready[count], count, steps, seed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ Images = dict[int, Tensor]  # by index, uint8 (C, H, W)
 class Work:
     """Can be sent to another process, which then makes the same requests."""
 
+    folder: Path
     device: str
     precision: Precision
     images: int
@@ -29,7 +31,7 @@ class Work:
 
     def model(self) -> LoadedModel:
         """Bytes are what it is for, not times, so a worker's calibration will do."""
-        return load(self.device, 2 * self.images, self.precision, CalibrationCache(WorkerSettings().cache_dir))
+        return load(self.folder, self.device, 2 * self.images, self.precision, CalibrationCache(WorkerSettings().cache_dir))
 
     def requests(self, model: LoadedModel) -> list[ChainRequest]:
         """Image i is of plan i modulo 4; its chain is named i. Neighbours differ in sampler, seed and number of steps."""
@@ -59,5 +61,5 @@ def draw(engine: Engine, requests: Iterable[ChainRequest]) -> Images:
 def pictures(finished: Iterable[Finished]) -> Images:
     """Those of the work: strangers' chains are not named by a number."""
     ours = [done for done in finished if isinstance(done.request.chain, int)]
-    assert all(done.pixels is not None for done in ours), "the shipped network's output is finite"
+    assert all(done.pixels is not None for done in ours), "the network's output is finite"
     return {done.request.index: done.pixels for done in ours if done.pixels is not None}

@@ -6,6 +6,7 @@ parked at any step (parking is not being picked), and leave by one door whether 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from models.plans import Plan
 from models.sampling import to_bytes
 from worker.buckets import Buckets
+from worker.copies import Copying
 from worker.pool import Batch, Pool
 from worker.scheduler import Line, pick, waiting
 
@@ -71,8 +73,25 @@ class _Chain:
         return self.slot, plan.timesteps[self.row], self.request.seed, self.request.index, self.row + 1, *plan.numbers[self.row]
 
 
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    """Chains that one step finished, by name, with their places in the copy that is on its way to the host."""
+
+    places: dict[Hashable, tuple[int, ChainRequest]]
+    x: Copying
+
+    def finished(self) -> list[Finished]:
+        x = self.x.result()
+        finite = x.isfinite().flatten(1).all(1)
+        return [Finished(request, to_bytes(x[i]) if finite[i] else None) for i, request in self.places.values()]
+
+
 class Engine:
-    """Steps the chains of one network. Not thread-safe: one thread submits, steps and cancels."""
+    """Steps the chains of one network. Not thread-safe: one thread submits, steps and cancels.
+
+    On a GPU the host is a step or two ahead. A chain that has taken its last row has left its slot, and comes out of the step
+    by which its picture has arrived.
+    """
 
     def __init__(self, pool: Pool, seconds: Mapping[int, float]) -> None:
         """`seconds`: what a step of each batch size takes; the sizes are those that may be used."""
@@ -81,6 +100,7 @@ class Engine:
         self.image_steps = 0  # done since the start, padding not counted
         self._chains: dict[Hashable, _Chain] = {}
         self._lines: dict[Hashable, Line] = {}
+        self._leaving: deque[_Leaving] = deque()
         self._free = list(range(pool.dummy))
         self._places_given = 0
 
@@ -90,10 +110,12 @@ class Engine:
         return len(self._free)
 
     def __len__(self) -> int:
-        return len(self._chains)
+        return len(self._chains) + sum(len(leaving.places) for leaving in self._leaving)
 
     def rows_done(self, chain: Hashable) -> int:
-        return self._chains[chain].row
+        if chain in self._chains:
+            return self._chains[chain].row
+        return next(len(leaving.places[chain][1].plan) for leaving in self._leaving if chain in leaving.places)
 
     def submit(self, requests: Sequence[ChainRequest]) -> None:
         """Admit new chains; they run from the next step on. Raises ValueError for more than there is room, or a name in use."""
@@ -108,7 +130,7 @@ class Engine:
             self.pool.write(slots, torch.stack([s.x for s in snapshots]), torch.stack([s.x_0_hat for s in snapshots]))
 
     def snapshot(self, chains: Iterable[Hashable]) -> list[Snapshot]:
-        """Copies of the chains as they are between two steps. They keep running."""
+        """Copies of the chains as they are between two steps. They keep running. None may be leaving: `settle` first."""
         held = [self._chains[chain] for chain in chains]
         if not held:
             return []
@@ -123,31 +145,44 @@ class Engine:
         for chain in chains:
             if chain in self._chains:
                 self._leave(chain)
+            for leaving in self._leaving:
+                leaving.places.pop(chain, None)
 
     def step(self, only: Sequence[Hashable] | None = None) -> list[Finished]:
-        """One step for the chains that are picked, or for `only` these where given; those that it finished have left."""
-        picked = self._pick() if only is None else [self._chains[chain] for chain in only[: self.buckets.largest]]
+        """One step for the chains that are picked, or for `only` these where given; returns those that have left since."""
+        picked = self._pick() if only is None else [self._chains[chain] for chain in only if chain in self._chains]
         if not picked:
-            return []
+            return self.settle()
+        del picked[self.buckets.largest :]
         size = self.buckets.holding(len(picked))
         self.pool.step(Batch.of([chain.numbers for chain in picked], size, self.pool.dummy))
         for chain in picked:
             chain.row += 1
             chain.line.rows_left -= 1
         self.image_steps += len(picked)
-        return self._retire(picked)
+        self._retire([chain for chain in picked if not chain.rows_left])
+        return self._arrived()
+
+    def settle(self) -> list[Finished]:
+        """Wait for the pictures that are on their way; afterwards every chain is in its slot or has left."""
+        finished = [image for leaving in self._leaving for image in leaving.finished()]
+        self._leaving.clear()
+        return finished
 
     def _admit(self, requests: Sequence[ChainRequest], rows: Sequence[int]) -> list[int]:
         names = [request.chain for request in requests]
         if len(requests) > self.room:
             raise ValueError(f"{len(requests)} chains do not fit the {self.room} free places; submit what `room` allows")
-        if len(set(names)) < len(names) or any(name in self._chains for name in names):
+        if len(set(names)) < len(names) or any(self._knows(name) for name in names):
             raise ValueError("a chain of this name is in the engine; give every chain a name of its own")
         for request, row in zip(requests, rows, strict=True):
             chain = _Chain(request, self._free.pop(), self._line(request), row)
             self._chains[request.chain] = chain
             chain.line.join(request.chain, chain.rows_left)
         return [self._chains[name].slot for name in names]
+
+    def _knows(self, name: Hashable) -> bool:
+        return name in self._chains or any(name in leaving.places for leaving in self._leaving)
 
     def _line(self, request: ChainRequest) -> Line:
         line = Line(request.job, request.owner, request.urgent)
@@ -162,15 +197,19 @@ class Engine:
         chosen = pick(lines, places, given)
         return [self._chains[chain] for chain in chosen]
 
-    def _retire(self, stepped: Sequence[_Chain]) -> list[Finished]:
-        done = [chain for chain in stepped if not chain.rows_left]
+    def _retire(self, done: Sequence[_Chain]) -> None:
         if not done:
-            return []
-        x = self.pool.read([chain.slot for chain in done])
+            return
+        x = self.pool.copy_out([chain.slot for chain in done])
         for chain in done:
             self._leave(chain.request.chain)
-        finite = x.isfinite().flatten(1).all(1)
-        return [Finished(c.request, to_bytes(x[i]) if finite[i] else None) for i, c in enumerate(done)]
+        self._leaving.append(_Leaving({chain.request.chain: (i, chain.request) for i, chain in enumerate(done)}, x))
+
+    def _arrived(self) -> list[Finished]:
+        finished: list[Finished] = []
+        while self._leaving and self._leaving[0].x.is_here():
+            finished += self._leaving.popleft().finished()
+        return finished
 
     def _leave(self, name: Hashable) -> None:
         chain = self._chains.pop(name)

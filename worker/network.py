@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+from importlib.util import find_spec
+from shutil import which
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,6 +16,9 @@ from worker.contract import Precision
 from worker.packed import pack
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_COMPILED = "-compiled"
+_MODELS = 64  # in one process; PyTorch takes the eighth for a mistake
+_TYPICAL = 16  # the batch size that compiled kernels are made for, in every worker
 
 
 class ServedNetwork:
@@ -22,26 +29,57 @@ class ServedNetwork:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, precision: Precision = "fp32") -> None:
-        self.dtype = _DTYPES[precision]
+        self.dtype = _DTYPES[precision.removesuffix(_COMPILED)]
+        self.compiled = is_compiled(precision)
         self.features = _table(checkpoint).to(device, self.dtype)
         net = copy.deepcopy(checkpoint.net).to(device, self.dtype)
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
-        if device.type == "cpu":
+        self._denoise = self.net.denoise
+        if self.compiled:
+            torch._dynamo.config.recompile_limit = _MODELS
+            self._denoise = torch.compile(self.net.denoise, fullgraph=True)
+            self._compile(device)
+        elif device.type == "cpu":
             pack(self.net)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """x float32 (B, C, H, W), t int64 (B,) -> float32 (B, C, H, W)."""
-        out: Tensor = self.net.denoise(x.to(self.dtype, memory_format=torch.channels_last), self.features[t])
+        """x float32 (B, C, H, W), t int64 (B,) -> float32 (B, C, H, W). B is 2 or more where it is compiled."""
+        x, features = x.to(self.dtype, memory_format=torch.channels_last), self.features[t]
+        if self.compiled:  # once for all batch sizes: that is soonest done, and kernels that are the same agree
+            for batched in (x, features):
+                torch._dynamo.mark_dynamic(batched, 0)
+        out: Tensor = self._denoise(x, features)
         return out.to(torch.float32, memory_format=torch.contiguous_format)
+
+    @torch.inference_mode()
+    def _compile(self, device: torch.device) -> None:
+        cfg = self.net.cfg
+        nothing = torch.zeros(_TYPICAL, cfg.in_channels, cfg.sample_size, cfg.sample_size, device=device)
+        self(nothing, torch.zeros(_TYPICAL, dtype=torch.int64, device=device))
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
-    """Those that the device computes natively; elsewhere bf16 is emulated, and slow."""
+    """Those that the device computes natively, not compiled; elsewhere bf16 is emulated, and slow."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return ("fp32", "bf16") if native else ("fp32",)
+
+
+def possible(device: torch.device) -> tuple[Precision, ...]:
+    """And those compiled, where what PyTorch's compiler needs is there: Triton, or a C++ compiler for a CPU."""
+    found = find_spec("triton") if device.type == "cuda" else which(os.environ.get("CXX", "g++"))
+    plain = precisions(device)
+    return (*plain, *map(compiled, plain)) if found else plain
+
+
+def compiled(precision: Precision) -> Precision:
+    return cast("Precision", precision + _COMPILED)
+
+
+def is_compiled(precision: Precision) -> bool:
+    return precision.endswith(_COMPILED)
 
 
 @torch.inference_mode()

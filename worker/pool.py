@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,12 +16,12 @@ from torch import Tensor
 
 from models.noise import normal
 from models.plans import COLUMNS
+from worker.copies import Copying, onto
 from worker.graphs import CudaRecorder, Graphs, Recorder
 from worker.noise_ahead import NoiseAhead
+from worker.rows import ADDRESS, WIDTH, Advance, advance_on, next_state
 
-Array = TypeVar("Array", Tensor, NDArray[np.float32])
 Network = Callable[[Tensor, Tensor], Tensor]
-ADDRESS = ("slot", "t", "seed", "index", "draw")
 _D, _S = len(ADDRESS) + COLUMNS.index("d"), len(ADDRESS) + COLUMNS.index("s")
 
 
@@ -38,7 +37,7 @@ class Batch:
     @classmethod
     def of(cls, chains: Sequence[tuple[float, ...]], size: int, dummy: int) -> Batch:
         """Padded to `size` with the dummy chain; a row of zeros keeps it at zero."""
-        padding = (dummy, *[0] * (len(ADDRESS) + len(COLUMNS) - 1))
+        padding = (dummy, *[0] * (WIDTH - 1))
         return cls(np.array([*chains, *[padding] * (size - len(chains))], np.float64).T.copy())
 
     @property
@@ -61,21 +60,28 @@ class Pool:
         capacity: int,
         device: torch.device,
         record: Recorder | None = None,
+        advance: Advance | None = None,
     ) -> None:
-        """`record`: how steps are recorded; None records them on CUDA and runs them one by one elsewhere."""
+        """`record`: how steps are recorded; None records them on CUDA and runs them one by one elsewhere.
+
+        `advance`: how a recorded step ends; None takes what is fastest on the device.
+        """
         self.network, self.shape, self.device = network, shape, device
         self.dummy = capacity
         self.x = torch.zeros(capacity + 1, *shape, device=device)
         self.x_0_hat = torch.zeros_like(self.x)
+        if device.index is not None:
+            torch.cuda.set_device(device)  # streams, events and graphs are of the thread's current device
         if record is None and device.type == "cuda":
             record = CudaRecorder(device)
+        self._advance = advance or advance_on(device)
         self._graphs = Graphs(self._whole_step, self.dummy, device, record) if record else None
         self._noise = NoiseAhead(capacity + 1, shape)
 
     @torch.inference_mode()
     def start(self, slots: Sequence[int], seeds: Sequence[int], indices: Sequence[int]) -> None:
         """Put x_T into the slots of new chains: draw 0 of their noise."""
-        where, seed, index = (torch.tensor(values, device=self.device) for values in (slots, seeds, indices))
+        where, seed, index = onto(self.device, torch.tensor([slots, seeds, indices]))
         self.x[where] = normal(seed, index, torch.zeros_like(index), self.shape)
         self.x_0_hat[where] = 0
 
@@ -88,12 +94,8 @@ class Pool:
             self._step_in_numpy(batch)
 
     def _whole_step(self, columns: Tensor) -> None:
-        slots, t, seed, index, draw = columns[: len(ADDRESS)].long()
-        row = columns[len(ADDRESS) :, :, None, None, None].float()
-        x = self.x[slots]
-        out = self.network(x, t)
-        before, noise = self.x_0_hat[slots], normal(seed, index, draw, self.shape)
-        self.x[slots], self.x_0_hat[slots] = _next(tuple(row), x, out, before, noise)
+        slots, t = columns[:2].long()
+        self._advance(columns, self.x, self.x_0_hat, self.network(self.x[slots], t))
 
     def _step_in_numpy(self, batch: Batch) -> None:
         slots, t, seed, index, draw = batch.columns[: len(ADDRESS)].astype(np.int64)
@@ -104,7 +106,7 @@ class Pool:
         before = all_x_0_hat[slots] if batch.remembers else None
         noise = self._noise(slots, seed, index, draw) if batch.noisy else None
         with np.errstate(all="ignore"):  # what is not finite is found when the chain has finished
-            all_x[slots], all_x_0_hat[slots] = _next(tuple(row), x, out, before, noise)
+            all_x[slots], all_x_0_hat[slots] = next_state(tuple(row), x, out, before, noise)
 
     @torch.inference_mode()
     def prepare(self, size: int) -> None:
@@ -116,31 +118,21 @@ class Pool:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def read(self, slots: Sequence[int]) -> Tensor:
-        """x of the slots, on the host, float32 (B, C, H, W)."""
-        return self.x[torch.tensor(slots, device=self.device)].cpu()
+    @torch.inference_mode()
+    def copy_out(self, slots: Sequence[int]) -> Copying:
+        """x of the slots as it is now, on its way to the host, float32 (B, C, H, W); the slots may be used again at once."""
+        return Copying(self.x[onto(self.device, torch.tensor(slots))])
 
+    def read(self, slots: Sequence[int]) -> Tensor:
+        """Likewise, and here."""
+        return self.copy_out(slots).result()
+
+    @torch.inference_mode()
     def read_x_0_hat(self, slots: Sequence[int]) -> Tensor:
         """Likewise."""
-        return self.x_0_hat[torch.tensor(slots, device=self.device)].cpu()
+        return Copying(self.x_0_hat[onto(self.device, torch.tensor(slots))]).result()
 
     @torch.inference_mode()
     def write(self, slots: Sequence[int], x: Tensor, x_0_hat: Tensor) -> None:
-        where = torch.tensor(slots, device=self.device)
-        self.x[where], self.x_0_hat[where] = x.to(self.device), x_0_hat.to(self.device)
-
-
-def _next(row: Sequence[Array], x: Array, out: Array, before: Array | None, noise: Array | None) -> tuple[Array, Array]:
-    """x' = a x_0_hat + b x + d x_0_hat_previous + s z, with x_0_hat = clip(p x + q out, -bound, bound); and x_0_hat.
-
-    The numbers of the row are (B, 1, 1, 1) each. `before`: x_0_hat of the row before.
-    """
-    p, q, bound, a, b, d, s = row
-    # clipped, an infinity would pass for black or white; out - out is 0 or, then, NaN, which stays until the engine sees it
-    x_0_hat = (p * x + q * out).clip(-bound, bound) + (out - out)
-    after = a * x_0_hat + b * x
-    if before is not None:
-        after += d * before
-    if noise is not None:
-        after += s * noise
-    return after, x_0_hat
+        where = onto(self.device, torch.tensor(slots))
+        self.x[where], self.x_0_hat[where] = onto(self.device, x), onto(self.device, x_0_hat)

@@ -46,19 +46,20 @@ class Saver:
         self._sending = threading.Lock()
         self._not_before = 0.0
 
-    def save(self, held: Iterable[Held]) -> None:
-        """Copy the chains of those shards whose turn it is."""
-        began = time.monotonic()
-        if self._copies or began < self._not_before:
-            return
-        self._not_before = began + _LOOK_EVERY_S
-        if due := list(_first_bytes(shard for shard in _oldest_first(held) if _is_due(shard, began))):
-            for model in {shard.model for shard in due}:
-                model.engine.pool.wait()  # for steps that a GPU has still to do: their time is not the copy's
-            cost = time.thread_time()  # and not by the clock: on a busy machine a copy is interrupted, which is not its cost
-            self._copies = _copied(due)
-            self._not_before = max(self._not_before, began + (time.thread_time() - cost) / _SHARE)
-            self._work.set()
+    def due(self, held: Iterable[Held]) -> list[Held]:
+        """Those shards whose turn it is to be saved."""
+        now = time.monotonic()
+        if self._copies or now < self._not_before:
+            return []
+        self._not_before = now + _LOOK_EVERY_S
+        return list(_first_bytes(shard for shard in _oldest_first(held) if _is_due(shard, now)))
+
+    def save(self, shards: Sequence[Held]) -> None:
+        """Copy their chains. None may be leaving its engine."""
+        began, cost = time.monotonic(), time.thread_time()  # not by the clock: on a busy machine a copy is interrupted
+        self._copies = _copied(shards)
+        self._not_before = max(self._not_before, began + (time.thread_time() - cost) / _SHARE)
+        self._work.set()
 
     def turn(self) -> None:
         """Send what was copied. What does not arrive is copied anew, in its turn."""

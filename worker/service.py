@@ -76,7 +76,7 @@ class Worker:
             if len(model.engine):
                 promised_s += self._step(model)
         self._report()
-        self._saver.save(self._held.values())
+        self._save()
         if promised_s:
             self._speed.note(time.monotonic() - began, promised_s)
 
@@ -96,7 +96,8 @@ class Worker:
             self._at_risk = [held.lease for held in stepping]
             raise
         self._retire(model, finished)
-        return model.promised_s(model.engine.image_steps - done_before)
+        chains = model.engine.image_steps - done_before
+        return model.promised_s(chains) if chains else 0.0
 
     def _suspect(self) -> Held | None:
         """The shard with which workers were lost, until it has passed the point where that happened."""
@@ -197,7 +198,18 @@ class Worker:
             self._reported = now
             self._outbox.report([(held.lease, *held.progress()) for held in self._held.values()])
 
+    def _save(self) -> None:
+        if due := self._saver.due(self._held.values()):
+            self._settle()
+            self._saver.save([held for held in due if self._held.get(held.lease.shard.id) is held])
+
+    def _settle(self) -> None:
+        """Every image that is finished has left its engine, and what is held can be copied."""
+        for model in self._models.values():
+            self._retire(model, model.engine.settle())
+
     def _save_all(self) -> None:
+        self._settle()
         self._saver.finish(self._held.values(), _STOP_WITHIN_S)
 
     def _info(self) -> WorkerInfo:

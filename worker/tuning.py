@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,12 +14,13 @@ from worker.calibrate import SIZES, Calibration, calibrate
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
 from worker.machine import description, keep_freed_memory, memory_bytes
-from worker.network import ServedNetwork, precisions
+from worker.network import ServedNetwork, compiled, is_compiled, possible, precisions
 from worker.pool import Pool
+from worker.reason import reason_of
 
 log = logging.getLogger(__name__)
 _POOL_SHARE = 1 / 8  # of the memory; the rest is for the network
-_BF16_GAIN = 1.1  # bf16 costs accuracy: it has to be this much faster
+_GAIN = 1.1  # bf16 costs accuracy, and compiling a longer start: each has to be this much faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,34 +41,86 @@ def tune(
 ) -> Tuned:
     """`weights` is the checkpoint's sha256. `capacity` is lowered where the memory does not hold that many chains.
 
-    Raises ValueError for a precision that the device does not compute natively.
+    Raises ValueError for a precision that the device does not compute natively, or that cannot be compiled.
     """
-    native = precisions(device)
-    if precision != "auto" and precision not in native:
+    offered = possible(device)
+    if precision != "auto" and precision not in offered:
         raise ValueError(
-            f"DDPM_PRECISION={precision} but this device ({description(device)}) computes {' and '.join(native)} only; use auto"
+            f"DDPM_PRECISION={precision} but this device ({description(device)}) computes {' and '.join(offered)} only; use auto"
         )
     keep_freed_memory()
-    capacity = _capacity(capacity, shape, device)
-    pools: dict[Precision, Pool] = {}
+    bench = _Bench(loaded, weights, shape, device, _capacity(capacity, shape, device), cache)
+    if precision != "auto":
+        chosen = precision
+    else:
+        plain = max(precisions(device), key=bench.worth)
+        chosen = max((kind for kind in (plain, compiled(plain)) if kind in considered(device)), key=bench.worth)
+    calibration = bench.calibration(chosen)
+    if calibration is None:
+        raise ValueError(f"DDPM_PRECISION={precision} cannot be compiled here, as the log says; use auto")
+    pool = bench.pool(chosen)
+    return Tuned(pool, _prepared(pool, calibration), chosen)
 
-    def pool(kind: Precision) -> Pool:
-        if kind not in pools:
-            pools[kind] = Pool(ServedNetwork(loaded, device, kind), shape, capacity, device)
-        return pools[kind]
 
-    def found(kind: Precision) -> Calibration:
-        conditions = (weights, description(device), torch.__version__, kind, str(capacity >= SIZES[-1]))
+def considered(device: torch.device) -> tuple[Precision, ...]:
+    """What `auto` chooses among. For a CPU compiling takes minutes, and a lone image longer: that is for who asks for it."""
+    return possible(device) if device.type == "cuda" else precisions(device)
+
+
+class _Bench:
+    """One checkpoint on one device in any precision: one at a time, as two may not fit the memory."""
+
+    def __init__(
+        self,
+        loaded: Checkpoint,
+        weights: str,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        capacity: int,
+        cache: CalibrationCache | None,
+    ) -> None:
+        self._loaded, self._weights, self._shape, self._device = loaded, weights, shape, device
+        self._capacity, self._cache = capacity, cache
+        self._found: dict[Precision, Calibration | None] = {}
+        self._pool: tuple[Precision, Pool] | None = None
+
+    def pool(self, precision: Precision) -> Pool:
+        if self._pool is None or self._pool[0] != precision:
+            self._pool = None
+            gc.collect()  # what was recorded of the pool's steps refers to the pool
+            torch.cuda.empty_cache()
+            network = ServedNetwork(self._loaded, self._device, precision)
+            self._pool = precision, Pool(network, self._shape, self._capacity, self._device)
+        return self._pool[1]
+
+    def calibration(self, precision: Precision) -> Calibration | None:
+        """None where it cannot be compiled."""
+        if precision not in self._found:
+            self._found[precision] = self._recall(precision)
+        return self._found[precision]
+
+    def worth(self, precision: Precision) -> float:
+        """The rate that would be worth as much in fp32, not compiled."""
+        found = self.calibration(precision)
+        if found is None:
+            return 0.0
+        return found.image_steps_per_s / _GAIN ** (precision.startswith("bf16") + is_compiled(precision))
+
+    def _recall(self, precision: Precision) -> Calibration | None:
+        enough = str(self._capacity >= SIZES[-1])
+        conditions = (self._weights, description(self._device), torch.__version__, precision, enough)
 
         def measure() -> Calibration:
-            return calibrate(pool(kind), loaded.schedule.T)
+            sizes = SIZES[1:] if is_compiled(precision) else SIZES
+            return calibrate(self.pool(precision), self._loaded.schedule.T, sizes)
 
-        return cache.recall(conditions, measure) if cache else measure()
-
-    kinds = native if precision == "auto" else (precision,)
-    calibrations = {kind: found(kind) for kind in kinds}
-    chosen = max(kinds, key=lambda kind: calibrations[kind].image_steps_per_s / (_BF16_GAIN if kind == "bf16" else 1))
-    return Tuned(pool(chosen), _prepared(pool(chosen), calibrations[chosen]), chosen)
+        try:
+            return self._cache.recall(conditions, measure) if self._cache else measure()
+        except Exception as error:
+            if not is_compiled(precision):
+                raise
+            log.warning("%s is left out, for PyTorch's compiler fails: %s", precision, reason_of(error))
+            return None
 
 
 def _prepared(pool: Pool, calibration: Calibration) -> Calibration:

@@ -10,25 +10,32 @@ from models.catalog import SHIPPED
 from models.noise import normal
 from models.plans import compile_plan
 from models.sampling import sample, to_bytes
+from tests.support.fused import differences
 from tests.support.networks import one_by_one
-from worker.calibrate import calibrate
+from worker import fused, rows
+from worker.calibrate import SIZES, calibrate
 from worker.contract import Precision
 from worker.engine import ChainRequest, Engine
 from worker.graphs import Recorder
-from worker.network import ServedNetwork, precisions
+from worker.network import ServedNetwork, possible
 from worker.pool import Pool
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")]
 MODEL = SHIPPED / "fashion-mnist-28"
 SHAPE = (1, 28, 28)
 CUDA = torch.device("cuda")
-KINDS = pytest.mark.parametrize("precision", ["fp32", "bf16"])
-FAR_APART = {"fp32": 1, "bf16": 3}  # mean difference in grey levels: kernels differ, pictures do not
+KINDS = pytest.mark.parametrize("precision", ["fp32", "bf16", "fp32-compiled", "bf16-compiled"])
+FAR_APART = {
+    "fp32": 1,
+    "bf16": 3,
+    "fp32-compiled": 1,
+    "bf16-compiled": 3,
+}  # mean, in grey levels: kernels differ, pictures do not
 
 
 def make_pool(precision: Precision, capacity: int = 64, record: Recorder | None = None) -> Pool:
-    if precision not in precisions(CUDA):
-        pytest.skip(f"this GPU does not compute {precision} natively")
+    if precision not in possible(CUDA):
+        pytest.skip(f"this GPU, with what is installed here, does not compute {precision}")
     return Pool(ServedNetwork(checkpoint.load(MODEL), CUDA, precision), SHAPE, capacity, CUDA, record)
 
 
@@ -63,7 +70,7 @@ def test_the_engine_draws_what_the_plain_loop_draws_on_the_cpu(precision: Precis
 def test_an_image_does_not_depend_on_its_batch_mates(precision: Precision):
     plan = compile_plan(checkpoint.load(MODEL).schedule, 20)
     pool = make_pool(precision)
-    seconds = calibrate(pool, 1000).seconds
+    seconds = calibrate(pool, 1000, SIZES[1:]).seconds
 
     def draw(indices: range) -> dict[object, torch.Tensor]:
         engine = Engine(pool, seconds)
@@ -84,6 +91,32 @@ def test_a_step_is_one_recorded_graph_and_gives_the_bits_of_the_step_it_recorded
         for _ in range(10):
             engine.step()
     assert torch.equal(recorded.x, eager.x)
+
+
+@pytest.mark.parametrize("outputs", [0.5, float("nan"), float("inf")])
+def test_rows_and_noise_in_one_kernel_have_the_bits_of_the_operations_one_by_one(outputs: float):
+    assert rows.advance_on(CUDA) is fused.advance
+    assert differences((3, 32, 32), outputs, CUDA) == [0, 0]
+
+
+def test_pictures_arrive_while_later_steps_run_and_are_those_of_their_own_step():
+    """One chain ends at each step, and another takes its slot at once."""
+    loaded = checkpoint.load(MODEL)
+    plans = [compile_plan(loaded.schedule, steps) for steps in range(1, 9)]
+    waited, overlapped = (Engine(make_pool("fp32", 8), {8: 1.0}) for _ in range(2))
+    pictures: list[dict[object, torch.Tensor]] = []
+    for engine in (waited, overlapped):
+        waiting = [ChainRequest(i, i, plans[i % 8], 5, i) for i in range(64)]
+        done: dict[object, torch.Tensor] = {}
+        while waiting or len(engine):
+            coming, waiting = waiting[: engine.room], waiting[engine.room :]
+            engine.submit(coming)
+            done |= {image.request.chain: image.pixels for image in engine.step()}
+            if engine is waited:
+                done |= {image.request.chain: image.pixels for image in engine.settle()}
+        pictures.append(done)
+    assert pictures[0].keys() == pictures[1].keys() == set(range(64))
+    assert all(torch.equal(pictures[0][i], pictures[1][i]) for i in range(64))
 
 
 def test_a_size_that_was_recorded_leaves_every_chain_as_it_was():

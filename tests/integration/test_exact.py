@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from bench.exact import Row, compare
+from bench.model import DEFAULT
 from bench.work import Work
 from worker.network import precisions
 
 
 @pytest.fixture(scope="module", params=precisions(torch.device("cpu")))
 def rows(request: pytest.FixtureRequest) -> list[Row]:
-    return list(compare(Work("cpu", request.param, images=34, steps=2)))
+    return list(compare(Work(DEFAULT, "cpu", request.param, images=34, steps=2)))
 
 
 @pytest.mark.slow

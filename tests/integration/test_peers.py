@@ -9,19 +9,22 @@ from pathlib import Path
 import pytest
 
 from bench import peers, pipelines
+from bench.model import DEFAULT
+from bench.pipelines import Pipe
 from bench.report import Report
 from bench.systems import Alone, RqWorker
 from tests.support.processes import eventually
 
+PIPE = Pipe(DEFAULT, "cpu")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(params=["RQ", "alone"])
 def system(request: pytest.FixtureRequest, valkey_url: str) -> Iterator[RqWorker | Alone]:
     kind = (
-        RqWorker("RQ", "rq.SimpleWorker", valkey_url, "cpu")
+        RqWorker("RQ", "rq.SimpleWorker", valkey_url, PIPE)
         if request.param == "RQ"
-        else Alone("alone", "cpu", pipelines.plain, (1,))
+        else Alone("alone", PIPE, pipelines.plain, (1,))
     )
     with closing(kind) as started:
         yield started

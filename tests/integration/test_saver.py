@@ -12,6 +12,7 @@ from redis import Redis
 from models.catalog import Catalog
 from tests.integration.test_worker import begin, let_lapse, post, run_to_the_end, state
 from tests.support.folders import write_model
+from tests.support.networks import LatePool
 from worker import contract, saver, transitions
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Shard
@@ -144,12 +145,28 @@ def test_a_shard_that_has_not_come_on_is_not_saved_again(redis, models):
     worker = worker_with(redis, models[0], InRedis())
     shard = start(redis, worker)
     redis.delete(contract.chains_key(shard.job))
-    worker._saver.save(worker._held.values())
+    worker._save()
     worker._saver.turn()
     assert not worker._results.saved(shard)
     worker._turn()
     worker._saver.turn()
     assert worker._results.saved(shard)
+
+
+@pytest.mark.usefixtures("due")
+def test_pictures_that_are_on_their_way_from_a_gpu_have_left_when_the_rest_is_saved(redis, models, monkeypatch):
+    expected = undisturbed(redis, models[0], "ddpm")
+    engine, pool = models[0].engine, models[0].engine.pool
+    monkeypatch.setattr(engine, "pool", LatePool(pool.network, pool.shape, pool.dummy, pool.device))
+    worker = worker_with(redis, models[0], InRedis())
+    shard = start(redis, worker, turns=STEPS - 1)
+    engine.step()
+    assert (len(engine), engine.room) == (3, pool.dummy)
+    worker._save_all()
+    assert len(engine) == 0
+    run_to_the_end(worker)
+    assert state(redis, shard) == "finished"
+    assert hashes(redis, shard) == expected
 
 
 @pytest.mark.usefixtures("due")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from models.schedule import Schedule
 from models.unet import UNet
 from models.unet_config import UNetConfig
+from worker.copies import Copying
+from worker.pool import Batch, Pool
 
 SCHEDULE = Schedule.linear()
 SHAPE = (1, 4, 6)
@@ -46,3 +48,25 @@ def one_by_one(advance: Callable[[Tensor], None], inputs: Tensor) -> Callable[[]
     """A recorder of steps (worker/graphs.py) that runs them when they are replayed."""
     advance(inputs)
     return lambda: advance(inputs)
+
+
+class LatePool(Pool):
+    """As on a GPU, a copy has arrived when a later step was told, or when somebody waits for it."""
+
+    steps = 0
+
+    def step(self, batch: Batch) -> None:
+        self.steps += 1
+        super().step(batch)
+
+    def copy_out(self, slots: Sequence[int]) -> Copying:
+        return _Late(super().copy_out(slots).result(), self)
+
+
+class _Late(Copying):
+    def __init__(self, tensor: Tensor, pool: LatePool) -> None:
+        super().__init__(tensor)
+        self._pool, self._told = pool, pool.steps
+
+    def is_here(self) -> bool:
+        return self._pool.steps > self._told

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from bench import pipelines
-from bench.pipelines import Setting
+from bench.model import DEFAULT
+from bench.pipelines import Pipe, Setting
 
+PIPE = Pipe(DEFAULT, "cpu")
 pytestmark = pytest.mark.timeout(300)
 EAGER = [Setting(torch.float32, torch.channels_last, False), Setting(torch.bfloat16, torch.contiguous_format, False)]
 
@@ -27,7 +29,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 def test_a_pipeline_makes_as_many_pngs_of_the_shipped_shape_as_asked():
-    pngs = pipelines.draw("cpu", count=3, steps=2, seed=1)
+    pngs = pipelines.draw(PIPE, count=3, steps=2, seed=1)
     assert [pixels(png).shape for png in pngs] == 3 * [(28, 28)]
     assert len(set(pngs)) == 3
 
@@ -35,7 +37,7 @@ def test_a_pipeline_makes_as_many_pngs_of_the_shipped_shape_as_asked():
 @pytest.mark.parametrize("setting", EAGER, ids=str)
 def test_a_tuned_pipeline_makes_the_same_pictures(setting: Setting, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pipelines, "SETTINGS", [setting])
-    (plain,), (tuned,) = (pipelines.pngs(p, 1, 20, seed=1) for p in (pipelines.loaded("cpu"), pipelines.tuned("cpu", 1)))
+    (plain,), (tuned,) = (pipelines.pngs(p, 1, 20, seed=1) for p in (pipelines.loaded(PIPE), pipelines.tuned(PIPE, 1)))
     assert np.abs(pixels(plain) - pixels(tuned)).mean() < 3
 
 
@@ -48,5 +50,5 @@ def test_a_setting_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caplo
 
     monkeypatch.setattr(pipelines, "Tuned", NoCompiler)
     monkeypatch.setattr(pipelines, "SETTINGS", EAGER)
-    assert pipelines.setting(pipelines.tuned("cpu", 1), 1) == "batches of 1 float32, channels_last, not compiled"
+    assert pipelines.setting(pipelines.tuned(PIPE, 1), 1) == "batches of 1 float32, channels_last, not compiled"
     assert "bfloat16, contiguous_format, not compiled: left out, no compiler" in caplog.text

@@ -26,7 +26,9 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]) -> I
     """Calibration promised a step in no time: any machine is too busy to keep that."""
     before = torch.get_num_threads()
     write_model(tmp_path, "tiny")
-    monkeypatch.setattr("worker.tuning.calibrate", lambda pool, T: Calibration({1: 1e-9}, threads=2, fewer=1, by_fewer={1: 2e-9}))
+    monkeypatch.setattr(
+        "worker.tuning.calibrate", lambda pool, T, sizes: Calibration({1: 1e-9}, threads=2, fewer=1, by_fewer={1: 2e-9})
+    )
     model = LoadedModel(Catalog.read(tmp_path), "tiny", torch.device("cpu"), 4, "fp32")
     network = model.engine.pool.network
 

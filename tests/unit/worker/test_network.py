@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from models import checkpoint
 from models.catalog import SHIPPED, ScheduleCard
 from models.checkpoint import Checkpoint
+from models.unet_config import UNetConfig
 from tests.support.networks import TINY, random_unet
 from worker.network import ServedNetwork, precisions
 
@@ -34,6 +36,13 @@ def threads_as_before():
 def inputs(n: int, size: int = 28) -> tuple[Tensor, Tensor]:
     torch.manual_seed(3)
     return torch.randn(n, 1, size, size), torch.arange(n) * 999 // max(1, n - 1)
+
+
+def checkpoint_of(folder: Path, cfg: UNetConfig) -> Checkpoint:
+    """Written and read again, with weights by chance."""
+    schedule = ScheduleCard(kind="linear", T=1000, beta_start=1e-4, beta_end=0.02)
+    checkpoint.save(folder, cfg, random_unet(cfg=cfg).state_dict(), schedule, "epsilon")
+    return checkpoint.load(folder)
 
 
 @pytest.mark.parametrize("precision", precisions(CPU))
@@ -61,13 +70,22 @@ def test_its_bits_are_the_same_for_every_batch_size_and_for_one_thread_and_two(s
 
 
 @torch.inference_mode()
+def test_compiled_it_is_one_graph_for_all_batch_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without kernels, which take minutes. For a CPU it is two graphs, as PyTorch has another convolution there from 16 on."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    loaded = checkpoint_of(tmp_path, TINY)
+    torch._dynamo.utils.counters.clear()
+    net = ServedNetwork(loaded, CPU, "fp32-compiled")
+    for size in (64, 32, 16, 8, 4, 2):
+        x, t = inputs(size, size=8)
+        expected = loaded.net(x, t)
+        assert (net(x, t) - expected).abs().max() <= 1e-5 * expected.std()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+@torch.inference_mode()
 def test_several_heads_and_a_symmetric_downsampling_come_out_right(tmp_path: Path):
-    cfg = replace(TINY, attention_head_dim=4, downsample_padding=1)
-    net = random_unet(cfg=cfg)
-    checkpoint.save(
-        tmp_path, cfg, net.state_dict(), ScheduleCard(kind="linear", T=1000, beta_start=1e-4, beta_end=0.02), "epsilon"
-    )
-    loaded = checkpoint.load(tmp_path)
+    loaded = checkpoint_of(tmp_path, replace(TINY, attention_head_dim=4, downsample_padding=1))
     x, t = inputs(3, size=8)
     expected = loaded.net(x, t)
     assert (ServedNetwork(loaded, CPU)(x, t) - expected).abs().max() <= 1e-5 * expected.std()

@@ -1,0 +1,58 @@
+"""All of a step but the network as one kernel, from the pool into the pool: the rows and their noise. For CUDA, by Triton."""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_VALUES = 256  # of a program
+_TO_UNIT = tl.constexpr(2.0**-32)
+_TO_ANGLE = tl.constexpr(2 * math.pi * 2.0**-32)
+
+
+def advance(columns: Tensor, x: Tensor, x_0_hat: Tensor, out: Tensor) -> None:
+    """The chains of `columns` take their row: what `worker.pool` does in a hundred operations.
+
+    columns float64 (12, B) as in `worker.pool.Batch`; x and x_0_hat float32 (slots, C, H, W); out float32 (B, C, H, W).
+    """
+    chains, size = len(out), math.prod(out.shape[1:])
+    # not fused, each product is rounded before it is added to: the bits are those of one operation after another
+    _advance[chains, triton.cdiv(size, _VALUES)](columns, x, x_0_hat, out, chains, size, VALUES=_VALUES, enable_fp_fusion=False)
+
+
+@triton.jit
+def _advance(columns, x, x_0_hat, out, chains, size, VALUES: tl.constexpr):
+    chain = tl.program_id(0)
+    value = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
+    column, inside = columns + chain, value < size
+    here = tl.load(column).to(tl.int64) * size + value
+    p, q, bound = _row(column + 5 * chains), _row(column + 6 * chains), _row(column + 7 * chains)
+    a, b, d, s = _row(column + 8 * chains), _row(column + 9 * chains), _row(column + 10 * chains), _row(column + 11 * chains)
+    seed, index, draw = tl.load(column + 2 * chains), tl.load(column + 3 * chains), tl.load(column + 4 * chains)
+    x_now, before = tl.load(x + here, inside), tl.load(x_0_hat + here, inside)
+    said = tl.load(out + chain.to(tl.int64) * size + value, inside)
+    # as in worker/pool.py: out - out keeps what is not finite
+    after = tl.clamp(p * x_now + q * said, -bound, bound) + (said - said)
+    z = _normal(seed.to(tl.int64), index.to(tl.int64), draw.to(tl.int64), value, (size + 3) // 4)
+    tl.store(x_0_hat + here, after, inside)
+    tl.store(x + here, a * after + b * x_now + d * before + s * z, inside)
+
+
+@triton.jit
+def _row(number):
+    return tl.load(number).to(tl.float32)
+
+
+@triton.jit
+def _normal(seed, index, draw, value, quarter):
+    """As `models.noise.normal`: a lane's four values lie a quarter of the image apart."""
+    lane, part = value % quarter, value // quarter
+    zero = tl.zeros_like(lane).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(seed, lane.to(tl.uint32), draw.to(tl.uint32), index.to(tl.uint32), zero)
+    even, odd = tl.where(part < 2, w0, w2).to(tl.float64), tl.where(part < 2, w1, w3).to(tl.float64)
+    radius = tl.sqrt(tl.log((even + 0.5) * _TO_UNIT) * -2)
+    angle = (odd + 0.5) * _TO_ANGLE
+    return (radius * tl.where(part % 2 == 0, tl.cos(angle), tl.sin(angle))).to(tl.float32)
