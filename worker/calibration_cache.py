@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from filelock import FileLock
 from worker.calibrate import Calibration
 
 log = logging.getLogger(__name__)
-_FORMAT = 3  # to be raised when calibrations of before no longer hold: another kernel, another way to measure
+_FORMAT = 4  # to be raised when calibrations of before no longer hold: another kernel, another way to measure
 
 
 class CalibrationCache:
@@ -27,14 +27,22 @@ class CalibrationCache:
 
     def recall(self, conditions: tuple[str, ...], measure: Callable[[], Calibration]) -> Calibration:
         """What was found under these conditions, or what `measure` finds now, while others who want the same wait."""
-        key = json.dumps([_FORMAT, *conditions])
-        path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        key, path = self._file(conditions)
         with self._alone(path):
             found = _read(path, key)
             if found is None:
                 found = measure()
                 _write(path, key, found)
             return found
+
+    def forget(self, conditions: tuple[str, ...]) -> None:
+        """Whoever starts next measures anew."""
+        with suppress(OSError):
+            self._file(conditions)[1].unlink()
+
+    def _file(self, conditions: tuple[str, ...]) -> tuple[str, Path]:
+        key = json.dumps([_FORMAT, *conditions])
+        return key, self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
     @contextmanager
     def _alone(self, path: Path) -> Iterator[None]:
