@@ -39,6 +39,7 @@ def _halfway(model: LoadedModel, work: Work) -> tuple[Images, list[bytes]]:
     engine.submit(requests)
     while engine.image_steps < sum(len(request.plan) for request in requests) / 2:
         images |= pictures(engine.step())
+    images |= pictures(engine.settle())
     jobs: dict[Hashable, list[Snapshot]] = defaultdict(list)
     for snapshot in engine.snapshot([request.chain for request in requests if request.index not in images]):
         jobs[snapshot.request.job].append(snapshot)

@@ -16,6 +16,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from torch import Tensor
 
 from bench.machine import default_device
 from bench.model import DEFAULT, Model, engine_on, load
@@ -24,8 +25,10 @@ from models.noise import normal
 from models.plans import compile_plan
 from worker.contract import Precision
 from worker.engine import ChainRequest
+from worker.graphs import CudaRecorder
 from worker.loaded import LoadedModel
 from worker.noise_ahead import NoiseAhead
+from worker.rows import WIDTH
 from worker.tuning import considered
 
 ROUNDS, BURST = 9, 16  # noise is drawn for up to 16 steps at once
@@ -93,7 +96,7 @@ def _network(model: LoadedModel, size: int) -> Callable[[], object]:
     pool = model.engine.pool
     index = torch.arange(size, device=pool.device)
     x = normal(index, index, index, pool.shape)
-    return lambda: pool.network(x, index)
+    return _recorded(pool.device, lambda: pool.network(x, index))
 
 
 def _engine(model: LoadedModel, size: int) -> Callable[[], object]:
@@ -108,8 +111,20 @@ def _noise(model: LoadedModel, size: int) -> Callable[[], object]:
     if pool.device.type == "cpu":
         chains, steps, ahead = np.arange(size), itertools.count(), NoiseAhead(size, pool.shape)
         return lambda: ahead(chains, chains, chains, np.full(size, next(steps)))
-    index = torch.arange(size, device=pool.device)
-    return lambda: normal(index, index, index, pool.shape)
+    batch = torch.zeros(WIDTH, size, dtype=torch.float64, device=pool.device)  # on CUDA noise and rows are one
+    x, x_0_hat, out = torch.randn(3, size, *pool.shape, device=pool.device)
+    return _recorded(pool.device, lambda: pool.advance(batch, x, x_0_hat, out))
+
+
+def _recorded(device: torch.device, run: Callable[[], object]) -> Callable[[], object]:
+    """On CUDA as a graph, as the engine's steps are: launched one by one, small operations take longer to launch than to do."""
+    if device.type == "cpu":
+        return run
+
+    def recorded(_: Tensor) -> None:
+        run()
+
+    return CudaRecorder(device)(recorded, torch.empty(0, device=device))
 
 
 def _product(model: LoadedModel) -> Callable[[], object]:

@@ -90,6 +90,8 @@ def set_aside(model: LoadedModel, work: Work, chance: random.Random) -> Images:
         engine.submit(come)
         engine.restore(back)
         inside |= {request.index for request in [*come, *(snapshot.request for snapshot in back)]}
+        images |= pictures(engine.settle())
+        inside -= images.keys()
         outside += _take_out(engine, chance.sample(sorted(inside), min(len(inside), chance.randrange(5))))
         images |= pictures(engine.step())
         inside -= images.keys() | {snapshot.request.index for snapshot in outside}

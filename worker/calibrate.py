@@ -120,7 +120,10 @@ class _Trial:
                 groups.append((bits, {size: seconds}))
             else:
                 group[size] = seconds
-        return max((group for _, group in groups), key=lambda group: (len(group), max(group)))
+        chosen = max((group for _, group in groups), key=lambda group: (len(group), max(group)))
+        if others := sorted(size for _, group in groups for size in group if size not in chosen):
+            log.info("batches of %s give other bits than those of %s, and are not used", others, sorted(chosen))
+        return chosen
 
     def seconds(self, sizes: Iterable[int]) -> dict[int, float]:
         return {size: self._least(size) for size in sizes}

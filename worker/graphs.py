@@ -34,21 +34,21 @@ class Graphs:
 
 
 class CudaRecorder:
-    """The graphs that it records share one memory: activations are allocated once, for the largest batch."""
+    """The graphs that it records share one memory: activations are allocated once, if the largest batch is recorded first."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._memory = device, torch.cuda.graph_pool_handle()
+        self._memory = torch.cuda.graph_pool_handle()
+        self._here, self._aside, self._capture = torch.cuda.current_stream(device), *(torch.cuda.Stream(device) for _ in range(2))
         self._running: deque[torch.cuda.Event] = deque()
 
     def __call__(self, advance: Advance, inputs: Tensor) -> Callable[[], None]:
-        here, aside = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
+        self._aside.wait_stream(self._here)
+        with torch.cuda.stream(self._aside):  # always the same: cuBLAS keeps memory for each stream that it meets
             for _ in range(_WARM_UPS):
                 advance(inputs)
-        here.wait_stream(aside)
+        self._here.wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
+        with torch.cuda.graph(graph, pool=self._memory, stream=self._capture):
             advance(inputs)
         return lambda: self._launch(graph)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from shutil import which
 from typing import cast
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import Checkpoint
+from models.unet import UNet
 from worker.contract import Precision
 from worker.packed import pack
 
+Network = Callable[[Tensor, Tensor], Tensor]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _COMPILED = "-compiled"
 _MODELS = 64  # in one process; PyTorch takes the eighth for a mistake
@@ -32,13 +35,14 @@ class ServedNetwork:
         self.dtype = _DTYPES[precision.removesuffix(_COMPILED)]
         self.compiled = is_compiled(precision)
         self.features = _table(checkpoint).to(device, self.dtype)
+        if device.type == "cuda":  # fp32 is to mean it: by itself cuDNN rounds to TF32 what it multiplies
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         net = copy.deepcopy(checkpoint.net).to(device, self.dtype)
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
-        self._denoise = self.net.denoise
+        self._denoise: Network = self.net.denoise
         if self.compiled:
-            torch._dynamo.config.recompile_limit = _MODELS
-            self._denoise = torch.compile(self.net.denoise, fullgraph=True)
-            self._compile(device)
+            self._denoise = _compile(self.net)
+            self._try(device)
         elif device.type == "cpu":
             pack(self.net)
 
@@ -52,7 +56,8 @@ class ServedNetwork:
         return out.to(torch.float32, memory_format=torch.contiguous_format)
 
     @torch.inference_mode()
-    def _compile(self, device: torch.device) -> None:
+    def _try(self, device: torch.device) -> None:
+        """Compile, for a typical batch."""
         cfg = self.net.cfg
         nothing = torch.zeros(_TYPICAL, cfg.in_channels, cfg.sample_size, cfg.sample_size, device=device)
         self(nothing, torch.zeros(_TYPICAL, dtype=torch.int64, device=device))
@@ -61,7 +66,8 @@ class ServedNetwork:
 def precisions(device: torch.device) -> tuple[Precision, ...]:
     """Those that the device computes natively, not compiled; elsewhere bf16 is emulated, and slow."""
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return ("fp32", "bf16") if native else ("fp32",)
@@ -80,6 +86,13 @@ def compiled(precision: Precision) -> Precision:
 
 def is_compiled(precision: Precision) -> bool:
     return precision.endswith(_COMPILED)
+
+
+def _compile(net: UNet) -> Network:
+    """To the same kernels in every process and for every batch size: by itself PyTorch times several and takes the fastest."""
+    torch._dynamo.config.recompile_limit = _MODELS
+    wanted = {"batch_invariant", "deterministic"} & set(torch._inductor.list_options())
+    return torch.compile(net.denoise, fullgraph=True, dynamic=False, options=dict.fromkeys(sorted(wanted), True))
 
 
 @torch.inference_mode()

@@ -74,7 +74,7 @@ class Pool:
             torch.cuda.set_device(device)  # streams, events and graphs are of the thread's current device
         if record is None and device.type == "cuda":
             record = CudaRecorder(device)
-        self._advance = advance or advance_on(device)
+        self.advance = advance or advance_on(device)
         self._graphs = Graphs(self._whole_step, self.dummy, device, record) if record else None
         self._noise = NoiseAhead(capacity + 1, shape)
 
@@ -95,7 +95,7 @@ class Pool:
 
     def _whole_step(self, columns: Tensor) -> None:
         slots, t = columns[:2].long()
-        self._advance(columns, self.x, self.x_0_hat, self.network(self.x[slots], t))
+        self.advance(columns, self.x, self.x_0_hat, self.network(self.x[slots], t))
 
     def _step_in_numpy(self, batch: Batch) -> None:
         slots, t, seed, index, draw = batch.columns[: len(ADDRESS)].astype(np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 
@@ -53,16 +53,15 @@ def tune(
         )
     keep_freed_memory()
     bench = _Bench(loaded, weights, shape, device, _capacity(capacity, shape, device), cache)
-    if precision != "auto":
-        chosen = precision
-    else:
+    if precision == "auto":
         plain = max(precisions(device), key=bench.worth)
         chosen = max((kind for kind in (plain, compiled(plain)) if kind in considered(device)), key=bench.worth)
-    calibration = bench.calibration(chosen)
-    if calibration is None:
-        raise ValueError(f"DDPM_PRECISION={precision} cannot be compiled here, as the log says; use auto")
-    pool = bench.pool(chosen)
-    return Tuned(pool, _prepared(pool, calibration), chosen, bench.conditions)
+        return bench.tuned(chosen) or bench.tuned(plain) or _impossible(plain)
+    return bench.tuned(precision) or _impossible(precision)
+
+
+def _impossible(precision: Precision) -> NoReturn:
+    raise ValueError(f"DDPM_PRECISION={precision} cannot be compiled here, as the log says; use auto")
 
 
 def considered(device: torch.device) -> tuple[Precision, ...]:
@@ -87,7 +86,19 @@ class _Bench:
         self._found: dict[Precision, Calibration | None] = {}
         self._pool: tuple[Precision, Pool] | None = None
 
-    def pool(self, precision: Precision) -> Pool:
+    def tuned(self, precision: Precision) -> Tuned | None:
+        """None where it cannot be compiled."""
+        calibration = self.calibration(precision)
+        if calibration is None:
+            return None
+        try:
+            pool = self._pool_in(precision)
+            return Tuned(pool, _prepared(pool, calibration), precision, self.conditions)
+        except Exception as error:
+            self._left_out(precision, error)
+            return None
+
+    def _pool_in(self, precision: Precision) -> Pool:
         if self._pool is None or self._pool[0] != precision:
             self._pool = None
             gc.collect()  # what was recorded of the pool's steps refers to the pool
@@ -121,28 +132,32 @@ class _Bench:
     def _recall(self, precision: Precision) -> Calibration | None:
         def measure() -> Calibration:
             sizes = SIZES[1:] if is_compiled(precision) else SIZES
-            return calibrate(self.pool(precision), self._loaded.schedule.T, sizes)
+            return calibrate(self._pool_in(precision), self._loaded.schedule.T, sizes)
 
         try:
             return self._cache.recall(self._conditions(precision), measure) if self._cache else measure()
         except Exception as error:
-            if not is_compiled(precision):
-                raise
-            log.warning("%s is left out, for PyTorch's compiler fails: %s", precision, reason_of(error))
+            self._left_out(precision, error)
             return None
+
+    def _left_out(self, precision: Precision, error: Exception) -> None:
+        if not is_compiled(precision):
+            raise error
+        log.warning("%s is left out, for PyTorch's compiler fails: %s", precision, reason_of(error))
 
 
 def _prepared(pool: Pool, calibration: Calibration) -> Calibration:
     """Do at the start what the first step of each size would have to do."""
     calibration.use()
     ready = {}
-    for size, seconds in calibration.seconds.items():
+    for size, seconds in sorted(calibration.seconds.items(), reverse=True):  # smaller ones then need no memory of their own
         try:
             pool.prepare(size)
         except torch.OutOfMemoryError:
             log.warning("a batch of %d does not fit the memory any more; smaller ones are used", size)
-            break
+            continue
         ready[size] = seconds
+    torch.cuda.empty_cache()  # what was only for recording
     return replace(calibration, seconds=ready)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from bench import beside_bulk, over_http
 from bench.arrivals import SIZES, Arrival
+from bench.model import DEFAULT
 from bench.report import Report
 from bench.service import Client, service
 
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with service(tmp_path_factory.mktemp("service"), "cpu", "fp32") as client:
+    with service(tmp_path_factory.mktemp("service"), DEFAULT, "cpu", "fp32") as client:
         yield client
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,7 +71,8 @@ def test_its_bits_are_the_same_for_every_batch_size_and_for_one_thread_and_two(s
 @torch.inference_mode()
 def test_compiled_it_is_one_graph_for_all_batch_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Without kernels, which take minutes. For a CPU it is two graphs, as PyTorch has another convolution there from 16 on."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *of, options, **how: compile_(*of, **how, backend="aot_eager"))
     loaded = checkpoint_of(tmp_path, TINY)
     torch._dynamo.utils.counters.clear()
     net = ServedNetwork(loaded, CPU, "fp32-compiled")

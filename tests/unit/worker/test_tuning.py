@@ -48,7 +48,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Precision]:
     monkeypatch.setattr(tuning, "precisions", lambda device: ("fp32", "bf16"))
     monkeypatch.setattr(tuning, "possible", lambda device: ALL)
     monkeypatch.setattr(tuning, "calibrate", calibrate)
-    monkeypatch.setattr(torch, "compile", lambda function, fullgraph: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(Pool, "prepare", lambda pool, size: None)
     return kinds
 
@@ -90,7 +90,7 @@ def test_a_compiled_network_is_taken_where_it_is_a_tenth_faster_still(tiny, meas
 
 @pytest.fixture
 def broken_compiler(measured, monkeypatch):
-    def fails(function, fullgraph):
+    def fails(function, **_):
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
 
     monkeypatch.setattr(torch, "compile", fails)
@@ -100,6 +100,20 @@ def broken_compiler(measured, monkeypatch):
 def test_where_the_compiler_fails_the_log_says_so_and_the_network_runs_as_it_is(tiny, broken_compiler, tmp_path, caplog):
     assert tuned(tiny, cache=CalibrationCache(tmp_path)).precision == "bf16"
     assert "bf16-compiled is left out, for PyTorch's compiler fails: RuntimeError: Failed to find C compiler" in caplog.text
+
+
+def test_a_compiler_that_fails_at_a_later_start_costs_speed_only(tiny, measured, monkeypatch, tmp_path, caplog):
+    """Its times are in the cache, but somebody has removed the C compiler."""
+    monkeypatch.setattr(tuning, "considered", lambda device: ALL)
+    assert tuned(tiny, cache=CalibrationCache(tmp_path)).precision == "bf16-compiled"
+
+    def fails(function, **_):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    assert tuned(tiny, cache=CalibrationCache(tmp_path)).precision == "bf16"
+    with pytest.raises(ValueError, match="DDPM_PRECISION=bf16-compiled cannot be compiled here"):
+        tuned(tiny, "bf16-compiled", CalibrationCache(tmp_path))
 
 
 def test_a_compiled_network_that_was_asked_for_and_cannot_be_made_is_refused(tiny, broken_compiler):
