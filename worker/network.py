@@ -35,8 +35,9 @@ class ServedNetwork:
         self.dtype = _DTYPES[precision.removesuffix(_COMPILED)]
         self.compiled = is_compiled(precision)
         self.features = _table(checkpoint).to(device, self.dtype)
-        if device.type == "cuda":  # fp32 is to mean it: by itself cuDNN rounds to TF32 what it multiplies
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        if device.type == "cuda":
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 is to mean it
         net = copy.deepcopy(checkpoint.net).to(device, self.dtype)
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
         self._denoise: Network = self.net.denoise

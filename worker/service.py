@@ -71,13 +71,11 @@ class Worker:
 
     def _turn(self) -> None:
         self._read_inbox()
-        began, promised_s = time.monotonic(), 0.0
-        for model in self._models.values():
-            if len(model.engine):
-                promised_s += self._step(model)
+        began, busy = time.monotonic(), [model for model in self._models.values() if len(model.engine)]
+        promised_s = sum(self._step(model) for model in busy)
         self._report()
         self._save()
-        if promised_s:
+        if busy:  # with nothing promised too: a GPU's steps take their time when somebody waits for them
             self._speed.note(time.monotonic() - began, promised_s)
 
     def _step(self, model: LoadedModel) -> float:

@@ -15,7 +15,7 @@ class Speed:
         self._took_s = self._promised_s = 0.0
 
     def note(self, took_s: float, promised_s: float) -> None:
-        """Of one turn in which something stepped."""
+        """Of one turn in which something stepped, or was waited for."""
         self._took_s += took_s
         self._promised_s += promised_s
         if self._took_s >= _REMEMBERED_S:
@@ -24,4 +24,4 @@ class Speed:
     @property
     def slowed(self) -> float:
         """Seconds that steps take, of one that calibration promises; 1 until two seconds of them are measured."""
-        return self._took_s / self._promised_s if self._took_s >= _MEASURED_S else 1.0
+        return self._took_s / self._promised_s if self._took_s >= _MEASURED_S and self._promised_s else 1.0
