@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,22 +27,14 @@ class CalibrationCache:
 
     def recall(self, conditions: tuple[str, ...], measure: Callable[[], Calibration]) -> Calibration:
         """What was found under these conditions, or what `measure` finds now, while others who want the same wait."""
-        key, path = self._file(conditions)
+        key = json.dumps([_FORMAT, *conditions])
+        path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
         with self._alone(path):
             found = _read(path, key)
             if found is None:
                 found = measure()
                 _write(path, key, found)
             return found
-
-    def forget(self, conditions: tuple[str, ...]) -> None:
-        """Whoever starts next measures anew."""
-        with suppress(OSError):
-            self._file(conditions)[1].unlink()
-
-    def _file(self, conditions: tuple[str, ...]) -> tuple[str, Path]:
-        key = json.dumps([_FORMAT, *conditions])
-        return key, self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
     @contextmanager
     def _alone(self, path: Path) -> Iterator[None]:

@@ -20,12 +20,10 @@ from worker.contract import HOLDS, Precision, Shard
 from worker.engine import ChainRequest, Engine, Finished, Snapshot
 from worker.info import ServedModel
 from worker.snapshots import BadSnapshot, unpack
-from worker.speed import Speed
 from worker.threads import Threads
 from worker.tuning import tune
 
 log = logging.getLogger(__name__)
-_TOO_FAST = 0.75  # of what calibration promises
 
 
 class CannotRun(Exception):
@@ -55,8 +53,6 @@ class LoadedModel:
         tuned = tune(loaded, self.card.sha256, shape, device, capacity, precision, cache)
         self.calibration, self.precision = tuned.calibration, tuned.precision
         self.capacity = tuned.pool.dummy
-        self._conditions, self._cache = tuned.conditions, cache
-        self._speed = Speed()
         self._threads = Threads(self.calibration.threads, self.calibration.fewer)
         self._buckets = {n: Buckets(self.calibration.seconds_by(n)) for n in (self.calibration.threads, self.calibration.fewer)}
         self.engine = Engine(tuned.pool, self.calibration.seconds)
@@ -81,21 +77,8 @@ class LoadedModel:
         finished = self.engine.step(only)
         if chains := self.engine.image_steps - done_before:
             size = self.engine.buckets.holding(chains)
-            took_s = time.monotonic() - began
-            self._speed.note(took_s, self.engine.buckets.seconds[size])
-            self._threads.note(took_s, self.calibration.seconds[size])
-            self._doubt()
+            self._threads.note(time.monotonic() - began, self.calibration.seconds[size])
         return finished
-
-    def _doubt(self) -> None:
-        """What was measured beside other work is slower than what is, and large batches may be missing from it."""
-        if self._cache and self.calibration.threads and self._speed.slowed < _TOO_FAST:
-            log.warning(
-                "%s: steps take %.2f of what was measured; the next start measures anew", self.card.name, self._speed.slowed
-            )
-            for conditions in self._conditions:
-                self._cache.forget(conditions)
-            self._cache = None
 
     def promised_s(self, chains: int) -> float:
         """What calibration found for a step of so many chains, by as many threads as took the last one."""

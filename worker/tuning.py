@@ -25,12 +25,9 @@ _GAIN = 1.1  # bf16 costs accuracy, and compiling a longer start: each has to be
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """`conditions`: under which names the cache keeps what the choice came from."""
-
     pool: Pool
     calibration: Calibration
     precision: Precision
-    conditions: tuple[tuple[str, ...], ...] = ()
 
 
 def tune(
@@ -93,7 +90,7 @@ class _Bench:
             return None
         try:
             pool = self._pool_in(precision)
-            return Tuned(pool, _prepared(pool, calibration), precision, self.conditions)
+            return Tuned(pool, _prepared(pool, calibration), precision)
         except Exception as error:
             self._left_out(precision, error)
             return None
@@ -120,22 +117,16 @@ class _Bench:
             return 0.0
         return found.image_steps_per_s / _GAIN ** (precision.startswith("bf16") + is_compiled(precision))
 
-    @property
-    def conditions(self) -> tuple[tuple[str, ...], ...]:
-        """Of all that was asked for so far."""
-        return tuple(self._conditions(precision) for precision in self._found)
-
-    def _conditions(self, precision: Precision) -> tuple[str, ...]:
-        enough = str(self._capacity >= SIZES[-1])
-        return self._weights, description(self._device), torch.__version__, precision, enough
-
     def _recall(self, precision: Precision) -> Calibration | None:
+        enough = str(self._capacity >= SIZES[-1])
+        conditions = (self._weights, description(self._device), torch.__version__, precision, enough)
+
         def measure() -> Calibration:
             sizes = SIZES[1:] if is_compiled(precision) else SIZES
             return calibrate(self._pool_in(precision), self._loaded.schedule.T, sizes)
 
         try:
-            return self._cache.recall(self._conditions(precision), measure) if self._cache else measure()
+            return self._cache.recall(conditions, measure) if self._cache else measure()
         except Exception as error:
             self._left_out(precision, error)
             return None

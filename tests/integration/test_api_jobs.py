@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -13,6 +12,7 @@ import httpx
 import pytest
 from redis import Redis
 
+from tests.support.processes import later
 from tests.support.worker import IdleWorker, png_of
 from worker import contract
 from worker.contract import Priority, Shard
@@ -276,9 +276,9 @@ def test_a_deleted_job_leaves_no_key_and_cannot_come_back(
 
 def test_a_deletion_ends_the_waiting(api: httpx.Client, url: str, post: Post) -> None:
     job = post()["id"]
-    threading.Timer(0.2, httpx.delete, [f"{url}/v1/jobs/{job}"]).start()
-    began = time.monotonic()
-    assert api.get(f"/v1/jobs/{job}", params={"wait": 5}).status_code == 404
+    with later(0.2, httpx.delete, f"{url}/v1/jobs/{job}"):
+        began = time.monotonic()
+        assert api.get(f"/v1/jobs/{job}", params={"wait": 5}).status_code == 404
     assert time.monotonic() - began < 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from app import store
 from app.looks import Looks
 from app.main import create_app
 from app.settings import ApiSettings
+from tests.support.processes import later
 from tests.support.proxy import Proxy, proxy
 from tests.support.server import serve
 from tests.support.worker import IdleWorker
@@ -57,8 +57,8 @@ def test_a_status_is_one_round_trip(between: Proxy, behind: httpx.Client, worker
 def test_who_waits_has_the_job_built_once(between: Proxy, behind: httpx.Client, worker: IdleWorker, post: Post) -> None:
     job = post(count=1024)["id"]
     between.about = f"{job}:sha256".encode()
-    threading.Timer(2.2, worker.start, [job]).start()
-    answer = behind.get(f"/v1/jobs/{job}", params={"wait": 5})
+    with later(2.2, worker.start, job):
+        answer = behind.get(f"/v1/jobs/{job}", params={"wait": 5})
     assert answer.json()["state"] == "running", answer.text
     assert between.trips == 1
 

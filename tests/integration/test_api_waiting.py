@@ -8,7 +8,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import pytest
 from redis import Redis
 
 from app.settings import ApiSettings
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, later
 from tests.support.worker import IdleWorker
 
 Post = Callable[..., dict[str, Any]]
@@ -29,9 +28,9 @@ Post = Callable[..., dict[str, Any]]
 
 def test_waiting_ends_with_the_next_change_of_state(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
     job = post()["id"]
-    threading.Timer(0.1, worker.start, [job]).start()
-    began = time.monotonic()
-    assert api.get(f"/v1/jobs/{job}", params={"wait": 5}).json()["state"] == "running"
+    with later(0.1, worker.start, job):
+        began = time.monotonic()
+        assert api.get(f"/v1/jobs/{job}", params={"wait": 5}).json()["state"] == "running"
     assert 0.1 <= time.monotonic() - began < 1, "woken by the clock, not by the change"
 
 
@@ -53,8 +52,8 @@ def test_nobody_waits_for_a_job_that_has_ended(api: httpx.Client, post: Post) ->
 def test_waiting_survives_a_lost_subscription(api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post) -> None:
     job = post()["id"]
     redis.client_kill_filter(_type="pubsub")
-    threading.Timer(0.2, worker.start, [job]).start()
-    assert api.get(f"/v1/jobs/{job}", params={"wait": 5}).json()["state"] == "running"
+    with later(0.2, worker.start, job):
+        assert api.get(f"/v1/jobs/{job}", params={"wait": 5}).json()["state"] == "running"
 
 
 def calls(redis: Redis) -> Counter[str]:

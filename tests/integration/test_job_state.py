@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from tests.support.processes import eventually
+from tests.support.processes import eventually, later
 from tests.support.worker import IdleWorker
 from worker.contract import Priority, queue_name
 from worker.rescue import RESCUE_EVERY_S
@@ -76,8 +75,8 @@ def test_a_job_that_is_given_back_is_queued_at_once_and_whoever_waits_is_told(ap
     job = post()
     shards = join()
     take(shards, worker)
-    threading.Timer(0.2, shards.close).start()
-    assert api.get(job["links"]["self"], params={"wait": 20}).json()["state"] == "queued"
+    with later(0.2, shards.close):
+        assert api.get(job["links"]["self"], params={"wait": 20}).json()["state"] == "queued"
 
 
 def test_a_job_runs_for_as_long_as_one_of_its_workers_does(api, redis, worker, post, join):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -40,3 +42,14 @@ def eventually(condition: Callable[[], object], within_s: float, what: str) -> N
     while not condition():
         assert time.monotonic() < until, f"after {within_s} s still not: {what}"
         time.sleep(0.02)
+
+
+@contextmanager
+def later(seconds: float, call: Callable[..., object], *args: object) -> Iterator[None]:
+    """`call(*args)` while the block runs; the block ends when it has returned, and what it uses is still there."""
+    timer = threading.Timer(seconds, call, args)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 from fastapi import FastAPI
 
 from app.server import Server
@@ -22,8 +23,9 @@ def serve(app: FastAPI) -> Iterator[str]:
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        httpx.get(f"{url}/nowhere")  # FastAPI builds its routes at the first request, which two threads must not do at once
+        yield url
     finally:
         server.should_exit = True
         thread.join()

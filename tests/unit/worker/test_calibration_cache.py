@@ -28,17 +28,6 @@ def test_under_other_conditions_it_is_measured(tmp_path: Path):
     assert cache.recall(("weights", "cpu", "torch 2.14"), lambda: other) == other
 
 
-def test_what_is_forgotten_is_measured_and_the_rest_is_not(tmp_path: Path):
-    cache, other = CalibrationCache(tmp_path), Calibration({2: 3.0})
-    for conditions in (CONDITIONS, ("other",)):
-        cache.recall(conditions, lambda: FOUND)
-        cache.recall(conditions, must_not_measure)
-    cache.forget(CONDITIONS)
-    cache.forget(("never measured",))
-    assert cache.recall(CONDITIONS, lambda: other) == other
-    assert cache.recall(("other",), must_not_measure) == FOUND
-
-
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": 1}', '{"key": "x", "seconds": 3}'])
 def test_a_damaged_file_is_measured_anew_and_mended(tmp_path: Path, damage: str):
     cache = CalibrationCache(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,8 @@ import torch
 from models.catalog import Catalog
 from tests.support.folders import write_model
 from worker.calibrate import Calibration
-from worker.calibration_cache import CalibrationCache
 from worker.engine import ChainRequest
 from worker.loaded import LoadedModel
-from worker.pool import Pool
 
 
 @pytest.fixture
@@ -41,34 +39,6 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]) -> I
     model.engine.pool.network = watched
     yield model
     torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(("step_s", "again"), [(1e6, 2), (1e-9, 1)], ids=["faster than measured", "slower"])
-def test_what_was_measured_beside_other_work_is_measured_anew_at_the_next_start(
-    tmp_path: Path, monkeypatch, caplog, step_s: float, again: int
-):
-    """Of steps that take nothing like as long, and of a worker that knows after a moment."""
-    write_model(tmp_path, "tiny")
-    measured: list[Pool] = []
-
-    def calibrate(pool: Pool, T: int, sizes: Sequence[int]) -> Calibration:
-        measured.append(pool)
-        return Calibration({1: step_s}, threads=1, fewer=1)
-
-    monkeypatch.setattr("worker.tuning.calibrate", calibrate)
-    monkeypatch.setattr("worker.speed._MEASURED_S", 1e-3)
-    cache = CalibrationCache(tmp_path / "cache")
-
-    def start() -> LoadedModel:
-        return LoadedModel(Catalog.read(tmp_path), "tiny", torch.device("cpu"), 4, "fp32", cache)
-
-    model = start()
-    model.engine.submit([ChainRequest("a", "job", model.plan("ddpm", 10, "fixed_small", 0.0), 1, 0)])
-    for _ in range(10):
-        model.step()
-    start()
-    assert len(measured) == again
-    assert caplog.text.count("the next start measures anew") == again - 1
 
 
 def test_a_worker_that_cannot_keep_its_promise_tries_fewer_threads_and_promises_what_they_take(
