@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 log = logging.getLogger(__name__)
+_ASK_AGAIN_S = 0.5
 
 
 @asynccontextmanager
@@ -20,9 +21,10 @@ async def background(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while running := [task for task in tasks if not task.done()]:  # a library may lose a cancellation
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=_ASK_AGAIN_S)
 
 
 def _report(task: asyncio.Task[None]) -> None:

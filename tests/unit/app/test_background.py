@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -32,4 +33,16 @@ async def test_a_loop_that_fails_is_in_the_log_at_once_and_the_others_go_on(capl
         while "ZeroDivisionError" not in caplog.text:
             await asyncio.sleep(0)
         assert seen == []
+    assert seen == ["ended"]
+
+
+async def test_a_loop_that_loses_a_cancellation_is_asked_again():
+    async def loses_one(seen: list[str]) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        await for_ever(seen)
+
+    seen: list[str] = []
+    async with asyncio.timeout(10), background(loses_one(seen)):
+        await asyncio.sleep(0)
     assert seen == ["ended"]
