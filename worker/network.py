@@ -17,7 +17,7 @@ from models.unet import UNet
 from worker.contract import Precision
 from worker.packed import pack
 
-Network = Callable[[Tensor, Tensor], Tensor]
+_Denoise = Callable[[Tensor, Tensor], Tensor]  # of x and the time features
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _COMPILED = "-compiled"
 _MODELS = 64  # in one process; PyTorch takes the eighth for a mistake
@@ -40,7 +40,7 @@ class ServedNetwork:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 is to mean it
         net = copy.deepcopy(checkpoint.net).to(device, self.dtype)
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
-        self._denoise: Network = self.net.denoise
+        self._denoise: _Denoise = self.net.denoise
         if self.compiled:
             self._denoise = _compile(self.net)
             self._try(device)
@@ -89,7 +89,7 @@ def is_compiled(precision: Precision) -> bool:
     return precision.endswith(_COMPILED)
 
 
-def _compile(net: UNet) -> Network:
+def _compile(net: UNet) -> _Denoise:
     """To the same kernels in every process and for every batch size: by itself PyTorch times several and takes the fastest."""
     torch._dynamo.config.recompile_limit = _MODELS
     wanted = {"batch_invariant", "deterministic"} & set(torch._inductor.list_options())

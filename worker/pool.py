@@ -19,7 +19,7 @@ from models.plans import COLUMNS
 from worker.copies import Copying, onto
 from worker.graphs import CudaRecorder, Graphs, Recorder
 from worker.noise_ahead import NoiseAhead
-from worker.rows import ADDRESS, WIDTH, Advance, advance_on, next_state
+from worker.rows import ADDRESS, WIDTH, advance_on, next_state
 
 Network = Callable[[Tensor, Tensor], Tensor]
 _D, _S = len(ADDRESS) + COLUMNS.index("d"), len(ADDRESS) + COLUMNS.index("s")
@@ -60,21 +60,17 @@ class Pool:
         capacity: int,
         device: torch.device,
         record: Recorder | None = None,
-        advance: Advance | None = None,
     ) -> None:
-        """`record`: how steps are recorded; None records them on CUDA and runs them one by one elsewhere.
-
-        `advance`: how a recorded step ends; None takes what is fastest on the device.
-        """
+        """`record`: how steps are recorded; None records them on CUDA and runs them one by one elsewhere."""
         self.network, self.shape, self.device = network, shape, device
         self.dummy = capacity
         self.x = torch.zeros(capacity + 1, *shape, device=device)
         self.x_0_hat = torch.zeros_like(self.x)
-        if device.index is not None:
+        if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # streams, events and graphs are of the thread's current device
         if record is None and device.type == "cuda":
             record = CudaRecorder(device)
-        self.advance = advance or advance_on(device)
+        self.advance = advance_on(device)
         self._graphs = Graphs(self._whole_step, self.dummy, device, record) if record else None
         self._noise = NoiseAhead(capacity + 1, shape)
 

@@ -148,6 +148,13 @@ TestLateEngineAgainstPlainLoop = LateEngineAgainstPlainLoop.TestCase
 TestLateEngineAgainstPlainLoop.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_a_cpu_may_be_named_with_its_number(device: str):
+    e = Engine(Pool(gaussian_eps, SHAPE, 2, torch.device(device)), {1: 1.0})
+    e.submit([request("a")])
+    assert torch.equal(drain(e)["a"], plain(request("a")))
+
+
 @pytest.mark.parametrize("record", [None, one_by_one], ids=["in numpy", "recorded"])
 def test_a_size_that_was_prepared_draws_what_others_draw(record: Recorder | None):
     """A worker prepares each size with a batch of nothing but padding, and on CUDA records it then."""
