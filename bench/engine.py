@@ -23,13 +23,14 @@ from bench.model import DEFAULT, Model, engine_on, load
 from bench.report import OUT, Out, Report
 from models.noise import normal
 from models.plans import compile_plan
+from worker.calibrate import sizes_on
 from worker.contract import Precision
 from worker.engine import ChainRequest
 from worker.graphs import CudaRecorder
 from worker.loaded import LoadedModel
+from worker.network import precisions
 from worker.noise_ahead import NoiseAhead
 from worker.rows import WIDTH
-from worker.tuning import considered
 
 ROUNDS, BURST = 9, 16  # noise is drawn for up to 16 steps at once
 _SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices
@@ -74,8 +75,9 @@ def main(
 ) -> None:
     """Image-steps a second of every batch size that agrees to the bit, in every precision that the device has."""
     report = Report(out, "engine", device)
-    kinds = [precision] if precision else considered(torch.device(device))
-    rows = [row for kind in kinds for row in measure(load(model, device, 64, kind))]
+    kinds = [precision] if precision else precisions(torch.device(device))
+    largest = sizes_on(torch.device(device))[-1]
+    rows = [row for kind in kinds for row in measure(load(model, device, largest, kind))]
     head = ["precision", "batch", "network/s", "engine/s", "engine / network", "noise / step", "of the matmul peak"]
     report.say(f"{rows[0].gflop:g} GFLOP an image-step; medians of {ROUNDS} turns of {BURST} steps.\n")
     report.table(head, [row.cells for row in rows])
@@ -124,7 +126,8 @@ def _recorded(device: torch.device, run: Callable[[], object]) -> Callable[[], o
     def recorded(_: Tensor) -> None:
         run()
 
-    return CudaRecorder(device)(recorded, torch.empty(0, device=device))
+    with torch.inference_mode():
+        return CudaRecorder(device)(recorded, torch.empty(0, device=device))
 
 
 def _product(model: LoadedModel) -> Callable[[], object]:

@@ -21,7 +21,7 @@ from bench.report import OUT, Out, Report
 from bench.ways import alone, ways
 from bench.work import Images, Work
 from worker.contract import Precision
-from worker.tuning import considered
+from worker.network import precisions
 
 SHOWN = 12  # images of each way in the plot
 
@@ -54,7 +54,7 @@ def main(
     """Make the same images in every way that a service may come to make them, and count the bytes that differ."""
     report = Report(out, "exact", device)
     report.say(f"{images} images a row, {steps} steps, all samplers, against each image alone.\n")
-    kinds = [precision] if precision else considered(torch.device(device))
+    kinds = [precision] if precision else precisions(torch.device(device))
     rows = []
     for row in chain.from_iterable(compare(Work(model, device, kind, images, steps)) for kind in kinds):
         report.progress(f"{row.precision}, {row.way}: {row.differing} bytes differ")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from models.catalog import read_card
 
-Asked = Literal["fp32", "bf16", "fp32-compiled", "bf16-compiled", "auto"]
+Asked = Literal["fp32", "bf16", "auto"]
 
 _READY_WITHIN_S, _STOP_WITHIN_S = 120.0, 30.0
 

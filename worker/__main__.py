@@ -68,8 +68,7 @@ def load_models(settings: WorkerSettings, device: torch.device) -> dict[str, Loa
         if name not in catalog:
             raise ValueError(f"DDPM_MODELS names {name!r}, the catalog holds {', '.join(catalog)}")
     cache = CalibrationCache(settings.cache_dir)
-    for name, compiler in (("TRITON_CACHE_DIR", "triton"), ("TORCHINDUCTOR_CACHE_DIR", "inductor")):
-        os.environ.setdefault(name, str(settings.cache_dir / compiler))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(settings.cache_dir / "triton"))
     return {name: LoadedModel(catalog, name, device, settings.pool_images, settings.precision, cache) for name in names}
 
 

@@ -21,6 +21,7 @@ from worker.pool import Batch, Pool
 log = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
+_BEYOND = (128, 256)  # what fills a GPU
 LONGEST_STEP_S = 1.0  # jobs join, stop and report once a step: no larger batch is tried than one that takes this long
 _CHAINS, _CHAINS_S = 32, 1.0  # this many chains are compared, or as many as the smallest batches step in this time
 _TIMED, _TIMED_S = 5, 1.0
@@ -68,6 +69,10 @@ def compute_by(threads: int) -> None:
     """So many threads of the CPU, in the calling thread from now on; 0 leaves it as it is."""
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+def sizes_on(device: torch.device) -> tuple[int, ...]:
+    return (*SIZES, *_BEYOND) if device.type == "cuda" else SIZES
 
 
 def calibrate(pool: Pool, T: int, sizes: Sequence[int] = SIZES) -> Calibration:

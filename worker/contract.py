@@ -43,7 +43,7 @@ WORKERS = "ddpm:workers"  # hash: worker name -> JSON of WorkerInfo (worker/info
 
 # Of a network's weights and activations, and whether PyTorch's compiler wrote its kernels: each draws its own last bits.
 # Chains are float32 always.
-Precision = Literal["fp32", "bf16", "fp32-compiled", "bf16-compiled"]
+Precision = Literal["fp32", "bf16"]
 
 
 class State(StrEnum):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Callable
-from importlib.util import find_spec
-from shutil import which
-from typing import cast
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -16,12 +14,11 @@ from models.checkpoint import Checkpoint
 from models.unet import UNet
 from worker.contract import Precision
 from worker.packed import pack
+from worker.reason import reason_of
 
-_Denoise = Callable[[Tensor, Tensor], Tensor]  # of x and the time features
+log = logging.getLogger(__name__)
+Denoise = Callable[[Tensor, Tensor], Tensor]  # of x float32 (B, C, H, W) and the time features, as float32
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_COMPILED = "-compiled"
-_MODELS = 64  # in one process; PyTorch takes the eighth for a mistake
-_TYPICAL = 16  # the batch size that compiled kernels are made for, in every worker
 
 
 class ServedNetwork:
@@ -31,69 +28,71 @@ class ServedNetwork:
     last bit. In bf16 the network's weights and activations are; x, the rows and the noise stay float32.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, precision: Precision = "fp32") -> None:
-        self.dtype = _DTYPES[precision.removesuffix(_COMPILED)]
-        self.compiled = is_compiled(precision)
-        self.features = _table(checkpoint).to(device, self.dtype)
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, precision: Precision = "fp32", sizes: Sequence[int] = (1,)
+    ) -> None:
+        """`sizes`: batches for which a GPU's kernels are compiled now rather than when they are met."""
+        dtype = _DTYPES[precision]
+        self.features = _table(checkpoint).to(device, dtype)
+        net = copy.deepcopy(checkpoint.net).to(device, dtype)
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
         if device.type == "cuda":
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 is to mean it
-        net = copy.deepcopy(checkpoint.net).to(device, self.dtype)
-        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
-        self._denoise: _Denoise = self.net.denoise
-        if self.compiled:
-            self._denoise = _compile(self.net)
-            self._try(device)
-        elif device.type == "cpu":
-            pack(self.net)
+            self._denoise = by_our_kernels(net, self.features[:1], sizes) or _by_pytorch(net, dtype)
+        else:
+            pack(net)
+            self._denoise = _by_pytorch(net, dtype)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """x float32 (B, C, H, W), t int64 (B,) -> float32 (B, C, H, W). B is 2 or more where it is compiled."""
-        x, features = x.to(self.dtype, memory_format=torch.channels_last), self.features[t]
-        if self.compiled:  # once for all batch sizes: that is soonest done, and kernels that are the same agree
-            for batched in (x, features):
-                torch._dynamo.mark_dynamic(batched, 0)
-        out: Tensor = self._denoise(x, features)
+        """x float32 (B, C, H, W), t int64 (B,) -> float32 (B, C, H, W)."""
+        return self._denoise(x, self.features[t])
+
+
+@torch.inference_mode()
+def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> Denoise | None:
+    """`net` on its GPU, with the same bits in every batch; None, and the log says why, where it cannot be.
+
+    features (1, F): those of any timestep. `sizes`: batches to compile kernels for.
+    """
+    try:
+        from worker.gpu_layers import compiled_side_by_side
+        from worker.gpu_unet import GpuUNet
+
+        denoise, cfg = GpuUNet(net), net.cfg
+
+        def run(size: int) -> None:
+            x = torch.zeros(size, cfg.in_channels, cfg.sample_size, cfg.sample_size, device=features.device)
+            denoise(x, features.expand(size, -1))
+
+        with compiled_side_by_side(), suppress(torch.OutOfMemoryError):  # calibration finds out what does not fit
+            for size in sizes:
+                run(size)
+        run(1)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # no Triton, no C compiler for it, a GPU or a network that ours are not made for
+        log.warning("the network runs by PyTorch's kernels, of which few batch sizes agree to the bit: %s", reason_of(error))
+        return None
+    return denoise
+
+
+def _by_pytorch(net: UNet, dtype: torch.dtype) -> Denoise:
+    def denoise(x: Tensor, features: Tensor) -> Tensor:
+        out: Tensor = net.denoise(x.to(dtype, memory_format=torch.channels_last), features)
         return out.to(torch.float32, memory_format=torch.contiguous_format)
 
-    @torch.inference_mode()
-    def _try(self, device: torch.device) -> None:
-        """Compile, for a typical batch."""
-        cfg = self.net.cfg
-        nothing = torch.zeros(_TYPICAL, cfg.in_channels, cfg.sample_size, cfg.sample_size, device=device)
-        self(nothing, torch.zeros(_TYPICAL, dtype=torch.int64, device=device))
+    return denoise
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
-    """Those that the device computes natively, not compiled; elsewhere bf16 is emulated, and slow."""
+    """Those that the device computes natively; elsewhere bf16 is emulated, and slow."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return ("fp32", "bf16") if native else ("fp32",)
-
-
-def possible(device: torch.device) -> tuple[Precision, ...]:
-    """And those compiled, where what PyTorch's compiler needs is there: Triton, or a C++ compiler for a CPU."""
-    found = find_spec("triton") if device.type == "cuda" else which(os.environ.get("CXX", "g++"))
-    plain = precisions(device)
-    return (*plain, *map(compiled, plain)) if found else plain
-
-
-def compiled(precision: Precision) -> Precision:
-    return cast("Precision", precision + _COMPILED)
-
-
-def is_compiled(precision: Precision) -> bool:
-    return precision.endswith(_COMPILED)
-
-
-def _compile(net: UNet) -> _Denoise:
-    """To the same kernels in every process and for every batch size: by itself PyTorch times several and takes the fastest."""
-    torch._dynamo.config.recompile_limit = _MODELS
-    wanted = {"batch_invariant", "deterministic"} & set(torch._inductor.list_options())
-    return torch.compile(net.denoise, fullgraph=True, dynamic=False, options=dict.fromkeys(sorted(wanted), True))
 
 
 @torch.inference_mode()

@@ -29,8 +29,7 @@ class WorkerSettings(BaseSettings):
 
     precision: Precision | Literal["auto"] = Field(
         default="auto",
-        description="fp32, bf16, and on a GPU either of them -compiled; auto takes what is at least 1.1 times as fast as the "
-        "one before. Pictures of each differ",
+        description="fp32, bf16; auto takes bf16 where it is at least 1.1 times as fast. Pictures of the two differ",
     )
     cache_dir: Path = Field(
         default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm",

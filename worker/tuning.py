@@ -5,22 +5,21 @@ from __future__ import annotations
 import gc
 import logging
 from dataclasses import dataclass, replace
-from typing import Literal, NoReturn
+from typing import Literal
 
 import torch
 
 from models.checkpoint import Checkpoint
-from worker.calibrate import SIZES, Calibration, calibrate
+from worker.calibrate import Calibration, calibrate, sizes_on
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
 from worker.machine import description, keep_freed_memory, memory_bytes
-from worker.network import ServedNetwork, compiled, is_compiled, possible, precisions
+from worker.network import ServedNetwork, precisions
 from worker.pool import Pool
-from worker.reason import reason_of
 
 log = logging.getLogger(__name__)
 _POOL_SHARE = 1 / 8  # of the memory; the rest is for the network
-_GAIN = 1.1  # bf16 costs accuracy, and compiling a longer start: each has to be this much faster
+_GAIN = 1.1  # bf16 costs accuracy: it has to be this much faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,29 +40,18 @@ def tune(
 ) -> Tuned:
     """`weights` is the checkpoint's sha256. `capacity` is lowered where the memory does not hold that many chains.
 
-    Raises ValueError for a precision that the device does not compute natively, or that cannot be compiled.
+    Raises ValueError for a precision that the device does not compute natively.
     """
-    offered = possible(device)
+    offered = precisions(device)
     if precision != "auto" and precision not in offered:
         raise ValueError(
             f"DDPM_PRECISION={precision} but this device ({description(device)}) computes {' and '.join(offered)} only; use auto"
         )
     keep_freed_memory()
     bench = _Bench(loaded, weights, shape, device, _capacity(capacity, shape, device), cache)
-    if precision == "auto":
-        plain = max(precisions(device), key=bench.worth)
-        chosen = max((kind for kind in (plain, compiled(plain)) if kind in considered(device)), key=bench.worth)
-        return bench.tuned(chosen) or bench.tuned(plain) or _impossible(plain)
-    return bench.tuned(precision) or _impossible(precision)
-
-
-def _impossible(precision: Precision) -> NoReturn:
-    raise ValueError(f"DDPM_PRECISION={precision} cannot be compiled here, as the log says; use auto")
-
-
-def considered(device: torch.device) -> tuple[Precision, ...]:
-    """What `auto` chooses among. For a CPU compiling takes minutes, and a lone image longer: that is for who asks for it."""
-    return possible(device) if device.type == "cuda" else precisions(device)
+    chosen = max(offered, key=bench.worth) if precision == "auto" else precision
+    pool = bench.pool(chosen)
+    return Tuned(pool, _prepared(pool, bench.calibration(chosen)), chosen)
 
 
 class _Bench:
@@ -80,61 +68,34 @@ class _Bench:
     ) -> None:
         self._loaded, self._weights, self._shape, self._device = loaded, weights, shape, device
         self._capacity, self._cache = capacity, cache
-        self._found: dict[Precision, Calibration | None] = {}
+        self._sizes = sizes_on(device)
+        self._found: dict[Precision, Calibration] = {}
         self._pool: tuple[Precision, Pool] | None = None
 
-    def tuned(self, precision: Precision) -> Tuned | None:
-        """None where it cannot be compiled."""
-        calibration = self.calibration(precision)
-        if calibration is None:
-            return None
-        try:
-            pool = self._pool_in(precision)
-            return Tuned(pool, _prepared(pool, calibration), precision)
-        except Exception as error:
-            self._left_out(precision, error)
-            return None
-
-    def _pool_in(self, precision: Precision) -> Pool:
+    def pool(self, precision: Precision) -> Pool:
         if self._pool is None or self._pool[0] != precision:
             self._pool = None
             gc.collect()  # what was recorded of the pool's steps refers to the pool
             torch.cuda.empty_cache()
-            network = ServedNetwork(self._loaded, self._device, precision)
+            fitting = [size for size in self._sizes if size <= self._capacity]
+            network = ServedNetwork(self._loaded, self._device, precision, fitting)
             self._pool = precision, Pool(network, self._shape, self._capacity, self._device)
         return self._pool[1]
 
-    def calibration(self, precision: Precision) -> Calibration | None:
-        """None where it cannot be compiled."""
+    def calibration(self, precision: Precision) -> Calibration:
         if precision not in self._found:
-            self._found[precision] = self._recall(precision)
+            enough = str(self._capacity >= self._sizes[-1])
+            conditions = (self._weights, description(self._device), torch.__version__, precision, enough)
+
+            def measure() -> Calibration:
+                return calibrate(self.pool(precision), self._loaded.schedule.T, self._sizes)
+
+            self._found[precision] = self._cache.recall(conditions, measure) if self._cache else measure()
         return self._found[precision]
 
     def worth(self, precision: Precision) -> float:
-        """The rate that would be worth as much in fp32, not compiled."""
-        found = self.calibration(precision)
-        if found is None:
-            return 0.0
-        return found.image_steps_per_s / _GAIN ** (precision.startswith("bf16") + is_compiled(precision))
-
-    def _recall(self, precision: Precision) -> Calibration | None:
-        enough = str(self._capacity >= SIZES[-1])
-        conditions = (self._weights, description(self._device), torch.__version__, precision, enough)
-
-        def measure() -> Calibration:
-            sizes = SIZES[1:] if is_compiled(precision) else SIZES
-            return calibrate(self._pool_in(precision), self._loaded.schedule.T, sizes)
-
-        try:
-            return self._cache.recall(conditions, measure) if self._cache else measure()
-        except Exception as error:
-            self._left_out(precision, error)
-            return None
-
-    def _left_out(self, precision: Precision, error: Exception) -> None:
-        if not is_compiled(precision):
-            raise error
-        log.warning("%s is left out, for PyTorch's compiler fails: %s", precision, reason_of(error))
+        """The rate that would be worth as much in fp32."""
+        return self.calibration(precision).image_steps_per_s / (_GAIN if precision == "bf16" else 1)
 
 
 def _prepared(pool: Pool, calibration: Calibration) -> Calibration:

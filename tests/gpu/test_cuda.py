@@ -5,37 +5,33 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.paper import CONFIG
 from models import checkpoint
 from models.catalog import SHIPPED
 from models.noise import normal
 from models.plans import compile_plan
 from models.sampling import sample, to_bytes
 from tests.support.fused import differences
-from tests.support.networks import one_by_one
+from tests.support.networks import one_by_one, random_unet
 from worker import fused, rows
-from worker.calibrate import SIZES, calibrate
+from worker.calibrate import calibrate, sizes_on
 from worker.contract import Precision
 from worker.engine import ChainRequest, Engine
 from worker.graphs import Recorder
-from worker.network import ServedNetwork, possible
+from worker.network import ServedNetwork, precisions
 from worker.pool import Pool
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")]
 MODEL = SHIPPED / "fashion-mnist-28"
 SHAPE = (1, 28, 28)
 CUDA = torch.device("cuda")
-KINDS = pytest.mark.parametrize("precision", ["fp32", "bf16", "fp32-compiled", "bf16-compiled"])
-FAR_APART = {
-    "fp32": 1,
-    "bf16": 3,
-    "fp32-compiled": 1,
-    "bf16-compiled": 3,
-}  # mean, in grey levels: kernels differ, pictures do not
+KINDS = pytest.mark.parametrize("precision", ["fp32", "bf16"])
+FAR_APART = {"fp32": 1, "bf16": 3}  # mean, in grey levels: kernels differ, pictures do not
 
 
 def make_pool(precision: Precision, capacity: int = 64, record: Recorder | None = None) -> Pool:
-    if precision not in possible(CUDA):
-        pytest.skip(f"this GPU, with what is installed here, does not compute {precision}")
+    if precision not in precisions(CUDA):
+        pytest.skip(f"this GPU does not compute {precision}")
     return Pool(ServedNetwork(checkpoint.load(MODEL), CUDA, precision), SHAPE, capacity, CUDA, record)
 
 
@@ -67,10 +63,16 @@ def test_the_engine_draws_what_the_plain_loop_draws_on_the_cpu(precision: Precis
 
 
 @KINDS
+def test_every_batch_size_agrees(precision: Precision):
+    sizes = sizes_on(CUDA)
+    assert calibrate(make_pool(precision, sizes[-1]), 1000, sizes).buckets == sizes
+
+
+@KINDS
 def test_an_image_does_not_depend_on_its_batch_mates(precision: Precision):
     plan = compile_plan(checkpoint.load(MODEL).schedule, 20)
     pool = make_pool(precision)
-    seconds = calibrate(pool, 1000, SIZES[1:]).seconds
+    seconds = calibrate(pool, 1000).seconds
 
     def draw(indices: range) -> dict[object, torch.Tensor]:
         engine = Engine(pool, seconds)
@@ -79,6 +81,23 @@ def test_an_image_does_not_depend_on_its_batch_mates(precision: Precision):
 
     together = draw(range(40))
     assert all(torch.equal(draw(range(i, i + 1))[i], together[i]) for i in (0, 7, 39))
+
+
+@pytest.mark.parametrize(("precision", "error"), [("fp32", 3e-5), ("bf16", 5e-2)])
+@torch.inference_mode()
+def test_the_papers_network_is_as_exact_as_its_precision_in_batches_of_any_size(precision: Precision, error: float):
+    """Compared with float64: an error is a share of the norm."""
+    net = random_unet(cfg=CONFIG)
+    loaded = checkpoint.Checkpoint(net, checkpoint.load(MODEL).schedule, "epsilon", "")
+    served = ServedNetwork(loaded, CUDA, precision)
+    x, t = torch.randn(64, 3, 32, 32).cuda(), torch.arange(64) * 15
+    features = net.time_features(t[:2])
+    expected = net.double().cuda().denoise(x[:2].double(), features.double().cuda())
+    t = t.cuda()
+    together = served(x, t)
+    assert (together[:2] - expected).norm() <= error * expected.norm()
+    for size in (1, 2, 3, 16, 33):
+        assert torch.equal(served(x[:size], t[:size]), together[:size]), size
 
 
 @KINDS

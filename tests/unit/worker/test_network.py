@@ -14,7 +14,7 @@ from models.catalog import SHIPPED, ScheduleCard
 from models.checkpoint import Checkpoint
 from models.unet_config import UNetConfig
 from tests.support.networks import TINY, random_unet
-from worker.network import ServedNetwork, precisions
+from worker.network import ServedNetwork, by_our_kernels, precisions
 
 CPU = torch.device("cpu")
 CLOSE = {"fp32": 1e-5, "bf16": 5e-2}
@@ -69,21 +69,6 @@ def test_its_bits_are_the_same_for_every_batch_size_and_for_one_thread_and_two(s
 
 
 @torch.inference_mode()
-def test_compiled_it_is_one_graph_for_all_batch_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Without kernels, which take minutes. For a CPU it is two graphs, as PyTorch has another convolution there from 16 on."""
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda *of, options, **how: compile_(*of, **how, backend="aot_eager"))
-    loaded = checkpoint_of(tmp_path, TINY)
-    torch._dynamo.utils.counters.clear()
-    net = ServedNetwork(loaded, CPU, "fp32-compiled")
-    for size in (64, 32, 16, 8, 4, 2):
-        x, t = inputs(size, size=8)
-        expected = loaded.net(x, t)
-        assert (net(x, t) - expected).abs().max() <= 1e-5 * expected.std()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
-
-
-@torch.inference_mode()
 def test_several_heads_and_a_symmetric_downsampling_come_out_right(tmp_path: Path):
     loaded = checkpoint_of(tmp_path, replace(TINY, attention_head_dim=4, downsample_padding=1))
     x, t = inputs(3, size=8)
@@ -122,3 +107,9 @@ def test_no_step_lays_weights_out_anew(shipped: Checkpoint, capfd: pytest.Captur
     calls = [line for line in capfd.readouterr().out.splitlines() if ",exec," in line]
     assert len([line for line in calls if ",convolution," in line]) == 28 * len(runs)
     assert [line for line in calls if ",reorder," in line and "x3x3," in line] == []
+
+
+def test_a_network_that_our_kernels_cannot_run_is_left_to_pytorchs_and_the_log_says_so(caplog: pytest.LogCaptureFixture):
+    net = random_unet(cfg=TINY)
+    assert by_our_kernels(net, net.time_features(torch.zeros(1, dtype=torch.int64)), (1, 2)) is None
+    assert "few batch sizes agree to the bit: ValueError: 8 channels are no multiple of 16" in caplog.text

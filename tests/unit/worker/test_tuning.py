@@ -19,7 +19,6 @@ from worker import tuning
 from worker.calibrate import Calibration
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
-from worker.network import compiled
 from worker.pool import Pool
 from worker.tuning import Tuned, tune
 
@@ -36,25 +35,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Precision]:
-    """In which precisions calibration was done; a step takes `SECONDS` of each. Nothing is computed or compiled."""
+    """In which precisions calibration was done; a step takes `SECONDS` of each. Nothing is computed."""
     kinds: list[Precision] = []
 
     def calibrate(pool: Pool, T: int, sizes: Sequence[int]) -> Calibration:
-        kind = "fp32" if pool.network.dtype == torch.float32 else "bf16"
-        kinds.append(compiled(kind) if pool.network.compiled else kind)
-        assert min(sizes) == (2 if pool.network.compiled else 1)
-        return Calibration({2: SECONDS[kinds[-1]]}, threads=1)
+        kinds.append("fp32" if pool.network.features.dtype == torch.float32 else "bf16")
+        return Calibration({1: SECONDS[kinds[-1]]}, threads=1)
 
     monkeypatch.setattr(tuning, "precisions", lambda device: ("fp32", "bf16"))
-    monkeypatch.setattr(tuning, "possible", lambda device: ALL)
     monkeypatch.setattr(tuning, "calibrate", calibrate)
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(Pool, "prepare", lambda pool, size: None)
     return kinds
 
 
-SECONDS = {"fp32": 1.0, "bf16": 0.5, "fp32-compiled": 0.5, "bf16-compiled": 0.25}
-ALL = ("fp32", "bf16", "fp32-compiled", "bf16-compiled")
+SECONDS = {"fp32": 1.0, "bf16": 0.5}
 
 
 def tuned(tiny: Checkpoint, precision: str = "auto", cache: CalibrationCache | None = None, capacity: int = 16) -> Tuned:
@@ -71,59 +65,8 @@ def test_bf16_is_taken_where_it_is_a_tenth_faster(tiny, measured, monkeypatch, b
     assert tuned(tiny).precision == chosen
 
 
-@pytest.mark.parametrize(
-    ("seconds", "chosen"),
-    [
-        ({}, "bf16-compiled"),
-        ({"bf16-compiled": 0.47}, "bf16"),
-        ({"bf16": 0.95, "fp32-compiled": 0.95}, "fp32"),
-        ({"bf16": 0.95}, "fp32-compiled"),
-    ],
-)
-def test_a_compiled_network_is_taken_where_it_is_a_tenth_faster_still(tiny, measured, monkeypatch, seconds, chosen):
-    for precision, s in seconds.items():
-        monkeypatch.setitem(SECONDS, precision, s)
-    monkeypatch.setattr(tuning, "considered", lambda device: ALL)
-    assert tuned(tiny).precision == chosen
-    assert len(measured) == 3  # only the better one is compiled
-
-
-@pytest.fixture
-def broken_compiler(measured, monkeypatch):
-    def fails(function, **_):
-        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
-
-    monkeypatch.setattr(torch, "compile", fails)
-    monkeypatch.setattr(tuning, "considered", lambda device: ALL)
-
-
-def test_where_the_compiler_fails_the_log_says_so_and_the_network_runs_as_it_is(tiny, broken_compiler, tmp_path, caplog):
-    assert tuned(tiny, cache=CalibrationCache(tmp_path)).precision == "bf16"
-    assert "bf16-compiled is left out, for PyTorch's compiler fails: RuntimeError: Failed to find C compiler" in caplog.text
-
-
-def test_a_compiler_that_fails_at_a_later_start_costs_speed_only(tiny, measured, monkeypatch, tmp_path, caplog):
-    """Its times are in the cache, but somebody has removed the C compiler."""
-    monkeypatch.setattr(tuning, "considered", lambda device: ALL)
-    assert tuned(tiny, cache=CalibrationCache(tmp_path)).precision == "bf16-compiled"
-
-    def fails(function, **_):
-        raise RuntimeError("Failed to find C compiler")
-
-    monkeypatch.setattr(torch, "compile", fails)
-    assert tuned(tiny, cache=CalibrationCache(tmp_path)).precision == "bf16"
-    with pytest.raises(ValueError, match="DDPM_PRECISION=bf16-compiled cannot be compiled here"):
-        tuned(tiny, "bf16-compiled", CalibrationCache(tmp_path))
-
-
-def test_a_compiled_network_that_was_asked_for_and_cannot_be_made_is_refused(tiny, broken_compiler):
-    with pytest.raises(ValueError, match="DDPM_PRECISION=bf16-compiled cannot be compiled here, as the log says; use auto"):
-        tuned(tiny, "bf16-compiled")
-
-
 def test_one_network_is_on_the_device_at_a_time(tiny, measured, monkeypatch):
-    """In three precisions a large one might not fit."""
-    monkeypatch.setattr(tuning, "considered", lambda device: ALL)
+    """In two precisions a large one might not fit."""
     pools: list[weakref.ref[Pool]] = []
     make = tuning.Pool
 
@@ -135,12 +78,7 @@ def test_one_network_is_on_the_device_at_a_time(tiny, measured, monkeypatch):
 
     monkeypatch.setattr(tuning, "Pool", pool)
     tuned(tiny)
-    assert len(pools) == 3
-
-
-def test_on_a_cpu_only_what_is_asked_for_is_compiled(tiny, measured):
-    assert tuned(tiny).precision == "bf16"
-    assert tuned(tiny, "fp32-compiled").precision == "fp32-compiled"
+    assert len(pools) == 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -152,10 +90,7 @@ def test_a_precision_that_was_asked_for_is_not_argued_with(tiny, measured, preci
 
 def test_a_precision_that_the_device_would_have_to_emulate_is_refused(tiny, measured, monkeypatch):
     monkeypatch.setattr(tuning, "precisions", lambda device: ("fp32",))
-    monkeypatch.setattr(tuning, "possible", lambda device: ("fp32", "fp32-compiled"))
-    with pytest.raises(
-        ValueError, match=r"DDPM_PRECISION=bf16 but this device .* computes fp32 and fp32-compiled only; use auto"
-    ):
+    with pytest.raises(ValueError, match=r"DDPM_PRECISION=bf16 but this device .* computes fp32 only; use auto"):
         tuned(tiny, "bf16")
     assert measured == []
     assert tuned(tiny).precision == "fp32"

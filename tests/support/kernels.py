@@ -1,0 +1,93 @@
+"""What tests ask of the GPU's kernels in a process of its own: Triton reads at its import whether it is to interpret."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.unet_config import UNetConfig
+from tests.support.networks import random_unet
+
+NHWC = torch.channels_last
+
+
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference, in units of theirs' standard deviation."""
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max() / theirs.std())
+
+
+@torch.inference_mode()
+def convolution(stride: int, pad: int, up: bool, extras: bool, narrow: bool) -> float:
+    """48 channels of 32, 3x3, of three images; with all that may be added, if `extras`."""
+    from worker import gpu_layers
+
+    gpu_layers._gpu = lambda device: (1e9 if narrow else 1, 2**20)
+    torch.manual_seed(0)
+    conv, shortcut = nn.Conv2d(32, 48, 3, stride, pad), nn.Conv2d(48, 48, 1)
+    x = torch.randn(3, 32, 6, 6).to(memory_format=NHWC)
+    seen = F.interpolate(x, scale_factor=2.0) if up else x
+    expected = conv(F.pad(seen, (0, 1, 0, 1)) if pad == 0 else seen)
+    if not extras:
+        planes = gpu_layers.convolution(x, gpu_layers.Weights.of(conv), stride=stride, pad=pad, up=up, planes=True)
+        assert planes.is_contiguous()
+        return apart(planes, expected)
+    sources = [torch.randn(3, channels, *expected.shape[2:]).to(memory_format=NHWC) for channels in (32, 16)]
+    features, added = torch.randn(3, 50)[:, 2:], torch.randn_like(expected).to(memory_format=NHWC)
+    weights = gpu_layers.Weights.of(conv, shortcut)
+    ours = gpu_layers.convolution(x, weights, stride=stride, pad=pad, up=up, features=features, added=added, sources=sources)
+    return apart(ours, expected + features[:, :, None, None] + added + shortcut(torch.cat(sources, 1)))
+
+
+@torch.inference_mode()
+def normalised(channels: tuple[int, ...], groups: int, silu: bool) -> float:
+    """Of images of 9x15 positions, more than one program sums."""
+    from worker import gpu_layers
+
+    torch.manual_seed(0)
+    sources = [(3 * torch.randn(2, count, 9, 15) + 1).to(memory_format=NHWC) for count in channels]
+    norm = nn.GroupNorm(groups, sum(channels), eps=1e-6)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    expected = norm(torch.cat(sources, 1))
+    ours = gpu_layers.normalised(sources, groups, norm.eps, norm.weight, norm.bias, silu)
+    return apart(ours, F.silu(expected) if silu else expected)
+
+
+@torch.inference_mode()
+def network(cfg: UNetConfig) -> tuple[float, bool]:
+    """Difference from the network as it is, of three images; and whether the first of them has the same bits alone."""
+    from worker.gpu_unet import GpuUNet
+
+    net = random_unet(cfg=cfg)
+    x, features = torch.randn(3, cfg.in_channels, cfg.sample_size, cfg.sample_size), net.time_features(torch.tensor([3, 70, 999]))
+    denoise = GpuUNet(net)
+    together = denoise(x, features)
+    return apart(together, net.denoise(x, features)), torch.equal(denoise(x[:1], features[:1]), together[:1])
+
+
+def machine_code(kernel: str, types: dict[str, str], constants: dict[str, Any], capability: int, **options: int) -> list[str]:
+    """Lines of what a kernel becomes on GPUs of that compute capability times ten. `types` of arguments; integers are i32."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from worker import kernels
+
+    function = getattr(kernels, kernel)
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] in "*i"}
+    source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        listing = subprocess.run([tool, "--dump-sass", file.name], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(.*?) ;", listing, re.MULTILINE)

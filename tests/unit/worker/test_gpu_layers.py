@@ -1,0 +1,124 @@
+"""The GPU's kernels without a GPU: Triton interprets them on the CPU, and compiles them for GPUs that are not here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+import torch
+from torch import nn
+
+from models.unet_config import UNetConfig
+from tests.support import kernels as support
+
+pytest.importorskip("triton", reason="Triton is not made for this system")
+Aside = Callable[..., object]
+
+LIKE_THE_SHIPPED = UNetConfig(
+    sample_size=8,
+    in_channels=1,
+    out_channels=1,
+    block_out_channels=(16, 32),
+    layers_per_block=1,
+    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    attention_head_dim=16,
+    norm_num_groups=8,
+    downsample_padding=0,
+)
+OTHERWISE = UNetConfig(
+    sample_size=4,
+    block_out_channels=(32, 16),
+    layers_per_block=1,
+    down_block_types=("AttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "UpBlock2D"),
+    attention_head_dim=None,
+    norm_num_groups=4,
+)
+CONVOLUTION = {
+    **dict.fromkeys(("x", "weight", "features", "added", "shortcut", "first", "second", "out"), "*bf16"),
+    "bias": "*fp32",
+}
+PLAIN = {"SIDE": 3, "STRIDE": 1, "PAD": 1, "UP": 0, "FEATURES": False, "ADDED": False, "PLANES": False}
+
+
+def aside() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> Iterator[Aside]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        with aside() as process:
+            yield lambda *task: process.submit(*task).result()
+
+
+@pytest.fixture(scope="module")
+def machine_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[str]]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TRITON_INTERPRET", raising=False)
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        with aside() as process:
+            yield lambda *task, **options: process.submit(support.machine_code, *task, **options).result()
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("extras", [False, True])
+@pytest.mark.parametrize(("stride", "pad", "up"), [(1, 1, False), (2, 1, False), (2, 0, False), (1, 1, True)])
+def test_a_convolution_is_pytorchs_with_all_that_is_added_to_it(interpreted, stride, pad, up, extras, narrow):
+    assert interpreted(support.convolution, stride, pad, up, extras, narrow) <= 1e-5
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize(("channels", "groups"), [((32,), 8), ((64, 32), 32), ((16, 8), 3)])
+def test_a_normalisation_is_pytorchs_of_one_tensor_or_of_two_side_by_side(interpreted, channels, groups, silu):
+    assert interpreted(support.normalised, channels, groups, silu) <= 1e-5
+
+
+@pytest.mark.parametrize("cfg", [LIKE_THE_SHIPPED, OTHERWISE], ids=["like the shipped", "otherwise"])
+def test_the_network_is_the_one_that_was_loaded_and_an_image_does_not_depend_on_its_batch(interpreted, cfg):
+    difference, same_alone = interpreted(support.network, cfg)
+    assert difference <= 2e-5
+    assert same_alone
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_they_compile_for_gpus_that_are_not_here(machine_code, capability):
+    sizes = {"C": 64, "C1": 64, "C2": 64, "SOURCES": 1, "PRECISION": "ieee", "ROWS": 64, "COLUMNS": 64, "DEPTH": 64}
+    code = machine_code("convolution", CONVOLUTION, PLAIN | sizes, capability, num_warps=4, num_stages=3)
+    assert any(line.startswith("HGMMA" if capability == 90 else "HMMA") for line in code)  # on the tensor cores
+    shared = {"C1": 64, "C": 96, "GROUPS": 32, "chunks": 2, "TWO": True}
+    types = (
+        dict.fromkeys(("first", "second", "out"), "*bf16") | dict.fromkeys(("sums", "weight", "bias"), "*fp32") | {"eps": "fp32"}
+    )
+    assert machine_code("moments", types, shared | {"HELD": 32, "PART": 4, "ROWS": 32, "CHUNK": 128}, capability)
+    assert machine_code("normalise", types, shared | {"WIDE": 128, "SILU": True, "ROWS": 64}, capability)
+    assert machine_code("patches", {"x": "*fp32", "out": "*bf16"}, {"K": 32, "ROWS": 64}, capability)
+
+
+def test_float32_is_three_products_on_the_tensor_cores(machine_code):
+    sizes = {"C": 32, "C1": 32, "C2": 32, "SOURCES": 0, "PRECISION": "tf32x3", "ROWS": 128, "COLUMNS": 64, "DEPTH": 32}
+    types = CONVOLUTION | dict.fromkeys(("x", "weight", "features", "added", "shortcut", "first", "second", "out"), "*fp32")
+    code = machine_code("convolution", types, PLAIN | sizes, 90, num_warps=4, num_stages=3)
+    assert sum("TF32" in line for line in code) % 3 == 0
+    assert any("TF32" in line for line in code)
+
+
+def test_no_tile_is_one_that_nvidias_assembler_gets_wrong(machine_code):
+    """Of five stages it took the stack pointer for a number in this tile: an H200 said "illegal memory access"."""
+    from worker.gpu_layers import Weights, _tile
+
+    weights = Weights.of(nn.Conv2d(64, 64, 3), nn.Conv2d(192, 64, 1))
+    x = torch.empty(1, 64, 14, 14, dtype=torch.bfloat16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worker.gpu_layers._gpu", lambda device: (118.8, 232448))  # an H200's
+        tile = _tile(196, weights, [64, 128, 64], x)
+    assert (tile.rows, tile.columns, tile.depth) == (64, 16, 64)
+    sizes = {"C": 64, "C1": 128, "C2": 64, "SOURCES": 2, "PRECISION": "ieee"}
+    tiles = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth}
+    code = machine_code("convolution", CONVOLUTION, PLAIN | sizes | tiles, 90, num_warps=tile.warps, num_stages=tile.stages)
+    assert [line for line in code if re.search(r"\bR1\b", line) and not re.search(r"LDC R1,|\[R1", line)] == []

@@ -1,0 +1,140 @@
+"""The U-Net of models/unet.py as a GPU runs it: module by module the same sums, with the same bits in every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from models.unet import Attention, DownLevel, Downsample, ResidualBlock, UNet, UpLevel, Upsample
+from worker.gpu_layers import Weights, convolution, normalised, patches
+
+Module = TypeVar("Module", bound=nn.Module)
+Sources = Sequence[Tensor]  # one tensor, or two side by side
+_MULTIPLE = 16
+# Of a batch's first image these give the bits that they give of it alone; flash attention, which PyTorch would take, does not.
+_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+class GpuUNet:
+    """`denoise` of a network that lies on its device in its precision. Raises ValueError for channels that the kernels lack."""
+
+    def __init__(self, net: UNet) -> None:
+        for channels in net.cfg.block_out_channels:
+            if channels % _MULTIPLE:
+                raise ValueError(f"{channels} channels are no multiple of {_MULTIPLE}")
+        self.dtype = net.conv_in.weight.dtype
+        self.conv_in, self.conv_out = Weights.of_patches(net.conv_in), Weights.of(net.conv_out)
+        self.norm_out = _Norm(net.conv_norm_out)
+        self.down = [_Down(level) for level in _all(DownLevel, net.down_blocks)]
+        self.middle = [_Block(block) for block in _all(ResidualBlock, net.mid_block.resnets)]
+        self.mid_attentions = [_Attention(attention) for attention in _all(Attention, net.mid_block.attentions)]
+        self.up = [_Up(level) for level in _all(UpLevel, net.up_blocks)]
+
+    def __call__(self, x: Tensor, features: Tensor) -> Tensor:
+        """x float32 (B, C, H, W), features (B, F) -> float32 (B, C, H, W)."""
+        with sdpa_kernel(_ATTENTION, set_priority=True):
+            h = convolution(patches(x, self.dtype), self.conv_in)
+            skips = [h]
+            for down in self.down:
+                h = down(h, skips, features)
+            first, last = self.middle
+            h = first([h], features)
+            for attention in self.mid_attentions:
+                h = attention(h)
+            h = last([h], features)
+            for up in self.up:
+                h = up(h, skips, features)
+            return convolution(self.norm_out([h], silu=True), self.conv_out, planes=True)
+
+
+class _Norm:
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        self.groups, self.eps = norm.num_groups, norm.eps
+        self.weight, self.bias = norm.weight.detach().float(), norm.bias.detach().float()
+
+    def __call__(self, sources: Sources, silu: bool) -> Tensor:
+        return normalised(sources, self.groups, self.eps, self.weight, self.bias, silu)
+
+
+class _Block:
+    def __init__(self, block: ResidualBlock) -> None:
+        self.norm1, self.norm2 = _Norm(block.norm1), _Norm(block.norm2)
+        self.conv1, self.conv2 = Weights.of(block.conv1), Weights.of(block.conv2, block.conv_shortcut)
+        self.columns = block.columns
+
+    def __call__(self, sources: Sources, features: Tensor) -> Tensor:
+        h = convolution(self.norm1(sources, silu=True), self.conv1, features=features[:, self.columns])
+        h = self.norm2([h], silu=True)
+        if self.conv2.shortcut is not None:
+            return convolution(h, self.conv2, sources=sources)
+        return convolution(h, self.conv2, added=sources[0] if len(sources) == 1 else torch.cat(list(sources), 1))
+
+
+class _Attention:
+    def __init__(self, attention: Attention) -> None:
+        self.heads, self.norm = attention.heads, _Norm(attention.group_norm)
+        (self.out,) = (Weights.of(linear) for linear in _all(nn.Linear, attention.to_out))
+        parts = (attention.to_q, attention.to_k, attention.to_v)
+        joined = nn.Linear(1, 1, device="meta")
+        joined.weight = nn.Parameter(torch.cat([part.weight for part in parts]))
+        joined.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
+        self.qkv = Weights.of(joined)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        qkv = convolution(self.norm([x], silu=False), self.qkv).permute(0, 2, 3, 1)
+        q, k, v = qkv.reshape(B, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, H, W, C).permute(0, 3, 1, 2)
+        return convolution(mixed, self.out, added=x)
+
+
+class _Level:
+    """Residual blocks at one resolution, each followed by attention where the level has it."""
+
+    def __init__(self, level: DownLevel | UpLevel) -> None:
+        self.blocks = [_Block(block) for block in _all(ResidualBlock, level.resnets)]
+        self.attentions = [_Attention(attention) for attention in _all(Attention, level.attentions)]
+
+    def block(self, j: int, sources: Sources, features: Tensor) -> Tensor:
+        x = self.blocks[j](sources, features)
+        return self.attentions[j](x) if self.attentions else x
+
+
+class _Down(_Level):
+    def __init__(self, level: DownLevel) -> None:
+        super().__init__(level)
+        self.convs = [(Weights.of(down.conv), 0 if down.pad else 1) for down in _all(Downsample, level.downsamplers)]
+
+    def __call__(self, x: Tensor, skips: list[Tensor], features: Tensor) -> Tensor:
+        for j in range(len(self.blocks)):
+            x = self.block(j, [x], features)
+            skips.append(x)
+        for weights, pad in self.convs:
+            x = convolution(x, weights, stride=2, pad=pad)
+            skips.append(x)
+        return x
+
+
+class _Up(_Level):
+    def __init__(self, level: UpLevel) -> None:
+        super().__init__(level)
+        self.convs = [Weights.of(up.conv) for up in _all(Upsample, level.upsamplers)]
+
+    def __call__(self, x: Tensor, skips: list[Tensor], features: Tensor) -> Tensor:
+        for j in range(len(self.blocks)):
+            x = self.block(j, [x, skips.pop()], features)
+        for weights in self.convs:
+            x = convolution(x, weights, up=True)
+        return x
+
+
+def _all(kind: type[Module], modules: Iterable[nn.Module]) -> list[Module]:
+    """The modules, which are all of one kind: PyTorch's lists do not say so."""
+    found = [module for module in modules if isinstance(module, kind)]
+    assert len(found) == len(list(modules))
+    return found

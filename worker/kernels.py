@@ -1,0 +1,133 @@
+"""The U-Net's kernels for a GPU, in Triton; worker/gpu_layers.py launches them. Images lie as (B, H, W, C).
+
+Here a sum is made in the order of its layer's weights, and in nothing does it depend on how many images there are.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def convolution(
+    x, weight, bias, features, added, shortcut, first, second, out,
+    M, N, across, H, W, height, width, features_stride,
+    C: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr,
+    SIDE: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, UP: tl.constexpr, FEATURES: tl.constexpr, ADDED: tl.constexpr,
+    SOURCES: tl.constexpr, PLANES: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    program, tiles = tl.program_id(0), tl.cdiv(N, COLUMNS)
+    m = (program // tiles) * ROWS + tl.arange(0, ROWS)
+    n = (program % tiles) * COLUMNS + tl.arange(0, COLUMNS)
+    image, place = m // (height * width), m % (height * width)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    if SIDE == 1:
+        total = _product(total, x, weight, m, n, M, C, across, PRECISION, DEPTH)
+    else:
+        k = tl.arange(0, DEPTH)
+        top, left = (place // width) * STRIDE - PAD, (place % width) * STRIDE - PAD
+        parts: tl.constexpr = C // DEPTH
+        for step in range(SIDE * SIDE * parts):
+            tap = step // parts
+            row, column = top + tap // SIDE, left + tap % SIDE
+            inside = (m < M) & (row >= 0) & (row < (H << UP)) & (column >= 0) & (column < (W << UP))
+            here = ((image * H + (row >> UP)) * W + (column >> UP)) * C + (step - tap * parts) * DEPTH
+            a = tl.load(x + here[:, None] + k[None, :], inside[:, None], 0.0)
+            w = tl.load(weight + (step * DEPTH + k)[:, None] * across + n[None, :])
+            total = tl.dot(a, w, total, input_precision=PRECISION)
+    if SOURCES > 0:
+        total = _product(total, first, shortcut, m, n, M, C1, across, PRECISION, DEPTH)
+    if SOURCES > 1:
+        total = _product(total, second, shortcut + C1 * across, m, n, M, C2, across, PRECISION, DEPTH)
+    inside = (m < M)[:, None] & (n < N)[None, :]
+    total += tl.load(bias + n)[None, :]
+    if FEATURES:
+        total += tl.load(features + image[:, None] * features_stride + n[None, :], inside, 0.0).to(tl.float32)
+    if ADDED:
+        total += tl.load(added + m[:, None] * N + n[None, :], inside, 0.0).to(tl.float32)
+    if PLANES:
+        tl.store(out + (image[:, None] * N + n[None, :]) * (height * width) + place[:, None], total, inside)
+    else:
+        tl.store(out + m[:, None] * N + n[None, :], total.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _product(total, x, weight, m, n, M, C: tl.constexpr, across, PRECISION: tl.constexpr, DEPTH: tl.constexpr):
+    k = tl.arange(0, DEPTH)
+    for step in range(C // DEPTH):
+        a = tl.load(x + (m * C + step * DEPTH)[:, None] + k[None, :], (m < M)[:, None], 0.0)
+        w = tl.load(weight + (step * DEPTH + k)[:, None] * across + n[None, :])
+        total = tl.dot(a, w, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def moments(
+    first, second, sums, positions,
+    C1: tl.constexpr, C: tl.constexpr, GROUPS: tl.constexpr, chunks: tl.constexpr, TWO: tl.constexpr,
+    HELD: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Sums of a chunk's values and of their squares, (B, chunks, 2, groups)."""
+    image, chunk = tl.program_id(0), tl.program_id(1)
+    group, part = tl.arange(0, HELD), tl.arange(0, PART)
+    width: tl.constexpr = C // GROUPS
+    c = (group[:, None] * width + part[None, :])[None, :, :]
+    there = ((group < GROUPS)[:, None] & (part < width)[None, :])[None, :, :]
+    total, squares = tl.zeros((ROWS, HELD, PART), tl.float32), tl.zeros((ROWS, HELD, PART), tl.float32)
+    for start in tl.static_range(0, CHUNK, ROWS):
+        row = chunk * CHUNK + start + tl.arange(0, ROWS)
+        inside = (row < positions)[:, None, None] & there
+        value = _side_by_side(first, second, (image * positions + row)[:, None, None], c, inside, C1, C, TWO)
+        total += value
+        squares += value * value
+    here = sums + (image * chunks + chunk) * 2 * GROUPS + group
+    tl.store(here, tl.sum(tl.sum(total, 2), 0), group < GROUPS)
+    tl.store(here + GROUPS, tl.sum(tl.sum(squares, 2), 0), group < GROUPS)
+
+
+@triton.jit
+def normalise(
+    first, second, sums, weight, bias, out, positions, eps,
+    C1: tl.constexpr, C: tl.constexpr, GROUPS: tl.constexpr, chunks: tl.constexpr, TWO: tl.constexpr,
+    WIDE: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    image, c = tl.program_id(0), tl.arange(0, WIDE)
+    row, there = tl.program_id(1) * ROWS + tl.arange(0, ROWS), c < C
+    here = sums + image * chunks * 2 * GROUPS + c // (C // GROUPS)
+    total, squares = tl.zeros((WIDE,), tl.float32), tl.zeros((WIDE,), tl.float32)
+    for chunk in range(chunks):
+        total += tl.load(here + chunk * 2 * GROUPS, there, 0.0)
+        squares += tl.load(here + chunk * 2 * GROUPS + GROUPS, there, 0.0)
+    count = positions * (C // GROUPS)
+    mean = total / count
+    scale = tl.load(weight + c, there, 0.0) * tl.rsqrt(tl.maximum(squares / count - mean * mean, 0.0) + eps)
+    shift = tl.load(bias + c, there, 0.0) - mean * scale
+    at = (image * positions + row)[:, None]
+    inside = (row < positions)[:, None] & there[None, :]
+    value = _side_by_side(first, second, at, c[None, :], inside, C1, C, TWO) * scale[None, :] + shift[None, :]
+    if SILU:
+        value = value / (1.0 + tl.exp(-value))
+    tl.store(out + at * C + c[None, :], value.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _side_by_side(first, second, row, c, inside, C1: tl.constexpr, C: tl.constexpr, TWO: tl.constexpr):
+    """Float32 values of one tensor, or of two; 0 outside."""
+    if not TWO:
+        return tl.load(first + row * C + c, inside, 0.0).to(tl.float32)
+    left = tl.load(first + row * C1 + c, inside & (c < C1), 0.0)
+    right = tl.load(second + row * (C - C1) + (c - C1), inside & (c >= C1), 0.0)
+    return tl.where(c < C1, left, right).to(tl.float32)
+
+
+@triton.jit
+def patches(x, out, M, C, H, W, K: tl.constexpr, ROWS: tl.constexpr):
+    m, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, K)
+    image, place = m // (H * W), m % (H * W)
+    tap, c = k // C, k % C
+    row, column = (place // W)[:, None] + (tap // 3)[None, :] - 1, (place % W)[:, None] + (tap % 3)[None, :] - 1
+    inside = (m < M)[:, None] & (tap < 9)[None, :] & (row >= 0) & (row < H) & (column >= 0) & (column < W)
+    value = tl.load(x + ((image[:, None] * C + c[None, :]) * H + row) * W + column, inside, 0.0)
+    tl.store(out + m[:, None] * K + k[None, :], value.to(out.dtype.element_ty), (m < M)[:, None])
