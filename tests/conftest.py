@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import redis as redis_py
+from hypothesis import settings
 
 from tests.support.cards import write_card_of
 from tests.support.valkey import valkey_server
+
+settings.register_profile("tests", deadline=None)  # a deadline measures the machine's other work
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,7 +23,6 @@ from tests.support.worker import IdleWorker
 
 BOUNDED = hypothesis_settings(
     max_examples=40,
-    deadline=None,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),

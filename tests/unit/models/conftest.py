@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
 from torch import Tensor, nn
 
 from models import checkpoint
@@ -17,8 +16,6 @@ from models.schedule import Schedule
 from models.unet import UNet
 from models.unet_config import UNetConfig
 
-settings.register_profile("models", deadline=None)  # a deadline measures the machine's other work
-settings.load_profile("models")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DISABLE_TELEMETRY", "YES")
 

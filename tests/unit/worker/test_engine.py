@@ -124,7 +124,7 @@ class EngineAgainstPlainLoop(RuleBasedStateMachine):
 
 
 TestEngineAgainstPlainLoop = EngineAgainstPlainLoop.TestCase
-TestEngineAgainstPlainLoop.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestEngineAgainstPlainLoop.settings = settings(max_examples=30, stateful_step_count=30)
 
 
 class RecordedEngineAgainstPlainLoop(EngineAgainstPlainLoop):
@@ -134,7 +134,7 @@ class RecordedEngineAgainstPlainLoop(EngineAgainstPlainLoop):
 
 
 TestRecordedEngineAgainstPlainLoop = RecordedEngineAgainstPlainLoop.TestCase
-TestRecordedEngineAgainstPlainLoop.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
+TestRecordedEngineAgainstPlainLoop.settings = settings(max_examples=15, stateful_step_count=30)
 
 
 class LateEngineAgainstPlainLoop(EngineAgainstPlainLoop):
@@ -145,7 +145,7 @@ class LateEngineAgainstPlainLoop(EngineAgainstPlainLoop):
 
 
 TestLateEngineAgainstPlainLoop = LateEngineAgainstPlainLoop.TestCase
-TestLateEngineAgainstPlainLoop.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
+TestLateEngineAgainstPlainLoop.settings = settings(max_examples=15, stateful_step_count=30)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
@@ -19,7 +19,6 @@ def snapshots(sampler: str, rows: list[int]) -> list[Snapshot]:
     return [Snapshot(r, row, torch.randn(SHAPE), torch.randn(SHAPE)) for r, row in zip(requests, rows, strict=True)]
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(PLANS)), st.lists(st.integers(0, 19), min_size=1, max_size=64))
 def test_chains_come_back_to_the_bit(sampler, rows):
     saved = snapshots(sampler, rows)
