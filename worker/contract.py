@@ -41,8 +41,7 @@ WEBHOOKS = "ddpm:webhooks"  # sorted set: job that has ended -> when its webhook
 WORKERS = "ddpm:workers"  # hash: worker name -> JSON of WorkerInfo (worker/info.py), with its own end in it
 
 
-# Of a network's weights and activations, and whether PyTorch's compiler wrote its kernels: each draws its own last bits.
-# Chains are float32 always.
+# Of a network's weights and activations; chains are float32 always.
 Precision = Literal["fp32", "bf16"]
 
 

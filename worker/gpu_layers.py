@@ -7,10 +7,10 @@ done in it: upsampling, time features, residuals, 1x1 shortcuts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -25,7 +25,7 @@ from worker.machine import available_cores
 
 _CHUNK = 128  # positions whose moments one program sums
 _LARGEST = 2**31  # offsets are 32 bits wide
-_only_compile = ContextVar("only_compile", default=False)
+_only_compile: ContextVar[bool] = ContextVar("only_compile", default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Tile:
         """With four stages at most: of five of 64x16x64, and two sources, NVIDIA's ptxas 12 makes wrong machine code."""
         return self if depth >= self.depth else replace(self, depth=depth, stages=min(self.stages, 4))
 
-    def bytes(self, of_one: int) -> int:
-        """Shared memory for the products on their way."""
-        return self.stages * (self.rows + self.columns) * self.depth * of_one
+    def within(self, memory: int, of_one: int) -> Tile:
+        """With as many stages as fit that many bytes of shared memory, of values of `of_one` bytes."""
+        return replace(self, stages=min(self.stages, memory // ((self.rows + self.columns) * self.depth * of_one)))
 
 
 # The first that keeps the whole GPU busy is taken; measured on an H200, where each is the fastest at some size. A sum in bf16 has
@@ -62,6 +62,7 @@ _TILES = {
 }
 _PRECISION = {torch.bfloat16: "ieee", torch.float32: "tf32x3"}
 _BUSY = 0.9  # programs for each multiprocessor
+_FEWEST_STAGES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +112,14 @@ def _patch(channels: int) -> int:
 def _tile(positions: int, weights: Weights, channels: Sequence[int], x: Tensor) -> Tile:
     busy, memory = _gpu(x.device)
     divisor = max(depth for depth in (16, 32, 64, 128) if not any(count % depth for count in channels))
-    fitting = [
-        tile.no_deeper_than(divisor)
+    fitted = [
+        tile.no_deeper_than(divisor).within(memory, x.element_size())
         for tile in _TILES[x.dtype]
-        if not len(weights.bias) % tile.columns and tile.bytes(x.element_size()) <= memory
+        if not len(weights.bias) % tile.columns
     ]
+    fitting = [tile for tile in fitted if tile.stages >= _FEWEST_STAGES]
     if not fitting:
-        raise ValueError(f"{x.device} has {memory} bytes of shared memory, too few for any tile")
+        raise ValueError(f"{memory} bytes of shared memory are too few for any tile")
     programs = (triton.cdiv(positions, tile.rows) * triton.cdiv(weights.count, tile.columns) for tile in fitting)
     return next((tile for tile, count in zip(fitting, programs, strict=True) if count >= busy), fitting[-1])
 
@@ -132,19 +134,31 @@ def _gpu(device: torch.device) -> tuple[float, int]:
     return _BUSY * properties["multiprocessor_count"], properties["max_shared_mem"]
 
 
-@contextmanager
-def compiled_side_by_side() -> Iterator[None]:
-    """Within it nothing is computed: the kernels that would be are compiled, on all cores."""
-    token = _only_compile.set(True)
-    try:
+def compile_side_by_side(calls: Callable[[], None]) -> None:
+    """The kernels that `calls` would launch are compiled, on all cores, and none of them runs."""
+
+    def compile_all() -> None:
+        _only_compile.set(True)
         with ThreadPoolExecutor(available_cores()) as executor, triton.AsyncCompileMode(executor):
-            yield
-    finally:
-        _only_compile.reset(token)
+            calls()
+
+    copy_context().run(compile_all)  # a mode that an error ends would stay in this one
 
 
 def _run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     kernel.run(*arguments, grid=grid, warmup=_only_compile.get(), **options)
+
+
+def _empty(like: Tensor, shape: tuple[int, int, int, int], dtype: torch.dtype, planes: bool = False) -> Tensor:
+    if math.prod(shape) >= _LARGEST:
+        raise torch.OutOfMemoryError(f"{math.prod(shape)} values are too many for one kernel; take a smaller batch")
+    layout = torch.contiguous_format if planes else torch.channels_last
+    return torch.empty(shape, device=like.device, dtype=dtype, memory_format=layout)
+
+
+def _assert_laid_out(*tensors: Tensor) -> None:
+    """The kernels count on it, and would make something else of any other layout."""
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors)
 
 
 def convolution(
@@ -175,6 +189,7 @@ def convolution(
             f"{max(x.numel(), out.numel())} values are too many for one convolution; take a smaller batch"
         )
     first, second = (sources[0], sources[-1]) if sources else (x, x)
+    _assert_laid_out(x, first, second, x if added is None else added)
     M = B * height * width
     tile = _tile(M, weights, [C, *(source.shape[1] for source in sources)], x)
     _run(
@@ -211,7 +226,8 @@ def normalised(sources: Sequence[Tensor], groups: int, eps: float, weight: Tenso
     chunk = min(_CHUNK, triton.next_power_of_2(H * W))
     chunks = triton.cdiv(H * W, chunk)
     sums = torch.empty(B, chunks, 2, groups, device=first.device)
-    out = torch.empty(B, C, H, W, device=first.device, dtype=first.dtype, memory_format=torch.channels_last)
+    out = _empty(first, (B, C, H, W), first.dtype)
+    _assert_laid_out(first, second)
     held, part = triton.next_power_of_2(groups), triton.next_power_of_2(C // groups)
     sizes: dict[str, Any] = {"C1": C1, "C": C, "GROUPS": groups, "chunks": chunks, "TWO": len(sources) > 1}
     rows = min(chunk, max(1, 4096 // (held * part)))
@@ -227,7 +243,7 @@ def patches(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x float32 (B, C, H, W), contiguous -> (B, K, H, W): what a 3x3 convolution sees of it, filled up with zeros."""
     B, C, H, W = x.shape
     K = _patch(C)
-    out = torch.empty(B, K, H, W, device=x.device, dtype=dtype, memory_format=torch.channels_last)
+    out = _empty(x, (B, K, H, W), dtype)
     M, rows = B * H * W, max(1, 2048 // K)
     _run(kernels.patches, (triton.cdiv(M, rows),), x, out, M, C, H, W, K=K, ROWS=rows)
     return out

@@ -15,19 +15,26 @@ from worker.gpu_layers import Weights, convolution, normalised, patches
 
 Module = TypeVar("Module", bound=nn.Module)
 Sources = Sequence[Tensor]  # one tensor, or two side by side
-_MULTIPLE = 16
-# Of a batch's first image these give the bits that they give of it alone; flash attention, which PyTorch would take, does not.
+_MULTIPLE, _OLDEST = 16, (8, 0)
+# The first two give an image the same bits in every batch; flash attention, which PyTorch would take, does not. The last is for
+# widths of heads that the others lack.
 _ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class GpuUNet:
-    """`denoise` of a network that lies on its device in its precision. Raises ValueError for channels that the kernels lack."""
+    """`denoise` of a network that lies on its device in its precision.
+
+    Raises ValueError for channels that the kernels are not made for, and for GPUs without the tensor cores that they need.
+    """
 
     def __init__(self, net: UNet) -> None:
         for channels in net.cfg.block_out_channels:
             if channels % _MULTIPLE:
                 raise ValueError(f"{channels} channels are no multiple of {_MULTIPLE}")
-        self.dtype = net.conv_in.weight.dtype
+        weight = net.conv_in.weight
+        if weight.is_cuda and torch.cuda.get_device_capability(weight.device) < _OLDEST:
+            raise ValueError("the GPU's compute capability is below 8.0")
+        self.dtype = weight.dtype
         self.conv_in, self.conv_out = Weights.of_patches(net.conv_in), Weights.of(net.conv_out)
         self.norm_out = _Norm(net.conv_norm_out)
         self.down = [_Down(level) for level in _all(DownLevel, net.down_blocks)]
@@ -89,8 +96,8 @@ class _Attention:
         B, C, H, W = x.shape
         qkv = convolution(self.norm([x], silu=False), self.qkv).permute(0, 2, 3, 1)
         q, k, v = qkv.reshape(B, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, H, W, C).permute(0, 3, 1, 2)
-        return convolution(mixed, self.out, added=x)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, H, W, C)
+        return convolution(mixed.contiguous().permute(0, 3, 1, 2), self.out, added=x)
 
 
 class _Level:

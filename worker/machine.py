@@ -40,6 +40,12 @@ def description(device: torch.device) -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {available_cores()} cores"
 
 
+def make_current(device: torch.device) -> None:
+    """Streams, events, graphs and Triton's kernels are of the calling thread's current GPU."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def keep_freed_memory() -> None:
     """Have this process keep what it frees for what it allocates next, where its C library can.
 

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from models.checkpoint import Checkpoint
 from models.unet import UNet
 from worker.contract import Precision
+from worker.machine import make_current
 from worker.packed import pack
 from worker.reason import reason_of
 
@@ -25,7 +27,8 @@ class ServedNetwork:
     """eps_theta with its time features as a table over t, shape (T, F).
 
     Besides saving time, the table keeps thin matrix products out of the step: they are what made batch sizes disagree in the
-    last bit. In bf16 the network's weights and activations are; x, the rows and the noise stay float32.
+    last bit. In bf16 the network's weights and activations are; x, the rows and the noise stay float32. `kernels` says whose run:
+    which batch sizes agree depends on that.
     """
 
     def __init__(
@@ -36,10 +39,15 @@ class ServedNetwork:
         self.features = _table(checkpoint).to(device, dtype)
         net = copy.deepcopy(checkpoint.net).to(device, dtype)
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
+        self.kernels = "pytorch"
         if device.type == "cuda":
+            make_current(device)
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 is to mean it
-            self._denoise = by_our_kernels(net, self.features[:1], sizes) or _by_pytorch(net, dtype)
+            ours = by_our_kernels(net, self.features[:1], sizes)
+            if ours:
+                self.kernels = f"ours, triton {version('triton')}"
+            self._denoise = ours or _by_pytorch(net, dtype)
         else:
             pack(net)
             self._denoise = _by_pytorch(net, dtype)
@@ -56,7 +64,7 @@ def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> Denoise
     features (1, F): those of any timestep. `sizes`: batches to compile kernels for.
     """
     try:
-        from worker.gpu_layers import compiled_side_by_side
+        from worker.gpu_layers import compile_side_by_side
         from worker.gpu_unet import GpuUNet
 
         denoise, cfg = GpuUNet(net), net.cfg
@@ -65,11 +73,16 @@ def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> Denoise
             x = torch.zeros(size, cfg.in_channels, cfg.sample_size, cfg.sample_size, device=features.device)
             denoise(x, features.expand(size, -1))
 
-        with compiled_side_by_side(), suppress(torch.OutOfMemoryError):  # calibration finds out what does not fit
-            for size in sizes:
-                run(size)
+        def run_all() -> None:
+            with suppress(torch.OutOfMemoryError):  # calibration finds out what does not fit
+                for size in sizes:
+                    run(size)
+
+        compile_side_by_side(run_all)
+        torch.cuda.empty_cache()
         run(1)
-    except torch.OutOfMemoryError:
+        torch.cuda.synchronize(features.device)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # of the latter nothing recovers in this process
         raise
     except Exception as error:  # no Triton, no C compiler for it, a GPU or a network that ours are not made for
         log.warning("the network runs by PyTorch's kernels, of which few batch sizes agree to the bit: %s", reason_of(error))

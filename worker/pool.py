@@ -18,6 +18,7 @@ from models.noise import normal
 from models.plans import COLUMNS
 from worker.copies import Copying, onto
 from worker.graphs import CudaRecorder, Graphs, Recorder
+from worker.machine import make_current
 from worker.noise_ahead import NoiseAhead
 from worker.rows import ADDRESS, WIDTH, advance_on, next_state
 
@@ -66,8 +67,7 @@ class Pool:
         self.dummy = capacity
         self.x = torch.zeros(capacity + 1, *shape, device=device)
         self.x_0_hat = torch.zeros_like(self.x)
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # streams, events and graphs are of the thread's current device
+        make_current(device)
         if record is None and device.type == "cuda":
             record = CudaRecorder(device)
         self.advance = advance_on(device)

@@ -70,28 +70,42 @@ class _Bench:
         self._capacity, self._cache = capacity, cache
         self._sizes = sizes_on(device)
         self._found: dict[Precision, Calibration] = {}
-        self._pool: tuple[Precision, Pool] | None = None
+        self._last: tuple[Precision, ServedNetwork, Pool] | None = None
 
     def pool(self, precision: Precision) -> Pool:
-        if self._pool is None or self._pool[0] != precision:
-            self._pool = None
-            gc.collect()  # what was recorded of the pool's steps refers to the pool
-            torch.cuda.empty_cache()
-            fitting = [size for size in self._sizes if size <= self._capacity]
-            network = ServedNetwork(self._loaded, self._device, precision, fitting)
-            self._pool = precision, Pool(network, self._shape, self._capacity, self._device)
-        return self._pool[1]
+        return self._made(precision)[1]
 
     def calibration(self, precision: Precision) -> Calibration:
         if precision not in self._found:
             enough = str(self._capacity >= self._sizes[-1])
-            conditions = (self._weights, description(self._device), torch.__version__, precision, enough)
+            conditions = (
+                self._weights,
+                description(self._device),
+                torch.__version__,
+                self._kernels(precision),
+                precision,
+                enough,
+            )
 
             def measure() -> Calibration:
                 return calibrate(self.pool(precision), self._loaded.schedule.T, self._sizes)
 
             self._found[precision] = self._cache.recall(conditions, measure) if self._cache else measure()
         return self._found[precision]
+
+    def _made(self, precision: Precision) -> tuple[ServedNetwork, Pool]:
+        if self._last is None or self._last[0] != precision:
+            self._last = None
+            gc.collect()  # what was recorded of the pool's steps refers to the pool
+            torch.cuda.empty_cache()
+            fitting = [size for size in self._sizes if size <= self._capacity]
+            network = ServedNetwork(self._loaded, self._device, precision, fitting)
+            self._last = precision, network, Pool(network, self._shape, self._capacity, self._device)
+        return self._last[1:]
+
+    def _kernels(self, precision: Precision) -> str:
+        """On a GPU the network has to be made to know: what ours cannot do is left to PyTorch's."""
+        return self._made(precision)[0].kernels if self._device.type == "cuda" else "cpu"
 
     def worth(self, precision: Precision) -> float:
         """The rate that would be worth as much in fp32."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import astuple
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from models.unet_config import UNetConfig
 from tests.support.networks import random_unet
 
 NHWC = torch.channels_last
+FEW, MANY = 1, 1e9  # multiprocessors: the widest tile keeps a few busy, and none keeps many
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:
@@ -24,25 +27,32 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.std())
 
 
+def gpu(multiprocessors: float, memory: int = 232448) -> Any:
+    """As if there were one, for the choice of tiles: an H200's shared memory."""
+    return patch("worker.gpu_layers._gpu", lambda device: (multiprocessors, memory))
+
+
 @torch.inference_mode()
-def convolution(stride: int, pad: int, up: bool, extras: bool, narrow: bool) -> float:
+def convolution(stride: int, pad: int, up: bool, extras: bool, multiprocessors: float) -> float:
     """48 channels of 32, 3x3, of three images; with all that may be added, if `extras`."""
     from worker import gpu_layers
 
-    gpu_layers._gpu = lambda device: (1e9 if narrow else 1, 2**20)
     torch.manual_seed(0)
     conv, shortcut = nn.Conv2d(32, 48, 3, stride, pad), nn.Conv2d(48, 48, 1)
     x = torch.randn(3, 32, 6, 6).to(memory_format=NHWC)
     seen = F.interpolate(x, scale_factor=2.0) if up else x
     expected = conv(F.pad(seen, (0, 1, 0, 1)) if pad == 0 else seen)
     if not extras:
-        planes = gpu_layers.convolution(x, gpu_layers.Weights.of(conv), stride=stride, pad=pad, up=up, planes=True)
+        with gpu(multiprocessors):
+            planes = gpu_layers.convolution(x, gpu_layers.Weights.of(conv), stride=stride, pad=pad, up=up, planes=True)
         assert planes.is_contiguous()
         return apart(planes, expected)
     sources = [torch.randn(3, channels, *expected.shape[2:]).to(memory_format=NHWC) for channels in (32, 16)]
     features, added = torch.randn(3, 50)[:, 2:], torch.randn_like(expected).to(memory_format=NHWC)
     weights = gpu_layers.Weights.of(conv, shortcut)
-    ours = gpu_layers.convolution(x, weights, stride=stride, pad=pad, up=up, features=features, added=added, sources=sources)
+    added_to = {"features": features, "added": added, "sources": sources}
+    with gpu(multiprocessors):
+        ours = gpu_layers.convolution(x, weights, stride=stride, pad=pad, up=up, **added_to)
     return apart(ours, expected + features[:, :, None, None] + added + shortcut(torch.cat(sources, 1)))
 
 
@@ -61,15 +71,27 @@ def normalised(channels: tuple[int, ...], groups: int, silu: bool) -> float:
 
 
 @torch.inference_mode()
-def network(cfg: UNetConfig) -> tuple[float, bool]:
-    """Difference from the network as it is, of three images; and whether the first of them has the same bits alone."""
+def network(cfg: UNetConfig) -> list[float]:
+    """Differences from the network as it is: of two images in one batch, and of the first alone, in other tiles."""
     from worker.gpu_unet import GpuUNet
 
     net = random_unet(cfg=cfg)
-    x, features = torch.randn(3, cfg.in_channels, cfg.sample_size, cfg.sample_size), net.time_features(torch.tensor([3, 70, 999]))
-    denoise = GpuUNet(net)
-    together = denoise(x, features)
-    return apart(together, net.denoise(x, features)), torch.equal(denoise(x[:1], features[:1]), together[:1])
+    x, features = torch.randn(2, cfg.in_channels, cfg.sample_size, cfg.sample_size), net.time_features(torch.tensor([3, 999]))
+    expected, denoise = net.denoise(x, features), GpuUNet(net)
+    with gpu(1):
+        together = denoise(x, features)
+    with gpu(MANY):
+        alone = denoise(x[:1], features[:1])
+    return [apart(together, expected), apart(alone, expected[:1])]
+
+
+def tile(layer: nn.Conv2d, sources: list[int], positions: int, memory: int) -> tuple[int, int, int, int, int]:
+    """Rows, columns, depth, warps and stages of a layer's tile for a GPU of 132 multiprocessors."""
+    from worker.gpu_layers import Weights, _tile
+
+    x = torch.empty(1, layer.in_channels, 1, 1, dtype=torch.bfloat16)
+    with gpu(0.9 * 132, memory):
+        return astuple(_tile(positions, Weights.of(layer), [layer.in_channels, *sources], x))
 
 
 def machine_code(kernel: str, types: dict[str, str], constants: dict[str, Any], capability: int, **options: int) -> list[str]:

@@ -8,7 +8,6 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
-import torch
 from torch import nn
 
 from models.unet_config import UNetConfig
@@ -35,7 +34,7 @@ OTHERWISE = UNetConfig(
     layers_per_block=1,
     down_block_types=("AttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "UpBlock2D"),
-    attention_head_dim=None,
+    attention_head_dim=1,
     norm_num_groups=4,
 )
 CONVOLUTION = {
@@ -66,11 +65,11 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             yield lambda *task, **options: process.submit(support.machine_code, *task, **options).result()
 
 
-@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("multiprocessors", [support.FEW, support.MANY])
 @pytest.mark.parametrize("extras", [False, True])
 @pytest.mark.parametrize(("stride", "pad", "up"), [(1, 1, False), (2, 1, False), (2, 0, False), (1, 1, True)])
-def test_a_convolution_is_pytorchs_with_all_that_is_added_to_it(interpreted, stride, pad, up, extras, narrow):
-    assert interpreted(support.convolution, stride, pad, up, extras, narrow) <= 1e-5
+def test_a_convolution_is_pytorchs_with_all_that_is_added_to_it(interpreted, stride, pad, up, extras, multiprocessors):
+    assert interpreted(support.convolution, stride, pad, up, extras, multiprocessors) <= 1e-5
 
 
 @pytest.mark.parametrize("silu", [False, True])
@@ -80,10 +79,28 @@ def test_a_normalisation_is_pytorchs_of_one_tensor_or_of_two_side_by_side(interp
 
 
 @pytest.mark.parametrize("cfg", [LIKE_THE_SHIPPED, OTHERWISE], ids=["like the shipped", "otherwise"])
-def test_the_network_is_the_one_that_was_loaded_and_an_image_does_not_depend_on_its_batch(interpreted, cfg):
-    difference, same_alone = interpreted(support.network, cfg)
-    assert difference <= 2e-5
-    assert same_alone
+def test_the_network_is_the_one_that_was_loaded_in_whatever_tiles(interpreted, cfg):
+    """On the CPU they differ in the last bits, as NumPy's products do; tests/gpu has the bits."""
+    assert max(interpreted(support.network, cfg)) <= 2e-5
+
+
+@pytest.mark.parametrize("memory", [65536, 101376, 166912, 232448])
+@pytest.mark.parametrize("count", [3, 16, 48, 128, 256, 768])
+@pytest.mark.parametrize("channels", [16, 32, 96, 128])
+def test_every_layer_has_a_tile_on_gpus_with_little_shared_memory_too(channels, count, memory):
+    rows, columns, depth, _, stages = support.tile(nn.Conv2d(channels, count, 3), [], 1024, memory)
+    assert stages * (rows + columns) * depth * 2 <= memory
+
+
+def test_a_kernel_that_cannot_be_compiled_is_nobody_elses_trouble():
+    from triton.runtime._async_compile import active_mode
+
+    from worker.gpu_layers import compile_side_by_side
+
+    with pytest.raises(ZeroDivisionError):
+        compile_side_by_side(lambda: active_mode.get().submit("one that fails", lambda: 1 / 0, print))
+    assert active_mode.get() is None
+    compile_side_by_side(lambda: None)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -110,15 +127,9 @@ def test_float32_is_three_products_on_the_tensor_cores(machine_code):
 
 def test_no_tile_is_one_that_nvidias_assembler_gets_wrong(machine_code):
     """Of five stages it took the stack pointer for a number in this tile: an H200 said "illegal memory access"."""
-    from worker.gpu_layers import Weights, _tile
-
-    weights = Weights.of(nn.Conv2d(64, 64, 3), nn.Conv2d(192, 64, 1))
-    x = torch.empty(1, 64, 14, 14, dtype=torch.bfloat16)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.gpu_layers._gpu", lambda device: (118.8, 232448))  # an H200's
-        tile = _tile(196, weights, [64, 128, 64], x)
-    assert (tile.rows, tile.columns, tile.depth) == (64, 16, 64)
+    rows, columns, depth, warps, stages = support.tile(nn.Conv2d(64, 64, 3), [128, 64], 196, 232448)
+    assert (rows, columns, depth) == (64, 16, 64)
     sizes = {"C": 64, "C1": 128, "C2": 64, "SOURCES": 2, "PRECISION": "ieee"}
-    tiles = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth}
-    code = machine_code("convolution", CONVOLUTION, PLAIN | sizes | tiles, 90, num_warps=tile.warps, num_stages=tile.stages)
+    tiles = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}
+    code = machine_code("convolution", CONVOLUTION, PLAIN | sizes | tiles, 90, num_warps=warps, num_stages=stages)
     assert [line for line in code if re.search(r"\bR1\b", line) and not re.search(r"LDC R1,|\[R1", line)] == []

@@ -104,6 +104,14 @@ def test_the_next_start_measures_nothing_and_comes_to_the_same(tiny, measured, t
     assert (again.precision, again.calibration) == (first.precision, first.calibration)
 
 
+def test_what_was_calibrated_with_other_kernels_is_measured_anew(tiny, measured, monkeypatch, tmp_path: Path):
+    """On a GPU: without a C compiler, say, other kernels run, of which other sizes agree."""
+    for kernels in ("ours", "pytorch", "ours"):
+        monkeypatch.setattr(tuning._Bench, "_kernels", lambda bench, precision, kernels=kernels: kernels)
+        tuned(tiny, "fp32", CalibrationCache(tmp_path))
+    assert len(measured) == 2
+
+
 def test_the_pool_is_lowered_to_an_eighth_of_the_memory(tiny, measured, monkeypatch, caplog):
     monkeypatch.setattr(tuning, "memory_bytes", lambda device: 8 * 10 * 512)
     with caplog.at_level(logging.INFO):
