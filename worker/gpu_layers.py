@@ -38,13 +38,10 @@ class Tile:
     warps: int
     stages: int
 
-    def no_deeper_than(self, depth: int) -> Tile:
-        """With four stages at most: of five of 64x16x64, and two sources, NVIDIA's ptxas 12 makes wrong machine code."""
-        return self if depth >= self.depth else replace(self, depth=depth, stages=min(self.stages, 4))
-
-    def within(self, memory: int, of_one: int) -> Tile:
-        """With as many stages as fit that many bytes of shared memory, of values of `of_one` bytes."""
-        return replace(self, stages=min(self.stages, memory // ((self.rows + self.columns) * self.depth * of_one)))
+    def within(self, depth: int, memory: int, of_one: int) -> Tile:
+        """No deeper, and with as many stages as fit that many bytes of shared memory, of values of `of_one` bytes."""
+        depth = min(depth, self.depth)
+        return replace(self, depth=depth, stages=min(self.stages, memory // ((self.rows + self.columns) * depth * of_one)))
 
 
 # The first that keeps the whole GPU busy is taken; measured on an H200, where each is the fastest at some size. A sum in bf16 has
@@ -67,25 +64,23 @@ _FEWEST_STAGES = 2
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A convolution, or a linear layer, and a 1x1 convolution of what is to be added, laid out for the kernel.
+    """A convolution, or a linear layer, with a 1x1 convolution of what is to be added, laid out for the kernel.
 
-    weight (side * side * C, N') and shortcut (C', N'), with zeros from the layer's N = `count` channels on; bias float32 (N',).
+    weight (side * side * C + C', N'), the shortcut last, with zeros from the layer's N = `count` channels on; bias float32 (N',).
     """
 
     weight: Tensor
     bias: Tensor
     count: int
     side: int
-    shortcut: Tensor | None = None
 
     @classmethod
     def of(cls, layer: nn.Conv2d | nn.Linear, shortcut: nn.Conv2d | None = None) -> Weights:
-        bias = layer.get_parameter("bias").detach().float()
-        if shortcut is not None:
-            bias = bias + shortcut.get_parameter("bias").detach().float()
+        layers = [layer] if shortcut is None else [layer, shortcut]
+        weight = torch.cat([_laid_out(part.weight) for part in layers])
+        bias = torch.stack([part.get_parameter("bias").detach().float() for part in layers]).sum(0)
         side = layer.weight.shape[-1] if isinstance(layer, nn.Conv2d) else 1
-        added = None if shortcut is None else _laid_out(shortcut.weight)
-        return cls(_laid_out(layer.weight), F.pad(bias, _beyond(len(bias))), len(bias), side, added)
+        return cls(weight, F.pad(bias, _beyond(len(bias))), len(bias), side)
 
     @classmethod
     def of_patches(cls, layer: nn.Conv2d) -> Weights:
@@ -112,11 +107,7 @@ def _patch(channels: int) -> int:
 def _tile(positions: int, weights: Weights, channels: Sequence[int], x: Tensor) -> Tile:
     busy, memory = _gpu(x.device)
     divisor = max(depth for depth in (16, 32, 64, 128) if not any(count % depth for count in channels))
-    fitted = [
-        tile.no_deeper_than(divisor).within(memory, x.element_size())
-        for tile in _TILES[x.dtype]
-        if not len(weights.bias) % tile.columns
-    ]
+    fitted = [tile.within(divisor, memory, x.element_size()) for tile in _TILES[x.dtype] if not len(weights.bias) % tile.columns]
     fitting = [tile for tile in fitted if tile.stages >= _FEWEST_STAGES]
     if not fitting:
         raise ValueError(f"{memory} bytes of shared memory are too few for any tile")
@@ -198,7 +189,6 @@ def convolution(
         *(x, weights.weight, weights.bias),
         x if features is None else features,
         x if added is None else added,
-        weights.weight if weights.shortcut is None else weights.shortcut,
         *(first, second, out, M, weights.count, len(weights.bias), H, W, height, width),
         0 if features is None else features.stride(0),
         **{

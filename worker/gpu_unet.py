@@ -72,12 +72,12 @@ class _Block:
     def __init__(self, block: ResidualBlock) -> None:
         self.norm1, self.norm2 = _Norm(block.norm1), _Norm(block.norm2)
         self.conv1, self.conv2 = Weights.of(block.conv1), Weights.of(block.conv2, block.conv_shortcut)
-        self.columns = block.columns
+        self.columns, self.has_shortcut = block.columns, block.conv_shortcut is not None
 
     def __call__(self, sources: Sources, features: Tensor) -> Tensor:
         h = convolution(self.norm1(sources, silu=True), self.conv1, features=features[:, self.columns])
         h = self.norm2([h], silu=True)
-        if self.conv2.shortcut is not None:
+        if self.has_shortcut:
             return convolution(h, self.conv2, sources=sources)
         return convolution(h, self.conv2, added=sources[0] if len(sources) == 1 else torch.cat(list(sources), 1))
 

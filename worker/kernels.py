@@ -11,36 +11,45 @@ import triton.language as tl
 
 @triton.jit
 def convolution(
-    x, weight, bias, features, added, shortcut, first, second, out,
+    x, weight, bias, features, added, first, second, out,
     M, N, across, H, W, height, width, features_stride,
     C: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr,
     SIDE: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, UP: tl.constexpr, FEATURES: tl.constexpr, ADDED: tl.constexpr,
     SOURCES: tl.constexpr, PLANES: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
+    """ROWS of the M positions of all images, COLUMNS of their N channels; a row of the weights is `across` long."""
     program, tiles = tl.program_id(0), tl.cdiv(N, COLUMNS)
     m = (program // tiles) * ROWS + tl.arange(0, ROWS)
     n = (program % tiles) * COLUMNS + tl.arange(0, COLUMNS)
     image, place = m // (height * width), m % (height * width)
+    k = tl.arange(0, DEPTH)
+    top, left = (place // width) * STRIDE - PAD, (place % width) * STRIDE - PAD
+    parts: tl.constexpr = C // DEPTH
+    convolved: tl.constexpr = SIDE * SIDE * parts  # steps; then those of the first source, and of the second
+    of_first: tl.constexpr = C1 // DEPTH if SOURCES > 0 else 0
+    of_second: tl.constexpr = C2 // DEPTH if SOURCES > 1 else 0
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if SIDE == 1:
-        total = _product(total, x, weight, m, n, M, C, across, PRECISION, DEPTH)
-    else:
-        k = tl.arange(0, DEPTH)
-        top, left = (place // width) * STRIDE - PAD, (place % width) * STRIDE - PAD
-        parts: tl.constexpr = C // DEPTH
-        for step in range(SIDE * SIDE * parts):
+    for step in range(convolved + of_first + of_second):  # one loop, as of several NVIDIA's assembler made wrong code
+        source = x
+        if SIDE == 1:
+            inside, here = m < M, m * C + step * DEPTH
+        else:
             tap = step // parts
             row, column = top + tap // SIDE, left + tap % SIDE
             inside = (m < M) & (row >= 0) & (row < (H << UP)) & (column >= 0) & (column < (W << UP))
             here = ((image * H + (row >> UP)) * W + (column >> UP)) * C + (step - tap * parts) * DEPTH
-            a = tl.load(x + here[:, None] + k[None, :], inside[:, None], 0.0)
-            w = tl.load(weight + (step * DEPTH + k)[:, None] * across + n[None, :])
-            total = tl.dot(a, w, total, input_precision=PRECISION)
-    if SOURCES > 0:
-        total = _product(total, first, shortcut, m, n, M, C1, across, PRECISION, DEPTH)
-    if SOURCES > 1:
-        total = _product(total, second, shortcut + C1 * across, m, n, M, C2, across, PRECISION, DEPTH)
+        if SOURCES > 0:
+            beyond = step >= convolved
+            source, inside = tl.where(beyond, first, source), tl.where(beyond, m < M, inside)
+            here = tl.where(beyond, m * C1 + (step - convolved) * DEPTH, here)
+        if SOURCES > 1:
+            beyond = step >= convolved + of_first
+            source = tl.where(beyond, second, source)
+            here = tl.where(beyond, m * C2 + (step - convolved - of_first) * DEPTH, here)
+        a = tl.load(source + here[:, None] + k[None, :], inside[:, None], 0.0)
+        w = tl.load(weight + (step * DEPTH + k)[:, None] * across + n[None, :])
+        total = tl.dot(a, w, total, input_precision=PRECISION)
     inside = (m < M)[:, None] & (n < N)[None, :]
     total += tl.load(bias + n)[None, :]
     if FEATURES:
@@ -51,16 +60,6 @@ def convolution(
         tl.store(out + (image[:, None] * N + n[None, :]) * (height * width) + place[:, None], total, inside)
     else:
         tl.store(out + m[:, None] * N + n[None, :], total.to(out.dtype.element_ty), inside)
-
-
-@triton.jit
-def _product(total, x, weight, m, n, M, C: tl.constexpr, across, PRECISION: tl.constexpr, DEPTH: tl.constexpr):
-    k = tl.arange(0, DEPTH)
-    for step in range(C // DEPTH):
-        a = tl.load(x + (m * C + step * DEPTH)[:, None] + k[None, :], (m < M)[:, None], 0.0)
-        w = tl.load(weight + (step * DEPTH + k)[:, None] * across + n[None, :])
-        total = tl.dot(a, w, total, input_precision=PRECISION)
-    return total
 
 
 @triton.jit

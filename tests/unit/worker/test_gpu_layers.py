@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from multiprocessing import get_context
 
 import pytest
@@ -38,7 +40,7 @@ OTHERWISE = UNetConfig(
     norm_num_groups=4,
 )
 CONVOLUTION = {
-    **dict.fromkeys(("x", "weight", "features", "added", "shortcut", "first", "second", "out"), "*bf16"),
+    **dict.fromkeys(("x", "weight", "features", "added", "first", "second", "out"), "*bf16"),
     "bias": "*fp32",
 }
 PLAIN = {"SIDE": 3, "STRIDE": 1, "PAD": 1, "UP": 0, "FEATURES": False, "ADDED": False, "PLANES": False}
@@ -92,15 +94,23 @@ def test_every_layer_has_a_tile_on_gpus_with_little_shared_memory_too(channels, 
     assert stages * (rows + columns) * depth * 2 <= memory
 
 
-def test_a_kernel_that_cannot_be_compiled_is_nobody_elses_trouble():
-    from triton.runtime._async_compile import active_mode
-
+def test_a_kernel_that_cannot_be_compiled_is_nobody_elses_trouble(monkeypatch: pytest.MonkeyPatch):
+    """Triton's mode, when it ends with an error, stays what the context has."""
     from worker.gpu_layers import compile_side_by_side
 
+    mode: ContextVar[object] = ContextVar("mode", default=None)
+
+    class Failing(AbstractContextManager):
+        def __init__(self, executor: object) -> None:
+            mode.set(self)
+
+        def __exit__(self, *_: object) -> None:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr("triton.AsyncCompileMode", Failing)
     with pytest.raises(ZeroDivisionError):
-        compile_side_by_side(lambda: active_mode.get().submit("one that fails", lambda: 1 / 0, print))
-    assert active_mode.get() is None
-    compile_side_by_side(lambda: None)
+        compile_side_by_side(lambda: None)
+    assert mode.get() is None
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -119,14 +129,14 @@ def test_they_compile_for_gpus_that_are_not_here(machine_code, capability):
 
 def test_float32_is_three_products_on_the_tensor_cores(machine_code):
     sizes = {"C": 32, "C1": 32, "C2": 32, "SOURCES": 0, "PRECISION": "tf32x3", "ROWS": 128, "COLUMNS": 64, "DEPTH": 32}
-    types = CONVOLUTION | dict.fromkeys(("x", "weight", "features", "added", "shortcut", "first", "second", "out"), "*fp32")
+    types = CONVOLUTION | dict.fromkeys(("x", "weight", "features", "added", "first", "second", "out"), "*fp32")
     code = machine_code("convolution", types, PLAIN | sizes, 90, num_warps=4, num_stages=3)
     assert sum("TF32" in line for line in code) % 3 == 0
     assert any("TF32" in line for line in code)
 
 
 def test_no_tile_is_one_that_nvidias_assembler_gets_wrong(machine_code):
-    """Of five stages it took the stack pointer for a number in this tile: an H200 said "illegal memory access"."""
+    """It took the stack pointer for a number here, while the sums were three loops: an H200 said "illegal memory access"."""
     rows, columns, depth, warps, stages = support.tile(nn.Conv2d(64, 64, 3), [128, 64], 196, 232448)
     assert (rows, columns, depth) == (64, 16, 64)
     sizes = {"C": 64, "C1": 128, "C2": 64, "SOURCES": 2, "PRECISION": "ieee"}
