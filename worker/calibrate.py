@@ -72,6 +72,7 @@ def compute_by(threads: int) -> None:
 
 
 def sizes_on(device: torch.device) -> tuple[int, ...]:
+    """Batch sizes that are tried."""
     return (*SIZES, *_BEYOND) if device.type == "cuda" else SIZES
 
 

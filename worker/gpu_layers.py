@@ -83,6 +83,12 @@ class Weights:
         return cls(weight, F.pad(bias, _beyond(len(bias))), len(bias), side)
 
     @classmethod
+    def side_by_side(cls, layers: Sequence[nn.Linear]) -> Weights:
+        """Of linear layers with one input, as one that has their outputs one after the other."""
+        bias = torch.cat([layer.bias.detach().float() for layer in layers])
+        return cls(_laid_out(torch.cat([layer.weight for layer in layers])), F.pad(bias, _beyond(len(bias))), len(bias), side=1)
+
+    @classmethod
     def of_patches(cls, layer: nn.Conv2d) -> Weights:
         """Of a 3x3 convolution as a product with `patches`."""
         laid_out = cls.of(layer)
@@ -105,6 +111,7 @@ def _patch(channels: int) -> int:
 
 
 def _tile(positions: int, weights: Weights, channels: Sequence[int], x: Tensor) -> Tile:
+    """For so many positions of all images; `channels` of what is summed, each a multiple of the tile's depth."""
     busy, memory = _gpu(x.device)
     divisor = max(depth for depth in (16, 32, 64, 128) if not any(count % depth for count in channels))
     fitted = [tile.within(divisor, memory, x.element_size()) for tile in _TILES[x.dtype] if not len(weights.bias) % tile.columns]
@@ -172,13 +179,7 @@ def convolution(
     """
     B, C, H, W = x.shape
     height, width = (side * (2 if up else 1) // stride for side in (H, W))
-    layout = torch.contiguous_format if planes else torch.channels_last
-    dtype = torch.float32 if planes else x.dtype
-    out = torch.empty(B, weights.count, height, width, device=x.device, dtype=dtype, memory_format=layout)
-    if max(x.numel(), out.numel()) >= _LARGEST:
-        raise torch.OutOfMemoryError(
-            f"{max(x.numel(), out.numel())} values are too many for one convolution; take a smaller batch"
-        )
+    out = _empty(x, (B, weights.count, height, width), torch.float32 if planes else x.dtype, planes)
     first, second = (sources[0], sources[-1]) if sources else (x, x)
     _assert_laid_out(x, first, second, x if added is None else added)
     M = B * height * width

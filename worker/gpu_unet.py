@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import torch
+import triton
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -26,6 +27,8 @@ class GpuUNet:
 
     Raises ValueError for channels that the kernels are not made for, and for GPUs without the tensor cores that they need.
     """
+
+    kernels = f"ours, triton {triton.__version__}"
 
     def __init__(self, net: UNet) -> None:
         for channels in net.cfg.block_out_channels:
@@ -86,11 +89,7 @@ class _Attention:
     def __init__(self, attention: Attention) -> None:
         self.heads, self.norm = attention.heads, _Norm(attention.group_norm)
         (self.out,) = (Weights.of(linear) for linear in _all(nn.Linear, attention.to_out))
-        parts = (attention.to_q, attention.to_k, attention.to_v)
-        joined = nn.Linear(1, 1, device="meta")
-        joined.weight = nn.Parameter(torch.cat([part.weight for part in parts]))
-        joined.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
-        self.qkv = Weights.of(joined)
+        self.qkv = Weights.side_by_side([attention.to_q, attention.to_k, attention.to_v])
 
     def __call__(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape

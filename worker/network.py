@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,8 +18,12 @@ from worker.machine import make_current
 from worker.packed import pack
 from worker.reason import reason_of
 
+if TYPE_CHECKING:
+    from worker.gpu_unet import GpuUNet  # for which Triton has to be there
+
 log = logging.getLogger(__name__)
 Denoise = Callable[[Tensor, Tensor], Tensor]  # of x float32 (B, C, H, W) and the time features, as float32
+BY_PYTORCH = "pytorch"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -39,15 +43,15 @@ class ServedNetwork:
         self.features = _table(checkpoint).to(device, dtype)
         net = copy.deepcopy(checkpoint.net).to(device, dtype)
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
-        self.kernels = "pytorch"
+        self.kernels = BY_PYTORCH
         if device.type == "cuda":
             make_current(device)
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 is to mean it
             ours = by_our_kernels(net, self.features[:1], sizes)
             if ours:
-                self.kernels = f"ours, triton {version('triton')}"
-            self._denoise = ours or _by_pytorch(net, dtype)
+                self.kernels = ours.kernels
+            self._denoise: Denoise = ours or _by_pytorch(net, dtype)
         else:
             pack(net)
             self._denoise = _by_pytorch(net, dtype)
@@ -58,7 +62,7 @@ class ServedNetwork:
 
 
 @torch.inference_mode()
-def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> Denoise | None:
+def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> GpuUNet | None:
     """`net` on its GPU, with the same bits in every batch; None, and the log says why, where it cannot be.
 
     features (1, F): those of any timestep. `sizes`: batches to compile kernels for.

@@ -78,7 +78,7 @@ def network(cfg: UNetConfig) -> list[float]:
     net = random_unet(cfg=cfg)
     x, features = torch.randn(2, cfg.in_channels, cfg.sample_size, cfg.sample_size), net.time_features(torch.tensor([3, 999]))
     expected, denoise = net.denoise(x, features), GpuUNet(net)
-    with gpu(1):
+    with gpu(FEW):
         together = denoise(x, features)
     with gpu(MANY):
         alone = denoise(x[:1], features[:1])

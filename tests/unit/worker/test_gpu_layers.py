@@ -7,43 +7,34 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from dataclasses import replace
 from multiprocessing import get_context
 
 import pytest
 from torch import nn
 
-from models.unet_config import UNetConfig
 from tests.support import kernels as support
+from tests.support.networks import TINY
 
 pytest.importorskip("triton", reason="Triton is not made for this system")
 Aside = Callable[..., object]
 
-LIKE_THE_SHIPPED = UNetConfig(
-    sample_size=8,
-    in_channels=1,
-    out_channels=1,
-    block_out_channels=(16, 32),
-    layers_per_block=1,
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    attention_head_dim=16,
-    norm_num_groups=8,
-    downsample_padding=0,
-)
-OTHERWISE = UNetConfig(
+LIKE_THE_SHIPPED = replace(TINY, block_out_channels=(16, 32), norm_num_groups=8, downsample_padding=0)
+OTHERWISE = replace(
+    TINY,
     sample_size=4,
+    in_channels=3,
+    out_channels=3,
     block_out_channels=(32, 16),
-    layers_per_block=1,
     down_block_types=("AttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "UpBlock2D"),
     attention_head_dim=1,
-    norm_num_groups=4,
 )
-CONVOLUTION = {
-    **dict.fromkeys(("x", "weight", "features", "added", "first", "second", "out"), "*bf16"),
-    "bias": "*fp32",
-}
 PLAIN = {"SIDE": 3, "STRIDE": 1, "PAD": 1, "UP": 0, "FEATURES": False, "ADDED": False, "PLANES": False}
+
+
+def convolution_of(kind: str) -> dict[str, str]:
+    return dict.fromkeys(("x", "weight", "features", "added", "first", "second", "out"), kind) | {"bias": "*fp32"}
 
 
 def aside() -> ProcessPoolExecutor:
@@ -116,7 +107,7 @@ def test_a_kernel_that_cannot_be_compiled_is_nobody_elses_trouble(monkeypatch: p
 @pytest.mark.parametrize("capability", [80, 90])
 def test_they_compile_for_gpus_that_are_not_here(machine_code, capability):
     sizes = {"C": 64, "C1": 64, "C2": 64, "SOURCES": 1, "PRECISION": "ieee", "ROWS": 64, "COLUMNS": 64, "DEPTH": 64}
-    code = machine_code("convolution", CONVOLUTION, PLAIN | sizes, capability, num_warps=4, num_stages=3)
+    code = machine_code("convolution", convolution_of("*bf16"), PLAIN | sizes, capability, num_warps=4, num_stages=3)
     assert any(line.startswith("HGMMA" if capability == 90 else "HMMA") for line in code)  # on the tensor cores
     shared = {"C1": 64, "C": 96, "GROUPS": 32, "chunks": 2, "TWO": True}
     types = (
@@ -129,17 +120,16 @@ def test_they_compile_for_gpus_that_are_not_here(machine_code, capability):
 
 def test_float32_is_three_products_on_the_tensor_cores(machine_code):
     sizes = {"C": 32, "C1": 32, "C2": 32, "SOURCES": 0, "PRECISION": "tf32x3", "ROWS": 128, "COLUMNS": 64, "DEPTH": 32}
-    types = CONVOLUTION | dict.fromkeys(("x", "weight", "features", "added", "first", "second", "out"), "*fp32")
-    code = machine_code("convolution", types, PLAIN | sizes, 90, num_warps=4, num_stages=3)
+    code = machine_code("convolution", convolution_of("*fp32"), PLAIN | sizes, 90, num_warps=4, num_stages=3)
     assert sum("TF32" in line for line in code) % 3 == 0
     assert any("TF32" in line for line in code)
 
 
-def test_no_tile_is_one_that_nvidias_assembler_gets_wrong(machine_code):
+def test_nvidias_assembler_gets_a_convolution_with_a_shortcut_right(machine_code):
     """It took the stack pointer for a number here, while the sums were three loops: an H200 said "illegal memory access"."""
     rows, columns, depth, warps, stages = support.tile(nn.Conv2d(64, 64, 3), [128, 64], 196, 232448)
     assert (rows, columns, depth) == (64, 16, 64)
     sizes = {"C": 64, "C1": 128, "C2": 64, "SOURCES": 2, "PRECISION": "ieee"}
     tiles = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}
-    code = machine_code("convolution", CONVOLUTION, PLAIN | sizes | tiles, 90, num_warps=warps, num_stages=stages)
+    code = machine_code("convolution", convolution_of("*bf16"), PLAIN | sizes | tiles, 90, num_warps=warps, num_stages=stages)
     assert [line for line in code if re.search(r"\bR1\b", line) and not re.search(r"LDC R1,|\[R1", line)] == []
