@@ -10,6 +10,8 @@ BENCH ?= engine exact latency peers pollers
 OUT ?= runs/$(notdir $(basename $(RECIPE)))
 
 TORCH = 2.13.0
+# What that torch brings where it carries CUDA; the tests of kernels need it without, too.
+TRITON = 3.7.1
 # Tests of times, and of what is lost in them, which neighbours would make false.
 ALONE = tests/e2e/test_estimates.py tests/chaos
 BIN = .venv/bin
@@ -57,8 +59,8 @@ docker-test: ## build the image, run it with Compose and sample through the publ
 
 lock: ## write constraints.txt anew from what a clean environment gets
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet torch==$(TORCH) setuptools '.[train,test]'
-	.venv-lock/bin/python -m pip freeze --all | grep -v -E '^(ddpm-service|pip|nvidia|cuda|triton)\b' | sed 's/+[a-z0-9]*$$//' > constraints.txt
+	.venv-lock/bin/python -m pip install --quiet torch==$(TORCH) triton==$(TRITON) setuptools '.[train,test]'
+	.venv-lock/bin/python -m pip freeze --all | grep -v -E '^(ddpm-service|pip|nvidia|cuda)\b' | sed 's/+[a-z0-9]*$$//' > constraints.txt
 	rm -rf .venv-lock
 
 clean: ## remove .venv and caches; .ddpm/ and runs/ stay
