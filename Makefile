@@ -6,7 +6,7 @@ PORT ?=
 WORKERS ?=
 SEED ?=
 RECIPE ?= models/train/recipes/fashion-mnist-28.toml
-BENCH ?= engine exact latency peers pollers
+BENCH ?= engine exact latency peers pollers fetch
 OUT ?= runs/$(notdir $(basename $(RECIPE)))
 
 TORCH = 2.13.0

@@ -133,6 +133,16 @@ class NotFinished(Problem):
         super().__init__(f"{what} is not finished and the job is {state}; {remedy}.")
 
 
+class NotEnded(Problem):
+    status, name, about = HTTPStatus.CONFLICT, "not-ended", "The job has not ended, and its archive would lack images."
+
+    def __init__(self, state: State) -> None:
+        super().__init__(
+            f"the job is {state} and its archive would lack images; ask again when it has ended, as `GET` of the job with "
+            "?wait=S tells, or get the finished images one by one."
+        )
+
+
 class Expired(Problem):
     status, name, about = HTTPStatus.GONE, "expired", "The image was finished, and its time to live is over."
 

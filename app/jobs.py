@@ -14,7 +14,8 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from app.admission import Admission, Command
-from app.errors import Expired, NotFinished, NotOnDisk, UnknownImage, UnknownJob
+from app.archive import Archive
+from app.errors import Expired, NotEnded, NotFinished, NotOnDisk, UnknownImage, UnknownJob
 from app.look import check, found, known, look
 from app.looks import Looks, States
 from app.notifier import Notifier, set_within
@@ -77,8 +78,7 @@ class Jobs:
 
     async def get(self, job: str, owner: str) -> Job:
         """In one round trip. Raises UnknownJob."""
-        check(job)
-        return (await self._looks.at(job)).seen(job, owner)
+        return (await self._seen(job, owner))[0]
 
     async def wait(self, job: str, owner: str, seconds: float, gone: Callable[[], Coroutine[Any, Any, None]]) -> bytes:
         """As JSON: at the next change of state, after `seconds`, or at once where the state is final or the client `gone`."""
@@ -125,7 +125,7 @@ class Jobs:
 
     async def grid(self, job: str, owner: str) -> tuple[bytes, bool]:
         """The contact sheet as it stands, and whether it can never change. Raises as `image` does."""
-        now, record = await self.get(job, owner), await self._find(job, owner)
+        now, record = await self._seen(job, owner)
         if not now.progress.images_done:
             raise NotFinished("any image", now.state)
         sheet = ContactSheet(now.count)
@@ -134,6 +134,16 @@ class Jobs:
         if png is None:
             raise Expired
         return png, whole and now.state.final
+
+    async def archive(self, job: str, owner: str) -> Archive:
+        """All finished images of a job that has ended. Raises UnknownJob, NotEnded or NotFinished."""
+        now, record = await self._seen(job, owner)
+        if not now.state.final:
+            raise NotEnded(now.state)
+        hashes = {image.index: image.sha256 for image in now.images if image.sha256}
+        if not hashes:
+            raise NotFinished("any image", now.state)
+        return Archive(self._pictures, record, hashes)
 
     async def cancel(self, job: str, owner: str) -> Job:
         """Where the job has ended already, nothing happens to it. Raises UnknownJob."""
@@ -229,6 +239,11 @@ class Jobs:
             await self.delete(record.id, record.owner)
         except (RedisError, UnknownJob) as error:
             log.warning("job %s was refused but may be there, as the job store failed again: %s", record.id, error)
+
+    async def _seen(self, job: str, owner: str) -> tuple[Job, Record]:
+        check(job)
+        found = await self._looks.at(job)
+        return found.seen(job, owner), known(job, owner, found.fields)
 
     async def _find(self, job: str, owner: str) -> Record:
         check(job)

@@ -147,7 +147,7 @@ class Record:
             "progress": self.progress(images_done, now),
             "error": self.error,
             "attempts": self.attempts,
-            "links": {"self": path, "events": f"{path}/events", "grid": f"{path}/grid", "cancel": f"{path}/cancel"},
+            "links": {"self": path} | {name: f"{path}/{name}" for name in ("events", "grid", "archive", "cancel")},
         }
 
     def progress(self, images_done: int, now: float) -> Progress:

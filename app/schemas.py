@@ -194,7 +194,7 @@ class JobSummary(BaseModel):
         examples=[1],
     )
     links: dict[str, str] = Field(
-        description="Paths: self, events, grid, cancel",
+        description="Paths: self, events, grid, archive, cancel",
         examples=[{"self": f"/v1/jobs/{JOB_EXAMPLE}", "grid": f"/v1/jobs/{JOB_EXAMPLE}/grid"}],
     )
 

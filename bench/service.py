@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
+from zipfile import ZipFile
 
 import httpx
 from PIL import Image
@@ -54,7 +55,17 @@ class Client:
 
     def pngs(self, job: str) -> list[bytes]:
         """All of its images, once it has finished."""
-        return [self._http.get(image["url"]).raise_for_status().content for image in self.finished(job)["images"]]
+        finished = self.finished(job)
+        return self.pngs_in_archive(finished) if finished["count"] > 1 else self.pngs_singly(finished)
+
+    def pngs_in_archive(self, job: dict[str, Any]) -> list[bytes]:
+        """By one request."""
+        with ZipFile(io.BytesIO(self._http.get(job["links"]["archive"]).raise_for_status().content)) as archive:
+            return [archive.read(name) for name in archive.namelist()]
+
+    def pngs_singly(self, job: dict[str, Any]) -> list[bytes]:
+        """By a request for each, one after the other."""
+        return [self._http.get(image["url"]).raise_for_status().content for image in job["images"]]
 
     def precision(self) -> str:
         """What the worker computes in, as a picture of it says."""

@@ -14,6 +14,7 @@ from app.errors import (
     Expired,
     InvalidRequest,
     KeyReused,
+    NotEnded,
     NotFinished,
     NotOnDisk,
     QueueFull,
@@ -26,8 +27,8 @@ from app.errors import (
     WrongContentType,
     problems,
 )
+from app.media import PNG, Zip, png_response, zip_response
 from app.pages import CURSOR_PATTERN, Place
-from app.png import PNG, png_response
 from app.schemas import JOB_EXAMPLE, IdempotencyKey, Job, JobPage, JobRequest
 from worker.contract import MAX_INDEX, State
 
@@ -116,6 +117,16 @@ async def get_grid(job_id: JobId, jobs: Jobs, key: Key, request: Request) -> Res
     """A contact sheet of the images finished so far, each in its place; at most 4096 pixels wide."""
     png, final = await jobs.grid(job_id, key.name)
     return png_response(request, png, sha256(png).hexdigest(), final=final)
+
+
+@router.get(
+    "/{job_id}/archive",
+    response_class=Zip,
+    responses=problems(UnknownJob, NotEnded, NotFinished, Expired, *_UNREACHABLE) | _NOT_MODIFIED,
+)
+async def get_archive(job_id: JobId, jobs: Jobs, key: Key, request: Request) -> Response:
+    """All finished images of a job that has ended, as a zip of `INDEX.png`. It never changes."""
+    return await zip_response(request, await jobs.archive(job_id, key.name), name=job_id)
 
 
 @router.post("/{job_id}/cancel", responses=problems(UnknownJob, StoreFull))

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from io import BytesIO
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -32,10 +33,12 @@ def test_a_job_goes_in_and_its_pictures_come_out(service: Service):
     job = service.post(count=5, seed=11, steps=20)
     ended = service.finished(job["id"])
     assert ended["progress"] == {**ended["progress"], "step": 20, "steps": 20, "images_done": 5, "fraction": 1.0}
-    for image in ended["images"]:
-        png = service.http.get(image["url"]).content
+    pngs = [service.http.get(image["url"]).content for image in ended["images"]]
+    for png, image in zip(pngs, ended["images"], strict=True):
         assert hashlib.sha256(png).hexdigest() == image["sha256"]
         assert picture(png).size == (8, 8)
+    with ZipFile(BytesIO(service.http.get(ended["links"]["archive"]).content)) as archive:
+        assert [archive.read(name) for name in archive.namelist()] == pngs
     grid = picture(service.http.get(ended["links"]["grid"]).content)
     assert grid.size[0] > 8
 

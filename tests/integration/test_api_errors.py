@@ -142,7 +142,8 @@ UNKNOWN = [
 
 @pytest.mark.parametrize("job", UNKNOWN)
 @pytest.mark.parametrize(
-    ("method", "rest"), [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/grid"), ("GET", "/images/0")]
+    ("method", "rest"),
+    [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/grid"), ("GET", "/archive"), ("GET", "/images/0")],
 )
 def test_an_unknown_job_is_not_found(api: httpx.Client, method: str, job: str, rest: str) -> None:
     problem(api.request(method, f"/v1/jobs/{job}{rest}"), 404)

@@ -30,6 +30,7 @@ READS = {
     "events": ("GET", "{job}/events"),
     "image": ("GET", "{job}/images/0"),
     "grid": ("GET", "{job}/grid"),
+    "archive": ("GET", "{job}/archive"),
     "list": ("GET", "/v1/jobs"),
     "ready": ("GET", "/readyz"),
 }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from threading import Event
 from typing import Any
+from zipfile import ZipFile
 
 import httpx
 import pytest
@@ -24,7 +24,7 @@ from tests.support.worker import IdleWorker, png_of
 from worker import contract
 from worker.expiry import Expiry
 from worker.results import Results
-from worker.store import InObjects, Store, StoreFault, open_store
+from worker.store import Store, StoreFault, open_store
 
 Post = Callable[..., dict[str, Any]]
 
@@ -110,6 +110,14 @@ def test_the_contact_sheet_shows_what_is_finished(api: httpx.Client, worker: Idl
     assert centres == [10, 255, 255, 255, 14, 255]
 
 
+def test_the_archive_has_what_is_finished(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post(count=2, start=9)["id"]
+    worker.start(job)
+    worker.publish(job, [9, 10])
+    with ZipFile(BytesIO(api.get(f"/v1/jobs/{job}/archive").content)) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {"09.png": png_of(9), "10.png": png_of(10)}
+
+
 def test_a_cancelled_job_keeps_its_finished_images(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
     job = post(count=3)["id"]
     worker.start(job)
@@ -151,11 +159,12 @@ def test_images_past_their_time_are_410_and_their_objects_go(
     clear(redis, store)
     assert api.get(f"/v1/jobs/{job}/images/1").status_code == 200
     end_long_ago(redis, job)
-    statuses = lambda: [api.get(f"/v1/jobs/{job}/{rest}").status_code for rest in ("images/0", "images/1", "grid")]  # noqa: E731
-    assert statuses() == [410, 410, 410], "before a worker has removed anything"
+    paths = ("images/0", "images/1", "grid", "archive")
+    statuses = lambda: [api.get(f"/v1/jobs/{job}/{rest}").status_code for rest in paths]  # noqa: E731
+    assert statuses() == [410] * 4, "before a worker has removed anything"
     assert {image["state"] for image in api.get(f"/v1/jobs/{job}").json()["images"]} == {"expired"}
     clear(redis, store)
-    assert statuses() == [410, 410, 410]
+    assert statuses() == [410] * 4
     assert [path for path in objects(external) if job in path or other in path] == [f"/{other}/0.png"]
     assert redis.zrange(contract.EXPIRING, 0, -1) == [other.encode()]
 
@@ -276,49 +285,3 @@ def test_an_object_that_was_changed_is_never_served(api: httpx.Client, worker: I
     worker.publish(job, [0, 1])
     worker.store.put(job, [(0, png_of(0)[:-20])])
     assert [api.get(f"/v1/jobs/{job}/images/{index}").status_code for index in (0, 1)] == [410, 200]
-
-
-def unreachable(response: httpx.Response) -> bool:
-    return (response.status_code, response.json()["type"]) == (503, "urn:problem-type:ddpm:results-unreachable") and int(
-        response.headers["retry-after"]
-    ) > 0
-
-
-def test_a_store_that_hangs_is_a_503_within_5_s_and_keeps_no_other_request_waiting(
-    redis: Redis, shared_valkey_url: str, models_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent, s3_server():
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        settings = ApiSettings(redis_url=shared_valkey_url, models_dir=models_dir, results_url=f"s3://{BUCKET}")
-        with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=20) as http:
-            job = http.post("/v1/jobs", json={"model": "tiny"}).json()["id"]
-            worker = IdleWorker(redis, _Kept())
-            worker.start(job)
-            worker.publish(job, [0])
-            for rest in ("images/0", "grid"):
-                began = time.monotonic()
-                assert unreachable(http.get(f"/v1/jobs/{job}/{rest}"))
-                assert time.monotonic() - began < 5
-            assert http.delete(f"/v1/jobs/{job}").status_code == 204
-            assert redis.zscore(contract.EXPIRING, job) == pytest.approx(time.time() + 60, abs=10), "left to the workers"
-
-
-class _Kept(InObjects):
-    """Says that it has kept what it was given."""
-
-    def __init__(self) -> None: ...
-
-    def put(self, job: str, images: Any) -> list[bytes]:
-        return [b""] * len(images)
-
-
-def test_an_api_without_the_workers_store_says_so(
-    redis: Redis, shared_valkey_url: str, models_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with serve(create_app(ApiSettings(redis_url=shared_valkey_url, models_dir=models_dir))) as url:
-        job = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}).json()["id"]
-        worker = IdleWorker(redis, _Kept())
-        worker.start(job)
-        worker.publish(job, [0])
-        assert unreachable(httpx.get(f"{url}/v1/jobs/{job}/images/0"))
-    assert "set its DDPM_RESULTS_URL" in caplog.text

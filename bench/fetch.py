@@ -1,0 +1,53 @@
+"""How long a client takes to get the pictures of a job, one by one and as an archive: `python -m bench.fetch`.
+
+They take turns, so that a machine that slows down slows both. The service, its worker included, is one for all.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from bench.machine import default_device
+from bench.model import DEFAULT, Model
+from bench.report import OUT, Out, Report
+from bench.service import data_folder, service
+
+COUNTS = (1, 16, 64, 1024)
+STEPS = 1  # pictures of noise are as large as any
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured")] = 9,
+    model: Model = DEFAULT,
+    device: Annotated[str, typer.Option(help="Of the worker: cpu, cuda, cuda:1")] = default_device(),
+    out: Out = OUT,
+) -> None:
+    """Milliseconds from the first request to the last picture in the client's hands."""
+    report = Report(out, "fetch", "cpu")
+    rows = []
+    with data_folder(out) as folder, service(folder, model, device, "auto") as client:
+        for count in COUNTS:
+            job = client.finished(client.post(count, STEPS))
+            times = [(_ms(client.pngs_singly, job), _ms(client.pngs_in_archive, job)) for _ in range(rounds)]
+            singly, archived = zip(*times, strict=True)
+            rows.append([str(count), _shown(singly), _shown(archived), _shown([s / a for s, a in times])])
+    report.table(["images", "one by one, ms", "archive, ms", "ratio"], rows)
+
+
+def _ms(get: Callable[[dict[str, Any]], object], job: dict[str, Any]) -> float:
+    began = time.perf_counter()
+    get(job)
+    return 1e3 * (time.perf_counter() - began)
+
+
+def _shown(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.1f}"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,121 @@
+"""All pictures of a job in one zip: what is in it, when it is there, and what breaks it off."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+from zipfile import ZIP_STORED, ZipFile
+
+import httpx
+import pytest
+from redis import Redis
+
+from tests.support.worker import IdleWorker, png_of
+from worker import contract
+
+Post = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def drawn(worker: IdleWorker, post: Post) -> Callable[..., str]:
+    """Posts a job and finishes it; its id."""
+
+    def drawn(count: int = 1, start: int = 0) -> str:
+        job: str = post(count=count, start=start)["id"]
+        worker.start(job)
+        worker.publish(job, range(start, start + count))
+        return job
+
+    return drawn
+
+
+def opened(answer: httpx.Response) -> ZipFile:
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip"), answer.text
+    return ZipFile(BytesIO(answer.content))
+
+
+def test_an_archive_has_every_picture_under_its_index(api: httpx.Client, drawn: Callable[..., str]) -> None:
+    job = drawn(count=40, start=90)  # more than are read at once
+    answer = api.get(f"/v1/jobs/{job}/archive")
+    assert answer.headers["content-disposition"] == f'attachment; filename="{job}.zip"'
+    with opened(answer) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == [f"{index:03}.png" for index in range(90, 130)]
+        assert {name: archive.read(name) for name in archive.namelist()} == {f"{i:03}.png": png_of(i) for i in range(90, 130)}
+
+
+def test_an_archive_can_be_unpacked_anywhere(api: httpx.Client, drawn: Callable[..., str]) -> None:
+    with opened(api.get(f"/v1/jobs/{drawn(count=20)}/archive")) as archive:
+        for entry in archive.infolist():
+            assert entry.external_attr >> 16 == 0o644, "else nobody may read the file"
+            assert (entry.flag_bits & 8, entry.compress_type) == (0, ZIP_STORED), "else who reads a stream knows no size"
+
+
+def test_the_same_pictures_give_the_same_archive_at_any_time(
+    api: httpx.Client, drawn: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (api.get(f"/v1/jobs/{drawn(count=3)}/archive") for _ in range(2))
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    third = api.get(f"/v1/jobs/{drawn(count=3)}/archive")
+    assert first.content == second.content == third.content
+    assert first.headers["etag"] == second.headers["etag"] == third.headers["etag"]
+    other = api.get(f"/v1/jobs/{drawn(count=3, start=1)}/archive")
+    assert other.headers["etag"] != first.headers["etag"]
+
+
+def test_an_archive_is_cached_for_ever_and_not_sent_again(api: httpx.Client, drawn: Callable[..., str]) -> None:
+    path = f"/v1/jobs/{drawn(count=2)}/archive"
+    got = api.get(path)
+    assert got.headers["cache-control"] == "private, max-age=31536000, immutable"
+    again = api.get(path, headers={"If-None-Match": got.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    head = api.head(path)
+    assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", got.headers["etag"])
+
+
+def test_a_job_that_goes_on_has_no_archive_yet(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post(count=2)["id"]
+    path = f"/v1/jobs/{job}/archive"
+
+    def refusal() -> tuple[int, str]:
+        answer = api.get(path)
+        return answer.status_code, answer.json()["detail"]
+
+    assert refusal()[0] == 409
+    worker.start(job)
+    worker.publish(job, [0])
+    status, detail = refusal()
+    assert (status, "running" in detail, "?wait=" in detail) == (409, True, True)
+    worker.publish(job, [1])
+    assert api.get(path).status_code == 200
+
+
+def test_of_a_cancelled_job_it_has_what_was_finished(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job, without = post(count=3)["id"], post()["id"]
+    worker.start(job)
+    worker.publish(job, [1])
+    for each in (job, without):
+        api.post(f"/v1/jobs/{each}/cancel")
+    with opened(api.get(f"/v1/jobs/{job}/archive")) as archive:
+        assert archive.namelist() == ["1.png"]
+    assert api.get(f"/v1/jobs/{without}/archive").status_code == 409
+
+
+def test_an_archive_whose_pictures_are_gone_is_410(api: httpx.Client, redis: Redis, drawn: Callable[..., str]) -> None:
+    job = drawn(count=2)
+    redis.delete(contract.png_key(job))
+    assert api.get(f"/v1/jobs/{job}/archive").status_code == 410
+
+
+def test_a_picture_that_goes_meanwhile_breaks_the_archive_off(
+    api: httpx.Client, redis: Redis, drawn: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = drawn(count=40)
+    redis.hdel(contract.png_key(job), "39")
+    with caplog.at_level(logging.WARNING, "app.media"), pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+        api.get(f"/v1/jobs/{job}/archive")
+    assert "breaks off" in caplog.text
