@@ -8,9 +8,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from enum import StrEnum
 from itertools import product
 from typing import Annotated
 
@@ -27,6 +28,16 @@ from bench.systems import Alone, Draw, Ours, RqWorker, System
 
 LARGE = 64
 
+
+class Peer(StrEnum):
+    FORK = "fork"
+    IN_PROCESS = "in-process"
+    ALONE = "alone"
+    TUNED = "tuned"
+    COMPILED = "compiled"
+
+
+STANDARD = [Peer.FORK, Peer.IN_PROCESS, Peer.ALONE, Peer.TUNED]
 Rates = dict[str, list[float]]  # by system, image-steps per second, one a round
 
 
@@ -35,7 +46,9 @@ def main(
     clients: Annotated[int, typer.Option(min=1, help="Clients with one image each")] = 16,
     stagger_s: Annotated[float, typer.Option(min=0, help="From one client's post to the next one's")] = 0.025,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each image")] = 50,
-    tune: Annotated[bool, typer.Option(help="Also diffusers tuned, which compiles for some minutes")] = True,
+    against: Annotated[
+        list[Peer], typer.Option(help="Repeat it for several. tuned tries six settings, for minutes; compiled is one of them")
+    ] = STANDARD,
     model: Model = DEFAULT,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
     precision: Annotated[Asked, typer.Option(help="Of this service; auto takes what the worker would take")] = "auto",
@@ -45,7 +58,7 @@ def main(
     report = Report(out, "peers", device)
     small: Rates = defaultdict(list)
     large: Rates = defaultdict(list)
-    with data_folder(out) as folder, systems(Ours(folder, model, device, precision), Pipe(model, device), tune) as compared:
+    with data_folder(out) as folder, systems(Ours(folder, model, device, precision), Pipe(model, device), against) as compared:
         for number, system in product(range(rounds), compared):
             report.progress(f"round {number + 1} of {rounds}: {system.name}")
             with system.awake() as draw:
@@ -60,19 +73,24 @@ def main(
 
 
 @contextmanager
-def systems(ours: System, pipe: Pipe, tune: bool) -> Iterator[list[System]]:
+def systems(ours: System, pipe: Pipe, against: Sequence[Peer]) -> Iterator[list[System]]:
     """Ours first, then its peers. They start one after the other, and end however this ends."""
     with ExitStack() as stack, ValkeyServer(save="", appendonly="no") as server:
-        redis_url = f"{server.connection_url}/0"
-        compared: list[System] = [
-            ours,
-            stack.enter_context(closing(RqWorker("RQ, a fork for each job", "rq.Worker", redis_url, pipe))),
-            stack.enter_context(closing(RqWorker("RQ, in its process", "rq.SimpleWorker", redis_url, pipe))),
-            stack.enter_context(closing(Alone("diffusers alone", pipe, pipelines.plain, (1, LARGE)))),
-        ]
-        if tune:
-            compared.append(stack.enter_context(closing(Alone("diffusers alone, tuned", pipe, pipelines.tuned, (1, LARGE)))))
-        yield compared
+        yield [ours, *(stack.enter_context(closing(_peer(kind, pipe, f"{server.connection_url}/0"))) for kind in against)]
+
+
+def _peer(kind: Peer, pipe: Pipe, redis_url: str) -> RqWorker | Alone:
+    match kind:
+        case Peer.FORK:
+            return RqWorker("RQ, a fork for each job", "rq.Worker", redis_url, pipe)
+        case Peer.IN_PROCESS:
+            return RqWorker("RQ, in its process", "rq.SimpleWorker", redis_url, pipe)
+        case Peer.ALONE:
+            return Alone("diffusers alone", pipe, pipelines.plain, (1, LARGE))
+        case Peer.TUNED:
+            return Alone("diffusers alone, tuned", pipe, pipelines.tuned, (1, LARGE))
+        case Peer.COMPILED:
+            return Alone("diffusers alone, compiled", pipe, pipelines.compiled, (1, LARGE))
 
 
 def warm_up(draw: Draw) -> None:

@@ -41,6 +41,14 @@ def test_a_tuned_pipeline_makes_the_same_pictures(setting: Setting, monkeypatch:
     assert np.abs(pixels(plain) - pixels(tuned)).mean() < 3
 
 
+def test_the_compiled_pipeline_is_in_that_setting_without_a_search(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipelines, "COMPILED", EAGER[0])  # compiling takes a minute
+    monkeypatch.setattr(pipelines, "SETTINGS", [])
+    pipeline = pipelines.compiled(PIPE, 2)
+    assert pipelines.setting(pipeline, 2) == "batches of 2 float32, channels_last, not compiled"
+    assert len(pipelines.pngs(pipeline, 2, 2, seed=1)) == 2
+
+
 def test_a_setting_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     class NoCompiler(pipelines.Tuned):
         def forward(self, x: torch.Tensor, t: torch.Tensor) -> object:
