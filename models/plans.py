@@ -97,21 +97,29 @@ def ddpm(
 ) -> Plan:
     """Algorithm 2 on the timesteps `tau`; beta is recomputed on them (Nichol and Dhariwal, 2021, section 4).
 
-    The analytic variance is beta_tilde plus a^2 times `residual_variance` (T,), the mean over pixels of Var(x_0 | x_t): what
-    x_t leaves unknown of x_0 (Bao et al., 2022, Eq. 8).
+    `residual_variance` (T,): see `reverse_variance`.
     """
     process = schedule.respaced(tau)
     posterior = Posterior(process)
-    if variance == "fixed_large":
-        sigma2 = process.beta
-    elif variance == "fixed_small":
-        sigma2 = posterior.variance
-    elif residual_variance is None:
-        raise ValueError("the analytic variance needs residual_variance, shape (T,); estimate it on training data")
-    else:
-        sigma2 = posterior.variance + posterior.of_x_0.square() * residual_variance[tau]
+    sigma2 = reverse_variance(process, variance, None if residual_variance is None else residual_variance[tau])
     zero = torch.zeros_like(sigma2)
     return _plan(Grid.of(schedule, tau), prediction, clip, posterior.of_x_0, posterior.of_x_t, zero, sigma2.sqrt())
+
+
+def reverse_variance(process: Schedule, variance: PlanVariance, residual_variance: Tensor | None = None) -> Tensor:
+    """sigma_t^2 of p(x_{t-1} | x_t), float64 (T,) as the process has timesteps.
+
+    The analytic one is beta_tilde plus a^2 times `residual_variance` (T,), the mean over pixels of Var(x_0 | x_t): what
+    x_t leaves unknown of x_0 (Bao et al., 2022, Eq. 8).
+    """
+    posterior = Posterior(process)
+    if variance == "fixed_large":
+        return process.beta
+    if variance == "fixed_small":
+        return posterior.variance
+    if residual_variance is None:
+        raise ValueError("the analytic variance needs residual_variance, shape (T,); estimate it on training data")
+    return posterior.variance + posterior.of_x_0.square() * residual_variance
 
 
 def ddim(schedule: Schedule, tau: Tensor, eta: float, *, prediction: Prediction = "epsilon", clip: bool = True) -> Plan:
@@ -139,14 +147,14 @@ def dpmpp_2m(schedule: Schedule, tau: Tensor, *, prediction: Prediction = "epsil
 
 def _plan(g: Grid, prediction: Prediction, clip: bool, a: Tensor, b: Tensor, d: Tensor, s: Tensor) -> Plan:
     """Columns over increasing tau -> rows in the order of execution. The last row gives x_0_hat exactly, without noise."""
-    p, q = _x_0_of(prediction, g.alpha_bar)
+    p, q = x_0_from(prediction, g.alpha_bar)
     bound = torch.full_like(p, 1.0 if clip else math.inf)
     s = torch.cat([torch.zeros(1, dtype=torch.float64), s[1:]])
     rows = torch.stack([p, q, bound, a, b, d, s], dim=1)
     return Plan(g.tau.flip(0), rows.flip(0).float().contiguous())
 
 
-def _x_0_of(prediction: Prediction, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+def x_0_from(prediction: Prediction, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
     """p, q with x_0_hat = p x_t + q out (Eq. 15 for epsilon; Salimans and Ho, 2022, for v)."""
     if prediction == "epsilon":
         return alpha_bar.rsqrt(), -((1 - alpha_bar) / alpha_bar).sqrt()

@@ -1,0 +1,40 @@
+"""What an evaluation found, as a file and as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from models.evaluate.likelihood import Coding, Likelihood
+from models.plans import PlanVariance
+
+
+def write(folder: Path, about: Mapping[str, Any], likelihoods: Mapping[PlanVariance, Likelihood], coding: Coding) -> None:
+    """<folder>/likelihood.json with all of it, and <folder>/coding.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {
+        **about,
+        "bits_per_dimension": {name: asdict(found) for name, found in likelihoods.items()},
+        "coding": asdict(coding),
+    }
+    (folder / "likelihood.json").write_text(json.dumps(found, indent=2) + "\n")
+    draw_coding(folder / "coding.png", coding)
+
+
+def draw_coding(path: Path, coding: Coding) -> None:
+    """As Fig. 5 of the paper: distortion and rate over the steps of the reverse process, and distortion over rate."""
+    from matplotlib.figure import Figure  # the train extra; only drawing needs it
+
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    over_distortion, over_rate, both = figure.subplots(1, 3)
+    steps = range(len(coding.timesteps))
+    over_distortion.plot(steps, coding.rmse)
+    over_distortion.set(xlabel="reverse steps", ylabel="distortion (RMSE of 255)")
+    over_rate.plot(steps, coding.rate)
+    over_rate.set(xlabel="reverse steps", ylabel="rate (bits/dim)")
+    both.plot(coding.rate, coding.rmse)
+    both.set(xlabel="rate (bits/dim)", ylabel="distortion (RMSE of 255)")
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,164 @@
+"""The bound of Eq. 5 against closed forms, the paper's published numbers and the formulas written out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.evaluate.likelihood import Evaluation, Terms, decoder_bits, prior_bits, transition_bits
+from models.plans import reverse_variance
+from models.schedule import Posterior, Schedule, linspace_grid
+
+SIGMA_1 = 0.00738457
+LEVELS = torch.tensor([0, 1, 127, 128, 254, 255], dtype=torch.uint8).reshape(1, 1, 1, 6)
+
+
+def perfect(x: Tensor, t: Tensor) -> Tensor:
+    """The eps of a data set of one black picture."""
+    s = Schedule.linear()
+    alpha_bar = s.alpha_bar[t].float()[:, None, None, None]
+    return (x + alpha_bar.sqrt()) / (1 - alpha_bar).sqrt()
+
+
+def blind(x: Tensor, t: Tensor) -> Tensor:
+    return torch.zeros_like(x)
+
+
+def pixels(count: int = 3) -> Tensor:
+    return torch.randint(0, 256, (count, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_decoder_gives_the_levels_their_probabilities():
+    """Those of the error function; the paper's code has a tanh for it, which is off by up to 4e-4."""
+    off = 0.003
+    mean = LEVELS.double() / 127.5 - 1 + off
+    nats = [decoder_bits(LEVELS[..., i : i + 1], mean[..., i : i + 1], SIGMA_1).item() * math.log(2) for i in range(6)]
+    below = [0.5 * (1 + math.erf((edge - off) / SIGMA_1 / math.sqrt(2))) for edge in (-1 / 255, 1 / 255)]
+    assert nats == pytest.approx([-math.log(p) for p in (below[1], *4 * [below[1] - below[0]], 1 - below[0])], rel=1e-12)
+    assert nats == pytest.approx([0.59846075, *4 * [0.98025336], 0.19169457], abs=4e-4)
+
+
+def test_the_decoder_is_that_of_index_1(paper: Schedule):
+    assert math.log(Posterior(paper).variance[1]) == pytest.approx(-9.81672514, abs=1e-8)
+
+
+@pytest.mark.parametrize("mean", [-1.0, -0.2, 0.9999])
+def test_the_levels_probabilities_sum_to_one(mean: float):
+    levels = torch.arange(256, dtype=torch.uint8).reshape(256, 1, 1, 1)
+    bits = decoder_bits(levels, torch.full((256, 1, 1, 1), mean, dtype=torch.float64), 0.05)
+    assert (2**-bits).sum().item() == pytest.approx(1, abs=1e-12)
+
+
+def test_a_level_far_from_the_mean_costs_what_its_tail_costs():
+    """Where the paper's code would stop at 27.6 nats: a Gaussian's tail from 1.9 / sigma on."""
+    white, mean = torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), torch.full((1, 1, 1, 1), -1.0, dtype=torch.float64)
+    z = (2 - 1 / 255) / SIGMA_1
+    tail = z**2 / 2 + math.log(z * math.sqrt(2 * math.pi))  # of the upper tail, to first order
+    assert decoder_bits(white, mean, SIGMA_1).item() * math.log(2) == pytest.approx(tail, rel=1e-6)
+
+
+def test_a_transition_costs_the_divergence_of_its_gaussians(paper: Schedule):
+    x_0, x_0_hat, x_t = (torch.randn(2, 8, dtype=torch.float64) for _ in range(3))
+    posterior, sigma2 = Posterior(paper), reverse_variance(paper, "fixed_large")
+    error = (x_0 - x_0_hat).square().mean(1, keepdim=True).expand(2, paper.T)
+    for t in (1, 500, 999):
+        q, p = (
+            torch.distributions.Normal(posterior.of_x_0[t] * x + posterior.of_x_t[t] * x_t, variance[t].sqrt())
+            for x, variance in ((x_0, posterior.variance), (x_0_hat, sigma2))
+        )
+        expected = torch.distributions.kl_divergence(q, p).mean(1) / math.log(2)
+        assert torch.allclose(transition_bits(paper, sigma2, error)[:, t - 1], expected)
+
+
+def test_the_prior_costs_the_divergence_from_a_standard_normal(paper: Schedule):
+    x_0 = torch.rand(2, 1, 4, 4, dtype=torch.float64) * 2 - 1
+    alpha_bar = paper.alpha_bar[-1]
+    q = torch.distributions.Normal(alpha_bar.sqrt() * x_0, (1 - alpha_bar).sqrt())
+    standard = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
+    expected = torch.distributions.kl_divergence(q, standard).flatten(1).mean(1) / math.log(2)
+    assert torch.allclose(prior_bits(paper, x_0), expected)
+    assert prior_bits(paper, x_0).max() < 1e-4
+
+
+@pytest.mark.parametrize("steps", [1000, 100, 7])
+@pytest.mark.parametrize(("variance", "bits"), [(0.25, 1.047098), (1.0, 2.047098)])
+def test_of_gaussian_data_the_bound_is_the_entropy(paper: Schedule, variance: float, bits: float, steps: int):
+    """With the optimal network, the analytic variance and a Gaussian decoder, for every number of steps."""
+    process = paper.respaced(linspace_grid(steps, paper.T))
+    unknown = variance * (1 - process.alpha_bar) / (process.alpha_bar * variance + 1 - process.alpha_bar)
+    transitions = transition_bits(process, reverse_variance(process, "analytic", unknown), unknown[None]).sum()
+    mean, alpha_bar = 0.3, process.alpha_bar[-1]
+    prior = (alpha_bar * (variance + mean**2) - alpha_bar - (1 - alpha_bar).log()) / 2
+    decoder = (1 + (2 * math.pi * unknown[0]).log()) / 2
+    assert float(transitions + (prior + decoder) / math.log(2)) == pytest.approx(bits, abs=1e-6)
+
+
+def test_a_perfect_network_pays_only_for_variances_and_bins(paper: Schedule):
+    black = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    evaluation = Evaluation(perfect, paper, "epsilon", 50)
+    terms = evaluation.terms(black, seed=1, first=0)
+    assert terms.squared_error.max() < 1e-9
+    found = evaluation.likelihood(terms, "fixed_small")
+    assert found.rate == pytest.approx(float(terms.prior.mean()), abs=1e-6)
+    assert found.bits == pytest.approx(found.rate + found.distortion)
+    assert evaluation.likelihood(terms, "fixed_large").rate > found.rate
+
+
+def test_a_network_that_knows_nothing_pays_for_it(paper: Schedule):
+    evaluation = Evaluation(blind, paper, "sample", 50)
+    terms = evaluation.terms(pixels(), seed=1, first=0)
+    x_0 = pixels().double() / 127.5 - 1
+    assert torch.allclose(terms.squared_error, x_0.square().flatten(1).mean(1)[:, None].expand(3, 50), atol=1e-7)
+    assert evaluation.likelihood(terms, "fixed_small").distortion > 1000, "no probability is clamped"
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_x_0_hat_is_the_samplers(paper: Schedule, prediction: str):
+    """Each kind of output that says x_0 = 0 does so."""
+    s = Schedule.linear()
+
+    def says_zero(x: Tensor, t: Tensor) -> Tensor:
+        alpha_bar = s.alpha_bar[t].float()[:, None, None, None]
+        if prediction == "epsilon":
+            return x / (1 - alpha_bar).sqrt()
+        return torch.zeros_like(x) if prediction == "sample" else x * (alpha_bar / (1 - alpha_bar)).sqrt()
+
+    terms = Evaluation(says_zero, paper, prediction, 10).terms(pixels(), seed=1, first=0)
+    expected = (pixels().double() / 127.5 - 1).square().flatten(1).mean(1)
+    assert torch.allclose(terms.squared_error, expected[:, None].expand(3, 10), atol=1e-4)
+
+
+def test_a_picture_is_judged_the_same_in_any_batch(paper: Schedule):
+    evaluation = Evaluation(lambda x, t: 0.5 * x, paper, "epsilon", 12)
+    together = evaluation.terms(pixels(5), seed=3, first=10)
+    apart = Terms.joined([evaluation.terms(pixels(5)[:2], 3, 10), evaluation.terms(pixels(5)[2:], 3, 12)])
+    assert len(apart) == 5
+    for name in ("squared_error", "prior", "decoder"):
+        assert torch.equal(getattr(together, name), getattr(apart, name)), name
+    assert not torch.equal(together.squared_error, evaluation.terms(pixels(5), seed=4, first=10).squared_error)
+
+
+def test_what_is_sent_grows_to_the_rate_and_the_error_is_in_grey_levels(paper: Schedule):
+    evaluation = Evaluation(blind, paper, "sample", 20)
+    terms = evaluation.terms(pixels(), seed=1, first=0)
+    coding = evaluation.coding(terms, "fixed_small")
+    assert (coding.timesteps[0], coding.timesteps[-1]) == (999, 0)
+    assert coding.rate == sorted(coding.rate)
+    assert coding.rate[0] == pytest.approx(float(terms.prior.mean()))
+    assert coding.rate[-1] == pytest.approx(evaluation.likelihood(terms, "fixed_small").rate)
+    expected = (pixels().double() - 127.5).square().flatten(1).mean(1).mean().sqrt()
+    assert coding.rmse == pytest.approx([float(expected)] * 20, rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 1001])
+def test_a_number_of_steps_that_cannot_be_is_refused(paper: Schedule, steps: int):
+    with pytest.raises(ValueError, match=f"steps={steps}"):
+        Evaluation(blind, paper, "epsilon", steps)
+
+
+def test_of_one_picture_there_is_no_standard_error(paper: Schedule):
+    evaluation = Evaluation(blind, paper, "epsilon", 5)
+    assert math.isnan(evaluation.likelihood(evaluation.terms(pixels(1), 0, 0), "fixed_small").standard_error)
