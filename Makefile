@@ -10,7 +10,7 @@ BENCH ?= engine exact latency peers pollers fetch
 OUT ?= runs/$(notdir $(basename $(RECIPE)))
 
 TORCH = 2.13.0
-# What that torch brings where it carries CUDA; the tests of kernels need it without, too.
+# What that torch brings where it carries CUDA; the tests of kernels need it beside torch for CPUs, too.
 TRITON = 3.7.1
 # Tests of times, and of what is lost in them, which neighbours would make false.
 ALONE = tests/e2e/test_estimates.py tests/chaos

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from hashlib import sha256
 from io import SEEK_SET, BytesIO
@@ -11,8 +12,9 @@ from app.errors import Expired
 from app.pictures import Pictures
 from app.record import Record
 
+log = logging.getLogger(__name__)
 _AT_ONCE = 16
-_MODE = 0o644 << 16  # of a file on Unix; without one, nobody may read what is unpacked
+_MODE = 0o644 << 16  # of a file on Unix; without one, only its owner may read what is unpacked
 
 
 class Archive:
@@ -35,6 +37,7 @@ class Archive:
                 some = {index: self._hashes[index] for index in indices[first : first + _AT_ONCE]}
                 for index, png in zip(some, await self._pictures.read(self._record, some), strict=True):
                     if not png:
+                        log.warning("image %d of job %s is gone, so there is no archive of that job", index, self._record.id)
                         raise Expired
                     archive.writestr(self._entry(index), png)
                 yield window.taken()

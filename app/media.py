@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 
-from redis.exceptions import RedisError
+from redis import exceptions as redis
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
@@ -25,11 +26,13 @@ class Zip(StreamingResponse):
     media_type = "application/zip"
 
     async def stream_response(self, send: Send) -> None:
-        """Whatever ends it early closes the connection, so that nobody takes a part for the whole."""
+        """What ends it early closes the connection, so that nobody takes a part for the whole."""
         try:
             await super().stream_response(send)
-        except (Problem, RedisError) as error:
-            log.warning("an archive breaks off while it is sent: %s", error)
+        except (Problem, redis.ConnectionError, redis.TimeoutError) as error:
+            log.warning("an archive breaks off while it is sent: %s", getattr(error, "detail", error))
+        except asyncio.CancelledError:  # of a reader that has had the time that a server which stops leaves it
+            log.warning("an archive breaks off while it is sent: the API stops")
 
 
 def png_response(request: Request, png: bytes, sha256: str, *, final: bool) -> Response:
@@ -39,12 +42,11 @@ def png_response(request: Request, png: bytes, sha256: str, *, final: bool) -> R
 
 
 async def zip_response(request: Request, archive: Archive, name: str) -> Response:
-    """304 as `png_response`. Raises what `Archive.parts` raises at its beginning."""
+    """304 as `png_response`. Raises what `Archive.parts` raises at its beginning, also where the client has the archive."""
     headers = {**_headers(archive.sha256, final=True), "Content-Disposition": f'attachment; filename="{name}.zip"'}
-    if unchanged := _not_modified(request, headers):
-        return unchanged
     parts = archive.parts()
-    return Zip(_again(await anext(parts), parts), headers=headers)
+    first = await anext(parts)
+    return _not_modified(request, headers) or Zip(_again(first, parts), headers=headers)
 
 
 async def _again(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

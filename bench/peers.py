@@ -58,7 +58,10 @@ def main(
     report = Report(out, "peers", device)
     small: Rates = defaultdict(list)
     large: Rates = defaultdict(list)
-    with data_folder(out) as folder, systems(Ours(folder, model, device, precision), Pipe(model, device), against) as compared:
+    with (
+        data_folder(out) as folder,
+        systems(Ours(folder, model, device, precision), Pipe(model, device), list(dict.fromkeys(against))) as compared,
+    ):
         for number, system in product(range(rounds), compared):
             report.progress(f"round {number + 1} of {rounds}: {system.name}")
             with system.awake() as draw:

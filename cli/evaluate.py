@@ -44,12 +44,12 @@ def evaluate(
             raise Fault(f"--images {images} is more than the {len(pictures)} that {data} holds; ask for as many or fewer")
         where = choose_device(device)
         evaluation = Evaluation(loaded.net.to(where), loaded.schedule, loaded.prediction, steps or loaded.schedule.T, where)
+        folder = _folder(out or Path("runs/evaluate") / f"{Path(model).resolve().name}-{len(evaluation.tau)}-steps")
         terms = _terms(evaluation, pictures, images, batch_size, seed)
     except (BadCheckpoint, BadData, CatalogError, FloatingPointError, ValueError) as error:
         raise Fault(str(error)) from None
     found = {variance: evaluation.likelihood(terms, variance) for variance in VARIANCES}
-    best = min(VARIANCES, key=lambda variance: found[variance].bits)
-    folder = out or Path("runs/evaluate") / Path(model).name
+    _show(found, len(terms), len(evaluation.tau), folder)
     about = {
         "model": model,
         "weights": loaded.sha256,
@@ -58,8 +58,20 @@ def evaluate(
         "steps": len(evaluation.tau),
         "seed": seed,
     }
-    write(folder, about, found, evaluation.coding(terms, best))
-    _show(found, len(terms), len(evaluation.tau), folder)
+    best = min(VARIANCES, key=lambda variance: found[variance].bits)
+    try:
+        write(folder, about, found, evaluation.coding(terms, best))
+    except OSError as error:
+        raise Fault(f"{folder} cannot be written to ({error.strerror}); the figures are above") from None
+
+
+def _folder(path: Path) -> Path:
+    """Before hours of work, not after them."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Fault(f"the folder {path} cannot be made ({error.strerror}); name another with --out") from None
+    return path
 
 
 def _load(model: str) -> Checkpoint:
@@ -86,7 +98,8 @@ def _terms(evaluation: Evaluation, pictures: Images, images: int, batch_size: in
                 if stop():
                     raise _Stopped
 
-            parts.append(evaluation.terms(pictures.batch(torch.arange(first, first + size)), seed, first, stepped))
+            where = torch.arange(first, first + size) * len(pictures) // images  # over all of them: a folder may be sorted
+            parts.append(evaluation.terms(pictures.batch(where), seed, first, stepped))
     if not parts:
         raise Fault("stopped before the first batch was done; a smaller --batch-size or fewer --steps give an answer sooner")
     return Terms.joined(parts)
@@ -95,8 +108,8 @@ def _terms(evaluation: Evaluation, pictures: Images, images: int, batch_size: in
 def _show(found: Mapping[PlanVariance, Likelihood], images: int, steps: int, folder: Path) -> None:
     table = Table("variance", "bits/dim", "rate", "distortion", box=box.SIMPLE)
     for name, likelihood in found.items():
-        bits = f"{likelihood.bits:.3f} ± {likelihood.standard_error:.3f}"
-        table.add_row(name, bits, f"{likelihood.rate:.3f}", f"{likelihood.distortion:.3f}")
+        error = f" ± {likelihood.standard_error:.3f}" if likelihood.standard_error is not None else ""
+        table.add_row(name, f"{likelihood.bits:.3f}{error}", f"{likelihood.rate:.3f}", f"{likelihood.distortion:.3f}")
     console = Console()
     console.print(table)
-    console.print(f"of {images} images in {steps} steps; more in {folder}")
+    console.print(f"of {images} images in {steps} steps; the analytic variance is fitted to them. More in {folder}")

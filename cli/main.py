@@ -115,14 +115,14 @@ def train(
 def evaluate(
     model: Annotated[str, typer.Argument(help="Name from `ddpm models`, or the folder of a model")],
     data: Annotated[Path, typer.Option(help="Pictures it was not trained on: image folder, IDX file (also .gz) or .npz")],
-    images: Annotated[int, typer.Option(min=1, help="How many of them, from the first on")] = 64,
+    images: Annotated[int, typer.Option(min=1, help="How many of them, evenly from all")] = 64,
     steps: Annotated[
         int | None, typer.Option(min=2, help="Timesteps that are visited; default: all that it was trained on")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once; the result is the same")] = 16,
     seed: Annotated[int, typer.Option(min=0, max=2**53 - 1, help="Of the noise")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU where there is one")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for the figures; default: runs/evaluate/<model>")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures; default: runs/evaluate/<model>-<steps>-steps")] = None,
 ) -> None:
     """Bound the negative log likelihood of pictures in bits per dimension, with its rate and distortion. Ctrl-C ends it early."""
     from cli.evaluate import evaluate as run

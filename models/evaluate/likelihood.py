@@ -51,7 +51,7 @@ class Likelihood:
     """Means over the pictures, bits per dimension. `bits` is the `rate`, L_1 + ... + L_T, and the `distortion`, L_0."""
 
     bits: float
-    standard_error: float
+    standard_error: float | None  # None of one picture
     rate: float
     distortion: float
 
@@ -84,7 +84,7 @@ class Evaluation:
 
     @torch.inference_mode()
     def terms(self, pixels: Tensor, seed: int, first: int, stepped: Callable[[], object] = lambda: None) -> Terms:
-        """Of pictures `first` and following, uint8 (B, C, H, W). `stepped` is called after each timestep.
+        """Of pictures uint8 (B, C, H, W), numbered from `first` on. `stepped` is called after each timestep.
 
         Picture i has the noise of image i of `seed`, whatever the batch. Raises FloatingPointError where the network's output
         is not finite.
@@ -106,7 +106,7 @@ class Evaluation:
         """The analytic variance is that of these pictures: K numbers, each from the errors of all their dimensions."""
         rate = terms.prior + self._transitions(terms, variance).sum(1)
         bits = rate + terms.decoder
-        error = float(bits.std() / math.sqrt(len(bits))) if len(bits) > 1 else math.nan
+        error = float(bits.std() / math.sqrt(len(bits))) if len(bits) > 1 else None
         return Likelihood(float(bits.mean()), error, float(rate.mean()), float(terms.decoder.mean()))
 
     def coding(self, terms: Terms, variance: PlanVariance) -> Coding:

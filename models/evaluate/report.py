@@ -13,14 +13,13 @@ from models.plans import PlanVariance
 
 
 def write(folder: Path, about: Mapping[str, Any], likelihoods: Mapping[PlanVariance, Likelihood], coding: Coding) -> None:
-    """<folder>/likelihood.json with all of it, and <folder>/coding.png."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """<folder>/likelihood.json with all of it, and <folder>/coding.png. The folder is there."""
     found = {
         **about,
         "bits_per_dimension": {name: asdict(found) for name, found in likelihoods.items()},
         "coding": asdict(coding),
     }
-    (folder / "likelihood.json").write_text(json.dumps(found, indent=2) + "\n")
+    (folder / "likelihood.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
     draw_coding(folder / "coding.png", coding)
 
 

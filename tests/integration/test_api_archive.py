@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import random
+import socket
+import threading
 import time
 from collections.abc import Callable
 from io import BytesIO
@@ -13,6 +16,10 @@ import httpx
 import pytest
 from redis import Redis
 
+from app.main import create_app
+from app.server import Server
+from app.settings import ApiSettings
+from tests.support.processes import eventually
 from tests.support.worker import IdleWorker, png_of
 from worker import contract
 
@@ -50,7 +57,7 @@ def test_an_archive_has_every_picture_under_its_index(api: httpx.Client, drawn: 
 def test_an_archive_can_be_unpacked_anywhere(api: httpx.Client, drawn: Callable[..., str]) -> None:
     with opened(api.get(f"/v1/jobs/{drawn(count=20)}/archive")) as archive:
         for entry in archive.infolist():
-            assert entry.external_attr >> 16 == 0o644, "else nobody may read the file"
+            assert entry.external_attr >> 16 == 0o644, "else only its owner may read the file"
             assert (entry.flag_bits & 8, entry.compress_type) == (0, ZIP_STORED), "else who reads a stream knows no size"
 
 
@@ -107,8 +114,10 @@ def test_of_a_cancelled_job_it_has_what_was_finished(api: httpx.Client, worker: 
 
 def test_an_archive_whose_pictures_are_gone_is_410(api: httpx.Client, redis: Redis, drawn: Callable[..., str]) -> None:
     job = drawn(count=2)
+    has = {"If-None-Match": api.get(f"/v1/jobs/{job}/archive").headers["etag"]}
     redis.delete(contract.png_key(job))
-    assert api.get(f"/v1/jobs/{job}/archive").status_code == 410
+    for headers in ({}, has, {"If-None-Match": "*"}):
+        assert api.get(f"/v1/jobs/{job}/archive", headers=headers).status_code == 410
 
 
 def test_a_picture_that_goes_meanwhile_breaks_the_archive_off(
@@ -118,4 +127,24 @@ def test_a_picture_that_goes_meanwhile_breaks_the_archive_off(
     redis.hdel(contract.png_key(job), "39")
     with caplog.at_level(logging.WARNING, "app.media"), pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
         api.get(f"/v1/jobs/{job}/archive")
+    assert f"image 39 of job {job} is gone" in caplog.text
     assert "breaks off" in caplog.text
+
+
+def test_a_server_that_stops_ends_an_archive_that_nobody_reads(
+    settings: ApiSettings, redis: Redis, drawn: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = drawn(count=64)
+    redis.hset(contract.png_key(job), mapping={str(index): random.randbytes(500_000) for index in range(64)})
+    server = Server(create_app(settings), port=0, log_level="warning", timeout_graceful_shutdown=1)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    eventually(lambda: server.started, 20, "the server is up")
+    with socket.create_connection(server.servers[0].sockets[0].getsockname()) as reader:
+        reader.sendall(f"GET /v1/jobs/{job}/archive HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert reader.recv(12) == b"HTTP/1.1 200"
+        server.should_exit = True
+        thread.join(20)
+    assert not thread.is_alive()
+    assert "breaks off while it is sent: the API stops" in caplog.text
+    assert "Traceback" not in caplog.text

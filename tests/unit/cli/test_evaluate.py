@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from models.evaluate.likelihood import Evaluation
 from tests.support.folders import write_model
 
 
@@ -46,6 +47,29 @@ def test_an_evaluation_is_told_and_kept(tmp_path: Path, tiny_model: Path, data: 
     assert (out / "coding.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_pictures_are_taken_evenly_from_all(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "sorted.npz", []
+    np.savez(path, np.repeat(np.arange(10, dtype=np.uint8), 64).reshape(10, 8, 8))
+    real = Evaluation.terms
+    monkeypatch.setattr(
+        Evaluation, "terms", lambda self, pixels, *rest: seen.extend(pixels[:, 0, 0, 0].tolist()) or real(self, pixels, *rest)
+    )
+    ddpm_evaluate(tiny_model, "--data", path, "--images", 5, "--batch-size", 2, "--steps", 2, "--out", tmp_path / "out")
+    assert seen == [0, 2, 4, 6, 8]
+
+
+def test_of_one_picture_the_file_is_json_all_the_same(tmp_path: Path, tiny_model: Path, data: Path) -> None:
+    ddpm_evaluate(tiny_model, "--data", data, "--images", 1, "--steps", 2, "--out", tmp_path)
+    kept = json.loads((tmp_path / "likelihood.json").read_text(), parse_constant=pytest.fail)
+    assert kept["bits_per_dimension"]["fixed_small"]["standard_error"] is None
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path, tiny_model: Path, data: Path) -> None:
+    result = ddpm_evaluate(tiny_model, "--data", data, "--images", 6, "--steps", 2, "--out", data / "below")
+    assert (result.exit_code, result.stderr.count("\n"), "--out" in result.stderr) == (1, 1, True)
+    assert "image-steps" not in result.stdout
+
+
 def test_a_batch_of_any_size_finds_the_same(tmp_path: Path, tiny_model: Path, data: Path) -> None:
     """But for the last bits of the network, which may differ from batch to batch."""
     for size in (1, 4):
@@ -60,7 +84,7 @@ def test_a_model_may_be_named(tmp_path: Path, data: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     result = ddpm_evaluate("random", "--data", data, "--images", 2, "--steps", 3)
     assert result.exit_code == 0, result.output
-    assert found(tmp_path / "runs" / "evaluate" / "random")["steps"] == 3
+    assert found(tmp_path / "runs" / "evaluate" / "random-3-steps")["steps"] == 3
 
 
 def test_what_is_stopped_reports_on_the_batches_before(
@@ -106,4 +130,4 @@ def test_a_network_that_blows_up_gives_no_figures(tmp_path: Path, data: Path) ->
     write_model(tmp_path, "blown", blow_up=True)
     result = ddpm_evaluate(tmp_path / "blown", "--data", data, "--images", 2, "--steps", 3, "--out", tmp_path / "out")
     assert (result.exit_code, "not finite" in result.stderr) == (1, True)
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())

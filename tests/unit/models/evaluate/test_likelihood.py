@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from models.evaluate.likelihood import Evaluation, Terms, decoder_bits, prior_bits, transition_bits
+from models.noise import normal
 from models.plans import reverse_variance
 from models.schedule import Posterior, Schedule, linspace_grid
 
@@ -66,19 +68,19 @@ def test_a_transition_costs_the_divergence_of_its_gaussians(paper: Schedule):
     error = (x_0 - x_0_hat).square().mean(1, keepdim=True).expand(2, paper.T)
     for t in (1, 500, 999):
         q, p = (
-            torch.distributions.Normal(posterior.of_x_0[t] * x + posterior.of_x_t[t] * x_t, variance[t].sqrt())
+            Normal(posterior.of_x_0[t] * x + posterior.of_x_t[t] * x_t, variance[t].sqrt())
             for x, variance in ((x_0, posterior.variance), (x_0_hat, sigma2))
         )
-        expected = torch.distributions.kl_divergence(q, p).mean(1) / math.log(2)
+        expected = kl_divergence(q, p).mean(1) / math.log(2)
         assert torch.allclose(transition_bits(paper, sigma2, error)[:, t - 1], expected)
 
 
 def test_the_prior_costs_the_divergence_from_a_standard_normal(paper: Schedule):
     x_0 = torch.rand(2, 1, 4, 4, dtype=torch.float64) * 2 - 1
     alpha_bar = paper.alpha_bar[-1]
-    q = torch.distributions.Normal(alpha_bar.sqrt() * x_0, (1 - alpha_bar).sqrt())
-    standard = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
-    expected = torch.distributions.kl_divergence(q, standard).flatten(1).mean(1) / math.log(2)
+    q = Normal(alpha_bar.sqrt() * x_0, (1 - alpha_bar).sqrt())
+    standard = Normal(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
+    expected = kl_divergence(q, standard).flatten(1).mean(1) / math.log(2)
     assert torch.allclose(prior_bits(paper, x_0), expected)
     assert prior_bits(paper, x_0).max() < 1e-4
 
@@ -141,6 +143,59 @@ def test_a_picture_is_judged_the_same_in_any_batch(paper: Schedule):
     assert not torch.equal(together.squared_error, evaluation.terms(pixels(5), seed=4, first=10).squared_error)
 
 
+SCHEDULES = {"linear": Schedule.linear(), "cosine": Schedule.cosine()}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize("steps", [2, 5, 40])
+def test_the_bound_is_that_of_eq_5_written_out(name: str, prediction: str, variance: str, steps: int):
+    """By distributions, one transition after another, with a network whose x_0_hat depends on all that it is given."""
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(0.7 * x) + 0.2 * (t / 1000)[:, None, None, None]
+
+    schedule = SCHEDULES[name]
+    evaluation = Evaluation(net, schedule, prediction, steps)
+    terms = evaluation.terms(pixels(), seed=3, first=7)
+    tau, process = linspace_grid(steps, schedule.T), schedule.respaced(linspace_grid(steps, schedule.T))
+    posterior, x_0 = Posterior(process), pixels().double() / 127.5 - 1
+    sigma2 = process.beta if variance == "fixed_large" else posterior.variance
+    index = torch.arange(7, 10)
+    parts = []
+    for k, t in enumerate(tau):
+        z = normal(torch.full_like(index, 3), index, torch.full_like(index, int(t) + 1), (1, 4, 4)).double()
+        alpha_bar = process.alpha_bar[k]
+        x_t = (alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * z).float()
+        out, x_t = net(x_t, t.expand(3)).double(), x_t.double()
+        says = {
+            "epsilon": (x_t - (1 - alpha_bar).sqrt() * out) / alpha_bar.sqrt(),
+            "v_prediction": alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * out,
+            "sample": out,
+        }
+        x_0_hat = says[prediction].clamp(-1, 1)
+        if k == 0:
+            parts.append(decoder_bits(pixels(), x_0_hat, float(posterior.variance[1].sqrt())))
+            continue
+        q, p = (
+            Normal(posterior.of_x_0[k] * x + posterior.of_x_t[k] * x_t, spread.sqrt())
+            for x, spread in ((x_0, posterior.variance[k]), (x_0_hat, sigma2[k]))
+        )
+        parts.append(kl_divergence(q, p).flatten(1).mean(1) / math.log(2))
+    last = Normal(process.alpha_bar[-1].sqrt() * x_0, (1 - process.alpha_bar[-1]).sqrt())
+    standard = Normal(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
+    prior = kl_divergence(last, standard).flatten(1).mean(1) / math.log(2)
+    expected = torch.stack([*parts, prior]).sum(0)
+    found = evaluation.likelihood(terms, variance)
+    assert found.bits == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert found.standard_error == pytest.approx(float(expected.std() / math.sqrt(3)), rel=1e-4)
+    assert found.distortion == pytest.approx(float(parts[0].mean()), rel=1e-5)
+    coding = evaluation.coding(terms, variance)
+    gained = torch.tensor(coding.rate).diff()
+    assert torch.allclose(gained, torch.stack(parts[:0:-1]).mean(1).float(), rtol=1e-4, atol=1e-7), "the last timestep first"
+
+
 def test_what_is_sent_grows_to_the_rate_and_the_error_is_in_grey_levels(paper: Schedule):
     evaluation = Evaluation(blind, paper, "sample", 20)
     terms = evaluation.terms(pixels(), seed=1, first=0)
@@ -161,4 +216,4 @@ def test_a_number_of_steps_that_cannot_be_is_refused(paper: Schedule, steps: int
 
 def test_of_one_picture_there_is_no_standard_error(paper: Schedule):
     evaluation = Evaluation(blind, paper, "epsilon", 5)
-    assert math.isnan(evaluation.likelihood(evaluation.terms(pixels(1), 0, 0), "fixed_small").standard_error)
+    assert evaluation.likelihood(evaluation.terms(pixels(1), 0, 0), "fixed_small").standard_error is None
