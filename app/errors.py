@@ -133,6 +133,14 @@ class NotFinished(Problem):
         super().__init__(f"{what} is not finished and the job is {state}; {remedy}.")
 
 
+class NoPreview(Problem):
+    status, name, about = HTTPStatus.CONFLICT, "no-preview", "The image has taken no step yet, or never will."
+
+    def __init__(self, index: int, state: State) -> None:
+        remedy = "post the job again" if state.final else "ask again when it is running and `progress.step` has grown"
+        super().__init__(f"image {index} has nothing to show and the job is {state}; {remedy}.")
+
+
 class NotEnded(Problem):
     status, name, about = HTTPStatus.CONFLICT, "not-ended", "The job has not ended, and its archive would lack images."
 

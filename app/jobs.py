@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
+from hashlib import sha256
 from typing import Any, cast
 
 from redis.asyncio import Redis
@@ -21,6 +22,7 @@ from app.looks import Looks, States
 from app.notifier import Notifier, set_within
 from app.pages import Place, newest_first
 from app.pictures import Pictures
+from app.previews import preview
 from app.recipes import recipe_of
 from app.record import Record
 from app.schemas import Image, Job, JobPage, JobRequest, JobSummary
@@ -112,16 +114,21 @@ class Jobs:
             pipe.hgetall(job_key(job))
             pipe.hget(sha256_key(job), str(index))
             pipe.hget(png_key(job), str(index))
-            fields, sha256, png = await pipe.execute()
+            fields, digest, png = await pipe.execute()
         record = known(job, owner, fields)
         if index not in record.indices:
             raise UnknownImage(index, record.start, record.count)
-        if not sha256:
+        if not digest:
             raise NotFinished(f"image {index}", record.state)
-        png = png or (await self._pictures.stored(record, {index: sha256.decode()}))[index]
+        png = png or (await self._pictures.stored(record, {index: digest.decode()}))[index]
         if not png:
             raise Expired
-        return png, sha256.decode()
+        return png, digest.decode()
+
+    async def preview(self, job: str, owner: str, index: int) -> tuple[bytes, str]:
+        """A PNG of x_0_hat and its sha256, or `image` where that is finished. Raises as `image` does, and NoPreview."""
+        png = await preview(self._redis, job, owner, index)
+        return (png, sha256(png).hexdigest()) if png else await self.image(job, owner, index)
 
     async def grid(self, job: str, owner: str) -> tuple[bytes, bool]:
         """The contact sheet as it stands, and whether it can never change. Raises as `image` does."""

@@ -36,6 +36,8 @@ RECORD_TTL_S = 7 * 24 * 3600  # a job's record outlives its images by this, so t
 LEFT = "ddpm:left"  # hash: open job -> "<image-steps left to run> <count> <steps> <model> <owner>"
 LOAD = "ddpm:load"  # hash: owner -> image-steps left of all its open jobs. Both empty themselves
 CHANGES = "ddpm:changes"
+PREVIEWS = "ddpm:previews"  # channel: "<job> <index>" of an image that somebody would like to see as it is
+PREVIEW_LIVES_MS = 500
 EXPIRING = "ddpm:expiring"  # sorted set: job -> when what the results store holds of it is to be removed; it empties itself
 WEBHOOKS = "ddpm:webhooks"  # sorted set: job that has ended -> when its webhook is to be sent next; it empties itself
 WORKERS = "ddpm:workers"  # hash: worker name -> JSON of WorkerInfo (worker/info.py), with its own end in it
@@ -76,6 +78,11 @@ def png_key(job: str) -> str:
 
 def chains_key(job: str) -> str:
     return f"ddpm:job:{job}:chains"
+
+
+def preview_key(job: str, index: int | str) -> str:
+    """String: a PNG of x_0_hat. It goes by itself at once."""
+    return f"ddpm:job:{job}:preview:{index}"
 
 
 def owner_key(owner: str) -> str:

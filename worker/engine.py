@@ -55,12 +55,27 @@ class Finished:
     pixels: Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """How a chain looks with `row` rows done: x_0_hat, in a copy that is on its way to the host with others'."""
+
+    request: ChainRequest
+    row: int
+    place: int
+    copy: Copying
+
+    def x_0_hat(self) -> Tensor:
+        """float32 (C, H, W); waits until it is here."""
+        return self.copy.result()[self.place]
+
+
 @dataclass(slots=True)
 class _Chain:
     request: ChainRequest
     slot: int
     line: Line
-    row: int = 0
+    admitted_at: int  # row
+    row: int
 
     @property
     def rows_left(self) -> int:
@@ -140,6 +155,14 @@ class Engine:
         x_0_hat = self.pool.read_x_0_hat(slots) if remembered else torch.zeros(()).expand_as(x)
         return [Snapshot(c.request, c.row, x[i], x_0_hat[i]) for i, c in enumerate(held)]
 
+    def preview(self, chains: Iterable[Hashable]) -> list[Preview]:
+        """Of those chains that have taken a step here, without waiting for it. What a snapshot kept may lack their x_0_hat."""
+        stepped = [c for name in chains if (c := self._chains.get(name)) and c.row > c.admitted_at]
+        if not stepped:
+            return []
+        copy = self.pool.copy_out_x_0_hat([c.slot for c in stepped])
+        return [Preview(c.request, c.row, place, copy) for place, c in enumerate(stepped)]
+
     def cancel(self, chains: Iterable[Hashable]) -> None:
         """Drop the chains that are still here; their places are free at once."""
         for chain in chains:
@@ -176,7 +199,7 @@ class Engine:
         if len(set(names)) < len(names) or any(self._knows(name) for name in names):
             raise ValueError("a chain of this name is in the engine; give every chain a name of its own")
         for request, row in zip(requests, rows, strict=True):
-            chain = _Chain(request, self._free.pop(), self._line(request), row)
+            chain = _Chain(request, self._free.pop(), self._line(request), row, row)
             self._chains[request.chain] = chain
             chain.line.join(request.chain, chain.rows_left)
         return [self._chains[name].slot for name in names]

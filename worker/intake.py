@@ -10,8 +10,9 @@ from queue import SimpleQueue
 from redis import Redis
 from redis.client import PubSub
 
-from worker.contract import CHANGES, SHARD_IMAGES, Priority, Shard, job_of, queue_name
+from worker.contract import CHANGES, PREVIEWS, SHARD_IMAGES, Priority, Shard, job_of, queue_name
 from worker.loaded import LoadedModel
+from worker.previews import Previews
 from worker.results import Results
 from worker.rq_worker import BadShard, Lease, ShardWorker
 
@@ -137,22 +138,26 @@ class Intake:
 
 
 class Listener:
-    """Hears changes of state as they are published; what it misses is found by the intake and the outbox."""
+    """Hears what is published: changes of state, of which those that it misses are found by the intake and the outbox, and who
+    wants a preview.
+    """
 
-    def __init__(self, redis: Redis, load: Load, inbox: Inbox) -> None:
-        self._redis, self._load, self._inbox = redis, load, inbox
+    def __init__(self, redis: Redis, load: Load, inbox: Inbox, previews: Previews) -> None:
+        self._redis, self._load, self._inbox, self._previews = redis, load, inbox, previews
         self._pubsub: PubSub | None = None
 
     def turn(self) -> None:
         if self._pubsub is None:
             pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
-            pubsub.subscribe(CHANGES)
+            pubsub.subscribe(CHANGES, PREVIEWS)
             self._pubsub = pubsub  # only now: unsubscribed, it would be deaf for ever
         message = self._pubsub.get_message(timeout=_LOOK_EVERY_S)
         if message is None:
             return
         job, state = message["data"].decode().split()
-        if state == "queued":
+        if message["channel"] == PREVIEWS.encode():
+            self._previews.ask(job, int(state))
+        elif state == "queued":
             self._load.changed.set()
         elif state in ("cancelled", "failed", "deleted"):
             self._inbox.put(Ended(job))

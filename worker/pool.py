@@ -124,9 +124,13 @@ class Pool:
         return self.copy_out(slots).result()
 
     @torch.inference_mode()
-    def read_x_0_hat(self, slots: Sequence[int]) -> Tensor:
+    def copy_out_x_0_hat(self, slots: Sequence[int]) -> Copying:
         """Likewise."""
-        return Copying(self.x_0_hat[onto(self.device, torch.tensor(slots))]).result()
+        return Copying(self.x_0_hat[onto(self.device, torch.tensor(slots))])
+
+    def read_x_0_hat(self, slots: Sequence[int]) -> Tensor:
+        """Likewise, and here."""
+        return self.copy_out_x_0_hat(slots).result()
 
     @torch.inference_mode()
     def write(self, slots: Sequence[int], x: Tensor, x_0_hat: Tensor) -> None:

@@ -23,9 +23,10 @@ LARGE_BYTES = 1 << 20  # chains of this size go to the results store, where ther
 _IN_STORE = b""  # stands in Redis for chains that lie in the results store
 
 
-def encode(pixels: Tensor, recipe: Recipe, index: int, precision: Precision) -> bytes:
-    """uint8 (C, H, W) to a PNG from whose metadata the picture can be made again."""
-    return png(pixels, {METADATA_KEY: json.dumps({**asdict(recipe), "index": index, "precision": precision}, sort_keys=True)})
+def encode(pixels: Tensor, recipe: Recipe, index: int, precision: Precision, step: int | None = None) -> bytes:
+    """uint8 (C, H, W) to a PNG from whose metadata the picture can be made again. `step`: of a preview, how many are done."""
+    made_by = {**asdict(recipe), "index": index, "precision": precision} | ({} if step is None else {"step": step})
+    return png(pixels, {METADATA_KEY: json.dumps(made_by, sort_keys=True)})
 
 
 class Results:

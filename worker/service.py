@@ -21,6 +21,7 @@ from worker.info import WorkerInfo
 from worker.intake import Ended, Inbox, Intake, Listener, Load, Lost, Taken
 from worker.loaded import CannotRun, LoadedModel
 from worker.outbox import PROGRESS_EVERY_S, Outbox, Parcel
+from worker.previews import Previews
 from worker.reason import reason_of
 from worker.results import Results
 from worker.rq_worker import Lease, ShardWorker
@@ -44,7 +45,8 @@ class Worker:
         self._held: dict[str, Held] = {}
         self._inbox, self._load = Inbox(), Load()
         self._shards, self._results = ShardWorker(redis, queues), Results(redis, store)
-        self._listener = Listener(redis, self._load, self._inbox)
+        self._previews = Previews(redis)
+        self._listener = Listener(redis, self._load, self._inbox, self._previews)
         self._outbox = Outbox(self._shards, self._results, self._inbox)
         self._saver = Saver(self._shards, self._results, self._inbox)
         self._intake = Intake(self._shards, self._results, models, self._load, self._inbox, self._outbox.is_full)
@@ -56,7 +58,15 @@ class Worker:
 
     def run(self) -> None:
         self.crew.patiently("start", self._shards.beat)
-        for name in ("upkeep", "listener", "outbox", "saver", "intake", *(["expiry"] if self._store.external else [])):
+        for name in (
+            "upkeep",
+            "listener",
+            "outbox",
+            "saver",
+            "previews",
+            "intake",
+            *(["expiry"] if self._store.external else []),
+        ):
             self.crew.start(name, getattr(self, f"_{name}").turn)
         log.info("worker %s is ready", self._shards.name)
         try:
@@ -75,6 +85,7 @@ class Worker:
         promised_s = sum(self._step(model) for model in busy)
         self._report()
         self._save()
+        self._previews.take(self._held.values())
         if busy:  # with nothing promised too: a GPU's steps take their time when somebody waits for them
             self._speed.note(time.monotonic() - began, promised_s)
 

@@ -14,6 +14,7 @@ from app.errors import (
     Expired,
     InvalidRequest,
     KeyReused,
+    NoPreview,
     NotEnded,
     NotFinished,
     NotOnDisk,
@@ -106,6 +107,17 @@ async def get_image(job_id: JobId, index: Index, jobs: Jobs, key: Key, request: 
     """The PNG of one image. It never changes."""
     png, digest = await jobs.image(job_id, key.name, index)
     return png_response(request, png, digest, final=True)
+
+
+@router.get(
+    "/{job_id}/images/{index:index}/preview",
+    response_class=PNG,
+    responses=problems(UnknownJob, UnknownImage, InvalidRequest, NoPreview, Expired, *_UNREACHABLE, StoreFull) | _NOT_MODIFIED,
+)
+async def get_preview(job_id: JobId, index: Index, jobs: Jobs, key: Key, request: Request) -> Response:
+    """What the network takes a running image for, after its last step: x_0_hat, half a second old at most. Later, the image."""
+    png, digest = await jobs.preview(job_id, key.name, index)
+    return png_response(request, png, digest, final=False)
 
 
 @router.get(

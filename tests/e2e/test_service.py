@@ -70,6 +70,21 @@ def test_polling_shows_the_steps_go_by(service: Service):
     assert len(set(steps)) >= 5
 
 
+def test_a_running_image_can_be_seen_as_it_becomes_one(service: Service):
+    job = service.post(count=3, steps=400)["id"]
+    seen: list[int] = []
+    while service.job(job)["state"] in ("queued", "running"):
+        answer = service.http.get(f"/v1/jobs/{job}/images/1/preview")
+        if answer.status_code == 200:
+            told = json.loads(picture(answer.content).text["ddpm"])
+            seen += [told["step"]] if "step" in told else []
+        time.sleep(0.1)
+    assert seen == sorted(seen)
+    assert len(set(seen)) >= 2, f"steps seen: {seen}"
+    image = service.http.get(f"/v1/jobs/{job}/images/1")
+    assert service.http.get(f"/v1/jobs/{job}/images/1/preview").content == image.content
+
+
 def test_an_image_is_the_same_alone_and_in_a_big_job_across_shards_and_workers(service: Service):
     big = service.pngs(service.post(count=130, seed=21, steps=15)["id"])
     alone = [service.post(count=1, start=index, seed=21, steps=15)["id"] for index in (0, 63, 64, 129)]

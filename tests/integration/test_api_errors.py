@@ -143,7 +143,15 @@ UNKNOWN = [
 @pytest.mark.parametrize("job", UNKNOWN)
 @pytest.mark.parametrize(
     ("method", "rest"),
-    [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/grid"), ("GET", "/archive"), ("GET", "/images/0")],
+    [
+        ("GET", ""),
+        ("DELETE", ""),
+        ("POST", "/cancel"),
+        ("GET", "/grid"),
+        ("GET", "/archive"),
+        ("GET", "/images/0"),
+        ("GET", "/images/0/preview"),
+    ],
 )
 def test_an_unknown_job_is_not_found(api: httpx.Client, method: str, job: str, rest: str) -> None:
     problem(api.request(method, f"/v1/jobs/{job}{rest}"), 404)

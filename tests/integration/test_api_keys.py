@@ -144,7 +144,7 @@ def test_the_owner_can_do_all_that_there_is_to_do(ann: httpx.Client, worker: Idl
     assert ann.get(f"/v1/jobs/{job}", params={"wait": 0.05}).json()["state"] == "queued"
     worker.start(job)
     worker.publish(job, [0])
-    for path in ("images/0", "grid", "archive", "events"):
+    for path in ("images/0", "images/0/preview", "grid", "archive", "events"):
         assert ann.get(f"/v1/jobs/{job}/{path}").status_code == 200
     assert ann.post(f"/v1/jobs/{job}/cancel").json()["state"] == "finished"
     assert ann.delete(f"/v1/jobs/{job}").status_code == 204

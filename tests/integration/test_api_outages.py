@@ -29,6 +29,7 @@ READS = {
     "wait": ("GET", "{job}?wait=20"),
     "events": ("GET", "{job}/events"),
     "image": ("GET", "{job}/images/0"),
+    "preview": ("GET", "{job}/images/1/preview"),
     "grid": ("GET", "{job}/grid"),
     "archive": ("GET", "{job}/archive"),
     "list": ("GET", "/v1/jobs"),

@@ -93,6 +93,7 @@ OF_A_JOB = {
     ("GET /v1/jobs/{job_id}/grid", 409),
     ("GET /v1/jobs/{job_id}/archive", 409),
     ("GET /v1/jobs/{job_id}/images/{index}", 409),
+    ("GET /v1/jobs/{job_id}/images/{index}/preview", 409),
     ("POST /v1/jobs/{job_id}/cancel", 200),
     ("DELETE /v1/jobs/{job_id}", 204),
 }

@@ -49,7 +49,12 @@ def test_the_document_names_the_models_and_their_longest_schedule(document: dict
 
 
 def test_every_503_of_a_picture_is_documented(document: dict[str, Any]) -> None:
-    for path in ("/v1/jobs/{job_id}/images/{index}", "/v1/jobs/{job_id}/grid", "/v1/jobs/{job_id}/archive"):
+    for path in (
+        "/v1/jobs/{job_id}/images/{index}",
+        "/v1/jobs/{job_id}/images/{index}/preview",
+        "/v1/jobs/{job_id}/grid",
+        "/v1/jobs/{job_id}/archive",
+    ):
         about = document["paths"][path]["get"]["responses"]["503"]["description"]
         assert "Redis" in about
         assert "results store" in about

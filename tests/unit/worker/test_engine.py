@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from torch import Tensor
 
 from models.plans import Plan, compile_plan
-from models.sampling import sample, to_bytes
+from models.sampling import chain, sample, to_bytes
 from tests.support.networks import SCHEDULE, SHAPE, LatePool, gaussian_eps, one_by_one, random_unet
 from worker.engine import ChainRequest, Engine, Finished, Snapshot
 from worker.graphs import Recorder
@@ -219,6 +219,35 @@ def test_a_picture_on_its_way_is_dropped_when_it_is_cancelled():
     e.cancel("a")
     assert [done.request.chain for done in e.settle()] == ["b"]
     assert len(e) == 0
+
+
+@pytest.mark.parametrize("pool", [Pool, LatePool])
+@pytest.mark.parametrize("plan", PLANS[1:], ids=["ddpm", "ddim", "dpmpp_2m"])
+def test_a_preview_is_x_0_hat_after_the_last_step(plan: Plan, pool: type[Pool]):
+    e = engine(pool=pool)
+    e.submit([request(i, plan, index=i) for i in range(3)])
+    assert e.preview(range(3)) == [], "nobody has taken a step"
+    expected = [x_0_hat for _, x_0_hat in chain(gaussian_eps, plan, 5, range(3), SHAPE)]
+    for row in range(1, len(plan)):
+        e.step()
+        previews = e.preview([2, "unknown", 0])
+        assert [(p.request.chain, p.row) for p in previews] == [(2, row), (0, row)]
+        for p in previews:
+            assert torch.equal(p.x_0_hat(), expected[row - 1][p.request.index])
+    e.step()
+    assert e.preview(range(3)) == [], "they have left"
+    assert all(torch.equal(pixels, plain(request(i, plan, index=i))) for i, pixels in drain(e).items()), "and are none the worse"
+
+
+def test_a_chain_that_was_put_back_has_a_preview_when_it_has_taken_a_step():
+    """The snapshot of a plan that does not need x_0_hat has none."""
+    before, after = engine(), engine()
+    before.submit([request("a")])
+    before.step()
+    after.restore(before.snapshot(["a"]))
+    assert after.preview(["a"]) == []
+    after.step()
+    assert [p.row for p in after.preview(["a"])] == [2]
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])

@@ -1,0 +1,134 @@
+"""Previews over HTTP: who is asked for them, what comes, and what is said where nothing can."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from tests.support.problems import problem
+from tests.support.processes import eventually
+from tests.support.worker import IdleWorker, png_of
+from worker import contract
+
+Post = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def asked(redis: Redis) -> Iterator[Callable[[], list[str]]]:
+    """What workers have been asked for so far."""
+    with redis.pubsub(ignore_subscribe_messages=True) as subscription:
+        subscription.subscribe(contract.PREVIEWS)
+        subscription.get_message(timeout=5)
+        heard: list[str] = []
+
+        def listen() -> list[str]:
+            while message := subscription.get_message(timeout=0.05):
+                heard.append(message["data"].decode())
+            return heard
+
+        yield listen
+
+
+def answer(redis: Redis, job: str, index: int, shade: int = 77, lives_ms: int = 10_000) -> None:
+    """As a worker does; but it lives longer, since a busy machine may be late to look."""
+    redis.set(contract.preview_key(job, index), png_of(shade), px=lives_ms)
+
+
+def test_a_worker_is_asked_and_its_answer_is_the_preview(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]
+) -> None:
+    job = post(count=3)["id"]
+    worker.start(job)
+    threading.Timer(0.3, answer, [redis, job, 2]).start()
+    got = api.get(f"/v1/jobs/{job}/images/2/preview")
+    assert (got.status_code, got.content, got.headers["content-type"]) == (200, png_of(77), "image/png")
+    assert got.headers["cache-control"] == "no-cache"
+    assert set(asked()) == {f"{job} 2"}
+
+
+def test_what_is_there_is_not_asked_for_and_not_sent_twice(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]
+) -> None:
+    job = post()["id"]
+    worker.start(job)
+    answer(redis, job, 0)
+    first = api.get(f"/v1/jobs/{job}/images/0/preview")
+    again = api.get(f"/v1/jobs/{job}/images/0/preview", headers={"If-None-Match": first.headers["etag"]})
+    assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
+    assert asked() == []
+
+
+def test_however_many_look_a_worker_is_asked_a_few_times_a_second(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]
+) -> None:
+    job = post()["id"]
+    worker.start(job)
+    statuses: list[int] = []
+    clients = [
+        threading.Thread(target=lambda: statuses.append(api.get(f"/v1/jobs/{job}/images/0/preview").status_code))
+        for _ in range(20)
+    ]
+    began = time.monotonic()
+    for client in clients:
+        client.start()
+    time.sleep(0.5)
+    answer(redis, job, 0)
+    for client in clients:
+        client.join()
+    assert statuses == [200] * 20
+    assert 1 <= len(asked()) <= (time.monotonic() - began) / 0.3 + 1
+
+
+def test_a_preview_is_gone_soon_and_asked_for_anew(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]
+) -> None:
+    job = post()["id"]
+    worker.start(job)
+    answer(redis, job, 0, lives_ms=contract.PREVIEW_LIVES_MS)
+    eventually(lambda: not redis.exists(contract.preview_key(job, 0)), 2, "the preview is gone")
+    threading.Timer(0.2, answer, [redis, job, 0, 99]).start()
+    assert api.get(f"/v1/jobs/{job}/images/0/preview").content == png_of(99)
+    assert asked() == [f"{job} 0"]
+
+
+def test_of_a_finished_image_the_preview_is_the_image(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]
+) -> None:
+    job = post(count=2)["id"]
+    worker.start(job)
+    answer(redis, job, 0)
+    worker.publish(job, [0])
+    got = api.get(f"/v1/jobs/{job}/images/0/preview")
+    assert (got.content, got.headers["cache-control"]) == (png_of(0), "no-cache")
+    redis.delete(contract.png_key(job))
+    assert api.get(f"/v1/jobs/{job}/images/0/preview").status_code == 410
+    assert asked() == []
+
+
+def test_where_nothing_runs_there_is_nothing_to_show_and_nobody_is_asked(
+    api: httpx.Client, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]
+) -> None:
+    job = post(count=2, start=5)["id"]
+    path = f"/v1/jobs/{job}/images/5/preview"
+    began = time.monotonic()
+    assert "queued" in problem(api.get(path), 409)["detail"]
+    assert problem(api.get(f"/v1/jobs/{job}/images/7/preview"), 404)["type"].endswith("unknown-image")
+    worker.start(job)
+    api.post(f"/v1/jobs/{job}/cancel")
+    assert "post the job again" in problem(api.get(path), 409)["detail"]
+    assert time.monotonic() - began < 2, "none of these waits"
+    assert asked() == []
+
+
+def test_a_worker_that_does_not_answer_is_not_waited_for_long(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post()["id"]
+    worker.start(job)
+    began = time.monotonic()
+    assert "running" in problem(api.get(f"/v1/jobs/{job}/images/0/preview"), 409)["detail"]
+    assert 2 < time.monotonic() - began < 5

@@ -1,0 +1,165 @@
+"""A worker's previews, before a real server."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from redis import Redis
+
+from models.catalog import Catalog
+from models.plans import compile_plan
+from models.sampling import chain, to_bytes
+from tests.support.folders import write_model
+from tests.support.processes import eventually
+from worker import previews
+from worker.contract import PREVIEWS, Recipe, Shard, preview_key, shards_of
+from worker.engine import ChainRequest
+from worker.held import Held
+from worker.intake import Inbox, Listener, Load
+from worker.loaded import LoadedModel
+from worker.previews import Previews
+from worker.rq_worker import Lease
+
+JOB, SEED, STEPS, LIVES_MS = "a" * 32, 7, 6, 60_000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    root = tmp_path_factory.mktemp("models")
+    write_model(root, "tiny")
+    return LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), capacity=128)
+
+
+@pytest.fixture(autouse=True)
+def long_lived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take longer to look than a preview lives."""
+    monkeypatch.setattr(previews, "PREVIEW_LIVES_MS", LIVES_MS)
+
+
+def lease(shard: Shard) -> Lease:
+    return Lease(shard, *cast("Any", (None, None, None)))
+
+
+@pytest.fixture
+def held(model: LoadedModel) -> Iterator[list[Held]]:
+    """A job of 70 images, in two shards, that nobody has stepped yet."""
+    recipe = Recipe("tiny", model.card.sha256, "ddpm", STEPS, "fixed_small", 0.0, SEED)
+    held = [Held(lease(shard), model, set(shard.indices)) for shard in shards_of(JOB, recipe, 0, 70, "local", "interactive")]
+    for shard in held:
+        model.admit(shard.lease.shard, sorted(shard.left), None)
+    yield held
+    for shard in held:
+        model.engine.cancel(shard.chains())
+
+
+def step(model: LoadedModel, *indices: int) -> None:
+    """Chains of the job take a step, and no others."""
+    for index in indices:  # one by one: a machine may be so busy that no larger batch is used
+        model.step([(f"{JOB}-{index // 64}", index)])
+
+
+def send(asked: Previews, held: list[Held]) -> None:
+    asked.take(held)
+    asked.turn()
+
+
+def found(redis: Redis, job: str = JOB) -> set[int]:
+    return {int(key.rpartition(b":")[2]) for key in redis.keys(preview_key(job, "*"))}
+
+
+def test_a_preview_is_what_the_plain_loop_takes_the_image_for(redis: Redis, model: LoadedModel, held: list[Held]):
+    for indices in ((3, 64), (3,), (3, 64), (64,), (64,)):
+        step(model, *indices)
+    asked = Previews(redis)
+    for index in (3, 64):
+        asked.ask(JOB, index)
+    send(asked, held)
+    for index, row in ((3, 3), (64, 4)):
+        with Image.open(BytesIO(redis.get(preview_key(JOB, index)))) as picture:
+            told = json.loads(picture.text["ddpm"])
+            assert (told["step"], told["index"], told["seed"]) == (row, index, SEED)
+            pixels = np.array(picture).astype(int)
+        plan = compile_plan(model.schedule, STEPS)
+        states = list(chain(model.engine.pool.network, plan, SEED, [index], (1, 8, 8)))
+        expected = to_bytes(states[row - 1][1])[0, 0].numpy().astype(int)
+        assert np.abs(pixels - expected).max() <= 1
+
+
+def test_a_preview_goes_by_itself(redis: Redis, model: LoadedModel, held: list[Held]):
+    step(model, 0)
+    asked = Previews(redis)
+    asked.ask(JOB, 0)
+    send(asked, held)
+    assert 0 < redis.pttl(preview_key(JOB, 0)) <= LIVES_MS
+
+
+def test_what_is_not_here_or_has_taken_no_step_is_forgotten(redis: Redis, model: LoadedModel, held: list[Held]):
+    asked = Previews(redis)
+    for job, index in ((JOB, 0), ("b" * 32, 0), (JOB, 70)):
+        asked.ask(job, index)
+    asked.take(held)
+    step(model, 0)
+    asked.take(held)
+    assert not asked._work.is_set()
+    assert found(redis) == set()
+
+
+def test_more_than_fit_go_one_after_the_other_and_beyond_that_nobody_is_remembered(
+    redis: Redis, model: LoadedModel, held: list[Held], monkeypatch: pytest.MonkeyPatch
+):
+    step(model, *range(8))
+    monkeypatch.setattr(previews, "_AT_ONCE", 3)
+    monkeypatch.setattr(previews, "_MOST_ASKED", 5)
+    asked = Previews(redis)
+    for index in range(8):
+        asked.ask(JOB, index)
+    asked.take(held)
+    asked.take(held)  # the first are still on their way
+    asked.turn()
+    assert found(redis) == {0, 1, 2}
+    send(asked, held)
+    assert found(redis) & set(range(3, 8)) == {3, 4}
+
+
+def test_a_worker_hears_who_wants_one(redis: Redis):
+    asked, inbox = Previews(redis), Inbox()
+    listener = Listener(redis, Load(), inbox, asked)
+    stop = threading.Event()
+
+    def listen() -> None:
+        while not stop.is_set():
+            listener.turn()
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    try:
+        eventually(lambda: redis.publish(PREVIEWS, f"{JOB} 5") and asked._asked, 5, "it was heard")
+    finally:
+        stop.set()
+        thread.join()
+    assert list(asked._asked) == [(JOB, 5)]
+    assert inbox.empty()
+
+
+def test_a_preview_of_what_is_not_finite_harms_nobody(redis: Redis, model: LoadedModel):
+    """Its image will fail when it has finished; until then somebody may look at it."""
+    engine, plan = model.engine, compile_plan(model.schedule, STEPS)
+    shard = next(shards_of("c" * 32, Recipe("tiny", "", "ddpm", STEPS, "fixed_small", 0.0, SEED), 0, 1, "local", "interactive"))
+    engine.submit([ChainRequest((shard.id, 0), shard.job, plan, SEED, 0)])
+    engine.step()
+    engine.pool.x_0_hat.fill_(torch.nan)
+    asked = Previews(redis)
+    asked.ask(shard.job, 0)
+    asked.take([Held(lease(shard), model, {0})])
+    asked.turn()
+    assert found(redis, shard.job) == {0}
+    engine.cancel([(shard.id, 0)])
+    engine.pool.x_0_hat.zero_()
