@@ -27,6 +27,7 @@ _CHAINS, _CHAINS_S = 32, 1.0  # this many chains are compared, or as many as the
 _TIMED, _TIMED_S = 5, 1.0
 _TRIALS, _MIDDLING = 5, 16
 _FEWEST_THREADS, _FEWER_THREADS_GAIN = 4, 1.15  # a busy moment is not to halve the worker for good
+_BEATEN = 1.5  # so much faster than it was, the machine was at other work then
 _ROW = (1.0, -0.5, 1.0, 0.5, 0.5, 0.1, 0.1)  # p, q, bound, a, b, d, s: every part of a step takes part
 
 
@@ -91,6 +92,13 @@ def calibrate(pool: Pool, T: int, sizes: Sequence[int] = SIZES) -> Calibration:
             return Calibration(seconds, threads, fewer, trial.seconds(seconds) if fewer < threads else {})
         log.info("with %d threads the network's bits are not those of one thread; trying fewer", threads)
     raise AssertionError("one thread is always among the choices")
+
+
+def is_beaten(pool: Pool, T: int, kept: Calibration) -> bool:
+    """Whether a step takes so much less than `kept` says that it must have been measured beside other work. As `calibrate`."""
+    kept.use()
+    size = kept.buckets[0]
+    return _BEATEN * _Trial(pool, T, [size]).seconds([size])[size] < kept.seconds[size]
 
 
 def _by_speed(trial: _Trial) -> Iterable[int]:

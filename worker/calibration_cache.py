@@ -25,13 +25,18 @@ class CalibrationCache:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def recall(self, conditions: tuple[str, ...], measure: Callable[[], Calibration]) -> Calibration:
-        """What was found under these conditions, or what `measure` finds now, while others who want the same wait."""
+    def recall(
+        self, conditions: tuple[str, ...], measure: Callable[[], Calibration], beaten: Calibration | None = None
+    ) -> Calibration:
+        """What was found under these conditions, or what `measure` finds now, while others who want the same wait.
+
+        `beaten` is one that no longer holds.
+        """
         key = json.dumps([_FORMAT, *conditions])
         path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
         with self._alone(path):
             found = _read(path, key)
-            if found is None:
+            if found is None or found == beaten:
                 found = measure()
                 _write(path, key, found)
             return found

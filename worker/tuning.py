@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from models.checkpoint import Checkpoint
-from worker.calibrate import Calibration, calibrate, sizes_on
+from worker.calibrate import Calibration, calibrate, is_beaten, sizes_on
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
 from worker.machine import description, keep_freed_memory, memory_bytes
@@ -49,7 +49,12 @@ def tune(
         )
     keep_freed_memory()
     bench = _Bench(loaded, weights, shape, device, _capacity(capacity, shape, device), cache)
-    chosen = max(offered, key=bench.worth) if precision == "auto" else precision
+    asked = offered if precision == "auto" else (precision,)
+    chosen = max(asked, key=bench.worth)
+    if bench.is_beaten(chosen):
+        log.info("steps are much faster than when they were calibrated, perhaps beside other work: they are calibrated anew")
+        bench.forget()
+        chosen = max(asked, key=bench.worth)
     pool = bench.pool(chosen)
     return Tuned(pool, _prepared(pool, bench.calibration(chosen)), chosen)
 
@@ -70,6 +75,8 @@ class _Bench:
         self._capacity, self._cache = capacity, cache
         self._sizes = sizes_on(device)
         self._found: dict[Precision, Calibration] = {}
+        self._beaten: dict[Precision, Calibration] = {}
+        self._measured: set[Precision] = set()  # here and now
         self._last: tuple[Precision, ServedNetwork, Pool] | None = None
 
     def pool(self, precision: Precision) -> Pool:
@@ -88,10 +95,22 @@ class _Bench:
             )
 
             def measure() -> Calibration:
+                self._measured.add(precision)
                 return calibrate(self.pool(precision), self._loaded.schedule.T, self._sizes)
 
-            self._found[precision] = self._cache.recall(conditions, measure) if self._cache else measure()
+            beaten = self._beaten.get(precision)
+            self._found[precision] = self._cache.recall(conditions, measure, beaten) if self._cache else measure()
         return self._found[precision]
+
+    def is_beaten(self, precision: Precision) -> bool:
+        """Whether what was kept of it no longer holds."""
+        if precision in self._measured:
+            return False
+        return is_beaten(self.pool(precision), self._loaded.schedule.T, self.calibration(precision))
+
+    def forget(self) -> None:
+        """All that was found, in the cache as well, unless another worker has put something else there meanwhile."""
+        self._beaten, self._found = self._found, {}
 
     def _made(self, precision: Precision) -> tuple[ServedNetwork, Pool]:
         if self._last is None or self._last[0] != precision:

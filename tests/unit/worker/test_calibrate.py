@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.support.networks import SHAPE, gaussian_eps
-from worker.calibrate import Calibration, calibrate
+from worker.calibrate import Calibration, calibrate, is_beaten
 from worker.pool import Network, Pool
 
 CPU = torch.device("cpu")
@@ -107,3 +107,12 @@ def test_no_larger_batch_is_tried_than_one_that_takes_half_of_the_longest_step(m
 
 def test_the_rate_is_that_of_the_size_that_gives_the_most():
     assert Calibration({1: 0.5, 2: 0.5, 4: 2.0}).image_steps_per_s == 4
+
+
+@pytest.mark.parametrize(("kept_s", "beaten"), [(0.2, True), (0.02, False), (0.005, False)])
+def test_a_calibration_is_beaten_by_steps_that_are_much_faster(kept_s: float, beaten: bool):
+    def slow(x: Tensor, t: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return gaussian_eps(x, t)
+
+    assert is_beaten(pool(slow), 1000, Calibration({2: kept_s, 4: 1.0}, threads=1)) == beaten
