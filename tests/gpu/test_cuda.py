@@ -10,7 +10,7 @@ from models import checkpoint
 from models.catalog import SHIPPED
 from models.noise import normal
 from models.plans import compile_plan
-from models.sampling import sample, to_bytes
+from models.sampling import chain, sample, to_bytes
 from tests.support.fused import differences
 from tests.support.networks import one_by_one, random_unet
 from worker import fused, rows
@@ -136,6 +136,22 @@ def test_pictures_arrive_while_later_steps_run_and_are_those_of_their_own_step()
         pictures.append(done)
     assert pictures[0].keys() == pictures[1].keys() == set(range(64))
     assert all(torch.equal(pictures[0][i], pictures[1][i]) for i in range(64))
+
+
+def test_a_preview_is_of_its_own_step_while_later_steps_run():
+    loaded = checkpoint.load(MODEL)
+    plan = compile_plan(loaded.schedule, 10)
+    engine = Engine(make_pool("fp32"), {4: 1.0})
+    engine.submit([ChainRequest(i, "job", plan, 5, i) for i in range(4)])
+    for _ in range(3):
+        engine.step()
+    previews = engine.preview(range(4))
+    drain(engine)
+    expected = to_bytes(list(chain(loaded.net, plan, 5, range(4), SHAPE))[2][1])
+    assert [preview.row for preview in previews] == [3] * 4
+    for preview in previews:
+        off = to_bytes(preview.x_0_hat()).int() - expected[preview.request.index].int()
+        assert off.abs().float().mean() < FAR_APART["fp32"]
 
 
 def test_a_size_that_was_recorded_leaves_every_chain_as_it_was():
