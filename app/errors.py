@@ -134,11 +134,11 @@ class NotFinished(Problem):
 
 
 class NoPreview(Problem):
-    status, name, about = HTTPStatus.CONFLICT, "no-preview", "The image has taken no step yet, or never will."
+    status, name, about = HTTPStatus.CONFLICT, "no-preview", "No worker shows the image: it has taken no step yet, or never will."
 
     def __init__(self, index: int, state: State) -> None:
-        remedy = "post the job again" if state.final else "ask again when it is running and `progress.step` has grown"
-        super().__init__(f"image {index} has nothing to show and the job is {state}; {remedy}.")
+        remedy = "post the job again" if state.final else "ask again when the job is running and `progress.step` has grown"
+        super().__init__(f"no worker shows image {index} and the job is {state}; {remedy}.")
 
 
 class NotEnded(Problem):

@@ -22,7 +22,7 @@ from app.looks import Looks, States
 from app.notifier import Notifier, set_within
 from app.pages import Place, newest_first
 from app.pictures import Pictures
-from app.previews import preview
+from app.previews import Previews
 from app.recipes import recipe_of
 from app.record import Record
 from app.schemas import Image, Job, JobPage, JobRequest, JobSummary
@@ -60,7 +60,7 @@ class Jobs:
         self._redis, self._catalog, self._notifier = redis, catalog, notifier
         self._pictures, self._admission, self._results_ttl_s = pictures, admission, results_ttl_s
         self._reach = reach
-        self._looks, self._states = Looks(redis), States(redis)
+        self._looks, self._states, self._previews = Looks(redis), States(redis), Previews(redis, notifier)
 
     async def submit(self, request: JobRequest, owner: str, key: str | None = None) -> Job:
         """Post a job, whole or not at all, or find the one that was posted with this Idempotency-Key.
@@ -127,7 +127,7 @@ class Jobs:
 
     async def preview(self, job: str, owner: str, index: int) -> tuple[bytes, str]:
         """A PNG of x_0_hat and its sha256, or `image` where that is finished. Raises as `image` does, and NoPreview."""
-        png = await preview(self._redis, job, owner, index)
+        png = await self._previews.of(job, owner, index)
         return (png, sha256(png).hexdigest()) if png else await self.image(job, owner, index)
 
     async def grid(self, job: str, owner: str) -> tuple[bytes, bool]:

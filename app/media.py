@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from redis import exceptions as redis
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from app.archive import Archive
 from app.errors import Problem
@@ -25,10 +25,10 @@ class PNG(Response):
 class Zip(StreamingResponse):
     media_type = "application/zip"
 
-    async def stream_response(self, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What ends it early closes the connection, so that nobody takes a part for the whole."""
         try:
-            await super().stream_response(send)
+            await super().__call__(scope, receive, send)
         except (Problem, redis.ConnectionError, redis.TimeoutError) as error:
             log.warning("an archive breaks off while it is sent: %s", getattr(error, "detail", error))
         except asyncio.CancelledError:  # of a reader that has had the time that a server which stops leaves it

@@ -1,44 +1,142 @@
-"""What an image looks like so far, asked of whichever worker runs it."""
+"""What images look like so far, asked of whichever workers run them; for all who wait in one round trip."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from app.errors import NoPreview, UnknownImage
-from app.look import as_hash, check, known
-from worker.contract import PREVIEWS, State, job_key, preview_key, sha256_key
+from app.look import Hash, as_hash, check, known
+from app.notifier import Notifier
+from worker.contract import PREVIEWS, State, job_key, preview_asked_key, preview_key, sha256_key
 
 _WITHIN_S = 3.0  # a step takes a second at most, and a worker may have others to take first
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.2  # much less than a preview lives
+_LOOK_EVERY_S = 0.05  # a tenth of a preview's life
+_AT_ONCE = 64  # images a round trip
 
-# KEYS: record, hashes, preview, who has asked. ARGV: job, index, owner. -> record, hash of the finished image, preview.
-# However many clients want to see an image, its worker is asked a few times a second.
+# KEYS: record, hashes, preview, asked of each image. ARGV: 1 to ask for what is not there, then job and index of each.
+# -> record, hash, preview of each. However many clients want to see an image, its worker is asked a few times a second.
 _LOOK = f"""
-local fields, sha256, png = redis.call('HGETALL', KEYS[1]), redis.call('HGET', KEYS[2], ARGV[2]), redis.call('GET', KEYS[3])
-local state, owner = unpack(redis.call('HMGET', KEYS[1], 'state', 'owner'))
-if state == '{State.RUNNING}' and owner == ARGV[3] and not sha256 and not png then
-  if redis.call('SET', KEYS[4], 1, 'NX', 'PX', 300) then redis.call('PUBLISH', '{PREVIEWS}', ARGV[1] .. ' ' .. ARGV[2]) end
+local found = {{}}
+for n = 1, #KEYS / 4 do
+  local record, hashes, preview, asked = unpack(KEYS, 4 * n - 3, 4 * n)
+  local job, index = ARGV[2 * n], ARGV[2 * n + 1]
+  local sha256, png = redis.call('HGET', hashes, index), redis.call('GET', preview)
+  if ARGV[1] == '1' and not sha256 and not png and redis.call('HGET', record, 'state') == '{State.RUNNING}' then
+    if redis.call('SET', asked, 1, 'NX', 'PX', 300) then redis.call('PUBLISH', '{PREVIEWS}', job .. ' ' .. index) end
+  end
+  found[n] = {{redis.call('HGETALL', record), sha256, png}}
 end
-return {{fields, sha256, png}}"""
+return found"""
 
 
-async def preview(redis: Redis, job: str, owner: str, index: int) -> bytes | None:
-    """A PNG of x_0_hat as it stands; None for an image that is finished. Raises UnknownJob, UnknownImage or NoPreview."""
-    check(job)
-    until, pause_s = time.monotonic() + _WITHIN_S, _FIRST_PAUSE_S
-    key = preview_key(job, index)
-    while True:
-        keys = [job_key(job), sha256_key(job), key, f"{key}:asked"]
-        fields, sha256, png = await redis.eval(_LOOK, len(keys), *keys, job, index, owner)
-        record = known(job, owner, as_hash(fields))
+@dataclass(slots=True)
+class _Look:
+    """An image as one look found it."""
+
+    fields: Hash
+    finished: bool
+    png: bytes | None
+
+    @property
+    def is_hopeless(self) -> bool:
+        return self.fields.get(b"state") != State.RUNNING.value.encode()
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """For one image; however many clients."""
+
+    last: _Look
+    clients: int = 0
+    error: RedisError | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Previews:
+    """One task looks for all who wait, so that a thousand of them are as much work as sixteen round trips."""
+
+    def __init__(self, redis: Redis, notifier: Notifier) -> None:
+        self._redis, self._notifier = redis, notifier
+        self._waiting: dict[tuple[str, int], _Waiting] = {}
+        self._work: asyncio.Task[None] | None = None
+
+    async def of(self, job: str, owner: str, index: int) -> bytes | None:
+        """A PNG of x_0_hat as it stands; None for an image that is finished. Raises UnknownJob, UnknownImage or NoPreview."""
+        check(job)
+        (look,) = await self._look([(job, index)])
+        record = known(job, owner, look.fields)
         if index not in record.indices:
             raise UnknownImage(index, record.start, record.count)
-        if sha256 or png:
-            return None if sha256 else bytes(png)
-        if record.state is not State.RUNNING or time.monotonic() > until:
+        if not (look.finished or look.png or look.is_hopeless):
+            look = await self._waited(job, index, look)
+        record = known(job, owner, look.fields)
+        if look.finished:
+            return None
+        if look.png is None:
             raise NoPreview(index, record.state)
-        await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        return look.png
+
+    async def _waited(self, job: str, index: int, look: _Look) -> _Look:
+        """The look that ended the waiting, or the last one."""
+        with self._join((job, index), look) as waiting:
+            try:
+                async with asyncio.timeout(_WITHIN_S):
+                    await waiting.over.wait()
+            except TimeoutError:
+                pass
+            if waiting.error:
+                raise waiting.error
+            return waiting.last
+
+    @contextmanager
+    def _join(self, image: tuple[str, int], look: _Look) -> Iterator[_Waiting]:
+        waiting = self._waiting.setdefault(image, _Waiting(look))
+        waiting.clients += 1
+        if self._work is None:
+            self._work = asyncio.create_task(self._run())
+        try:
+            yield waiting
+        finally:
+            waiting.clients -= 1
+            if not waiting.clients and self._waiting.get(image) is waiting:
+                del self._waiting[image]
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting and not self._notifier.closed:
+                images = list(self._waiting)
+                for first in range(0, len(images), _AT_ONCE):
+                    await self._look_again(images[first : first + _AT_ONCE])
+                await asyncio.sleep(_LOOK_EVERY_S)
+        except RedisError as error:
+            for waiting in self._waiting.values():
+                waiting.error = error
+        finally:
+            self._work = None
+            for waiting in self._waiting.values():
+                waiting.over.set()
+            self._waiting = {}
+
+    async def _look_again(self, images: Sequence[tuple[str, int]]) -> None:
+        for image, look in zip(images, await self._look(images, ask=True), strict=True):
+            if waiting := self._waiting.get(image):
+                waiting.last = look
+                if look.finished or look.png or look.is_hopeless:
+                    waiting.over.set()
+                    del self._waiting[image]
+
+    async def _look(self, images: Sequence[tuple[str, int]], ask: bool = False) -> list[_Look]:
+        """To ask is for those only of which it is known that their clients may."""
+        keys = [
+            key
+            for job, index in images
+            for key in (job_key(job), sha256_key(job), preview_key(job, index), preview_asked_key(job, index))
+        ]
+        answers = await self._redis.eval(_LOOK, len(keys), *keys, int(ask), *(part for image in images for part in image))
+        return [_Look(as_hash(fields), sha256 is not None, png) for fields, sha256, png in answers]

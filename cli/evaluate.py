@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -90,16 +91,17 @@ def _terms(evaluation: Evaluation, pictures: Images, images: int, batch_size: in
     columns = TextColumn("image-steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress, suppress(_Stopped):
         task = progress.add_task("", total=images * len(evaluation.tau))
-        for first in range(0, images, batch_size):
-            size = min(batch_size, images - first)
+        batches = math.ceil(images / batch_size)
+        for batch in range(batches):
+            indices = range(batch, images, batches)  # from everywhere: a folder may be sorted, and this may be the last batch
 
-            def stepped(size: int = size) -> None:
+            def stepped(size: int = len(indices)) -> None:
                 progress.advance(task, size)
                 if stop():
                     raise _Stopped
 
-            where = torch.arange(first, first + size) * len(pictures) // images  # over all of them: a folder may be sorted
-            parts.append(evaluation.terms(pictures.batch(where), seed, first, stepped))
+            pixels = pictures.batch(torch.tensor(indices) * len(pictures) // images)
+            parts.append(evaluation.terms(pixels, seed, indices, stepped))
     if not parts:
         raise Fault("stopped before the first batch was done; a smaller --batch-size or fewer --steps give an answer sooner")
     return Terms.joined(parts)

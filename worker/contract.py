@@ -8,6 +8,8 @@ A job is four keys, all gone after their TTL:
     ddpm:job:<id>:chains  hash: shard -> its unfinished chains as a worker last saved them; empty: they lie in the results
                           store. Gone when the job ends
 
+While clients look at its unfinished images it has keys that live for half a second: `preview_key`, `preview_asked_key`.
+
 A job is finished when every image has its hash: there is no counter that a crash between two writes could leave wrong.
 A job is running while a worker holds a shard of it; when the last of them is lost or given back, it is queued again
 (worker/scripts.py). What a late worker still has to say of it is heard all the same: its images have the same bytes.
@@ -83,6 +85,11 @@ def chains_key(job: str) -> str:
 def preview_key(job: str, index: int | str) -> str:
     """String: a PNG of x_0_hat. It goes by itself at once."""
     return f"ddpm:job:{job}:preview:{index}"
+
+
+def preview_asked_key(job: str, index: int) -> str:
+    """String: while it is there, nobody else asks the workers for this preview."""
+    return f"{preview_key(job, index)}:asked"
 
 
 def owner_key(owner: str) -> str:

@@ -154,10 +154,10 @@ class Listener:
         message = self._pubsub.get_message(timeout=_LOOK_EVERY_S)
         if message is None:
             return
-        job, state = message["data"].decode().split()
+        job, said = message["data"].decode().split()
         if message["channel"] == PREVIEWS.encode():
-            self._previews.ask(job, int(state))
-        elif state == "queued":
+            self._previews.ask(job, int(said))
+        elif said == "queued":
             self._load.changed.set()
-        elif state in ("cancelled", "failed", "deleted"):
+        elif said in ("cancelled", "failed", "deleted"):
             self._inbox.put(Ended(job))

@@ -6,11 +6,13 @@ made that nobody looks at, and an image that a thousand look at is made twice a 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import cast
 
+import torch
 from redis import Redis
 
 from models.sampling import to_bytes
@@ -20,7 +22,9 @@ from worker.held import Held
 from worker.loaded import LoadedModel
 from worker.results import encode
 
-_AT_ONCE = 64  # images copied and sent together
+log = logging.getLogger(__name__)
+_AT_ONCE, _AT_ONCE_BYTES = 64, 8 * 1024 * 1024  # images copied and sent together, one at least
+_LOOK_EVERY_S = 0.2
 _MOST_ASKED = 1024  # who comes beyond asks again
 
 
@@ -41,31 +45,28 @@ class Previews:
                 self._asked[job, index] = None
 
     def take(self, held: Iterable[Held]) -> None:
-        """Copy what was asked for and is here, between two steps."""
+        """Copy what was asked for and is here, between two steps. Who asked for what is elsewhere is forgotten."""
         if not self._asked or self._copies:
             return
-        wanted = defaultdict[str, list[int]](list)
         with self._lock:
-            for job, index in list(self._asked)[:_AT_ONCE]:
-                del self._asked[job, index]
-                wanted[job].append(index)
-        by_model = defaultdict[LoadedModel, dict[tuple[str, int], Held]](dict)
-        for shard in held:
-            for index in wanted.get(shard.lease.shard.job, ()):
-                if index in shard.left:
-                    by_model[shard.model][shard.lease.shard.id, index] = shard
-        copies = []
-        for model, chains in by_model.items():
-            copies += [
-                (chains[cast("tuple[str, int]", preview.request.chain)], preview) for preview in model.engine.preview(chains)
-            ]
-        self._copies = copies
-        if copies:
+            asked, self._asked = self._asked, {}
+        wanted = defaultdict[str, list[int]](list)
+        for job, index in asked:
+            wanted[job].append(index)
+        here = [(s, i) for s in held for i in wanted.get(s.lease.shard.job, ()) if i in s.left]
+        now, later = _bounded(here)
+        for shard, index in later:
+            self.ask(shard.lease.shard.job, index)
+        try:
+            self._copies = _copied(now)
+        except torch.OutOfMemoryError:  # a look is worth no chain
+            log.warning("there is no memory left on the device to show %d images", len(now))
+        if self._copies:
             self._work.set()
 
     def turn(self) -> None:
         """Send what was copied. What does not arrive is asked for again."""
-        if not self._work.wait(1.0):
+        if not self._work.wait(_LOOK_EVERY_S):
             return
         self._work.clear()
         try:
@@ -77,3 +78,26 @@ class Previews:
                 pipe.execute()
         finally:
             self._copies = ()
+
+
+def _bounded(images: Sequence[tuple[Held, int]]) -> tuple[Sequence[tuple[Held, int]], Sequence[tuple[Held, int]]]:
+    """Those that may be copied together, and the others."""
+    size = most = 0
+    for shard, _ in images[:_AT_ONCE]:
+        size += shard.model.chain_bytes // 2
+        if most and size > _AT_ONCE_BYTES:
+            break
+        most += 1
+    return images[:most], images[most:]
+
+
+def _copied(images: Iterable[tuple[Held, int]]) -> list[tuple[Held, Preview]]:
+    """All of a model in one go."""
+    by_model = defaultdict[LoadedModel, dict[tuple[str, int], Held]](dict)
+    for shard, index in images:
+        by_model[shard.model][shard.lease.shard.id, index] = shard
+    return [
+        (chains[cast("tuple[str, int]", preview.request.chain)], preview)
+        for model, chains in by_model.items()
+        for preview in model.engine.preview(chains)
+    ]

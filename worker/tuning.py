@@ -49,12 +49,8 @@ def tune(
         )
     keep_freed_memory()
     bench = _Bench(loaded, weights, shape, device, _capacity(capacity, shape, device), cache)
-    asked = offered if precision == "auto" else (precision,)
-    chosen = max(asked, key=bench.worth)
-    if bench.is_beaten(chosen):
-        log.info("steps are much faster than when they were calibrated, perhaps beside other work: they are calibrated anew")
-        bench.forget()
-        chosen = max(asked, key=bench.worth)
+    chosen = max(offered, key=bench.worth) if precision == "auto" else precision
+    bench.make_sure(chosen)  # of its batches only: workers beside this one draw in the precision that was chosen before
     pool = bench.pool(chosen)
     return Tuned(pool, _prepared(pool, bench.calibration(chosen)), chosen)
 
@@ -102,15 +98,13 @@ class _Bench:
             self._found[precision] = self._cache.recall(conditions, measure, beaten) if self._cache else measure()
         return self._found[precision]
 
-    def is_beaten(self, precision: Precision) -> bool:
-        """Whether what was kept of it no longer holds."""
-        if precision in self._measured:
-            return False
-        return is_beaten(self.pool(precision), self._loaded.schedule.T, self.calibration(precision))
-
-    def forget(self) -> None:
-        """All that was found, in the cache as well, unless another worker has put something else there meanwhile."""
-        self._beaten, self._found = self._found, {}
+    def make_sure(self, precision: Precision) -> None:
+        """Measure anew what was kept of it, if it was measured beside other work."""
+        kept = self.calibration(precision)
+        if precision not in self._measured and is_beaten(self.pool(precision), self._loaded.schedule.T, kept):
+            log.info("steps are much faster than when they were calibrated, perhaps beside other work: they are calibrated anew")
+            del self._found[precision]
+            self._beaten[precision] = kept
 
     def _made(self, precision: Precision) -> tuple[ServedNetwork, Pool]:
         if self._last is None or self._last[0] != precision:

@@ -115,7 +115,7 @@ async def get_image(job_id: JobId, index: Index, jobs: Jobs, key: Key, request: 
     responses=problems(UnknownJob, UnknownImage, InvalidRequest, NoPreview, Expired, *_UNREACHABLE, StoreFull) | _NOT_MODIFIED,
 )
 async def get_preview(job_id: JobId, index: Index, jobs: Jobs, key: Key, request: Request) -> Response:
-    """What the network takes a running image for, after its last step: x_0_hat, half a second old at most. Later, the image."""
+    """What the network takes a running image for, after its latest step: x_0_hat, made when somebody asks. Later, the image."""
     png, digest = await jobs.preview(job_id, key.name, index)
     return png_response(request, png, digest, final=False)
 

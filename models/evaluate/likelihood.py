@@ -83,15 +83,15 @@ class Evaluation:
         self._tables = tables.float().to(self.device)
 
     @torch.inference_mode()
-    def terms(self, pixels: Tensor, seed: int, first: int, stepped: Callable[[], object] = lambda: None) -> Terms:
-        """Of pictures uint8 (B, C, H, W), numbered from `first` on. `stepped` is called after each timestep.
+    def terms(self, pixels: Tensor, seed: int, indices: Sequence[int], stepped: Callable[[], object] = lambda: None) -> Terms:
+        """Of pictures `indices`, uint8 (B, C, H, W). `stepped` is called after each timestep.
 
         Picture i has the noise of image i of `seed`, whatever the batch. Raises FloatingPointError where the network's output
         is not finite.
         """
         x_0 = pixels.to(self.device).float() / 127.5 - 1
         channels, height, width = x_0.shape[1:]
-        index = torch.arange(first, first + len(x_0), device=self.device)
+        index = torch.tensor(indices, device=self.device)
         errors, decoder = [], torch.empty(0)
         for k, t in enumerate(self.tau.to(self.device)):
             eps = normal(torch.full_like(index, seed), index, t.expand_as(index) + 1, (channels, height, width))

@@ -39,6 +39,14 @@ def drawn(worker: IdleWorker, post: Post) -> Callable[..., str]:
     return drawn
 
 
+@pytest.fixture
+def large(redis: Redis, drawn: Callable[..., str]) -> str:
+    """A job whose archive fits no buffer between the API and a client."""
+    job = drawn(count=64)
+    redis.hset(contract.png_key(job), mapping={str(index): random.randbytes(500_000) for index in range(64)})
+    return job
+
+
 def opened(answer: httpx.Response) -> ZipFile:
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip"), answer.text
     return ZipFile(BytesIO(answer.content))
@@ -132,19 +140,28 @@ def test_a_picture_that_goes_meanwhile_breaks_the_archive_off(
 
 
 def test_a_server_that_stops_ends_an_archive_that_nobody_reads(
-    settings: ApiSettings, redis: Redis, drawn: Callable[..., str], caplog: pytest.LogCaptureFixture
+    settings: ApiSettings, large: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    job = drawn(count=64)
-    redis.hset(contract.png_key(job), mapping={str(index): random.randbytes(500_000) for index in range(64)})
     server = Server(create_app(settings), port=0, log_level="warning", timeout_graceful_shutdown=1)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     eventually(lambda: server.started, 20, "the server is up")
     with socket.create_connection(server.servers[0].sockets[0].getsockname()) as reader:
-        reader.sendall(f"GET /v1/jobs/{job}/archive HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        reader.sendall(f"GET /v1/jobs/{large}/archive HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert reader.recv(12) == b"HTTP/1.1 200"
         server.should_exit = True
         thread.join(20)
     assert not thread.is_alive()
     assert "breaks off while it is sent: the API stops" in caplog.text
-    assert "Traceback" not in caplog.text
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_reader_that_leaves_is_nothing_to_speak_of(
+    api: httpx.Client, large: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with api.stream("GET", f"/v1/jobs/{large}/archive") as answer:
+        next(answer.iter_raw())
+    assert api.get(f"/v1/jobs/{large}").status_code == 200
+    time.sleep(0.5)
+    assert "breaks off" not in caplog.text
+    assert "Traceback" not in capfd.readouterr().err

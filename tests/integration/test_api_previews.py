@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -94,7 +95,7 @@ def test_a_preview_is_gone_soon_and_asked_for_anew(
     eventually(lambda: not redis.exists(contract.preview_key(job, 0)), 2, "the preview is gone")
     threading.Timer(0.2, answer, [redis, job, 0, 99]).start()
     assert api.get(f"/v1/jobs/{job}/images/0/preview").content == png_of(99)
-    assert asked() == [f"{job} 0"]
+    assert set(asked()) == {f"{job} 0"}
 
 
 def test_of_a_finished_image_the_preview_is_the_image(
@@ -109,6 +110,51 @@ def test_of_a_finished_image_the_preview_is_the_image(
     redis.delete(contract.png_key(job))
     assert api.get(f"/v1/jobs/{job}/images/0/preview").status_code == 410
     assert asked() == []
+
+
+def test_images_of_one_index_are_not_each_others(api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post) -> None:
+    jobs = [post(count=2)["id"] for _ in range(2)]
+    for job in jobs:
+        worker.start(job)
+    for n, job in enumerate(jobs):
+        for index in (0, 1):
+            answer(redis, job, index, shade=10 * n + index)
+    shown = [[api.get(f"/v1/jobs/{job}/images/{index}/preview").content for index in (0, 1)] for job in jobs]
+    assert shown == [[png_of(0), png_of(1)], [png_of(10), png_of(11)]]
+
+
+def test_nobody_is_asked_for_what_is_no_image_of_a_running_job(
+    api: httpx.Client, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]
+) -> None:
+    job = post(count=2, start=5)["id"]
+    worker.start(job)
+    for index in (4, 7, 2**32 - 1):
+        assert problem(api.get(f"/v1/jobs/{job}/images/{index}/preview"), 404)
+    assert asked() == []
+
+
+def test_a_hundred_who_wait_for_images_share_every_look(api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post) -> None:
+    job = post(count=50)["id"]
+    worker.start(job)
+    paths = [f"/v1/jobs/{job}/images/{n % 50}/preview" for n in range(100)]
+    before, began = redis.info("commandstats")["cmdstat_eval"]["calls"], time.monotonic()
+    with ThreadPoolExecutor(100) as clients:
+        waiting = [clients.submit(httpx.get, f"{api.base_url}{path}", timeout=60) for path in paths]
+        time.sleep(1.5)
+        for index in range(50):
+            answer(redis, job, index)
+        assert {answered.result().status_code for answered in waiting} == {200}
+    looks = redis.info("commandstats")["cmdstat_eval"]["calls"] - before
+    assert looks <= 100 + (time.monotonic() - began) / 0.05 + 10, "one for each client, and then one for all"
+
+
+def test_a_job_that_ends_ends_the_waiting(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+    job = post()["id"]
+    worker.start(job)
+    threading.Timer(0.3, lambda: api.delete(f"/v1/jobs/{job}")).start()
+    began = time.monotonic()
+    problem(api.get(f"/v1/jobs/{job}/images/0/preview"), 404)
+    assert time.monotonic() - began < 2
 
 
 def test_where_nothing_runs_there_is_nothing_to_show_and_nobody_is_asked(

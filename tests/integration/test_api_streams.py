@@ -135,8 +135,9 @@ def test_a_stream_outlives_a_restart_of_redis(tmp_path: Path, models_dir: Path) 
             assert told(list(stream)) == [0, "finished"]
 
 
-def test_a_server_that_stops_waits_for_nobody(settings: ApiSettings, post: Post) -> None:
-    read_job, waited_for = post()["id"], post()["id"]
+def test_a_server_that_stops_waits_for_nobody(settings: ApiSettings, worker: IdleWorker, post: Post) -> None:
+    read_job, waited_for, looked_at = post()["id"], post()["id"], post()["id"]
+    worker.start(looked_at)
     app = create_app(settings)
     server = Server(app, port=0, log_level="warning", timeout_graceful_shutdown=100)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -147,7 +148,11 @@ def test_a_server_that_stops_waits_for_nobody(settings: ApiSettings, post: Post)
         stream.until("progress")
         waiting = threads.submit(httpx.get, f"{url}/v1/jobs/{waited_for}", params={"wait": 60}, timeout=100)
         eventually(lambda: len(app.state.notifier) == 2, 20, "somebody waits")
+        began, looking = time.monotonic(), threads.submit(httpx.get, f"{url}/v1/jobs/{looked_at}/images/0/preview", timeout=100)
+        time.sleep(0.2)
         server.should_exit = True
+        assert looking.result().status_code == 409
+        assert time.monotonic() - began < 2
         assert list(stream) == []
         assert waiting.result().json()["state"] == "queued"
     thread.join(20)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from redis import Redis
+from redis.exceptions import ConnectionError
 
 from models.catalog import Catalog
 from models.plans import compile_plan
@@ -85,7 +86,7 @@ def test_a_preview_is_what_the_plain_loop_takes_the_image_for(redis: Redis, mode
     for index, row in ((3, 3), (64, 4)):
         with Image.open(BytesIO(redis.get(preview_key(JOB, index)))) as picture:
             told = json.loads(picture.text["ddpm"])
-            assert (told["step"], told["index"], told["seed"]) == (row, index, SEED)
+            assert (told["step"], told["index"], told["seed"], told["precision"]) == (row, index, SEED, model.precision)
             pixels = np.array(picture).astype(int)
         plan = compile_plan(model.schedule, STEPS)
         states = list(chain(model.engine.pool.network, plan, SEED, [index], (1, 8, 8)))
@@ -112,21 +113,80 @@ def test_what_is_not_here_or_has_taken_no_step_is_forgotten(redis: Redis, model:
     assert found(redis) == set()
 
 
-def test_more_than_fit_go_one_after_the_other_and_beyond_that_nobody_is_remembered(
+def test_more_than_fit_go_one_after_the_other(
     redis: Redis, model: LoadedModel, held: list[Held], monkeypatch: pytest.MonkeyPatch
 ):
     step(model, *range(8))
     monkeypatch.setattr(previews, "_AT_ONCE", 3)
-    monkeypatch.setattr(previews, "_MOST_ASKED", 5)
     asked = Previews(redis)
-    for index in range(8):
+    for index in range(5):
         asked.ask(JOB, index)
     asked.take(held)
     asked.take(held)  # the first are still on their way
     asked.turn()
     assert found(redis) == {0, 1, 2}
     send(asked, held)
-    assert found(redis) & set(range(3, 8)) == {3, 4}
+    assert found(redis) == set(range(5))
+    assert not asked._work.is_set(), "and the thread has nothing to do"
+
+
+def test_large_ones_go_one_by_one(redis: Redis, model: LoadedModel, held: list[Held], monkeypatch: pytest.MonkeyPatch):
+    step(model, 0, 1)
+    monkeypatch.setattr(previews, "_AT_ONCE_BYTES", 1)
+    asked = Previews(redis)
+    for index in range(2):
+        asked.ask(JOB, index)
+    send(asked, held)
+    assert found(redis) == {0}
+    send(asked, held)
+    assert found(redis) == {0, 1}
+
+
+def test_what_others_have_is_in_nobodys_way(redis: Redis, model: LoadedModel, held: list[Held], monkeypatch: pytest.MonkeyPatch):
+    """Every worker hears every wish."""
+    step(model, 0)
+    monkeypatch.setattr(previews, "_MOST_ASKED", 100)
+    asked = Previews(redis)
+    for index in range(200):
+        asked.ask("b" * 32, index)
+    asked.take(held)
+    asked.ask(JOB, 0)
+    send(asked, held)
+    assert found(redis) == {0}
+
+
+def test_after_a_fault_of_redis_there_are_previews_again(
+    redis: Redis, model: LoadedModel, held: list[Held], monkeypatch: pytest.MonkeyPatch
+):
+    step(model, 0)
+    asked = Previews(redis)
+    with monkeypatch.context() as away:
+        away.setattr(asked, "_redis", Redis(port=1))
+        asked.ask(JOB, 0)
+        asked.take(held)
+        with pytest.raises(ConnectionError):
+            asked.turn()
+    asked.ask(JOB, 0)
+    send(asked, held)
+    assert found(redis) == {0}
+
+
+def test_a_device_without_memory_for_a_look_goes_on(
+    redis: Redis, model: LoadedModel, held: list[Held], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def full(_slots: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    step(model, 0)
+    asked = Previews(redis)
+    with monkeypatch.context() as small:
+        small.setattr(model.engine.pool, "copy_out_x_0_hat", full)
+        asked.ask(JOB, 0)
+        asked.take(held)
+    assert "no memory left" in caplog.text
+    asked.ask(JOB, 0)
+    send(asked, held)
+    assert found(redis) == {0}
 
 
 def test_a_worker_hears_who_wants_one(redis: Redis):

@@ -109,10 +109,13 @@ def test_the_rate_is_that_of_the_size_that_gives_the_most():
     assert Calibration({1: 0.5, 2: 0.5, 4: 2.0}).image_steps_per_s == 4
 
 
-@pytest.mark.parametrize(("kept_s", "beaten"), [(0.2, True), (0.02, False), (0.005, False)])
-def test_a_calibration_is_beaten_by_steps_that_are_much_faster(kept_s: float, beaten: bool):
+@pytest.mark.parametrize(
+    ("kept", "beaten"), [({2: 0.2, 4: 0.02}, True), ({2: 0.02, 4: 0.2}, True), ({2: 0.02, 4: 0.02}, False), ({2: 0.001}, False)]
+)
+def test_a_calibration_is_beaten_by_small_or_large_steps_that_are_much_faster(kept: dict[int, float], beaten: bool):
     def slow(x: Tensor, t: Tensor) -> Tensor:
         time.sleep(0.02)
         return gaussian_eps(x, t)
 
-    assert is_beaten(pool(slow), 1000, Calibration({2: kept_s, 4: 1.0}, threads=1)) == beaten
+    assert is_beaten(pool(slow), 1000, Calibration(kept, threads=1)) == beaten
+    assert torch.get_num_threads() == 1, "it is by these threads that it was kept"
