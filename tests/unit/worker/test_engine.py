@@ -1,151 +1,20 @@
-"""The engine against the plain loop, in any order of events."""
+"""The engine against the plain loop, one event after another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from torch import Tensor
 
 from models.plans import Plan, compile_plan
-from models.sampling import chain, sample, to_bytes
+from models.sampling import sample, to_bytes
+from tests.support.engines import PLANS, SECONDS, drain, engine, plain, plain_x_0_hat, request
 from tests.support.networks import SCHEDULE, SHAPE, LatePool, gaussian_eps, one_by_one, random_unet
-from worker.engine import ChainRequest, Engine, Finished, Snapshot
+from worker.engine import ChainRequest, Engine
 from worker.graphs import Recorder
-from worker.pool import Network, Pool
-
-PLANS = [
-    compile_plan(SCHEDULE, 1, "ddpm"),
-    compile_plan(SCHEDULE, 7, "ddpm", variance="fixed_large"),
-    compile_plan(SCHEDULE, 5, "ddim", eta=0.5),
-    compile_plan(SCHEDULE, 6, "dpmpp_2m"),
-]
-
-
-SECONDS = {2: 1.0, 4: 1.5, 8: 2.0}  # a step of each batch size
-
-
-def engine(
-    network: Network = gaussian_eps,
-    capacity: int = 12,
-    buckets: Sequence[int] = (2, 4, 8),
-    record: Recorder | None = None,
-    pool: type[Pool] = Pool,
-) -> Engine:
-    return Engine(pool(network, SHAPE, capacity, torch.device("cpu"), record), {size: SECONDS[size] for size in buckets})
-
-
-def request(name: object, plan: Plan = PLANS[1], seed: int = 5, index: int = 0, **options: object) -> ChainRequest:
-    return ChainRequest(name, name, plan, seed, index, **options)
-
-
-def drain(e: Engine) -> dict[object, Tensor | None]:
-    out: dict[object, Tensor | None] = {}
-    while len(e):
-        out |= {done.request.chain: done.pixels for done in e.step()}
-    return out
-
-
-def plain(r: ChainRequest, network: Network = gaussian_eps) -> Tensor:
-    return to_bytes(sample(network, r.plan, r.seed, [r.index], SHAPE))[0]
-
-
-class EngineAgainstPlainLoop(RuleBasedStateMachine):
-    """Chains join, leave, are parked, copied out and put back; whatever finishes is the plain loop's picture, bit for bit."""
-
-    record: Recorder | None = None
-    pool: type[Pool] = Pool
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.engine = engine(record=type(self).record, pool=type(self).pool)
-        self.running: dict[int, ChainRequest] = {}
-        self.saved: list[Snapshot] = []
-        self.names = 0
-
-    @rule(plan=st.sampled_from(PLANS), seed=st.integers(0, 2**53 - 1), index=st.integers(0, 2**32 - 1), urgent=st.booleans())
-    def submit(self, plan: Plan, seed: int, index: int, urgent: bool) -> None:
-        if self.engine.room:
-            r = ChainRequest(self.names, self.names % 3, plan, seed, index, owner=str(self.names % 2), urgent=urgent)
-            self.names += 1
-            self.engine.submit([r])
-            self.running[r.chain] = r
-
-    def check(self, finished: list[Finished]) -> None:
-        for done in finished:
-            assert torch.equal(done.pixels, plain(self.running.pop(done.request.chain)))
-
-    @rule()
-    def step(self) -> None:
-        self.check(self.engine.step())
-
-    @rule()
-    def settle(self) -> None:
-        self.check(self.engine.settle())
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.running)))
-        self.engine.cancel([name])
-        del self.running[name]
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def move_out(self, data: st.DataObject) -> None:
-        self.check(self.engine.settle())
-        if not self.running:
-            return
-        name = data.draw(st.sampled_from(sorted(self.running)))
-        self.saved += self.engine.snapshot([name])
-        self.engine.cancel([name])
-        del self.running[name]
-
-    @precondition(lambda self: self.saved and self.engine.room)
-    @rule()
-    def move_in(self) -> None:
-        snapshot = self.saved.pop()
-        self.engine.restore([snapshot])
-        self.running[snapshot.request.chain] = snapshot.request
-
-    @invariant()
-    def every_place_is_free_or_taken(self) -> None:
-        assert len(self.engine) == len(self.running)
-        leaving = [r for r in self.running.values() if self.engine.rows_done(r.chain) == len(r.plan)]
-        assert self.engine.room == 12 - len(self.running) + len(leaving)
-
-    def teardown(self) -> None:
-        for name, pixels in drain(self.engine).items():
-            assert torch.equal(pixels, plain(self.running[name]))
-
-
-TestEngineAgainstPlainLoop = EngineAgainstPlainLoop.TestCase
-TestEngineAgainstPlainLoop.settings = settings(max_examples=30, stateful_step_count=30)
-
-
-class RecordedEngineAgainstPlainLoop(EngineAgainstPlainLoop):
-    """As on CUDA: the same inputs are filled before every step, and recording a size takes a step of its own."""
-
-    record = staticmethod(one_by_one)
-
-
-TestRecordedEngineAgainstPlainLoop = RecordedEngineAgainstPlainLoop.TestCase
-TestRecordedEngineAgainstPlainLoop.settings = settings(max_examples=15, stateful_step_count=30)
-
-
-class LateEngineAgainstPlainLoop(EngineAgainstPlainLoop):
-    """As on CUDA: pictures arrive after later steps were told, and meanwhile their slots are others'."""
-
-    record = staticmethod(one_by_one)
-    pool = LatePool
-
-
-TestLateEngineAgainstPlainLoop = LateEngineAgainstPlainLoop.TestCase
-TestLateEngineAgainstPlainLoop.settings = settings(max_examples=15, stateful_step_count=30)
+from worker.pool import Pool
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])
@@ -227,13 +96,12 @@ def test_a_preview_is_x_0_hat_after_the_last_step(plan: Plan, pool: type[Pool]):
     e = engine(pool=pool)
     e.submit([request(i, plan, index=i) for i in range(3)])
     assert e.preview(range(3)) == [], "nobody has taken a step"
-    expected = [x_0_hat for _, x_0_hat in chain(gaussian_eps, plan, 5, range(3), SHAPE)]
     for row in range(1, len(plan)):
         e.step()
         previews = e.preview([2, "unknown", 0])
         assert [(p.request.chain, p.row) for p in previews] == [(2, row), (0, row)]
         for p in previews:
-            assert torch.equal(p.x_0_hat(), expected[row - 1][p.request.index])
+            assert torch.equal(p.x_0_hat(), plain_x_0_hat(p.request, row))
     e.step()
     assert e.preview(range(3)) == [], "they have left"
     assert all(torch.equal(pixels, plain(request(i, plan, index=i))) for i, pixels in drain(e).items()), "and are none the worse"

@@ -1,0 +1,55 @@
+"""Small engines on networks with a closed form, and what the plain loop makes of the same requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.plans import Plan, compile_plan
+from models.sampling import chain, sample, to_bytes
+from tests.support.networks import SCHEDULE, SHAPE, gaussian_eps
+from worker.engine import ChainRequest, Engine
+from worker.graphs import Recorder
+from worker.pool import Network, Pool
+
+PLANS = [
+    compile_plan(SCHEDULE, 1, "ddpm"),
+    compile_plan(SCHEDULE, 7, "ddpm", variance="fixed_large"),
+    compile_plan(SCHEDULE, 5, "ddim", eta=0.5),
+    compile_plan(SCHEDULE, 6, "dpmpp_2m"),
+]
+
+
+SECONDS = {2: 1.0, 4: 1.5, 8: 2.0}  # a step of each batch size
+
+
+def engine(
+    network: Network = gaussian_eps,
+    capacity: int = 12,
+    buckets: Sequence[int] = (2, 4, 8),
+    record: Recorder | None = None,
+    pool: type[Pool] = Pool,
+) -> Engine:
+    return Engine(pool(network, SHAPE, capacity, torch.device("cpu"), record), {size: SECONDS[size] for size in buckets})
+
+
+def request(name: object, plan: Plan = PLANS[1], seed: int = 5, index: int = 0, **options: object) -> ChainRequest:
+    return ChainRequest(name, name, plan, seed, index, **options)
+
+
+def drain(e: Engine) -> dict[object, Tensor | None]:
+    out: dict[object, Tensor | None] = {}
+    while len(e):
+        out |= {done.request.chain: done.pixels for done in e.step()}
+    return out
+
+
+def plain(r: ChainRequest, network: Network = gaussian_eps) -> Tensor:
+    return to_bytes(sample(network, r.plan, r.seed, [r.index], SHAPE))[0]
+
+
+def plain_x_0_hat(r: ChainRequest, row: int) -> Tensor:
+    """With so many rows done."""
+    return list(chain(gaussian_eps, r.plan, r.seed, [r.index], SHAPE))[row - 1][1][0]
