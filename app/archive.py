@@ -37,7 +37,8 @@ class Archive:
                 some = {index: self._hashes[index] for index in indices[first : first + _AT_ONCE]}
                 for index, png in zip(some, await self._pictures.read(self._record, some), strict=True):
                     if not png:
-                        log.warning("image %d of job %s is gone, so there is no archive of that job", index, self._record.id)
+                        if first:  # too late to answer 410
+                            log.warning("image %d of job %s is gone, so its archive cannot be sent whole", index, self._record.id)
                         raise Expired
                     archive.writestr(self._entry(index), png)
                 yield window.taken()

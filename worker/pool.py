@@ -125,11 +125,11 @@ class Pool:
 
     @torch.inference_mode()
     def copy_out_x_0_hat(self, slots: Sequence[int]) -> Copying:
-        """Likewise."""
+        """As `copy_out`, of x_0_hat."""
         return Copying(self.x_0_hat[onto(self.device, torch.tensor(slots))])
 
     def read_x_0_hat(self, slots: Sequence[int]) -> Tensor:
-        """Likewise, and here."""
+        """As `read`, of x_0_hat."""
         return self.copy_out_x_0_hat(slots).result()
 
     @torch.inference_mode()

@@ -71,7 +71,6 @@ class _Bench:
         self._capacity, self._cache = capacity, cache
         self._sizes = sizes_on(device)
         self._found: dict[Precision, Calibration] = {}
-        self._beaten: dict[Precision, Calibration] = {}
         self._measured: set[Precision] = set()  # here and now
         self._last: tuple[Precision, ServedNetwork, Pool] | None = None
 
@@ -80,22 +79,7 @@ class _Bench:
 
     def calibration(self, precision: Precision) -> Calibration:
         if precision not in self._found:
-            enough = str(self._capacity >= self._sizes[-1])
-            conditions = (
-                self._weights,
-                description(self._device),
-                torch.__version__,
-                self._kernels(precision),
-                precision,
-                enough,
-            )
-
-            def measure() -> Calibration:
-                self._measured.add(precision)
-                return calibrate(self.pool(precision), self._loaded.schedule.T, self._sizes)
-
-            beaten = self._beaten.get(precision)
-            self._found[precision] = self._cache.recall(conditions, measure, beaten) if self._cache else measure()
+            self._found[precision] = self._recall(precision)
         return self._found[precision]
 
     def make_sure(self, precision: Precision) -> None:
@@ -103,8 +87,24 @@ class _Bench:
         kept = self.calibration(precision)
         if precision not in self._measured and is_beaten(self.pool(precision), self._loaded.schedule.T, kept):
             log.info("steps are much faster than when they were calibrated, perhaps beside other work: they are calibrated anew")
-            del self._found[precision]
-            self._beaten[precision] = kept
+            self._found[precision] = self._recall(precision, beaten=kept)
+
+    def _recall(self, precision: Precision, beaten: Calibration | None = None) -> Calibration:
+        enough = str(self._capacity >= self._sizes[-1])
+        conditions = (
+            self._weights,
+            description(self._device),
+            torch.__version__,
+            self._kernels(precision),
+            precision,
+            enough,
+        )
+
+        def measure() -> Calibration:
+            self._measured.add(precision)
+            return calibrate(self.pool(precision), self._loaded.schedule.T, self._sizes)
+
+        return self._cache.recall(conditions, measure, beaten) if self._cache else measure()
 
     def _made(self, precision: Precision) -> tuple[ServedNetwork, Pool]:
         if self._last is None or self._last[0] != precision:

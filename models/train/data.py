@@ -1,4 +1,4 @@
-"""Training images: an IDX file, an npz or a folder, as bytes in (N, C, H, W)."""
+"""Images to train on and to evaluate with: an IDX file, an npz or a folder, as bytes in (N, C, H, W)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IDX_UINT8 = 0x08
 
 
 class BadData(ValueError):
-    """The data cannot be trained on; the text names the file and the remedy."""
+    """The data cannot be used; the text names the file and the remedy."""
 
 
 class Images(Protocol):

@@ -120,12 +120,15 @@ def test_of_a_cancelled_job_it_has_what_was_finished(api: httpx.Client, worker: 
     assert api.get(f"/v1/jobs/{without}/archive").status_code == 409
 
 
-def test_an_archive_whose_pictures_are_gone_is_410(api: httpx.Client, redis: Redis, drawn: Callable[..., str]) -> None:
+def test_an_archive_whose_pictures_are_gone_is_410(
+    api: httpx.Client, redis: Redis, drawn: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
     job = drawn(count=2)
     has = {"If-None-Match": api.get(f"/v1/jobs/{job}/archive").headers["etag"]}
     redis.delete(contract.png_key(job))
     for headers in ({}, has, {"If-None-Match": "*"}):
         assert api.get(f"/v1/jobs/{job}/archive", headers=headers).status_code == 410
+    assert "is gone" not in caplog.text, "that is the way of all pictures"
 
 
 def test_a_picture_that_goes_meanwhile_breaks_the_archive_off(
