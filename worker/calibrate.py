@@ -27,7 +27,7 @@ _CHAINS, _CHAINS_S = 32, 1.0  # this many chains are compared, or as many as the
 _TIMED, _TIMED_S = 5, 1.0
 _TRIALS, _MIDDLING = 5, 16
 _FEWEST_THREADS, _FEWER_THREADS_GAIN = 4, 1.15  # a busy moment is not to halve the worker for good
-_BEATEN = 1.5  # so much faster than it was, the machine was at other work then
+_BEATEN = 2.0  # so much faster than it was, the machine was at other work then; neighbours alone seldom make that much
 _ROW = (1.0, -0.5, 1.0, 0.5, 0.5, 0.1, 0.1)  # p, q, bound, a, b, d, s: every part of a step takes part
 
 

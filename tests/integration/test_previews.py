@@ -21,6 +21,7 @@ from models.sampling import chain, to_bytes
 from tests.support.folders import write_model
 from tests.support.processes import eventually
 from worker import previews
+from worker.calibration_cache import CalibrationCache
 from worker.contract import PREVIEWS, Recipe, Shard, preview_key, shards_of
 from worker.engine import ChainRequest
 from worker.held import Held
@@ -28,6 +29,7 @@ from worker.intake import Inbox, Listener, Load
 from worker.loaded import LoadedModel
 from worker.previews import Previews
 from worker.rq_worker import Lease
+from worker.settings import WorkerSettings
 
 JOB, SEED, STEPS, LIVES_MS = "a" * 32, 7, 6, 60_000
 
@@ -36,7 +38,8 @@ JOB, SEED, STEPS, LIVES_MS = "a" * 32, 7, 6, 60_000
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     root = tmp_path_factory.mktemp("models")
     write_model(root, "tiny")
-    return LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), capacity=128)
+    calibrations = CalibrationCache(WorkerSettings().cache_dir)  # other tests' workers have the same network
+    return LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), capacity=128, cache=calibrations)
 
 
 @pytest.fixture(autouse=True)
