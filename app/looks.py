@@ -12,63 +12,67 @@ from redis.asyncio import Redis
 from app.look import Found, found, look
 from worker.contract import job_key
 
-_AT_ONCE = 16  # jobs a round trip: Redis and the event loop are held up by no more
-
+K = TypeVar("K")
 A = TypeVar("A")
 
 
-class _Together(ABC, Generic[A]):
+class Together(ABC, Generic[K, A]):
     """However many ask, one connection is busy: a thousand clients at the same moment wait for each other, not for connections.
 
-    Who asks for a job is answered by a look that began afterwards, so everybody sees what they have done before.
+    Who asks is answered by a look that began afterwards, so everybody sees what they have done before.
     """
+
+    at_once = 16  # asked for in a round trip: Redis and the event loop are held up by no more
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._asked: dict[str, asyncio.Future[A]] = {}
+        self._asked: dict[K, asyncio.Future[A]] = {}
         self._work: asyncio.Task[None] | None = None
 
-    async def at(self, job: str) -> A:
+    async def at(self, key: K) -> A:
         """Raises what redis raises."""
-        if job not in self._asked:
-            self._asked[job] = asyncio.get_running_loop().create_future()
-        answers = self._asked[job]
-        if self._work is None:
-            self._work = asyncio.create_task(self._run())
-        return await asyncio.shield(answers)  # of whom one may leave while the others wait
+        return await asyncio.shield(self._ask(key))  # of whom one may leave while the others wait
 
-    async def _run(self) -> None:
+    def _ask(self, key: K) -> asyncio.Future[A]:
+        """Shared by all who ask: not to be cancelled with any of them."""
+        if key not in self._asked:
+            self._asked[key] = asyncio.get_running_loop().create_future()
+        if self._work is None:
+            self._work = asyncio.create_task(self._answer())
+        return self._asked[key]
+
+    async def _answer(self) -> None:
         while self._asked:
-            asked = {job: self._asked.pop(job) for job in list(self._asked)[:_AT_ONCE]}
+            asked = {key: self._asked.pop(key) for key in list(self._asked)[: self.at_once]}
             try:
                 for future, answers in zip(asked.values(), await self._read(list(asked)), strict=True):
                     future.set_result(answers)
             except Exception as error:  # a bug, too: nobody is to wait for ever
-                # who has asked meanwhile need not wait for a second timeout; it may have been for the same job
+                # who has asked meanwhile need not wait for a second timeout; it may have been for the same
                 _fail([*asked.values(), *self._asked.values()], error)
                 self._asked = {}
         self._work = None
 
     @abstractmethod
-    async def _read(self, jobs: Sequence[str]) -> Sequence[A]:
-        """One for each job, in one round trip."""
+    async def _read(self, keys: Sequence[K]) -> Sequence[A]:
+        """One for each, in one round trip."""
 
 
-class Looks(_Together[Found]):
+class Looks(Together[str, Found]):
     """All that a status says."""
 
-    async def _read(self, jobs: Sequence[str]) -> Sequence[Found]:
+    async def _read(self, keys: Sequence[str]) -> Sequence[Found]:
         async with self._redis.pipeline(transaction=False) as pipe:
-            look(pipe, *jobs)
+            look(pipe, *keys)
             return found(*await pipe.execute())
 
 
-class States(_Together[tuple[bytes | None, bytes | None]]):
+class States(Together[str, tuple[bytes | None, bytes | None]]):
     """State and owner of a job, None both where it is unknown."""
 
-    async def _read(self, jobs: Sequence[str]) -> Sequence[tuple[bytes | None, bytes | None]]:
+    async def _read(self, keys: Sequence[str]) -> Sequence[tuple[bytes | None, bytes | None]]:
         async with self._redis.pipeline(transaction=False) as pipe:
-            for job in jobs:
+            for job in keys:
                 pipe.hmget(job_key(job), ["state", "owner"])
             return [(state, owner) for state, owner in await pipe.execute()]
 

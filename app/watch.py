@@ -17,6 +17,7 @@ from app.background import background
 from app.errors import UnknownJob
 from app.events import Told, View
 from app.look import Hash, as_hash, check
+from app.looks import Together
 from app.notifier import Notifier, set_within
 from app.record import Record
 from worker.contract import State, job_key, sha256_key
@@ -28,8 +29,6 @@ _LONGEST_PAUSE_S = 2.0
 _HEARTBEAT_S = 15.0  # proxies close what is silent for long; a minute is common
 _HEARTBEAT = format_sse_event(comment="still here")
 _RETRY = format_sse_event(retry=1000)
-
-_AT_ONCE = 256  # jobs; Redis does nothing else meanwhile
 
 # KEYS: record and images of each job. ARGV: how many images of each are known. -> record and, where there are others, images.
 # One command, since redis-py takes longer over one than Redis does. Of 1024 images, hashes are read when there are new ones only.
@@ -113,11 +112,14 @@ class Followed:
         self._news = asyncio.Event()
 
 
-class Watch:
+class Watch(Together[Followed, None]):
     """One task a process, which does nothing while nobody reads. While Redis is away, readers wait for it to come back."""
 
+    at_once = 256  # jobs a round trip; Redis does nothing else meanwhile
+
     def __init__(self, redis: Redis, notifier: Notifier) -> None:
-        self._redis, self._notifier = redis, notifier
+        super().__init__(redis)
+        self._notifier = notifier
         self._followed: dict[str, Followed] = {}
         self._somebody = asyncio.Event()
 
@@ -127,12 +129,11 @@ class Watch:
 
     @asynccontextmanager
     async def follow(self, job: str, owner: str) -> AsyncIterator[Followed]:
-        """The owner's job, looked at once at least. Raises UnknownJob, and what redis raises where the first look fails."""
+        """The owner's job, as it stands. Raises UnknownJob, and what redis raises where the first look fails."""
         check(job)
         followed = self._join(job)
         try:
-            if followed.look is None:
-                await self._look([followed])
+            await self.at(followed)  # though others follow it: their last look may be from before what this reader knows
             if followed.owner != owner.encode():
                 raise UnknownJob(job)
             yield followed
@@ -169,7 +170,7 @@ class Watch:
             await self._somebody.wait()
             began = time.monotonic()
             try:
-                await self._look([followed for followed in self._followed.values() if followed.is_due])
+                await self._look_at([followed for followed in self._followed.values() if followed.is_due])
                 await asyncio.sleep(0)  # behind the readers that were woken
                 pause_s = min(max(_LOOK_EVERY_S, (time.monotonic() - began) * (1 / _SHARE - 1)), _LONGEST_PAUSE_S)
             except RedisError as error:
@@ -179,13 +180,17 @@ class Watch:
                 log.warning("cannot look at the jobs whose events are read (%s); again in %.2f s", error, pause_s)
             await asyncio.sleep(pause_s)
 
-    async def _look(self, due: Sequence[Followed]) -> None:
-        """In one round trip for every _AT_ONCE jobs."""
-        for first in range(0, len(due), _AT_ONCE):
-            some = due[first : first + _AT_ONCE]
-            for followed in some:
-                followed.changed.clear()  # before the look: a change after it is another one
-            keys = [key for followed in some for key in (job_key(followed.job), sha256_key(followed.job))]
-            answers = await self._redis.eval(_LOOK, len(keys), *keys, *(len(followed.hashes) for followed in some))
-            for followed, (record, images) in zip(some, answers, strict=True):
-                followed.heed(Look(as_hash(record), followed.hashes if images is None else as_hash(images)))
+    async def _look_at(self, due: Sequence[Followed]) -> None:
+        if looks := [self._ask(followed) for followed in due]:
+            await asyncio.wait(looks)
+        for look in looks:
+            look.result()
+
+    async def _read(self, keys: Sequence[Followed]) -> Sequence[None]:
+        for followed in keys:
+            followed.changed.clear()  # before the look: a change after it is another one
+        names = [key for followed in keys for key in (job_key(followed.job), sha256_key(followed.job))]
+        answers = await self._redis.eval(_LOOK, len(names), *names, *(len(followed.hashes) for followed in keys))
+        for followed, (record, images) in zip(keys, answers, strict=True):
+            followed.heed(Look(as_hash(record), followed.hashes if images is None else as_hash(images)))
+        return [None] * len(keys)

@@ -116,7 +116,7 @@ def test_a_small_job_does_not_wait_behind_a_big_one(service: Service):
 
 def test_cancel_stops_a_running_job_at_once_and_frees_its_place(service: Service):
     job = service.post(count=64, steps=1000)["id"]
-    eventually(lambda: service.job(job)["progress"]["step"] > 3, 20, "the job runs")
+    eventually(lambda: service.job(job)["progress"]["fraction"] > 0, 30, "the job runs")
     cancelled = service.http.post(f"/v1/jobs/{job}/cancel").json()
     assert cancelled["state"] == "cancelled"
     step = cancelled["progress"]["step"]
@@ -158,8 +158,8 @@ def test_a_network_that_gives_nan_fails_its_job_and_no_other(service: Service):
 
 
 @pytest.mark.slow
-def test_after_a_thousand_jobs_every_key_will_expire_but_the_configuration(service: Service):
-    jobs = [service.post(count=1, steps=1, seed=n)["id"] for n in range(1000)]
+def test_after_300_jobs_every_key_will_expire_but_the_configuration(service: Service):
+    jobs = [service.post(count=1, steps=1, seed=n)["id"] for n in range(300)]
     for job in jobs:
         service.finished(job)
     eventually(lambda: not any(key.startswith("rq:job:") for key in service.key_names()), 10, "every shard is closed")

@@ -99,6 +99,19 @@ def test_a_job_whose_last_worker_is_lost_is_queued_again(
             assert told(stream.until("progress")) == rest
 
 
+def test_who_joins_other_readers_is_told_what_is_so_now(
+    read: Any, worker: IdleWorker, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.watch._LOOK_EVERY_S", 2.0)
+    job = post(count=2)["id"]
+    with read(job) as first:
+        first.until("progress")
+        worker.start(job)
+        worker.publish(job, [1])
+        with read(job) as second:
+            assert told(second.until("progress")) == ["queued", "running", 1]
+
+
 def test_a_stream_ends_when_its_job_is_deleted(api: httpx.Client, read: Any, post: Post) -> None:
     job = post()["id"]
     with read(job) as stream:

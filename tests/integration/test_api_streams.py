@@ -95,16 +95,20 @@ def rest(stream: socket.socket) -> bytes:
     return text
 
 
-def test_looks_that_take_long_are_made_less_often(url: str, post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks, look = [], Watch._look
+def test_looks_that_take_long_are_made_less_often(
+    url: str, worker: IdleWorker, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = post()["id"]
+    worker.start(job)
+    looks, read = [], Watch._read
 
-    async def slow(watch: Watch, due: Sequence[Followed]) -> None:
+    async def slow(watch: Watch, keys: Sequence[Followed]) -> Sequence[None]:
         looks.append(time.monotonic())
         await asyncio.sleep(0.1)
-        await look(watch, due)
+        return await read(watch, keys)
 
-    with open_stream(url, post()["id"]):
-        monkeypatch.setattr(Watch, "_look", slow)
+    with open_stream(url, job):
+        monkeypatch.setattr(Watch, "_read", slow)
         eventually(lambda: len(looks) == 6, 20, "looks go on")
     assert min(later - before for before, later in pairwise(looks)) > 0.45  # a fifth of the time
 

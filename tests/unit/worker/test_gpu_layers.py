@@ -19,7 +19,7 @@ from tests.support.networks import TINY
 pytest.importorskip("triton", reason="Triton is not made for this system")
 Aside = Callable[..., object]
 
-LIKE_THE_SHIPPED = replace(TINY, block_out_channels=(16, 32), norm_num_groups=8, downsample_padding=0)
+LIKE_THE_SHIPPED = replace(TINY, sample_size=4, block_out_channels=(16, 32), norm_num_groups=8, downsample_padding=0)
 OTHERWISE = replace(
     TINY,
     sample_size=4,
