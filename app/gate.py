@@ -11,9 +11,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.errors import Problem, TooManyRequests, Unauthorized, WrongHost
 from app.handlers import render
 from app.pace import Pace
+from app.routers.page import PATHS
 from app.security import LOCAL, Key, Keyring, is_here
 
-OPEN = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})  # to everybody: nothing there is anyone's
+OPEN = PATHS | {"/healthz", "/readyz", "/docs", "/openapi.json"}  # to everybody: nothing there is anyone's
 _ANY_HOST = "*"
 
 

@@ -20,7 +20,7 @@ from app.pace import Pace
 from app.pictures import Pictures
 from app.polls import Polls
 from app.reaper import Reaper
-from app.routers import events, health, jobs, models
+from app.routers import events, health, jobs, models, page
 from app.security import Keyring
 from app.settings import ApiSettings
 from app.watch import Watch
@@ -43,7 +43,7 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     keyring = Keyring.parse(settings.api_keys.get_secret_value())
     webhook_secret = settings.webhook_secret.get_secret_value()
     _assemble(app.state, settings, webhook_secret)
-    for router in (jobs.router, events.router, models.router, health.router):
+    for router in (jobs.router, events.router, models.router, health.router, page.router):
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Polls, jobs=app.state.jobs)

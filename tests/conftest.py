@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis as redis_py
+import trustme
 from hypothesis import settings
 
 from tests.support.cards import write_card_of
@@ -24,6 +25,16 @@ def calibrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DDPM_CACHE_DIR", str(base / "calibrations"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test asks a stranger over TLS; every client of httpx, and every app, would read the world's authorities, in 0.1 s."""
+    file = tmp_path_factory.mktemp("certificates") / "authority.pem"
+    trustme.CA().cert_pem.write_to_path(file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(file))
         yield
 
 

@@ -86,7 +86,7 @@ def serving(root: Path) -> Iterator[Service]:
                     worker.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("service")
     write_model(root / "models", "blows-up", blow_up=True)
@@ -102,6 +102,16 @@ def calm(tmp_path: Path) -> Iterator[Service]:
     """Without workers, and a test may lay hands on its server."""
     with serving(tmp_path) as running:
         yield running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """What the workers said goes with a failure."""
+    report = yield
+    if report.failed:
+        for running in (value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Service)):
+            report.sections += [(worker.log.name, worker.log.read_text()[-4000:]) for worker in running.workers]
+    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

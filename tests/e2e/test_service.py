@@ -94,7 +94,7 @@ def test_an_image_is_the_same_alone_and_in_a_big_job_across_shards_and_workers(s
 
 
 def test_two_workers_share_one_big_job(service: Service):
-    job = service.post(count=200, steps=120)
+    job = service.post(count=200, steps=50)
     at_work: set[bytes] = set()
 
     def both_at_work() -> bool:

@@ -162,7 +162,7 @@ def test_a_key_beside_a_job_is_no_job(api: httpx.Client, redis: Redis) -> None:
     problem(api.get(f"/v1/jobs/{'0' * 32}:sha256"), 404)
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/jobs/", "/v1/models/", "/nothing", "/v1/jobs/x/y/z"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/jobs/", "/v1/models/", "/nothing", "/v1/jobs/x/y/z"])
 def test_an_unknown_path_is_not_found(api: httpx.Client, path: str) -> None:
     problem(api.get(path), 404)
 

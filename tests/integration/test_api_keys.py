@@ -72,7 +72,7 @@ def test_every_route_but_the_open_ones_wants_a_key_and_says_so_in_openapi(nobody
         assert {"401", "429"} <= set(documented["responses"])
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/jobs/", "/metric", "/V1/jobs", "//v1/jobs"])
+@pytest.mark.parametrize("path", ["/static/nothing", "/v1", "/v1/nothing", "/v1/jobs/", "/metric", "/V1/jobs", "//v1/jobs"])
 def test_what_is_not_there_wants_a_key_as_well(nobody: httpx.Client, ann: httpx.Client, path: str) -> None:
     assert nobody.get(path).status_code == nobody.head(path).status_code == 401
     assert ann.get(path).status_code == 404

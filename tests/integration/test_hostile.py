@@ -107,7 +107,7 @@ def test_who_asks_whether_to_go_on_is_told_so(url: str) -> None:
 
 
 def multiply(redis: Redis, job: str, count: int) -> None:
-    """As if so many more like the only job had been posted: its keys, and its entry in every list, set and hash, once for each."""
+    """As if so many more like the only job had been posted: its keys, and its entry in every list, set and hash, for each."""
     others, write = [f"{n:032x}" for n in range(count)], redis.pipeline(transaction=False)
     for key in redis.scan_iter():
         if job.encode() in key:

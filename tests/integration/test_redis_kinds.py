@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
+import torch
 from redis import Redis
 
 from app.main import create_app
 from app.settings import ApiSettings
+from models.catalog import Catalog
 from tests.support.folders import write_model
-from tests.support.processes import ROOT, WorkerProcess, eventually
+from tests.support.processes import ROOT, eventually
 from tests.support.server import serve
 from tests.support.stores import KINDS, USER_RULES, NoSuchServer, running
 from worker.__main__ import connect
 from worker.contract import Shard, queue_name
+from worker.loaded import LoadedModel
 from worker.queue import make_queue, reap
 from worker.results import Results
 from worker.rq_worker import Lease, ShardWorker
+from worker.service import Worker
 from worker.store import InRedis
 
 pytestmark = pytest.mark.redis
@@ -109,20 +114,28 @@ def of_shard(redis: Redis, shard: Shard) -> list[bytes]:
     return [key for key in redis.scan_iter() if shard.id in key.decode()]
 
 
-@pytest.mark.slow
-def test_a_picture_is_drawn_by_a_worker_of_its_own(store_url: str, tmp_path: Path) -> None:
-    write_model(tmp_path / "models", "tiny")
-    app = create_app(ApiSettings(redis_url=store_url, models_dir=tmp_path / "models"))
-    settings = {"redis_url": store_url, "models_dir": str(tmp_path / "models"), "models": "tiny", "device": "cpu"}
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    root = tmp_path_factory.mktemp("models")
+    write_model(root, "tiny")
+    return LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), capacity=128)
+
+
+def test_a_picture_is_drawn(store_url: str, model: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_model(tmp_path, "tiny")
+    worker = Worker(connect(store_url), {"tiny": model}, "cpu", InRedis())
+    thread = Thread(target=worker.run)
+    app = create_app(ApiSettings(redis_url=store_url, models_dir=tmp_path))
     with serve(app) as url, httpx.Client(base_url=url, timeout=10) as api:
-        worker = WorkerProcess(tmp_path / "worker.log", **settings)
+        thread.start()
         try:
             job = f"/v1/jobs/{submit(api, count=2)}"
             eventually(lambda: api.get(job).json()["state"] == "finished", 30, "the job is finished")
             assert api.get(f"{job}/images/1").content.startswith(b"\x89PNG")
         finally:
-            assert worker.stop() == 0
-    assert "Traceback" not in worker.log.read_text()
+            worker.crew.ask_to_stop()
+            thread.join()
+    assert [said.message for said in caplog.records if said.name.startswith("worker") and said.levelname != "INFO"] == []
 
 
 def test_the_page_on_servers_gives_a_user_the_rights_that_are_tested() -> None:

@@ -26,6 +26,7 @@ class _Worker:
     buckets: Buckets
     lines: dict[object, Line] = field(default_factory=dict)
     rows_left: dict[tuple[str, int], int] = field(default_factory=dict)
+    line_of: dict[tuple[str, int], Line] = field(default_factory=dict)
     places_given: int = 0
 
     def take(self, queues: _Queues) -> bool:
@@ -54,10 +55,11 @@ class _Worker:
         line = self.lines.setdefault(line.key, line)
         for index in shard.indices:
             self.rows_left[shard.job, index] = shard.recipe.steps
+            self.line_of[shard.job, index] = line
             line.join((shard.job, index), shard.recipe.steps)
 
     def _advance(self, chain: tuple[str, int]) -> str | None:
-        line = next(line for line in self.lines.values() if chain in line.chains)
+        line = self.line_of[chain]
         self.rows_left[chain] -= 1
         line.rows_left -= 1
         if self.rows_left[chain]:

@@ -1,0 +1,44 @@
+// The page's one way to the service: with the key that was given, and with problems (RFC 9457) as errors.
+
+const KEY = "ddpm-key";
+
+/** What was refused. The message says why, and what to do about it. */
+export class Problem extends Error {
+  constructor(status, detail) {
+    super(detail);
+    this.status = status;
+  }
+}
+
+/** For as long as this tab is open. */
+export function useKey(key) {
+  sessionStorage.setItem(KEY, key);
+}
+
+/** The answer, if it is a good one. Throws a Problem. */
+export async function ask(path, { method = "GET", body } = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = {
+    ...(key && { Authorization: `Bearer ${key}` }),
+    ...(body && { "Content-Type": "application/json" }),
+  };
+  const answer = await fetch(path, { method, headers, body: body && JSON.stringify(body) }).catch(() => {
+    throw new Problem(0, "The service does not answer.");
+  });
+  if (!answer.ok) {
+    const { detail } = await answer.json().catch(() => ({}));
+    throw new Problem(answer.status, detail ?? `The service answers ${answer.status}.`);
+  }
+  return answer;
+}
+
+export async function json(path, options) {
+  return (await ask(path, options)).json();
+}
+
+/** Under this name to the user's disk; a link could not send the key. */
+export async function save(path, name) {
+  const url = URL.createObjectURL(await (await ask(path)).blob());
+  Object.assign(document.createElement("a"), { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
+}

@@ -1,0 +1,99 @@
+// The images of a job as tiles: empty, then what they look like so far, then the picture. Only what is in sight is asked for.
+
+import { ask, save } from "./api.js";
+
+const PREVIEWS_AT_ONCE = 4; // of the six connections that a browser has; a worker may take a step's time over each
+const PREVIEW_EVERY_MS = 600;
+
+const inSight = new Set();
+const sight = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    inSight[isIntersecting ? "add" : "delete"](target.tile);
+    target.tile.load();
+  }
+});
+
+export class Tile {
+  #image = document.createElement("img");
+  #url = null; // where the finished picture is
+  #asked = false;
+  wantsPreview = false;
+
+  constructor(job, index) {
+    this.job = job;
+    this.index = index;
+    this.element = Object.assign(document.createElement("button"), { className: "tile", disabled: true, tile: this });
+    this.#image.alt = `image ${index}`;
+    this.element.append(this.#image);
+    this.element.addEventListener("click", () => enlarge(this));
+    sight.observe(this.element);
+  }
+
+  get src() {
+    return this.#image.src;
+  }
+
+  get url() {
+    return this.#url;
+  }
+
+  /** As the job's status has it. */
+  update({ state, url }) {
+    this.wantsPreview = state === "running";
+    if (state === "finished") this.#url = url;
+    if (state === "expired") this.#image.alt = `image ${this.index} has expired`;
+    this.load();
+  }
+
+  async load() {
+    if (!this.#url || this.#asked || !inSight.has(this)) return;
+    this.#asked = true;
+    try {
+      this.#show(await (await ask(this.#url)).blob());
+      this.element.disabled = false;
+      this.element.classList.add("finished");
+    } catch {
+      this.#asked = false; // the next status asks again
+    }
+  }
+
+  async preview() {
+    try {
+      const png = await (await ask(`/v1/jobs/${this.job.id}/images/${this.index}/preview`)).blob();
+      if (!this.element.classList.contains("finished")) this.#show(png);
+    } catch {
+      // it waits, or is finished, or its job is gone: the next status says which
+    }
+  }
+
+  remove() {
+    sight.unobserve(this.element);
+    inSight.delete(this);
+    URL.revokeObjectURL(this.src);
+  }
+
+  #show(png) {
+    URL.revokeObjectURL(this.src);
+    this.#image.src = URL.createObjectURL(png);
+  }
+}
+
+/** For ever: previews of running images that are in sight, a few at once, each in its turn. */
+export async function showPreviews() {
+  for (;;) {
+    const running = [...inSight].filter((tile) => tile.wantsPreview && !document.hidden);
+    for (let first = 0; first < running.length; first += PREVIEWS_AT_ONCE) {
+      await Promise.all(running.slice(first, first + PREVIEWS_AT_ONCE).map((tile) => tile.wantsPreview && tile.preview()));
+    }
+    await new Promise((resolve) => setTimeout(resolve, PREVIEW_EVERY_MS));
+  }
+}
+
+function enlarge({ job, index, src, url }) {
+  const dialog = document.querySelector("#picture");
+  const said = `image ${index} of seed ${job.seed}: ${job.sampler}, ${job.steps} steps`;
+  Object.assign(dialog.querySelector("img"), { src, alt: said });
+  dialog.querySelector("p").textContent = said;
+  dialog.querySelector(".save").onclick = () => save(url, `${job.id}-${index}.png`);
+  dialog.showModal();
+}

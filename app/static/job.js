@@ -1,0 +1,97 @@
+// One job: what was asked for, how far it is, its images, and what can be done with it.
+
+import { ask, json, save } from "./api.js";
+import { Tile } from "./images.js";
+
+const MOST_TILES = 64;
+const FINAL = new Set(["finished", "failed", "cancelled"]);
+
+export class JobView {
+  #job;
+  #tiles = new Map();
+  #isWhole = false; // the status of the ended job has been seen
+
+  /** `again(job)`: its recipe is wanted once more; `changed()`: the service has been told something; `failed(problem)`. */
+  constructor(job, { again, changed, failed }) {
+    this.#job = job;
+    this.element = document.querySelector("#job").content.firstElementChild.cloneNode(true);
+    this.element.id = `job-${job.id}`;
+    this.#text("h2", `${job.count.toLocaleString("en")} × ${job.model}`);
+    this.#text(".recipe", recipe(job));
+    for (let index = job.start; index < job.start + Math.min(job.count, MOST_TILES); index++) {
+      const tile = new Tile(job, index);
+      this.#tiles.set(index, tile);
+      this.#part(".images").append(tile.element);
+    }
+    const does = (name, action) =>
+      this.#part(name).addEventListener("click", () => Promise.resolve(action()).then(changed, failed));
+    does(".archive", () => save(job.links.archive, `${job.id}.zip`));
+    does(".cancel", () => ask(job.links.cancel, { method: "POST" }));
+    does(".delete", () => ask(job.links.self, { method: "DELETE" }));
+    this.#part(".again").addEventListener("click", () => again(job));
+    this.update(job);
+  }
+
+  get isOver() {
+    return this.#isWhole;
+  }
+
+  /** As the list has it; then, where it can be another one, as its status has it. */
+  async follow(summary) {
+    this.update(summary);
+    if (!this.#isWhole) this.update(await json(summary.links.self));
+  }
+
+  update(job) {
+    const ended = FINAL.has(job.state);
+    this.#job = { queue: this.#job.queue, ...job };
+    this.#isWhole ||= ended && "images" in job;
+    this.element.className = job.state;
+    this.#text(".state", job.state);
+    this.#text(".told", told(this.#job));
+    this.#part("progress").value = job.progress.fraction;
+    this.#part("progress").hidden = ended;
+    this.#part(".cancel").hidden = ended;
+    this.#part(".archive").hidden = !ended || !job.progress.images_done;
+    for (const image of job.images ?? []) this.#tiles.get(image.index)?.update(image);
+  }
+
+  remove() {
+    for (const tile of this.#tiles.values()) tile.remove();
+    this.element.remove();
+  }
+
+  #part(selector) {
+    return this.element.querySelector(selector);
+  }
+
+  #text(selector, text) {
+    const part = this.#part(selector);
+    if (part.textContent !== text) part.textContent = text;
+  }
+}
+
+function recipe({ sampler, variance, eta, steps, seed, start, count, priority }) {
+  const option = variance ?? (eta === null ? null : `eta ${eta}`);
+  const few = count > MOST_TILES ? `the first ${MOST_TILES} of ${count.toLocaleString("en")} are shown` : null;
+  const from = start ? `from image ${start} on` : null;
+  const parts = [option ? `${sampler} (${option})` : sampler, `${steps} steps`, `seed ${seed}`, from, priority, few];
+  return parts.filter(Boolean).join(", ");
+}
+
+function told({ state, progress, queue, error, count, started_at, finished_at }) {
+  const done = `${progress.images_done} of ${count} images`;
+  switch (state) {
+    case "queued":
+      if (!queue) return "";
+      return `${queue.position} jobs come before it${queue.eta_s === null ? "" : `; done in about ${queue.eta_s.toFixed(0)} s`}`;
+    case "running":
+      return `${(100 * progress.fraction).toFixed(0)} %, ${done}`; // images may run one batch after the other
+    case "finished":
+      return `${done} in ${((new Date(finished_at) - new Date(started_at)) / 1000).toFixed(1)} s`;
+    case "failed":
+      return error.message;
+    default:
+      return `${done} were finished`;
+  }
+}

@@ -1,0 +1,167 @@
+"""The page, in a browser, before a service with workers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from app.main import create_app
+from app.security import new_key
+from app.settings import ApiSettings
+from tests.e2e.conftest import Service
+from tests.support.server import serve
+
+CHROMIUM = shutil.which("chromium")
+QUIET = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; Debian has it")]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET, chromium_sandbox=False)
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Callable[[str], Page]]:
+    """A URL in a tab of its own. Nothing is to go wrong unseen."""
+    context = browser.new_context(viewport={"width": 1100, "height": 1400})
+    faults: list[str] = []
+
+    def opened(url: str) -> Page:
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda said: faults.append(said.text) if "Content Security Policy" in said.text else None)
+        page.goto(url)
+        return page
+
+    yield opened
+    context.close()
+    assert faults == []
+
+
+@pytest.fixture
+def page(service: Service, opened: Callable[[str], Page]) -> Page:
+    return opened(str(service.http.base_url))
+
+
+def sample(page: Page, **fields: object) -> Locator:
+    """Fill the form in and send it; the job that it becomes."""
+    page.select_option("[name=model]", "tiny")
+    for name, value in fields.items():
+        field = page.locator(f"#new [name={name}]")
+        field.select_option(str(value)) if name in ("sampler", "priority", "variance") else field.fill(str(value))
+    with page.expect_response(lambda answer: answer.request.method == "POST") as accepted:
+        page.click("#new button")
+    return page.locator(f"#job-{accepted.value.json()['id']}")
+
+
+def shown(image: Locator) -> bytes:
+    """RGBA, as the browser decoded it."""
+    script = """image => {
+        const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight).getContext("2d");
+        canvas.drawImage(image, 0, 0);
+        return Array.from(canvas.getImageData(0, 0, image.naturalWidth, image.naturalHeight).data);
+    }"""
+    return bytes(image.evaluate(script))
+
+
+def test_a_job_is_asked_for_and_its_pictures_appear(page: Page, service: Service) -> None:
+    job = sample(page, count=3, steps=20, seed=7, sampler="ddim", eta=0.5)
+    expect(job).to_have_class("finished", timeout=30_000)
+    expect(job.locator("h2")).to_have_text("3 × tiny")
+    expect(job.locator(".recipe")).to_have_text("ddim (eta 0.5), 20 steps, seed 7, interactive")
+    expect(job.locator(".tile.finished")).to_have_count(3)
+    newest = service.http.get("/v1/jobs").json()["jobs"][0]
+    pngs = service.pngs(newest["id"])
+    pictures = [Image.open(BytesIO(pngs[index])).convert("RGBA").tobytes() for index in range(3)]
+    assert [shown(image) for image in job.locator("img").all()] == pictures
+    assert len(set(pictures)) == 3
+
+
+def test_a_picture_is_enlarged_and_saved_and_all_of_them_as_a_zip(page: Page, service: Service, tmp_path: Path) -> None:
+    job = sample(page, count=2, steps=3, seed=1, start=5)
+    job.locator(".tile.finished").nth(1).click()
+    dialog = page.locator("#picture")
+    expect(dialog).to_contain_text("image 6 of seed 1: ddpm, 3 steps")
+    with page.expect_download() as download:
+        dialog.locator(".save").click()
+    download.value.save_as(tmp_path / "one.png")
+    dialog.get_by_text("Close").click()
+    expect(dialog).to_be_hidden()
+    with page.expect_download() as download:
+        job.locator(".archive").click()
+    download.value.save_as(tmp_path / "all.zip")
+    with ZipFile(tmp_path / "all.zip") as archive:
+        assert archive.read(archive.namelist()[1]) == (tmp_path / "one.png").read_bytes()
+        assert len(archive.namelist()) == 2
+
+
+def test_while_it_runs_its_images_are_seen_and_it_can_be_cancelled(page: Page) -> None:
+    job = sample(page, count=4, steps=1000)
+    expect(job.locator(".tile:not(.finished) img[src]").first).to_be_visible(timeout=30_000)
+    expect(job.locator(".told")).to_contain_text("%, 0 of 4 images")
+    job.locator(".cancel").click()
+    expect(job).to_have_class("cancelled")
+    expect(job.locator("progress")).to_be_hidden()
+
+
+def test_a_recipe_can_be_had_again_and_a_job_be_deleted(page: Page) -> None:
+    first = sample(page, count=1, steps=9, seed=3, sampler="ddpm", variance="fixed_large")
+    page.fill("[name=seed]", "")
+    first.locator(".again").click()
+    assert [page.input_value(f"[name={name}]") for name in ("steps", "seed", "variance")] == ["9", "3", "fixed_large"]
+    first.locator(".delete").click()
+    expect(first).to_have_count(0)
+
+
+def test_what_the_service_refuses_is_told_in_its_words(page: Page) -> None:
+    expect(page.locator("#new [name=steps]")).not_to_have_value("")
+    page.fill("[name=start]", "4294967295")
+    page.click("#new button")
+    expect(page.locator("#problem")).to_contain_text("start=4294967295")
+    page.fill("[name=start]", "0")
+    page.fill("[name=steps]", "1001")  # the card's most: the browser itself says so
+    page.click("#new button")
+    assert page.locator("[name=steps]").evaluate("field => field.validity.rangeOverflow")
+
+
+def test_while_the_service_is_away_the_page_waits_and_goes_on(page: Page, service: Service) -> None:
+    expect(page.locator("#service")).to_contain_text("2 workers")
+    page.route("**/v1/**", lambda route: route.abort())
+    expect(page.locator("#service")).to_have_text("The service does not answer.")
+    job = service.post(count=1, steps=2, seed=123456789)
+    page.unroute("**/v1/**")
+    expect(page.locator("#service")).to_contain_text("2 workers")
+    expect(page.locator("article").first).to_contain_text("seed 123456789")
+    service.finished(job["id"])
+
+
+def test_a_service_with_keys_is_asked_with_one(service: Service, opened: Callable[[str], Page]) -> None:
+    key, entry = new_key("ann")
+    app = create_app(ApiSettings(redis_url=service.redis_url, models_dir=service.models_dir, api_keys=entry))
+    with serve(app) as url:
+        page = opened(url)
+        for given in ("wrong", key):
+            expect(page.locator("#key")).to_be_visible()
+            page.fill("[name=key]", given)
+            page.click("#key button")
+        expect(page.locator("#key")).to_be_hidden()
+        job = sample(page, count=2, steps=5)
+        expect(job.locator(".tile.finished")).to_have_count(2, timeout=30_000)
+        assert page.locator("article").count() == 1, "another owner's jobs"
+        page.close()

@@ -1,0 +1,53 @@
+"""The page's files, as HTTP has them. What they do is in tests/e2e/test_page.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.main import create_app
+from app.routers.page import PATHS
+from app.security import new_key
+from app.settings import ApiSettings
+from tests.support.problems import problem
+from tests.support.server import serve
+
+TYPES = {
+    "/": "text/html; charset=utf-8",
+    "/static/page.js": "text/javascript; charset=utf-8",
+    "/static/page.css": "text/css; charset=utf-8",
+    "/static/icon.svg": "image/svg+xml",
+}
+
+
+@pytest.mark.parametrize("path", TYPES)
+def test_a_file_has_its_type_and_may_load_nothing_from_elsewhere(api: httpx.Client, path: str) -> None:
+    answer = api.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, TYPES[path])
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+
+
+def test_who_has_a_file_is_not_sent_it_again(api: httpx.Client) -> None:
+    first = api.get("/")
+    again = api.get("/", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    head = api.head("/")
+    assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", first.headers["etag"])
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "..%2fmain.py", "%2e%2e%2fmain.py", "%00", "a" * 1000])
+def test_there_is_nothing_else(api: httpx.Client, name: str) -> None:
+    problem(api.get(f"/static/{name}"), 404)
+
+
+def test_it_takes_no_key_to_be_asked_for_one(valkey_url: str, models_dir: Path) -> None:
+    _, entry = new_key("ann")
+    app = create_app(ApiSettings(redis_url=valkey_url, models_dir=models_dir, api_keys=entry))
+    with serve(app) as url, httpx.Client(base_url=url) as client:
+        assert {path: client.get(path).status_code for path in PATHS} == dict.fromkeys(PATHS, 200)
+        problem(client.get("/static/nothing.js"), 401)
