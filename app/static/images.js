@@ -94,6 +94,7 @@ function enlarge({ job, index, src, url }) {
   const said = `image ${index} of seed ${job.seed}: ${job.sampler}, ${job.steps} steps`;
   Object.assign(dialog.querySelector("img"), { src, alt: said });
   dialog.querySelector("p").textContent = said;
-  dialog.querySelector(".save").onclick = () => save(url, `${job.id}-${index}.png`);
+  const failed = (problem) => (dialog.querySelector("p").textContent = problem.message);
+  dialog.querySelector(".save").onclick = () => save(url, `${job.id}-${index}.png`).catch(failed);
   dialog.showModal();
 }

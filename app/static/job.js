@@ -39,7 +39,11 @@ export class JobView {
   /** As the list has it; then, where it can be another one, as its status has it. */
   async follow(summary) {
     this.update(summary);
-    if (!this.#isWhole) this.update(await json(summary.links.self));
+    if (this.#isWhole) return;
+    const status = await json(summary.links.self).catch((problem) => {
+      if (problem.status !== 404) throw problem; // deleted since: the next list lacks it
+    });
+    if (status) this.update(status);
   }
 
   update(job) {

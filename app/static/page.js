@@ -21,6 +21,11 @@ function say(problem) {
   document.querySelector("#problem").textContent = problem?.message ?? "";
 }
 
+/** How the service is. What is said already is not said again, as it would be read out. */
+function sayOfService(text) {
+  if (service.textContent !== text) service.textContent = text;
+}
+
 async function listModels() {
   const { models, default: usual } = await json("/v1/models");
   cards = new Map(models.map((card) => [card.name, card]));
@@ -61,6 +66,7 @@ function changed() {
 
 /** Puts a job's recipe into the form. */
 function again(job) {
+  if (!cards.has(job.model)) return say(new Problem(404, `${job.model} is no longer served.`));
   form.model.value = job.model;
   showCard();
   for (const name of ["sampler", "steps", "count", "seed", "start", "priority"]) form[name].value = job[name];
@@ -93,7 +99,8 @@ async function listJobs() {
 async function showWorkers() {
   const { workers } = await json("/readyz");
   const rate = workers.reduce((sum, worker) => sum + worker.image_steps_per_s, 0);
-  service.textContent = `${workers.length} ${workers.length === 1 ? "worker" : "workers"}, ${rate.toFixed(0)} image-steps per second`;
+  const count = `${workers.length} ${workers.length === 1 ? "worker" : "workers"}`;
+  sayOfService(`${count}, ${rate.toFixed(0)} image-steps per second`);
 }
 
 /** Until the time is over, or something has been done that shows. */
@@ -117,7 +124,7 @@ async function follow() {
     } catch (problem) {
       if (!(problem instanceof Problem)) throw problem;
       keyForm.hidden &&= problem.status !== 401;
-      service.textContent = problem.message;
+      sayOfService(problem.message);
     }
     do await pause(busy ? BUSY_MS : QUIET_MS);
     while (document.hidden);

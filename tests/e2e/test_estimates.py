@@ -46,7 +46,7 @@ def ratio(service: Service, mix: list[tuple[int, int, str]]) -> float:
 @pytest.fixture(scope="module")
 def measured(service: Service) -> Service:
     """Its workers have found out how fast they are, and said so."""
-    service.finished(service.post(count=128, steps=300)["id"], within_s=120)
+    service.finished(service.post(count=128, steps=150)["id"], within_s=120)
     new_rates(service)
     return service
 
