@@ -9,18 +9,20 @@ from starlette.staticfiles import StaticFiles
 
 router = APIRouter(include_in_schema=False)
 
-_FOLDER = Path(__file__).parents[1] / "static"
-_FILES = StaticFiles(directory=_FOLDER)
+FOLDER = Path(__file__).parents[1] / "static"
+_FILES = StaticFiles(directory=FOLDER, check_dir=False)
 _HEADERS = {
     "Cache-Control": "no-cache",
-    # a job's name or error that were markup could do nothing; and no other site may frame the page
+    # what a model or an error is called could do nothing if it were markup; and no other site may frame the page
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
 
-PATHS = frozenset({"/", *(f"/static/{file.name}" for file in _FOLDER.iterdir())})
+PATHS = frozenset(
+    {"/", *(f"/static/{name}" for name in ("api.js", "icon.svg", "images.js", "job.js", "page.css", "page.js"))}
+)  # all that the page consists of
 
 
 @router.get("/")

@@ -32,8 +32,8 @@ export async function ask(path, { method = "GET", body } = {}) {
   return answer;
 }
 
-export async function json(path, options) {
-  return (await ask(path, options)).json();
+export async function json(path) {
+  return (await ask(path)).json();
 }
 
 /** Under this name to the user's disk; a link could not send the key. */

@@ -15,8 +15,8 @@ const sight = new IntersectionObserver((entries) => {
 
 export class Tile {
   #image = document.createElement("img");
-  #url = null; // where the finished picture is
   #asked = false;
+  url = null; // where the finished picture is
   wantsPreview = false;
 
   constructor(job, index) {
@@ -33,23 +33,19 @@ export class Tile {
     return this.#image.src;
   }
 
-  get url() {
-    return this.#url;
-  }
-
   /** As the job's status has it. */
   update({ state, url }) {
     this.wantsPreview = state === "running";
-    if (state === "finished") this.#url = url;
+    if (state === "finished") this.url = url;
     if (state === "expired") this.#image.alt = `image ${this.index} has expired`;
     this.load();
   }
 
   async load() {
-    if (!this.#url || this.#asked || !inSight.has(this)) return;
+    if (!this.url || this.#asked || !inSight.has(this)) return;
     this.#asked = true;
     try {
-      this.#show(await (await ask(this.#url)).blob());
+      this.#show(await (await ask(this.url)).blob());
       this.element.disabled = false;
       this.element.classList.add("finished");
     } catch {

@@ -9,7 +9,7 @@ const FINAL = new Set(["finished", "failed", "cancelled"]);
 export class JobView {
   #job;
   #tiles = new Map();
-  #isWhole = false; // the status of the ended job has been seen
+  isOver = false; // it has ended, and its last status has been seen
 
   /** `again(job)`: its recipe is wanted once more; `changed()`: the service has been told something; `failed(problem)`. */
   constructor(job, { again, changed, failed }) {
@@ -32,14 +32,10 @@ export class JobView {
     this.update(job);
   }
 
-  get isOver() {
-    return this.#isWhole;
-  }
-
   /** As the list has it; then, where it can be another one, as its status has it. */
   async follow(summary) {
     this.update(summary);
-    if (this.#isWhole) return;
+    if (this.isOver) return;
     const status = await json(summary.links.self).catch((problem) => {
       if (problem.status !== 404) throw problem; // deleted since: the next list lacks it
     });
@@ -49,7 +45,7 @@ export class JobView {
   update(job) {
     const ended = FINAL.has(job.state);
     this.#job = { queue: this.#job.queue, ...job };
-    this.#isWhole ||= ended && "images" in job;
+    this.isOver ||= ended && "images" in job;
     this.element.className = job.state;
     this.#text(".state", job.state);
     this.#text(".told", told(this.#job));

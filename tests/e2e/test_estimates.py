@@ -14,7 +14,9 @@ from worker.contract import WORKERS
 # The last one is what is asked about: what comes later nobody can foresee.
 MIXES = {
     "one image beside bulk work": [(256, 70, "bulk"), (1, 140, "interactive")],  # enough bulk for both workers
+    "interactive after interactive": [(64, 105, "interactive"), (8, 70, "interactive"), (64, 90, "interactive")],
     "bulk after all else": [(64, 140, "interactive"), (130, 105, "bulk"), (64, 70, "bulk")],
+    "bulk after interactive": [(64, 70, "interactive"), (64, 70, "interactive"), (130, 50, "bulk"), (64, 35, "bulk")],
     "small bulk beside bulk": [(640, 42, "bulk"), (16, 70, "bulk")],
 }
 

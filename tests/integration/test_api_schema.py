@@ -22,7 +22,7 @@ from tests.support.server import serve
 from tests.support.worker import IdleWorker
 
 BOUNDED = hypothesis_settings(
-    max_examples=20,
+    max_examples=40,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
@@ -111,5 +111,5 @@ def test_jobs_that_follow_each_other_are_answered_as_documented(document: Any, r
         def after_call(self, response: Any, case: Any) -> None:
             met.add((case.operation.label, response.status_code))
 
-    Machine.run(settings=hypothesis_settings(BOUNDED, max_examples=30, stateful_step_count=8))
+    Machine.run(settings=hypothesis_settings(BOUNDED, max_examples=60, stateful_step_count=8))
     assert met >= OF_A_JOB, "a machine that does not meet its own jobs shows nothing"

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.main import create_app
-from app.routers.page import PATHS
+from app.routers.page import FOLDER, PATHS
 from app.security import new_key
 from app.settings import ApiSettings
 from tests.support.problems import problem
@@ -43,6 +43,10 @@ def test_who_has_a_file_is_not_sent_it_again(api: httpx.Client) -> None:
 @pytest.mark.parametrize("name", ["nothing.js", "..%2fmain.py", "%2e%2e%2fmain.py", "%00", "a" * 1000])
 def test_there_is_nothing_else(api: httpx.Client, name: str) -> None:
     problem(api.get(f"/static/{name}"), 404)
+
+
+def test_every_file_is_one_that_needs_no_key() -> None:
+    assert {f"/static/{file.name}" for file in FOLDER.iterdir() if file.name != "index.html"} == PATHS - {"/"}
 
 
 def test_it_takes_no_key_to_be_asked_for_one(valkey_url: str, models_dir: Path) -> None:

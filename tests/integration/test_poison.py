@@ -9,8 +9,7 @@ import torch
 from redis import Redis
 from torch import Tensor
 
-from models.catalog import Catalog
-from tests.support.folders import write_model
+from tests.support.loaded import load_tiny
 from tests.support.processes import eventually
 from tests.support.supervised import Killed, Supervised, ended, post, state
 from worker import contract
@@ -25,9 +24,7 @@ STEPS, POISONED_SEED, ROW = 40, 666, 20
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    root = tmp_path_factory.mktemp("models")
-    write_model(root, "tiny")
-    return LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), 256, "fp32")
+    return load_tiny(tmp_path_factory.mktemp("models"), 256, "fp32")
 
 
 @pytest.fixture

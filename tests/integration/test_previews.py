@@ -15,13 +15,11 @@ from PIL import Image
 from redis import Redis
 from redis.exceptions import ConnectionError
 
-from models.catalog import Catalog
 from models.plans import compile_plan
 from models.sampling import chain, to_bytes
-from tests.support.folders import write_model
+from tests.support.loaded import load_tiny
 from tests.support.processes import eventually
 from worker import previews
-from worker.calibration_cache import CalibrationCache
 from worker.contract import PREVIEWS, Recipe, Shard, preview_key, shards_of
 from worker.engine import ChainRequest
 from worker.held import Held
@@ -29,17 +27,13 @@ from worker.intake import Inbox, Listener, Load
 from worker.loaded import LoadedModel
 from worker.previews import Previews
 from worker.rq_worker import Lease
-from worker.settings import WorkerSettings
 
 JOB, SEED, STEPS, LIVES_MS = "a" * 32, 7, 6, 60_000
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    root = tmp_path_factory.mktemp("models")
-    write_model(root, "tiny")
-    calibrations = CalibrationCache(WorkerSettings().cache_dir)  # other tests' workers have the same network
-    return LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), capacity=128, cache=calibrations)
+    return load_tiny(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(autouse=True)

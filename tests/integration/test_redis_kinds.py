@@ -10,13 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 from redis import Redis
 
 from app.main import create_app
 from app.settings import ApiSettings
-from models.catalog import Catalog
 from tests.support.folders import write_model
+from tests.support.loaded import load_tiny
 from tests.support.processes import ROOT, eventually
 from tests.support.server import serve
 from tests.support.stores import KINDS, USER_RULES, NoSuchServer, running
@@ -116,9 +115,7 @@ def of_shard(redis: Redis, shard: Shard) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    root = tmp_path_factory.mktemp("models")
-    write_model(root, "tiny")
-    return LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), capacity=128)
+    return load_tiny(tmp_path_factory.mktemp("models"))
 
 
 def test_a_picture_is_drawn(store_url: str, model: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

