@@ -24,7 +24,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._timer: asyncio.TimerHandle | None = None
-        self._in_head, self._head_bytes = False, 0
+        self._in_head, self._head_bytes, self._one_ended = False, 0, False
         self._expect_the_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -33,8 +33,11 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._expect_the_rest()
+        self._one_ended = False
         super().data_received(data)
-        if self._in_head:
+        # where in `data` the head began is not told: behind another request it is counted from the next read on, so that a head
+        # can have what one read takes (256 KB) beyond the limit, and requests sent all at once are not taken for one head
+        if self._in_head and not self._one_ended:
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES:
                 self._refuse(HeadTooLarge(_MAX_HEAD_BYTES))
@@ -49,6 +52,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        self._one_ended = True
         self._all_is_here()
         super().on_message_complete()
 

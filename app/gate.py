@@ -14,7 +14,7 @@ from app.pace import Pace
 from app.routers.page import PATHS
 from app.security import LOCAL, Key, Keyring, is_here
 
-OPEN = PATHS | {"/healthz", "/readyz", "/docs", "/openapi.json"}  # to everybody: nothing there is anyone's
+OPEN = PATHS | {"/healthz", "/readyz", "/openapi.json"}  # to everybody: nothing there is anyone's
 _ANY_HOST = "*"
 
 

@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any, cast
+from typing import cast
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
@@ -25,8 +25,8 @@ from app.pictures import Pictures
 from app.previews import Previews
 from app.recipes import recipe_of
 from app.record import Record
-from app.schemas import Image, Job, JobPage, JobRequest, JobSummary
-from app.sheet import ContactSheet
+from app.schemas import Job, JobPage, JobRequest, JobSummary
+from app.sheets import Gone, Sheets
 from app.webhooks.request import check_webhook
 from app.webhooks.target import Reach
 from models.catalog import Catalog
@@ -52,13 +52,14 @@ class Jobs:
         catalog: Catalog,
         notifier: Notifier,
         pictures: Pictures,
+        sheets: Sheets,
         admission: Admission,
         results_ttl_s: int,
         reach: Reach | None,
     ) -> None:
         """`reach` is None where no webhooks are sent."""
         self._redis, self._catalog, self._notifier = redis, catalog, notifier
-        self._pictures, self._admission, self._results_ttl_s = pictures, admission, results_ttl_s
+        self._pictures, self._sheets, self._admission, self._results_ttl_s = pictures, sheets, admission, results_ttl_s
         self._reach = reach
         self._looks, self._states, self._previews = Looks(redis), States(redis), Previews(redis, notifier)
 
@@ -82,7 +83,7 @@ class Jobs:
         """In one round trip. Raises UnknownJob."""
         return (await self._seen(job, owner))[0]
 
-    async def wait(self, job: str, owner: str, seconds: float, gone: Callable[[], Coroutine[Any, Any, None]]) -> bytes:
+    async def wait(self, job: str, owner: str, seconds: float, gone: Gone) -> bytes:
         """As JSON: at the next change of state, after `seconds`, or at once where the state is final or the client `gone`."""
         if seconds:
             await self._changed(job, owner, time.monotonic() + seconds, gone)
@@ -130,17 +131,16 @@ class Jobs:
         png = await self._previews.of(job, owner, index)
         return (png, sha256(png).hexdigest()) if png else await self.image(job, owner, index)
 
-    async def grid(self, job: str, owner: str) -> tuple[bytes, bool]:
-        """The contact sheet as it stands, and whether it can never change. Raises as `image` does."""
+    async def grid(self, job: str, owner: str, gone: Gone) -> tuple[bytes, bool] | None:
+        """The contact sheet as it stands, and whether it can never change; None for a client that has `gone`.
+
+        Raises as `image` does.
+        """
         now, record = await self._seen(job, owner)
         if not now.progress.images_done:
             raise NotFinished("any image", now.state)
-        sheet = ContactSheet(now.count)
-        whole = await self._paste(sheet, record, now.images)
-        png = await asyncio.to_thread(sheet.png)
-        if png is None:
-            raise Expired
-        return png, whole and now.state.final
+        drawn = await self._sheets.draw(record, now.images, gone)
+        return drawn and (drawn[0], drawn[1] and now.state.final)
 
     async def archive(self, job: str, owner: str) -> Archive:
         """All finished images of a job that has ended. Raises UnknownJob, NotEnded or NotFinished."""
@@ -184,7 +184,7 @@ class Jobs:
         if external:
             await self._pictures.remove(job)
 
-    async def _changed(self, job: str, owner: str, until: float, gone: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _changed(self, job: str, owner: str, until: float, gone: Gone) -> None:
         """Looks at the state only: 150 who wait for 1024 images each would keep the API busy with nothing but building them."""
         with self._notifier.listen(job) as changed:
             leaving = asyncio.create_task(gone())
@@ -205,16 +205,6 @@ class Jobs:
         if state is None or owned_by != owner.encode():
             raise UnknownJob(job)
         return State(state.decode())
-
-    async def _paste(self, sheet: ContactSheet, record: Record, images: Sequence[Image]) -> bool:
-        """Whether every image that was finished is there: one may have expired, or been harmed, meanwhile."""
-        whole = True
-        for first in range(0, len(images), sheet.columns):
-            hashes = {image.index: image.sha256 for image in images[first : first + sheet.columns]}
-            pngs = await self._pictures.read(record, hashes)
-            whole &= all(png or not digest for png, digest in zip(pngs, hashes.values(), strict=True))
-            await asyncio.to_thread(sheet.paste, first, pngs)
-        return whole
 
     def _record(self, request: JobRequest, owner: str) -> Record:
         return Record(

@@ -23,6 +23,7 @@ from app.reaper import Reaper
 from app.routers import events, health, jobs, models, page
 from app.security import Keyring
 from app.settings import ApiSettings
+from app.sheets import Sheets
 from app.watch import Watch
 from app.webhooks.delivery import Delivery
 from app.webhooks.sender import Sender
@@ -38,7 +39,13 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     """Raises CatalogError where no model can be served, BadStoreUrl and BadKeys. Redis and the store need not be there yet."""
     settings = settings or ApiSettings()
     app = FastAPI(
-        title="ddpm", description=_ABOUT, lifespan=_lifespan, redirect_slashes=False, redoc_url=None, responses=problems(Internal)
+        title="ddpm",
+        description=_ABOUT,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        docs_url=None,  # app/routers/page.py has it: FastAPI's loads its script from elsewhere
+        redoc_url=None,
+        responses=problems(Internal),
     )
     keyring = Keyring.parse(settings.api_keys.get_secret_value())
     webhook_secret = settings.webhook_secret.get_secret_value()
@@ -63,6 +70,7 @@ def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
     state.notifier = Notifier(state.redis)
     state.watch = Watch(state.redis, state.notifier)
     state.pictures = Pictures(state.redis, open_store(settings.results_url.get_secret_value()))
+    state.sheets = Sheets(state.pictures)
     state.reaper = Reaper(store.connect_in_thread(settings.redis_url), state.catalog)
     reach = Reach(settings.webhook_networks)
     state.delivery = Delivery(state.redis, Sender(reach), webhook_secret)
@@ -72,6 +80,7 @@ def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
         state.catalog,
         state.notifier,
         state.pictures,
+        state.sheets,
         Admission(state.patient_redis, bounds),
         settings.results_ttl_s,
         reach if webhook_secret else None,
@@ -89,6 +98,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         ):
             yield
     finally:
+        app.state.sheets.close()
         app.state.pictures.close()
         await app.state.redis.aclose()
         await app.state.patient_redis.aclose()

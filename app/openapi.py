@@ -31,7 +31,7 @@ _WEBHOOK = {
 
 
 def describe(app: FastAPI, catalog: Catalog, keyring: Keyring, *, webhooks: bool) -> None:
-    """Name the models, the largest number of steps, who is let in and what is sent, in the document that `app` serves."""
+    """Name the models and what they can do, who is let in and what is sent, in the document that `app` serves."""
     made_by_fastapi = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -59,6 +59,22 @@ def _complete(document: dict[str, Any], catalog: Catalog) -> None:
     fields = schemas["JobRequest"]["properties"]
     _not_null(fields["model"])["enum"] = sorted(catalog)
     _not_null(fields["steps"])["maximum"] = max(card.schedule.T for card in catalog.values())
+    _limit_analytic(schemas["JobRequest"], catalog)
+
+
+def _limit_analytic(request: dict[str, Any], catalog: Catalog) -> None:
+    """To the models that have an estimate for it."""
+    able = sorted(name for name, card in catalog.items() if card.residual_variance)
+    if not able:
+        _not_null(request["properties"]["variance"])["enum"].remove("analytic")
+        return
+    by_default = catalog.default.name in able
+    named = {
+        "properties": {"model": {"enum": [*able, None] if by_default else able}},
+        "required": [] if by_default else ["model"],
+    }
+    asked = {"required": ["variance"], "properties": {"variance": {"const": "analytic"}}}
+    request["allOf"] = [*request["allOf"], {"if": asked, "then": named}]
 
 
 def _guard(document: dict[str, Any], keyring: Keyring) -> None:

@@ -15,14 +15,16 @@ def recipe_of(request: JobRequest, catalog: Catalog) -> Recipe:
     """Raises InvalidRequest for what no model, or not this one, can do."""
     card = _card(request.model, catalog)
     sampler = _sampler(request.sampler, card)
+    variance = _variance(request.variance, sampler, card)
     return Recipe(
         model=card.name,
         weights=card.sha256,
         sampler=sampler,
         steps=_steps(request.steps, card),
-        variance=_variance(request.variance, sampler, card),
+        variance=variance,
         eta=_eta(request.eta, sampler, card),
         seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+        residual_variance=(card.residual_variance or "") if variance == "analytic" else "",
     )
 
 
@@ -42,6 +44,12 @@ def _sampler(name: Sampler | None, card: Card) -> Sampler:
 
 def _variance(variance: Variance | None, sampler: Sampler, card: Card) -> Variance:
     """Where the sampler uses none, a fixed one: a card's new default must not change the bytes of a picture."""
+    if variance == "analytic" and not card.residual_variance:
+        text = (
+            f"variance=analytic needs an estimate that {card.name!r} lacks; use fixed_small or fixed_large, or have the operator "
+            "make one with `ddpm models variance`."
+        )
+        raise invalid("variance", variance, text)
     return variance or card.defaults.variance if sampler == "ddpm" else "fixed_small"
 
 

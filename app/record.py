@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
@@ -61,7 +61,7 @@ class Record:
 
     def to_hash(self, results_ttl_s: int) -> dict[FieldT, EncodableT]:
         """Of a job that nobody has touched yet."""
-        recipe = cast("dict[FieldT, EncodableT]", asdict(self.recipe))
+        recipe = cast("dict[FieldT, EncodableT]", self.recipe.fields)
         webhook: dict[FieldT, EncodableT] = {"webhook": self.webhook} if self.webhook else {}
         return (
             recipe
@@ -186,6 +186,7 @@ def _recipe(text: Mapping[str, str]) -> Recipe:
         variance=text["variance"],
         eta=float(text["eta"]),
         seed=int(text["seed"]),
+        residual_variance=text.get("residual_variance", ""),
     )
 
 

@@ -61,7 +61,8 @@ class JobRequest(BaseModel):
     )
     variance: Variance | None = Field(
         default=None,
-        description="Reverse variance of `sampler` ddpm, which has to be named; null: the model's default",
+        description="Reverse variance of `sampler` ddpm, which has to be named; null: the model's default. analytic is the best "
+        "for few steps, of models whose card has a `residual_variance`",
         examples=["fixed_small"],
     )
     priority: Annotated[Priority, Field(strict=False)] = Field(

@@ -9,7 +9,7 @@ from io import BytesIO
 from PIL import Image
 
 _GAP = 2  # pixels around every image
-_LONGEST_SIDE = 4096  # pixels; 1024 images of 256 pixels would make a sheet of 200 MB
+_LONGEST_SIDE = 2048  # pixels; 1024 images of 256 pixels would make a sheet of 200 MB
 
 
 class ContactSheet:

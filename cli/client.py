@@ -11,12 +11,14 @@ import httpx
 from cli.faults import Fault
 from cli.problem import detail
 
-_PATIENCE_S, _GET_TIMEOUT_S = 30.0, 10.0  # a question that hangs is asked again within the same patience
+_PATIENCE_S, _ANSWER_TIMEOUT_S = 30.0, 10.0  # a question that hangs is asked again within the same patience
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+_LATER = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
+_CUT_OFF = (httpx.NetworkError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.RemoteProtocolError)
 
 
 class Hiccup(Fault):
-    """No answer, or a 503: the same question may be answered later."""
+    """No answer, a 429 or a 503: the same question may be answered later."""
 
     def __init__(self, text: str, retry_after_s: float = 0.0) -> None:
         super().__init__(text)
@@ -28,21 +30,37 @@ class Client:
 
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
+        self._met = False  # there is something at this address; before, waiting would only put off to say that there is not
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        """Patient, because the job goes on while the service restarts. Only for GET: a POST twice could be two jobs."""
+        return self.patiently("GET", path, **options)
+
+    def patiently(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Again and again, because the job goes on while the service restarts. Only for GET, and with an Idempotency-Key."""
         deadline, pause_s = time.monotonic() + _PATIENCE_S, _FIRST_PAUSE_S
         while True:
             try:
-                return self.call("GET", path, timeout=_GET_TIMEOUT_S, **options)
+                return self.call(method, path, timeout=_ANSWER_TIMEOUT_S, **options)
             except Hiccup as hiccup:
                 wait_s = max(pause_s, hiccup.retry_after_s)
-                if time.monotonic() + wait_s > deadline:
+                if not self._met or time.monotonic() + wait_s > deadline:
                     raise
             time.sleep(wait_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Once."""
+        answer = self._send(method, path, **options)
+        if answer.status_code in _LATER:
+            raise Hiccup(detail(answer), _retry_after_s(answer))
+        if answer.next_request:
+            target = str(answer.next_request.url)
+            raise Fault(f"{answer.request.url} redirects to {target}; give --url {target.removesuffix(path)}")
+        if not answer.is_success:
+            raise Fault(detail(answer))
+        return answer
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.ConnectError:
@@ -50,11 +68,9 @@ class Client:
                 f"no answer from {self._http.base_url}; start the service with `make serve`, or give its --url"
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
+            self._met |= isinstance(error, _CUT_OFF)
             raise Hiccup(f"{self._http.base_url}: {error or type(error).__name__}; try again") from None
-        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-            raise Hiccup(detail(answer), _retry_after_s(answer))
-        if answer.is_error:
-            raise Fault(detail(answer))
+        self._met = True
         return answer
 
 
@@ -66,7 +82,10 @@ def _retry_after_s(answer: httpx.Response) -> float:
 
 def is_loopback(url: str) -> bool:
     """No proxy can reach what listens on this machine only, whatever HTTP_PROXY says."""
-    host = httpx.URL(url).host
+    try:
+        host = httpx.URL(url).host
+    except httpx.InvalidURL as error:
+        raise Fault(f"{url!r} is no URL ({error}); correct --url") from None
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:

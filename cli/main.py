@@ -22,12 +22,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Sample from trained denoising diffusion models, serve them over HTTP, train and evaluate them.",
 )
-models_app = typer.Typer(invoke_without_command=True, help="List the models that can be served, or add one.")
+models_app = typer.Typer(invoke_without_command=True, help="List the models that can be served, or add to them.")
 app.add_typer(models_app, name="models")
 keys_app = typer.Typer(no_args_is_help=True, help="Make keys for the API, and the secrets of their webhooks.")
 app.add_typer(keys_app, name="keys")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on; default DDPM_HOST, else 127.0.0.1")]
+Model = Annotated[str, typer.Argument(help="Name from `ddpm models`, or the folder of a model")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at once; the result is the same")]
+NoiseSeed = Annotated[int, typer.Option(min=0, max=2**53 - 1, help="Of the noise")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU where there is one")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on; default DDPM_PORT, else 8000")]
 
 
@@ -39,12 +43,13 @@ def up(
 ) -> None:
     """Run the whole service here: queue, workers and API, until Ctrl-C."""
     from app.settings import ApiSettings
-    from cli.settings import check_access, check_results_url, read
+    from cli.settings import CliSettings, check_access, check_models, check_results_url, read
     from cli.up import up as run
 
     settings = read(ApiSettings)
     check_results_url(settings.results_url)
     check_access(settings, host or settings.host)
+    check_models(read(CliSettings).models_root)
     keyed = bool(settings.api_keys.get_secret_value().strip())
     raise typer.Exit(run(host or settings.host, port or settings.port, workers, keyed))
 
@@ -55,11 +60,12 @@ def api(host: Host = None, port: Port = None) -> None:
     from app.main import create_app
     from app.server import Server
     from app.settings import ApiSettings
-    from cli.settings import check_access, check_results_url, read
+    from cli.settings import check_access, check_models, check_results_url, read
 
     settings = read(ApiSettings)
     check_results_url(settings.results_url)
     check_access(settings, host or settings.host)
+    check_models(settings.models_dir)
     server = Server(
         create_app(settings),
         host=host or settings.host,
@@ -76,7 +82,11 @@ def worker() -> None:
     """Run one worker, on the queue at DDPM_REDIS_URL; default redis://127.0.0.1:6379/0."""
     for number in (signal.SIGTERM, signal.SIGINT):  # loading takes a while, and until it is over nothing is held
         signal.signal(number, lambda *_: sys.exit(0))
-    from worker.__main__ import main
+    from cli.settings import read
+    from worker.settings import WorkerSettings
+
+    read(WorkerSettings)
+    from worker.__main__ import main  # only now: it loads torch
 
     raise typer.Exit(main())
 
@@ -87,6 +97,10 @@ def sample(
     seed: Annotated[int | None, typer.Option(help="Same seed, same images; default: the service draws one")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the reverse chain; default: the model's")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpmpp_2m; default: the model's")] = None,
+    variance: Annotated[
+        str | None, typer.Option(help="fixed_small, fixed_large or analytic, with --sampler ddpm; default: the model's")
+    ] = None,
+    eta: Annotated[float | None, typer.Option(help="0 to 1, with --sampler ddim; default: the model's")] = None,
     model: Annotated[str | None, typer.Option(help="Name from `ddpm models`; default: the service's")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the PNGs")] = Path("samples"),
     url: Annotated[str, typer.Option(envvar="DDPM_URL", help="Where the service is")] = "http://127.0.0.1:8000",
@@ -95,7 +109,7 @@ def sample(
     """Have a running service draw images, and save them as OUT/<seed>-<index>.png. Ctrl-C cancels."""
     from cli.sample import sample as run
 
-    request = {"count": count, "seed": seed, "steps": steps, "sampler": sampler, "model": model}
+    request = {"count": count, "seed": seed, "steps": steps, "sampler": sampler, "variance": variance, "eta": eta, "model": model}
     raise typer.Exit(run(url, key, {name: value for name, value in request.items() if value is not None}, out))
 
 
@@ -103,7 +117,7 @@ def sample(
 def train(
     recipe: Annotated[Path, typer.Argument(help="Configuration of the run, TOML; see models/train/recipes/")],
     out: Annotated[Path, typer.Option(help="Folder for the state, the pictures and the finished model")],
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU where there is one")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Train a network. Ctrl-C saves, and the same command resumes exactly where it stopped."""
     from cli.train import train as run
@@ -113,21 +127,40 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Name from `ddpm models`, or the folder of a model")],
+    model: Model,
     data: Annotated[Path, typer.Option(help="Pictures it was not trained on: image folder, IDX file (also .gz) or .npz")],
     images: Annotated[int, typer.Option(min=1, help="How many of them, evenly from all")] = 64,
     steps: Annotated[
         int | None, typer.Option(min=2, help="Timesteps that are visited; default: all that it was trained on")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once; the result is the same")] = 16,
-    seed: Annotated[int, typer.Option(min=0, max=2**53 - 1, help="Of the noise")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU where there is one")] = "auto",
+    batch_size: BatchSize = 16,
+    seed: NoiseSeed = 0,
+    device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for the figures; default: runs/evaluate/<model>-<steps>-steps")] = None,
 ) -> None:
     """Bound the negative log likelihood of pictures in bits per dimension, with its rate and distortion. Ctrl-C ends it early."""
     from cli.evaluate import evaluate as run
+    from cli.measure import Measure
 
-    run(model, data, images, steps, batch_size, seed, device, out)
+    run(model, Measure(data, images, batch_size, seed, device), steps, out)
+
+
+@app.command()
+def interpolate(
+    model: Model,
+    first: Annotated[Path, typer.Argument(help="A picture, cropped and resized to the model's size")],
+    second: Annotated[Path, typer.Argument(help="Another one")],
+    t: Annotated[list[int], typer.Option(help="How far they are noised before they are mixed; again for another row")] = [500],  # noqa: B006
+    between: Annotated[int, typer.Option(min=0, help="Pictures between the two")] = 9,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps back from t; default: all")] = None,
+    seed: NoiseSeed = 0,
+    device: Device = "auto",
+    out: Annotated[Path, typer.Option(help="PNG for the sheet")] = Path("interpolation.png"),
+) -> None:
+    """Draw what a network sees between two pictures: noise both, mix them, and denoise (section 4.4 of the paper)."""
+    from cli.interpolate import draw as run
+
+    run(model, first, second, t, between, steps, seed, device, out)
 
 
 @keys_app.command()
@@ -148,7 +181,7 @@ def webhook_secret(name: Annotated[str, typer.Argument(help="Whose; `local` wher
 
 @models_app.callback()
 def models(ctx: typer.Context) -> None:
-    """List the models that can be served, or add one."""
+    """List the models that can be served, or add to them."""
     if ctx.invoked_subcommand is None:
         from cli.models import show
 
@@ -177,3 +210,19 @@ def add(
         provenance or f"imported from {folder.name}",
         default,
     )
+
+
+@models_app.command()
+def variance(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="Pictures it was trained on: image folder, IDX file (also .gz) or .npz")],
+    images: Annotated[int, typer.Option(min=1, help="How many of them, evenly from all")] = 128,
+    batch_size: BatchSize = 16,
+    seed: NoiseSeed = 0,
+    device: Device = "auto",
+) -> None:
+    """Estimate the analytic variance of a model, so that jobs may ask for it. Ctrl-C ends it early."""
+    from cli.measure import Measure
+    from cli.variance import estimate as run
+
+    run(model, Measure(data, images, batch_size, seed, device))

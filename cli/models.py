@@ -15,7 +15,13 @@ from cli.faults import Fault
 from cli.settings import CliSettings, read
 from models.catalog import SHIPPED, Card, Catalog, CatalogError, DataCard, write_card
 
-_PARTS = ("model_index.json", "config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors")
+_PARTS = (
+    "model_index.json",
+    "config.json",
+    "scheduler_config.json",
+    "diffusion_pytorch_model.safetensors",
+    "residual_variance.json",
+)
 
 
 def show() -> None:
@@ -62,7 +68,7 @@ def add(folder: Path, name: str, data: DataCard, licence: str, provenance: str, 
 
 
 def _copy_parts(folder: Path, target: Path) -> None:
-    """What the checkpoint reader and diffusers' pipeline read, and nothing else that may lie there."""
+    """What we and diffusers' pipeline read, and nothing else that may lie there."""
     for base in (Path(), Path("unet"), Path("scheduler")):
         for part in (base / name for name in _PARTS):
             if (folder / part).is_file():

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import typer
@@ -27,11 +28,25 @@ def sample(url: str, key: str | None, request: Mapping[str, object], out: Path) 
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=not is_loopback(url)) as http:
         client = Client(http)
-        job = client.call("POST", "/v1/jobs", json=request).json()
+        post = {"json": request, "headers": {"Idempotency-Key": str(uuid4())}}  # however often it is sent, one job
+        try:
+            job = client.patiently("POST", "/v1/jobs", **post).json()
+        except KeyboardInterrupt:
+            return _take_back(client, post)
         try:
             return _attend(client, job, out)
         except Fault as fault:
             raise Fault(f"{fault} (look at job {job['id']} with `curl {url.rstrip('/')}/v1/jobs/{job['id']}`)") from None
+
+
+def _take_back(client: Client, post: Mapping[str, Any]) -> int:
+    """What may have been accepted before its answer came: the same post finds the job, or makes one to be cancelled."""
+    try:
+        job = client.call("POST", "/v1/jobs", **post).json()
+    except Fault as fault:
+        raise Fault(f"a job may have been posted, and may go on, because asking for it failed: {fault}") from None
+    typer.echo(f"job {job['id']} is {_cancel(client, job)['state']}", err=True)
+    return CANCELLED
 
 
 class NotSaved(Fault):
@@ -50,6 +65,11 @@ def _attend(client: Client, job: dict[str, Any], out: Path) -> int:
         return CANCELLED
     except NotSaved as fault:
         raise Fault(f"{fault}; {_fate(client, job)}") from None
+    if lost := job["count"] - len(saved):
+        raise Fault(
+            f"{lost} of the job's {job['count']} images have expired and could not be saved; the same options with "
+            f"--seed {job['seed']} draw the same again"
+        )
     typer.echo(f"{len(saved)} images in {out}, seed {job['seed']}")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -44,8 +45,25 @@ def read(settings: type[S]) -> S:
     except ValidationError as error:
         first = error.errors()[0]
         field = str(first["loc"][0])
-        value = "***" if settings.model_fields[field].annotation is SecretStr else repr(first["input"])
+        secret = settings.model_fields[field].annotation is SecretStr
+        value = "***" if secret else _without_password(first["input"]) if field.endswith("_url") else repr(first["input"])
         raise Fault(f"DDPM_{field.upper()}={value}: {first['msg']}; correct it or unset it") from None
+
+
+def _without_password(url: str) -> str:
+    """Its scheme, and nothing of what is behind it, or may be."""
+    scheme = re.match("[a-z]+://", url)
+    return f"{scheme[0] if scheme else ''}***"
+
+
+def check_models(folder: Path | None) -> None:
+    """Before anything starts, and without a traceback."""
+    from models.catalog import SHIPPED, Catalog, CatalogError
+
+    try:
+        Catalog.read(SHIPPED, *([folder] if folder else []))
+    except CatalogError as error:
+        raise Fault(str(error)) from None
 
 
 def check_results_url(url: SecretStr) -> None:

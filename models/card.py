@@ -8,7 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import checkpoint
-from models.catalog import Card, DataCard, Defaults, Shape
+from models.catalog import Card, DataCard, Defaults, Shape, sha256_of
+from models.residual_variance import FILE, ResidualVariance
 from models.unet import UNet
 
 
@@ -39,7 +40,16 @@ def make_card(
         licence=licence,
         provenance=provenance,
         sha256=loaded.sha256,
+        residual_variance=_residual_variance(folder, loaded),
     )
+
+
+def _residual_variance(folder: Path, loaded: checkpoint.Checkpoint) -> str | None:
+    """The sha256 of the estimate that may lie there."""
+    if not (folder / FILE).exists():
+        return None
+    ResidualVariance.read(folder, loaded.sha256, loaded.schedule.T)
+    return sha256_of(folder / FILE)
 
 
 def gflop_per_image_step(net: UNet) -> float:

@@ -6,6 +6,7 @@ A model is a folder in diffusers' format with a `card.json` beside the weights; 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,8 +17,10 @@ CARD = "card.json"
 SHIPPED = Path(__file__).parent / "weights"
 
 Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
-Variance = Literal["fixed_small", "fixed_large"]
+FixedVariance = Literal["fixed_small", "fixed_large"]
+Variance = Literal[FixedVariance, "analytic"]
 Prediction = Literal["epsilon", "sample", "v_prediction"]
+_SHA256 = r"^[0-9a-f]{64}$"
 SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim", "dpmpp_2m")
 
 
@@ -45,7 +48,7 @@ class ScheduleCard(_Frozen):
 class Defaults(_Frozen):
     sampler: Sampler = Field(default="ddpm", description="Used when a job names no sampler", examples=["ddpm"])
     steps: int = Field(ge=1, description="Used when a job names no number of steps", examples=[100])
-    variance: Variance = Field(
+    variance: FixedVariance = Field(
         default="fixed_small", description="Reverse variance of the ddpm sampler", examples=["fixed_small"]
     )
     eta: float = Field(default=0.0, ge=0, le=1, description="Noise of the ddim sampler", examples=[0.0])
@@ -74,7 +77,12 @@ class Card(_Frozen):
     data: DataCard
     licence: str = Field(description="Licence of the weights", examples=["Apache-2.0"])
     provenance: str = Field(description="How the weights came to be", examples=["trained by `make train`"])
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of the safetensors file")
+    sha256: str = Field(pattern=_SHA256, description="Of the safetensors file")
+    residual_variance: str | None = Field(
+        default=None,
+        pattern=_SHA256,
+        description="sha256 of the estimate that `variance` analytic needs; null: there is none, and jobs may not ask for it",
+    )
 
 
 class Catalog(Mapping[str, Card]):
@@ -128,7 +136,10 @@ def read_card(folder: Path) -> Card:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n")
+    """Nobody sees it half-written."""
+    partial = folder / f".{CARD}.{os.getpid()}"
+    partial.write_text(card.model_dump_json(indent=2) + "\n")
+    partial.replace(folder / CARD)
 
 
 def sha256_of(path: Path) -> str:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.catalog import Prediction, ScheduleCard, Variance, sha256_of
+from models.catalog import FixedVariance, Prediction, ScheduleCard, sha256_of
 from models.schedule import LINEAR_END, LINEAR_START, LINEAR_T, Schedule
 from models.unet import UNet
 from models.unet_config import UNetConfig, UnsupportedConfig
@@ -95,7 +95,7 @@ def schedule_of(card: ScheduleCard) -> Schedule:
     return Schedule.linear(card.T, start, end)
 
 
-def read_variance(folder: Path) -> Variance:
+def read_variance(folder: Path) -> FixedVariance:
     """The reverse variance that the checkpoint was published with; fixed_small where it says nothing that we have."""
     return "fixed_large" if _scheduler_file(folder)[1].get("variance_type") == "fixed_large" else "fixed_small"
 

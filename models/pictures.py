@@ -27,9 +27,9 @@ def png(pixels: Tensor, text: dict[str, str]) -> bytes:
     return out.getvalue()
 
 
-def sheet(images: Tensor) -> Image.Image:
-    """uint8 (N, C, H, W) as a grid of ceil(sqrt(N)) columns."""
-    columns = math.ceil(math.sqrt(len(images)))
+def sheet(images: Tensor, columns: int | None = None) -> Image.Image:
+    """uint8 (N, C, H, W) as a grid; of ceil(sqrt(N)) columns where nothing else is said."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
     height, width = images.shape[2:]
     first = picture(images[0])
     canvas = Image.new(first.mode, (columns * width, math.ceil(len(images) / columns) * height))

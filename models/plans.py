@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,8 +23,8 @@ from torch import Tensor
 from models.catalog import Prediction, Sampler, Variance
 from models.schedule import Posterior, Schedule, linspace_grid
 
+_VISIBLE = math.sqrt(math.pi / 2) * 4 / 255  # sigma of noise that is two grey levels in the mean
 COLUMNS = ("p", "q", "bound", "a", "b", "d", "s")
-PlanVariance = Variance | Literal["analytic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +73,12 @@ def compile_plan(
     eta: float = 0.0,
     prediction: Prediction = "epsilon",
     clip: bool = True,
+    residual_variance: Tensor | None = None,
 ) -> Plan:
-    """The plan of a job. Raises ValueError for steps outside 1..T and for an unknown sampler."""
+    """The plan of a job. Raises ValueError for steps outside 1..T, for an unknown sampler and for what `ddpm` refuses."""
     tau = linspace_grid(steps, schedule.T)
     if sampler == "ddpm":
-        return ddpm(schedule, tau, variance, prediction=prediction, clip=clip)
+        return ddpm(schedule, tau, variance, prediction=prediction, clip=clip, residual_variance=residual_variance)
     if sampler == "ddim":
         return ddim(schedule, tau, eta, prediction=prediction, clip=clip)
     if sampler != "dpmpp_2m":
@@ -89,7 +89,7 @@ def compile_plan(
 def ddpm(
     schedule: Schedule,
     tau: Tensor,
-    variance: PlanVariance,
+    variance: Variance,
     *,
     prediction: Prediction = "epsilon",
     clip: bool = True,
@@ -97,16 +97,20 @@ def ddpm(
 ) -> Plan:
     """Algorithm 2 on the timesteps `tau`; beta is recomputed on them (Nichol and Dhariwal, 2021, section 4).
 
-    `residual_variance` (T,): see `reverse_variance`.
+    `residual_variance` (T,): see `reverse_variance`. Of pictures, which `clip` says they are, the last noise is what the
+    network sees as a picture's own: the analytic variance, which holds all that is unknown there, is capped at that step to
+    two grey levels (Bao et al., 2022, appendix F.2).
     """
     process = schedule.respaced(tau)
     posterior = Posterior(process)
     sigma2 = reverse_variance(process, variance, None if residual_variance is None else residual_variance[tau])
-    zero = torch.zeros_like(sigma2)
-    return _plan(Grid.of(schedule, tau), prediction, clip, posterior.of_x_0, posterior.of_x_t, zero, sigma2.sqrt())
+    sigma = sigma2.sqrt()
+    if clip and variance == "analytic":
+        sigma[1:2] = sigma[1:2].minimum(posterior.variance[1:2].sqrt().clamp(min=_VISIBLE))
+    return _plan(Grid.of(schedule, tau), prediction, clip, posterior.of_x_0, posterior.of_x_t, torch.zeros_like(sigma), sigma)
 
 
-def reverse_variance(process: Schedule, variance: PlanVariance, residual_variance: Tensor | None = None) -> Tensor:
+def reverse_variance(process: Schedule, variance: Variance, residual_variance: Tensor | None = None) -> Tensor:
     """sigma_t^2 of p(x_{t-1} | x_t), float64 (T,) as the process has timesteps.
 
     The analytic one is beta_tilde plus a^2 times `residual_variance` (T,), the mean over pixels of Var(x_0 | x_t): what

@@ -14,18 +14,25 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 
 def chain(
-    net: Network, plan: Plan, seed: int, indices: Sequence[int], shape: tuple[int, int, int], device: torch.device | str = "cpu"
+    net: Network,
+    plan: Plan,
+    seed: int,
+    indices: Sequence[int],
+    shape: tuple[int, int, int],
+    device: torch.device | str = "cpu",
+    start: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images `indices` of `seed`, step by step: yields (x, x_0_hat) after each row, float32 of (B, C, H, W).
 
-    `net` maps x (B, C, H, W) and t int64 (B,) to the output that the plan was compiled for.
+    `net` maps x (B, C, H, W) and t int64 (B,) to the output that the plan was compiled for. `start`: x at the plan's first
+    timestep, (B, C, H, W); None: noise.
     """
     index = torch.tensor(indices, device=device)
 
     def z(draw: int) -> Tensor:
         return normal(torch.full_like(index, seed), index, torch.full_like(index, draw), shape)
 
-    x = z(0)
+    x = z(0) if start is None else start
     previous = torch.zeros_like(x)
     for k, (t, (p, q, bound, a, b, d, s)) in enumerate(zip(plan.t.to(device), plan.rows.to(device), strict=True)):
         x_0_hat = (p * x + q * net(x, t.expand(len(x)))).clamp(-bound, bound)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 
@@ -31,14 +32,15 @@ class Buckets:
         fit = [size for size in self.sizes if size >= chains] or [self.largest]
         return min(fit, key=lambda size: self.seconds[size])
 
-    def places(self, urgent: int, patient: int) -> int:
-        """How many of the waiting chains are to take the next step.
+    def places(self, urgent: int, patient: int, within_s: float = math.inf) -> int:
+        """How many of the waiting chains are to take the next step, which is to take `within_s` where a batch does.
 
         The largest batch of those that would give every one of them a step in the shortest time: 20 chains as 16 and 4 where
         that is faster than 32 places with 12 left empty. While somebody urgent waits, only batches that do not hold it up.
         """
         waiting = urgent + patient
         allowed = self._swift(urgent) if urgent and patient else self.sizes
+        allowed = [size for size in allowed if self.seconds[size] <= within_s] or [self.holding(1)]
         if waiting > 2 * allowed[-1]:
             return max(allowed, key=lambda size: size / self.seconds[size])
         size = self._first_of_rounds(waiting, tuple((size, self.seconds[size]) for size in allowed))

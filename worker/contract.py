@@ -113,7 +113,10 @@ def queue_name(priority: str, model: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that an image's bytes depend on, its index apart. `weights` is the sha256 of the safetensors file."""
+    """All that an image's bytes depend on, its index apart. `weights` is the sha256 of the safetensors file.
+
+    `residual_variance`: sha256 of the estimate that the analytic variance is made of; empty for others.
+    """
 
     model: str
     weights: str
@@ -122,6 +125,12 @@ class Recipe:
     variance: str
     eta: float
     seed: int
+    residual_variance: str = ""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """By name, without what is empty."""
+        return {name: value for name, value in asdict(self).items() if value != ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +163,7 @@ class Shard:
         return range(self.first, self.first + self.count)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "recipe": self.recipe.fields}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Shard:

@@ -6,6 +6,7 @@ parked at any step (parking is not being picked), and leave by one door whether 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from models.sampling import to_bytes
 from worker.buckets import Buckets
 from worker.copies import Copying
 from worker.pool import Batch, Pool
-from worker.scheduler import Line, pick, waiting
+from worker.scheduler import NOTHING_GIVEN, Line, pick, waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +118,17 @@ class Engine:
         self._lines: dict[Hashable, Line] = {}
         self._leaving: deque[_Leaving] = deque()
         self._free = list(range(pool.dummy))
-        self._places_given = 0
+        self._given = NOTHING_GIVEN
 
     @property
     def room(self) -> int:
         """Chains that may still be submitted."""
         return len(self._free)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether chains of the upper class are in it."""
+        return any(line.urgent for line in self._lines.values())
 
     def __len__(self) -> int:
         return len(self._chains) + sum(len(leaving.places) for leaving in self._leaving)
@@ -171,9 +177,12 @@ class Engine:
             for leaving in self._leaving:
                 leaving.places.pop(chain, None)
 
-    def step(self, only: Sequence[Hashable] | None = None) -> list[Finished]:
-        """One step for the chains that are picked, or for `only` these where given; returns those that have left since."""
-        picked = self._pick() if only is None else [self._chains[chain] for chain in only if chain in self._chains]
+    def step(self, only: Sequence[Hashable] | None = None, within_s: float = math.inf) -> list[Finished]:
+        """One step for the chains that are picked, or for `only` these where given; returns those that have left since.
+
+        It is to take `within_s` where a batch does.
+        """
+        picked = self._pick(within_s) if only is None else [self._chains[chain] for chain in only if chain in self._chains]
         if not picked:
             return self.settle()
         del picked[self.buckets.largest :]
@@ -211,14 +220,13 @@ class Engine:
         line = Line(request.job, request.owner, request.urgent)
         return self._lines.setdefault(line.key, line)
 
-    def _pick(self) -> list[_Chain]:
+    def _pick(self, within_s: float) -> list[_Chain]:
         lines = list(self._lines.values())
-        places = self.buckets.places(waiting(lines, urgent=True), waiting(lines, urgent=False))
-        given, self._places_given = self._places_given, self._places_given + places
-        if places == len(self._chains):
-            return list(self._chains.values())
-        chosen = pick(lines, places, given)
-        return [self._chains[chain] for chain in chosen]
+        places = self.buckets.places(waiting(lines, urgent=True), waiting(lines, urgent=False), within_s)
+        chosen = self._chains if places == len(self._chains) else pick(lines, places, self._given)
+        picked = [self._chains[chain] for chain in chosen]
+        self._given = self._given.plus(len(picked), sum(chain.request.urgent for chain in picked))
+        return picked
 
     def _retire(self, done: Sequence[_Chain]) -> None:
         if not done:

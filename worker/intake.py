@@ -75,8 +75,8 @@ class Intake:
     """Takes interactive shards while there is room for one, and bulk shards only to have two batches of their images at hand.
 
     A shard with which workers were lost is taken alone: the next one waits until it has passed the point where they were lost.
-    A big job's later shards are left for other workers and never fill the places of jobs that somebody waits for, and bulk
-    work is always there for the scheduler's floor.
+    A big job's later shards are left for other workers and never fill the places of jobs that somebody waits for: after them
+    there is still room for a shard, unless the pool holds only one. And bulk work is always there for the scheduler's floor.
     """
 
     def __init__(
@@ -104,16 +104,17 @@ class Intake:
     def _next(self) -> Lease | None:
         queues = [] if self._held_back() or self._load.suspect else self._wanted()
         try:
-            return self._shards.take(queues) if queues else None
+            return self._shards.take(queues)
         except BadShard as bad:
             message = "the job was written by another version of the service than the worker's; post it again"
             self._results.fail(job_of(bad.shard_id), "unknown_version", message)
+            bad.discard()
             return None
 
     def _hand_on(self, lease: Lease) -> None:
         if not self._shards.holds(lease):  # lost while Redis was away
             return
-        if not self._results.start(lease.shard, lease.attempt):
+        if not self._results.start(lease.shard, lease.attempt, lease.fence):
             self._shards.finish(lease)
             return
         finished = self._results.finished_indices(lease.shard)
@@ -125,14 +126,15 @@ class Intake:
         self._inbox.put(Taken(lease, indices, saved))
 
     def _wanted(self) -> list[str]:
-        def has_room(name: str, model: LoadedModel) -> bool:
-            return model.capacity - self._load.of(name, *Priority) >= SHARD_IMAGES
+        def has_room(name: str, model: LoadedModel, shards: int) -> bool:
+            held = self._load.of(name, *Priority)
+            return model.capacity - held >= shards * SHARD_IMAGES or not held
 
-        urgent = [queue_name(Priority.INTERACTIVE, name) for name, model in self._models.items() if has_room(name, model)]
+        urgent = [queue_name(Priority.INTERACTIVE, name) for name, model in self._models.items() if has_room(name, model, 1)]
         patient = [
             queue_name(Priority.BULK, name)
             for name, model in self._models.items()
-            if has_room(name, model) and self._load.of(name, Priority.BULK) < model.low_water
+            if has_room(name, model, 2) and self._load.of(name, Priority.BULK) < model.low_water
         ]
         return urgent + patient
 

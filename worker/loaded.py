@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
+from torch import Tensor
 
 from models import checkpoint
 from models.catalog import Card, Catalog, Sampler, Variance
 from models.plans import Plan, compile_plan
+from models.residual_variance import ResidualVariance
 from worker.buckets import Buckets
 from worker.calibrate import compute_by
 from worker.calibration_cache import CalibrationCache
@@ -49,6 +53,7 @@ class LoadedModel:
         self.card: Card = catalog[name]
         loaded = checkpoint.load(catalog.folder(name), self.card.sha256)
         self.schedule, self.prediction = loaded.schedule, loaded.prediction
+        self._residual_variance = self._read_residual_variance(catalog.folder(name))
         shape = (self.card.shape.channels, self.card.shape.height, self.card.shape.width)
         tuned = tune(loaded, self.card.sha256, shape, device, capacity, precision, cache)
         self.calibration, self.precision = tuned.calibration, tuned.precision
@@ -69,12 +74,20 @@ class LoadedModel:
         """With fewer bulk images than this at hand, more are taken."""
         return HOLDS * self.engine.buckets.largest
 
-    def step(self, only: Sequence[Hashable] | None = None) -> list[Finished]:
-        """From one thread only, always the same."""
+    @property
+    def is_urgent(self) -> bool:
+        return self.engine.is_urgent
+
+    @property
+    def lone_s(self) -> float:
+        return self.promised_s(1)
+
+    def step(self, only: Sequence[Hashable] | None = None, within_s: float = math.inf) -> list[Finished]:
+        """As the engine's. From one thread only, always the same."""
         compute_by(self._threads.count)
         self.engine.buckets = self._buckets[self._threads.count]
         began, done_before = time.monotonic(), self.engine.image_steps
-        finished = self.engine.step(only)
+        finished = self.engine.step(only, within_s)
         if chains := self.engine.image_steps - done_before:
             size = self.engine.buckets.holding(chains)
             self._threads.note(time.monotonic() - began, self.calibration.seconds[size])
@@ -112,6 +125,12 @@ class LoadedModel:
             asked, loaded = recipe.weights[:12], self.card.sha256[:12]
             message = f"the job asks for weights {asked} of {recipe.model!r}, the worker has {loaded}; post it again"
             raise CannotRun("wrong_weights", message)
+        if recipe.residual_variance != ((self.card.residual_variance or "") if recipe.variance == "analytic" else ""):
+            asked, loaded = (
+                sha256[:12] if sha256 else "none" for sha256 in (recipe.residual_variance, self.card.residual_variance)
+            )
+            message = f"the job asks for residual variance {asked} of {recipe.model!r}, the worker has {loaded}; post it again"
+            raise CannotRun("wrong_weights", message)
         try:
             plan = self.plan(recipe.sampler, recipe.steps, recipe.variance, recipe.eta)
         except ValueError as error:
@@ -127,4 +146,11 @@ class LoadedModel:
             variance=cast("Variance", variance),
             eta=eta,
             prediction=self.prediction,
+            residual_variance=self._residual_variance,
         )
+
+    def _read_residual_variance(self, folder: Path) -> Tensor | None:
+        if self.card.residual_variance is None:
+            return None
+        found = ResidualVariance.read(folder, self.card.sha256, self.schedule.T, self.card.residual_variance)
+        return found.tensor

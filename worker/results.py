@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any, cast
 
 from redis import Redis
@@ -25,7 +24,7 @@ _IN_STORE = b""  # stands in Redis for chains that lie in the results store
 
 def encode(pixels: Tensor, recipe: Recipe, index: int, precision: Precision, step: int | None = None) -> bytes:
     """uint8 (C, H, W) to a PNG from whose metadata the picture can be made again. `step`: of a preview, how many are done."""
-    made_by = {**asdict(recipe), "index": index, "precision": precision} | ({} if step is None else {"step": step})
+    made_by = {**recipe.fields, "index": index, "precision": precision} | ({} if step is None else {"step": step})
     return png(pixels, {METADATA_KEY: json.dumps(made_by, sort_keys=True)})
 
 
@@ -38,8 +37,10 @@ class Results:
         scripts = (transitions.START, transitions.PROGRESS, transitions.SAVE, transitions.PUBLISH)
         self._start, self._progress, self._save, self._publish = (cast("Any", redis.register_script(s)) for s in scripts)
 
-    def start(self, shard: Shard, attempt: int) -> bool:
-        state = self._start(keys=_keys(shard), args=[time.time(), attempt, int(self._store.external)])
+    def start(self, shard: Shard, attempt: int, fence: tuple[str, str] | tuple[()] = ()) -> bool:
+        """`fence`: the set of leases, and the one in it without which nothing starts."""
+        leases, lease = fence[:1], fence[1:]
+        state = self._start(keys=[*_keys(shard), *leases], args=[time.time(), attempt, int(self._store.external), *lease])
         return state is not None and State(state.decode()) is State.RUNNING
 
     def settled(self, shard: Shard) -> bool:
@@ -103,6 +104,7 @@ class Results:
 
         `last` images of a shard bring its progress to the end, in the same write.
         """
+        images = self._unknown(shard.job, images) if self._store.external else images
         kept = self._store.put(shard.job, images)
         entries = [
             part
@@ -114,9 +116,14 @@ class Results:
                 self._note(pipe, shard, shard.recipe.steps, shard.recipe.steps * shard.count)
             self._publish(keys=_keys(shard), args=[time.time(), *entries], client=pipe)
             wanted = bool(pipe.execute()[-1])
-        if not wanted and self._store.external:
+        if not wanted and images and self._store.external:
             self._take_back(shard.job, [index for index, _ in images])
         return wanted
+
+    def _unknown(self, job: str, images: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+        """Those without a hash yet: an object that has one is what was promised, and another machine's bytes may differ."""
+        hashes = cast("list[bytes | None]", self._redis.hmget(contract.sha256_key(job), [str(index) for index, _ in images]))
+        return [image for image, sha256 in zip(images, hashes, strict=True) if not sha256]
 
     def _note(self, pipe: Pipeline, shard: Shard, least: int, image_steps: int) -> None:
         self._progress(keys=_keys(shard), args=[contract.progress_field(shard.number), f"{least},{image_steps}"], client=pipe)

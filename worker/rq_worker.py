@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -52,16 +53,21 @@ class Lease:
         return (self.job.retries_left or 0) < MAX_LOSSES
 
     @property
+    def fence(self) -> tuple[str, str]:
+        """A sorted set, and what is in it for as long as the lease is ours."""
+        return self.started_key, self.execution.composite_key
+
+    @property
     def started_key(self) -> str:
         return StartedJobRegistry(queue=self.queue).key
 
 
 class BadShard(Exception):
-    """The queue held what is no shard of this version; it has been taken out. `shard_id` says of which job."""
+    """The queue held what is no shard of this version. `shard_id` says of which job; `discard` it when that has been failed."""
 
-    def __init__(self, shard_id: str) -> None:
+    def __init__(self, shard_id: str, discard: Callable[[], object]) -> None:
         super().__init__(shard_id)
-        self.shard_id = shard_id
+        self.shard_id, self.discard = shard_id, discard
 
 
 class ShardWorker(BaseWorker):
@@ -76,6 +82,7 @@ class ShardWorker(BaseWorker):
         )
         self.lease_s = lease_s
         self._leases: dict[str, Lease] = {}
+        self._asking: str | None = None  # execution id of a take that has not been answered
         self._lock = threading.Lock()
         self._take, self._fenced, self._beat, self._abandon = map(
             connection.register_script, (scripts.TAKE, scripts.FENCED, scripts.BEAT, scripts.ABANDON)
@@ -94,10 +101,13 @@ class ShardWorker(BaseWorker):
     def take(self, queue_names: Sequence[str]) -> Lease | None:
         """Pop and lease a shard of the first queue that has one, in one script: a kill at any moment loses no shard.
 
-        Raises BadShard.
+        Asked again after an error, it finds the shard that it may have got. Raises BadShard.
         """
-        queues = [queue for queue in self.queues if queue.name in queue_names]
-        execution_id = uuid4().hex
+        wanted = [queue for queue in self.queues if queue.name in queue_names]
+        if not (wanted or self._asking):
+            return None
+        execution_id = self._asking = self._asking or uuid4().hex
+        queues = [*wanted, *(queue for queue in self.queues if queue not in wanted)]
         nobody = Execution("", "", self.connection)
         got = self._take(
             keys=[self.executions_key, *(k for q in queues for k in (q.key, StartedJobRegistry(queue=q).key))],
@@ -109,8 +119,10 @@ class ShardWorker(BaseWorker):
                 Job.key_for(""),
                 nobody.key[:-1],
                 ExecutionRegistry("", self.connection).key,
+                len(wanted),
             ],
         )
+        self._asking = None
         if not got:
             return None
         queue, job_id, flat = queues[got[0]], got[1].decode(), got[2]
@@ -153,7 +165,9 @@ class ShardWorker(BaseWorker):
         return gone + [lease for lease, state in zip(leases, states, strict=True) if state == b"cancelled"]
 
     def close(self) -> None:
-        """Give everything back and sign off."""
+        """Give everything back, also what a take without an answer got, and sign off."""
+        with suppress(BadShard):
+            self.take([])
         for lease in reversed(list(self._leases.values())):  # the last taken is pushed first, so that their order is kept
             self.give_back(lease)
         self.register_death()  # type: ignore[no-untyped-call]  # RQ's
@@ -166,8 +180,8 @@ class ShardWorker(BaseWorker):
             lease = Lease(Shard.from_json(job.kwargs), job, queue, execution, int(fields.get(b"reached", 0)))
         except (DeserializationError, KeyError, TypeError, ValueError):
             log.exception("%s in %s is no shard of this version", execution.job_id, queue.name)
-            self._fence(StartedJobRegistry(queue=queue).key, job, queue, execution, "delete")
-            raise BadShard(execution.job_id) from None
+            started_key = StartedJobRegistry(queue=queue).key
+            raise BadShard(execution.job_id, lambda: self._fence(started_key, job, queue, execution, "delete")) from None
         with self._lock:
             self._leases[execution.id] = lease
         return lease

@@ -88,11 +88,11 @@ class Saver:
         try:
             copies = [copy for copy in self._copies if self._shards.holds(copy.held.lease)]  # the others have ended meanwhile
             began, blobs = time.monotonic(), [pack(copy.snapshots, copy.held.model.precision) for copy in copies]
+            to_redis = sum(len(blob) for blob in blobs if not self._results.goes_to_store(blob))
+            self._not_before = max(self._not_before, began + to_redis / _REDIS_BYTES_PER_S)  # whether it arrives or not
             entries = [(copy.held.lease.shard, blob, copy.image_steps) for copy, blob in zip(copies, blobs, strict=True)]
             for copy, wanted in zip(copies, self._results.save(entries), strict=True):
                 self._heed(copy, wanted)
-            to_redis = sum(len(blob) for blob in blobs if not self._results.goes_to_store(blob))
-            self._not_before = max(self._not_before, began + to_redis / _REDIS_BYTES_PER_S)
         finally:
             self._copies = ()
 

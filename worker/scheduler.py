@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
+from typing import NamedTuple
 
 from worker.contract import FLOOR
 
@@ -36,18 +37,32 @@ class Line:
         self.rows_left -= rows
 
 
+class Given(NamedTuple):
+    """Places that all steps before have given to each class: what one step cannot share, many do."""
+
+    urgent: int = 0
+    patient: int = 0
+
+    def plus(self, picked: int, urgent: int) -> Given:
+        """After a step of `picked` chains, of which so many are urgent."""
+        return Given(self.urgent + urgent, self.patient + picked - urgent)
+
+
+NOTHING_GIVEN = Given()
+
+
 def waiting(lines: Iterable[Line], urgent: bool) -> int:
     return sum(len(line.chains) for line in lines if line.urgent is urgent)
 
 
-def pick(lines: Sequence[Line], places: int, given: int = 0) -> list[Hashable]:
-    """At most `places` chains. `given` counts the places of all steps before, so that what one step cannot share, many do."""
+def pick(lines: Sequence[Line], places: int, given: Given = NOTHING_GIVEN) -> list[Hashable]:
+    """At most `places` chains, the urgent ones first."""
     urgent, patient = ([line for line in lines if line.urgent is kind] for kind in (True, False))
-    paid, due = given // FLOOR, (given + places) // FLOOR  # places that the floor has given, and is to have given
-    floor = min(waiting(patient, urgent=False), due - paid)
-    # each class goes round its owners by its own places: by turns, a period of theirs could pass an owner by for ever
-    chosen = _shared_out(urgent, places - floor, given - paid)
-    return chosen + _shared_out(patient, places - len(chosen), paid)
+    before = sum(given)
+    floor = min(waiting(patient, urgent=False), (before + places) // FLOOR - before // FLOOR)
+    # each class goes round its owners by its own places: by all, or by turns, a period of theirs could favour an owner for ever
+    chosen = _shared_out(urgent, places - floor, given.urgent)
+    return chosen + _shared_out(patient, places - len(chosen), given.patient)
 
 
 def _shared_out(lines: Sequence[Line], places: int, given: int) -> list[Hashable]:

@@ -4,12 +4,19 @@ from worker.contract import CHANGES, SHARD_IMAGES
 
 _NOW = "local t = redis.call('TIME'); local now = t[1] + t[2] / 1e6; local C = redis.call\n"
 
-# KEYS: worker executions, then (queue, wip) by priority.
-# ARGV: execution id, worker, lease, iso now, prefixes of job / execution / executions keys.
+# KEYS: worker executions, then (queue, wip) by priority: those that are wanted, then all others of the worker.
+# ARGV: execution id, worker, lease, iso now, prefixes of job / execution / executions keys, how many queues are wanted.
+# An id that was used already gets what it got then: its answer was lost, and nobody would hold that shard.
 TAKE = (
     _NOW
     + """
-for i = 2, #KEYS, 2 do
+for _, member in ipairs(C('SMEMBERS', KEYS[1])) do
+  local id = string.match(member, '^(.*):' .. ARGV[1] .. '$')
+  for i = 2, id and #KEYS or 0, 2 do
+    if C('ZSCORE', KEYS[i + 1], member) then return {(i - 2) / 2, id, C('HGETALL', ARGV[5] .. id)} end
+  end
+end
+for i = 2, 2 * ARGV[8], 2 do
   local id = C('LPOP', KEYS[i])
   while id do
     local job, member = ARGV[5] .. id, id .. ':' .. ARGV[1]

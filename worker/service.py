@@ -28,6 +28,7 @@ from worker.rq_worker import Lease, ShardWorker
 from worker.saver import Saver
 from worker.speed import Speed
 from worker.store import Store, StoreFault
+from worker.turns import Turns
 from worker.upkeep import Upkeep, until
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Worker:
         self._upkeep = Upkeep(redis, self._shards, self._inbox, self._info, self.crew.stopping)
         self._expiry = Expiry(redis, store, self.crew.stopping)
         self._speed = Speed()
+        self._turns = Turns[LoadedModel]()
         self._at_risk: Sequence[Lease] = ()
         self._reported = 0.0
 
@@ -82,14 +84,14 @@ class Worker:
     def _turn(self) -> None:
         self._read_inbox()
         began, busy = time.monotonic(), [model for model in self._models.values() if len(model.engine)]
-        promised_s = sum(self._step(model) for model in busy)
+        promised_s = sum(self._step(model, within_s) for model, within_s in self._turns.of(busy))
         self._report()
         self._save()
         self._previews.take(self._held.values())
         if busy:  # with nothing promised too: a GPU's steps take their time when somebody waits for them
             self._speed.note(time.monotonic() - began, promised_s)
 
-    def _step(self, model: LoadedModel) -> float:
+    def _step(self, model: LoadedModel, within_s: float) -> float:
         """The seconds that calibration promises for it.
 
         While a suspect is here, nothing else steps: should it end the worker again, it is nobody else's loss.
@@ -100,7 +102,7 @@ class Worker:
         done_before = model.engine.image_steps
         stepping = [suspect] if suspect else [held for held in self._held.values() if held.model is model]
         try:
-            finished = model.step(suspect.chains() if suspect else None)
+            finished = model.step(suspect.chains() if suspect else None, within_s)
         except Exception:
             self._at_risk = [held.lease for held in stepping]
             raise

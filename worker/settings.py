@@ -15,7 +15,9 @@ RedisUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["redis", "rediss", 
 
 
 class WorkerSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="DDPM_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DDPM_", extra="ignore", frozen=True, hide_input_in_errors=True
+    )  # URLs hold passwords
 
     redis_url: RedisUrl = Field(default=AnyUrl("redis://127.0.0.1:6379/0"), description="The server that holds the queue")
     results_url: SecretStr = Field(
@@ -25,7 +27,9 @@ class WorkerSettings(BaseSettings):
     models_dir: Path | None = Field(default=None, description="Folder of model folders, beside the shipped ones")
     models: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description="Names to serve, comma-separated; empty: all")
     device: str = Field(default="auto", description="cpu, cuda, cuda:1; auto takes a GPU where there is one")
-    pool_images: int = Field(default=1024, ge=SHARD_IMAGES, le=65536, description="Images that one model's pool holds at once")
+    pool_images: int = Field(
+        default=1024, ge=3 * SHARD_IMAGES, le=65536, description="Images that one model's pool holds at once"
+    )
 
     precision: Precision | Literal["auto"] = Field(
         default="auto",

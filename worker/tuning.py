@@ -12,13 +12,13 @@ import torch
 from models.checkpoint import Checkpoint
 from worker.calibrate import Calibration, calibrate, is_beaten, sizes_on
 from worker.calibration_cache import CalibrationCache
-from worker.contract import Precision
+from worker.contract import SHARD_IMAGES, Precision
 from worker.machine import description, keep_freed_memory, memory_bytes
 from worker.network import BY_PYTORCH, ServedNetwork, precisions
 from worker.pool import Pool
 
 log = logging.getLogger(__name__)
-_POOL_SHARE = 1 / 8  # of the memory; the rest is for the network
+_POOL_SHARE, _MOST_SHARE = 1 / 8, 1 / 2  # of the memory, the latter where a shard needs it; the rest is for the network
 _GAIN = 1.1  # bf16 costs accuracy: it has to be this much faster
 
 
@@ -141,8 +141,14 @@ def _prepared(pool: Pool, calibration: Calibration) -> Calibration:
 
 
 def _capacity(asked: int, shape: tuple[int, int, int], device: torch.device) -> int:
-    chain_bytes = 2 * 4 * shape[0] * shape[1] * shape[2]
-    fit = int(_POOL_SHARE * memory_bytes(device)) // chain_bytes
+    """Raises ValueError where not even a shard of images fits: none would ever be taken."""
+    memory, chain_bytes = memory_bytes(device), 2 * 4 * shape[0] * shape[1] * shape[2]
+    fit = max(int(_POOL_SHARE * memory) // chain_bytes, min(SHARD_IMAGES, int(_MOST_SHARE * memory) // chain_bytes))
+    if fit < SHARD_IMAGES:
+        raise ValueError(
+            f"half of the memory ({memory / 2**30:.1f} GiB) holds {fit} images of {'x'.join(map(str, shape))}, and a worker "
+            f"takes {SHARD_IMAGES} at once; give it {SHARD_IMAGES * chain_bytes / _MOST_SHARE / 2**30:.1f} GiB or more"
+        )
     if fit < asked:
-        log.info("the pool holds %d images instead of %d: more than an eighth of the memory is not for it", fit, asked)
+        log.info("the pool holds %d images instead of %d: the rest of the memory is for the network", fit, asked)
     return min(asked, fit)

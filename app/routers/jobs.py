@@ -126,8 +126,11 @@ async def get_preview(job_id: JobId, index: Index, jobs: Jobs, key: Key, request
     responses=problems(UnknownJob, NotFinished, Expired, *_UNREACHABLE) | _NOT_MODIFIED,
 )
 async def get_grid(job_id: JobId, jobs: Jobs, key: Key, request: Request) -> Response:
-    """A contact sheet of the images finished so far, each in its place; at most 4096 pixels wide."""
-    png, final = await jobs.grid(job_id, key.name)
+    """A contact sheet of the images finished so far, each in its place; at most 2048 pixels wide."""
+    drawn = await jobs.grid(job_id, key.name, partial(_left, request))
+    if drawn is None:
+        return Response()  # to nobody
+    png, final = drawn
     return png_response(request, png, sha256(png).hexdigest(), final=final)
 
 

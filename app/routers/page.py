@@ -1,4 +1,4 @@
-"""The page for people: a few files, which ask the API as any client does."""
+"""The pages for people: a few files, which ask the API as any client does."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ from pathlib import Path
 from fastapi import APIRouter, Request, Response
 from starlette.staticfiles import StaticFiles
 
+from app.errors import UnknownRoute
+
 router = APIRouter(include_in_schema=False)
 
 FOLDER = Path(__file__).parents[1] / "static"
-_FILES = StaticFiles(directory=FOLDER, check_dir=False)
+_FILES = StaticFiles(directory=FOLDER, check_dir=False, packages=[("fastapi_offline", "static")])  # does not import it
+# what a model or an error is called could do nothing if it were markup; and no other site may frame the page
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_POLICY_OF_DOCS = _POLICY.replace("img-src 'self'", "img-src 'self' data:")  # the icons in Swagger's style sheet
 _HEADERS = {
+    "Accept-Ranges": "none",
     "Cache-Control": "no-cache",
-    # what a model or an error is called could do nothing if it were markup; and no other site may frame the page
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": _POLICY,
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
 
-PATHS = frozenset(
-    {"/", *(f"/static/{name}" for name in ("api.js", "icon.svg", "images.js", "job.js", "page.css", "page.js"))}
-)  # all that the page consists of
+_OURS = ("api.js", "docs.js", "icon.svg", "images.js", "job.js", "page.css", "page.js")
+_SWAGGERS = ("swagger-ui-bundle.js", "swagger-ui.css")
+PATHS = frozenset({"/", "/docs", *(f"/static/{name}" for name in (*_OURS, *_SWAGGERS))})  # all that the pages consist of
 
 
 @router.get("/")
@@ -30,13 +37,24 @@ async def page(request: Request) -> Response:
     return await _file(request, "index.html")
 
 
+@router.get("/docs")
+async def docs(request: Request) -> Response:
+    response = await _file(request, "docs.html")
+    response.headers["Content-Security-Policy"] = _POLICY_OF_DOCS
+    return response
+
+
 @router.get("/static/{name}")
 async def file(request: Request, name: str) -> Response:
+    if f"/static/{name}" not in PATHS:
+        raise UnknownRoute(request.url.path)
     return await _file(request, name)
 
 
 async def _file(request: Request, name: str) -> Response:
-    """304 where the client has it; 404 as for any unknown route."""
-    response = await _FILES.get_response(name, request.scope)
+    """Whole, or 304 where the client has it."""
+    scope = request.scope
+    scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]  # Starlette answers one in text/plain
+    response = await _FILES.get_response(name, scope)
     response.headers.update(_HEADERS)
     return response

@@ -26,14 +26,18 @@ export async function ask(path, { method = "GET", body } = {}) {
     throw new Problem(0, "The service does not answer.");
   });
   if (!answer.ok) {
-    const { detail } = await answer.json().catch(() => ({}));
-    throw new Problem(answer.status, detail ?? `The service answers ${answer.status}.`);
+    const problem = await answer.json().catch(() => null); // a proxy's is no JSON
+    throw new Problem(answer.status, problem?.detail ?? `The service answers ${answer.status}.`);
   }
   return answer;
 }
 
+/** What it says. Throws a Problem, also where the answer breaks off or is somebody else's. */
 export async function json(path) {
-  return (await ask(path)).json();
+  const answer = await ask(path);
+  return answer.json().catch(() => {
+    throw new Problem(answer.status, "What answers is not the service, or breaks off.");
+  });
 }
 
 /** Under this name to the user's disk; a link could not send the key. */

@@ -4,6 +4,8 @@ import { ask, save } from "./api.js";
 
 const PREVIEWS_AT_ONCE = 4; // of the six connections that a browser has; a worker may take a step's time over each
 const PREVIEW_EVERY_MS = 600;
+const REFUSED_MS = 2000; // 64 pictures that are asked for again are then a third of what a key may ask
+const GONE = new Set([404, 410]);
 
 const inSight = new Set();
 const sight = new IntersectionObserver((entries) => {
@@ -48,8 +50,8 @@ export class Tile {
       this.#show(await (await ask(this.url)).blob());
       this.element.disabled = false;
       this.element.classList.add("finished");
-    } catch {
-      this.#asked = false; // the next status asks again
+    } catch (problem) {
+      if (!GONE.has(problem.status)) setTimeout(() => (this.#asked = false), REFUSED_MS); // then showPreviews() asks again
     }
   }
 
@@ -74,9 +76,10 @@ export class Tile {
   }
 }
 
-/** For ever: previews of running images that are in sight, a few at once, each in its turn. */
+/** For ever, in sight: finished pictures that were refused; previews of running images, a few at once, each in its turn. */
 export async function showPreviews() {
   for (;;) {
+    if (!document.hidden) for (const tile of inSight) tile.load(); // a job that has ended is not asked for its status again
     const running = [...inSight].filter((tile) => tile.wantsPreview && !document.hidden);
     for (let first = 0; first < running.length; first += PREVIEWS_AT_ONCE) {
       await Promise.all(running.slice(first, first + PREVIEWS_AT_ONCE).map((tile) => tile.wantsPreview && tile.preview()));

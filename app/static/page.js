@@ -35,8 +35,10 @@ async function listModels() {
 
 /** What a model's card says, as the form's choices. */
 function showCard() {
-  const { samplers, defaults, schedule } = cards.get(form.model.value);
+  const { samplers, defaults, schedule, residual_variance } = cards.get(form.model.value);
+  const variances = ["fixed_small", "fixed_large", ...(residual_variance ? ["analytic"] : [])];
   form.sampler.replaceChildren(...samplers.map((name) => new Option(name)));
+  form.variance.replaceChildren(...variances.map((name) => new Option(name)));
   form.steps.max = schedule.T;
   for (const name of ["sampler", "steps", "variance", "eta"]) form[name].value = defaults[name];
   showOptions();

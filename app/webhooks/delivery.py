@@ -25,7 +25,7 @@ from app.background import background
 from app.record import Record
 from app.schemas import WebhookMessage
 from app.webhooks import signature
-from app.webhooks.sender import TIMEOUT_S, Outcome, Sender
+from app.webhooks.sender import AT_ONCE, TIMEOUT_S, Outcome, Sender
 from app.webhooks.target import BadTarget, Target
 from worker.contract import WEBHOOKS, job_key
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 9  # over 6 hours
 _CLAIM_S = 4 * TIMEOUT_S
 _LOOK_EVERY_S = 1.0
-_AT_ONCE, _AT_ONCE_OF_ONE = 64, 16  # attempts; one owner's receivers that never answer leave room for others'
+_AT_ONCE_OF_ONE = 16  # attempts; one owner's receivers that never answer leave room for others'
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _GROWTH = 5.0, 7200.0, 4.0
 
 # KEYS: webhooks. ARGV: now, until, prefix of job keys. -> {job, its hash, images that are done}, or false where nothing is due.
@@ -83,7 +83,7 @@ class Delivery:
     def __init__(self, redis: Redis, sender: Sender, service_secret: str) -> None:
         self._redis, self._sender, self._secret = redis, sender, service_secret
         self._claim_script, self._settle_script = (cast("Any", redis.register_script(text)) for text in (_CLAIM, _SETTLE))
-        self._free = asyncio.Semaphore(_AT_ONCE)
+        self._free = asyncio.Semaphore(AT_ONCE)
         self._sending: Counter[str] = Counter()  # by owner
 
     @asynccontextmanager
@@ -141,7 +141,12 @@ class Delivery:
             await self._settle(claim, time.time() + pause_s(claim.attempts), {"webhook_said": outcome.said})
 
     async def _outcome(self, claim: _Claim) -> Outcome:
-        """A bug of ours must not try the same webhook for ever, nor end the task that sends the others'."""
+        """A bug of ours must not try the same webhook for ever, nor end the task that sends the others'.
+
+        Nor is one sent for ever of whose attempts nobody lives to tell.
+        """
+        if claim.attempts > MAX_ATTEMPTS:
+            return Outcome("no attempt came to an end", final=True)
         try:
             return await self._send(claim)
         except Exception:

@@ -16,7 +16,7 @@ import httpx
 from app.webhooks.target import Reach, Target
 
 TIMEOUT_S = 15.0
-_THREADS = 8  # lookups that hang hold up other lookups only
+AT_ONCE = 64  # attempts, each with a thread for its lookup
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
@@ -38,14 +38,21 @@ class Sender:
     """httpcore, not httpx: no redirects, no proxies, no cookies, and nothing of a URL in its log."""
 
     def __init__(self, reach: Reach, resolve: Resolve | None = None) -> None:
-        self._threads = ThreadPoolExecutor(_THREADS, "webhook-names")
+        self._threads = ThreadPoolExecutor(AT_ONCE, "webhook-names")
         self._tls = httpx.create_ssl_context()  # the usual authorities, or those of SSL_CERT_FILE
-        self._network = _Guarded(reach, resolve or self._resolve)
+        self._reach, self._resolve = reach, resolve or self._by_system
 
     async def post(self, target: Target, headers: Mapping[str, str], body: bytes) -> Outcome:
+        """Takes as long as the system looks for the name, even where that is too long.
+
+        A lookup cannot be ended: one that was left alone would keep a thread that its attempt no longer accounts for, and with
+        names that hang one owner could have them all.
+        """
+        until = asyncio.get_running_loop().time() + TIMEOUT_S
+        addresses = await self._resolve(target.host, target.port)
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                return _judge(await self._status(target, headers, body))
+            async with asyncio.timeout_at(until):
+                return _judge(await self._status(target, addresses, headers, body))
         except TimeoutError:
             return Outcome(f"no answer in {TIMEOUT_S:g} s")
         except Refused:
@@ -58,14 +65,16 @@ class Sender:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _status(self, target: Target, headers: Mapping[str, str], body: bytes) -> int:
+    async def _status(self, target: Target, addresses: Sequence[str], headers: Mapping[str, str], body: bytes) -> int:
         """Nothing of the answer's body is read: the connection is closed instead."""
+        if not addresses or not all(self._reach.allows(ip_address(address)) for address in addresses):
+            raise Refused
         url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
-        pool = httpcore.AsyncConnectionPool(ssl_context=self._tls, network_backend=self._network)
+        pool = httpcore.AsyncConnectionPool(ssl_context=self._tls, network_backend=_Checked(addresses))
         async with pool, pool.stream("POST", url, headers=list(headers.items()), content=body) as answer:
             return answer.status
 
-    async def _resolve(self, host: str, port: int) -> Sequence[str]:
+    async def _by_system(self, host: str, port: int) -> Sequence[str]:
         try:
             found = await asyncio.get_running_loop().run_in_executor(
                 self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -75,14 +84,14 @@ class Sender:
         return [str(where[0]) for *_, where in found]
 
 
-class _Guarded(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that were checked, and asks for a name once: a second answer could be another one ("DNS rebinding").
+class _Checked(httpcore.AsyncNetworkBackend):
+    """Connects to addresses that were checked, whatever the name: a second answer could be another one ("DNS rebinding").
 
     httpcore knows nothing of it: `Host`, SNI and the check of the certificate are for the name.
     """
 
-    def __init__(self, reach: Reach, resolve: Resolve) -> None:
-        self._reach, self._resolve, self._tcp = reach, resolve, httpcore.AnyIOBackend()
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._addresses, self._tcp = addresses, httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -92,15 +101,12 @@ class _Guarded(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        addresses = await self._resolve(host, port)
-        if not addresses or not all(self._reach.allows(ip_address(address)) for address in addresses):
-            raise Refused
-        for address in addresses[:-1]:
+        for address in self._addresses[:-1]:
             try:
                 return await self._tcp.connect_tcp(address, port, timeout, local_address, socket_options)
             except httpcore.ConnectError:
                 continue
-        return await self._tcp.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+        return await self._tcp.connect_tcp(self._addresses[-1], port, timeout, local_address, socket_options)
 
 
 def _judge(status: int) -> Outcome:

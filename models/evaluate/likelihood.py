@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.catalog import Prediction
+from models.catalog import Prediction, Variance
 from models.noise import normal
-from models.plans import PlanVariance, reverse_variance, x_0_from
+from models.plans import reverse_variance, x_0_from
 from models.sampling import Network
 from models.schedule import Posterior, Schedule, linspace_grid
 
@@ -60,23 +60,34 @@ class Likelihood:
 class Coding:
     """Progressive coding (Fig. 5): what is sent until x_t is known, and how near x_0_hat is then. The last timestep first."""
 
-    variance: PlanVariance
+    variance: Variance
     timesteps: list[int]
     rate: list[float]  # bits per dimension
     rmse: list[float]  # grey levels of 255
 
 
 class Evaluation:
-    """Of a network as the reverse process that visits `steps` of the schedule's timesteps. Raises ValueError unless 2 to T."""
+    """Of a network as the reverse process that visits `steps` of the schedule's timesteps. Raises ValueError unless 2 to T.
+
+    `residual_variance` (T,): what the analytic variance is made of; None: what the pictures that are evaluated say, K numbers,
+    each from the errors of all their dimensions.
+    """
 
     def __init__(
-        self, net: Network, schedule: Schedule, prediction: Prediction, steps: int, device: torch.device | str = "cpu"
+        self,
+        net: Network,
+        schedule: Schedule,
+        prediction: Prediction,
+        steps: int,
+        device: torch.device | str = "cpu",
+        residual_variance: Tensor | None = None,
     ) -> None:
         if steps == 1:
             raise ValueError("steps=1 leaves no transition to measure; use 2 or more")
         self.net, self.device = net, torch.device(device)
         self.tau = linspace_grid(steps, schedule.T)
         self.process = schedule.respaced(self.tau)
+        self._residual_variance = None if residual_variance is None else residual_variance[self.tau]
         alpha_bar = self.process.alpha_bar
         p, q = x_0_from(prediction, alpha_bar)
         tables = torch.stack([alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), p, q])
@@ -102,21 +113,21 @@ class Evaluation:
             stepped()
         return Terms(torch.stack(errors, dim=1), prior_bits(self.process, x_0.double().cpu()), decoder)
 
-    def likelihood(self, terms: Terms, variance: PlanVariance) -> Likelihood:
-        """The analytic variance is that of these pictures: K numbers, each from the errors of all their dimensions."""
+    def likelihood(self, terms: Terms, variance: Variance) -> Likelihood:
         rate = terms.prior + self._transitions(terms, variance).sum(1)
         bits = rate + terms.decoder
         error = float(bits.std() / math.sqrt(len(bits))) if len(bits) > 1 else None
         return Likelihood(float(bits.mean()), error, float(rate.mean()), float(terms.decoder.mean()))
 
-    def coding(self, terms: Terms, variance: PlanVariance) -> Coding:
+    def coding(self, terms: Terms, variance: Variance) -> Coding:
         transitions = self._transitions(terms, variance).mean(0)
         sent = terms.prior.mean() + torch.cat([torch.zeros(1, dtype=torch.float64), transitions.flip(0).cumsum(0)])
         rmse = terms.squared_error.mean(0).sqrt() * 127.5
         return Coding(variance, self.tau.flip(0).tolist(), sent.tolist(), rmse.flip(0).tolist())
 
-    def _transitions(self, terms: Terms, variance: PlanVariance) -> Tensor:
-        sigma2 = reverse_variance(self.process, variance, terms.squared_error.mean(0))
+    def _transitions(self, terms: Terms, variance: Variance) -> Tensor:
+        unknown = terms.squared_error.mean(0) if self._residual_variance is None else self._residual_variance
+        sigma2 = reverse_variance(self.process, variance, unknown)
         return transition_bits(self.process, sigma2, terms.squared_error)
 
     def _x_0_hat(self, x_0: Tensor, k: int, t: Tensor, eps: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from models.catalog import Variance
 from models.evaluate.likelihood import Coding, Likelihood
-from models.plans import PlanVariance
 
 
-def write(folder: Path, about: Mapping[str, Any], likelihoods: Mapping[PlanVariance, Likelihood], coding: Coding) -> None:
+def write(folder: Path, about: Mapping[str, Any], likelihoods: Mapping[Variance, Likelihood], coding: Coding) -> None:
     """<folder>/likelihood.json with all of it, and <folder>/coding.png. The folder is there."""
     found = {
         **about,

@@ -51,7 +51,7 @@ class FolderImages:
         self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
         if not self.paths:
             raise BadData(f"{folder} holds no image files; give PNG, JPEG or WebP files below it")
-        self.size, self.mode = size, "L" if channels == 1 else "RGB"
+        self.size, self.channels = size, channels
         self._readers = ThreadPoolExecutor(thread_name_prefix="decode")
 
     def __len__(self) -> int:
@@ -61,13 +61,18 @@ class FolderImages:
         return torch.stack(list(self._readers.map(self._read, indices.tolist())))
 
     def _read(self, index: int) -> Tensor:
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                fitted = ImageOps.fit(_eight_bit(image).convert(self.mode), (self.size, self.size), Image.Resampling.LANCZOS)
-        except (UnidentifiedImageError, OSError) as error:
-            raise BadData(f"{path} cannot be read as an image ({error}); remove it") from None
-        return _channels_first(np.asarray(fitted))
+        return read_picture(self.paths[index], self.size, self.channels)
+
+
+def read_picture(path: Path, size: int, channels: int) -> Tensor:
+    """Centre-cropped and resized: uint8 (C, size, size). Raises BadData."""
+    mode = "L" if channels == 1 else "RGB"
+    try:
+        with Image.open(path) as image:
+            fitted = ImageOps.fit(_eight_bit(image).convert(mode), (size, size), Image.Resampling.LANCZOS)
+    except (UnidentifiedImageError, OSError) as error:
+        raise BadData(f"{path} cannot be read as an image ({error}); remove it") from None
+    return _channels_first(np.asarray(fitted))
 
 
 def open_images(path: Path, size: int, channels: int) -> Images:

@@ -10,6 +10,7 @@ _COUNTS = (1, 1, 1, 2, 5, 16, 33, 64, 65, 96, 130)
 _SAMPLERS: tuple[dict[str, Any], ...] = (
     {"sampler": "ddpm"},
     {"sampler": "ddpm", "variance": "fixed_large"},
+    {"sampler": "ddpm", "variance": "analytic"},
     {"sampler": "ddim"},
     {"sampler": "ddim", "eta": 0.5},
     {"sampler": "dpmpp_2m"},

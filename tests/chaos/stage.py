@@ -59,7 +59,7 @@ def _fleet(folder: Path, models: Iterable[str], socket_path: Path, ports: Sequen
     """As `ddpm up` runs them: the same server with the same settings."""
     for name in ("valkey", "models"):
         (folder / name).mkdir()
-    write_model(folder / "models", "tiny")
+    write_model(folder / "models", "tiny", analytic=True)
     env = {
         "DDPM_REDIS_URL": redis_server.socket_url(socket_path),
         "DDPM_MODELS_DIR": str(folder / "models"),

@@ -64,7 +64,7 @@ def sample(page: Page, **fields: object) -> Locator:
     page.select_option("[name=model]", "tiny")
     for name, value in fields.items():
         field = page.locator(f"#new [name={name}]")
-        field.select_option(str(value)) if name in ("sampler", "priority", "variance") else field.fill(str(value))
+        field.select_option(str(value)) if name in ("model", "sampler", "priority", "variance") else field.fill(str(value))
     with page.expect_response(lambda answer: answer.request.method == "POST") as accepted:
         page.click("#new button")
     return page.locator(f"#job-{accepted.value.json()['id']}")
@@ -129,6 +129,15 @@ def test_a_recipe_can_be_had_again_and_a_job_be_deleted(page: Page) -> None:
     expect(first).to_have_count(0)
 
 
+def test_a_model_offers_the_variances_that_it_has(page: Page) -> None:
+    for model, variances in (("tiny", 2), ("fashion-mnist-28", 3)):
+        page.select_option("[name=model]", model)
+        expect(page.locator("[name=variance] option")).to_have_count(variances)
+    job = sample(page, model="fashion-mnist-28", count=1, sampler="ddpm", variance="analytic", priority="bulk")
+    expect(job.locator(".recipe")).to_contain_text("ddpm (analytic)")
+    job.locator(".delete").click()
+
+
 def test_what_the_service_refuses_is_told_in_its_words(page: Page) -> None:
     expect(page.locator("#new [name=steps]")).not_to_have_value("")
     page.fill("[name=start]", "4294967295")
@@ -149,6 +158,45 @@ def test_while_the_service_is_away_the_page_waits_and_goes_on(page: Page, servic
     expect(page.locator("#service")).to_contain_text("2 workers")
     expect(page.locator("article").first).to_contain_text("seed 123456789")
     service.finished(job["id"])
+
+
+def test_what_is_no_answer_of_the_services_is_told_and_the_page_goes_on(page: Page) -> None:
+    expect(page.locator("#service")).to_contain_text("2 workers")
+    page.route("**/v1/jobs?**", lambda route: route.fulfill(content_type="text/html", body="<p>Log in"))
+    expect(page.locator("#service")).to_have_text("What answers is not the service, or breaks off.")
+    page.unroute("**/v1/jobs?**")
+    expect(page.locator("#service")).to_contain_text("2 workers")
+
+
+def test_a_picture_that_is_refused_at_first_comes_later(page: Page) -> None:
+    page.route("**/images/0", lambda route: route.fulfill(status=503))
+    with page.expect_response("**/images/0"):
+        job = sample(page, count=1, steps=2, seed=4)
+    expect(job).to_have_class("finished", timeout=30_000)
+    page.wait_for_timeout(1500)  # its status is asked for no more
+    page.unroute("**/images/0")
+    expect(job.locator(".tile.finished")).to_have_count(1)
+
+
+def test_the_reference_has_every_call_tries_it_and_loads_nothing_from_elsewhere(
+    service: Service, opened: Callable[[str], Page]
+) -> None:
+    base = str(service.http.base_url)
+    job = service.post(count=1, steps=2)["id"]
+    service.finished(job)
+    page = opened(f"{base}/docs")
+    paths = service.http.get("/openapi.json").json()["paths"]
+    expect(page.locator(".opblock")).to_have_count(sum(len(operations) for operations in paths.values()))
+    call = page.locator(".opblock", has=page.locator("[data-path='/v1/jobs/{job_id}/images/{index}']"))
+    call.locator(".opblock-summary-control").click()
+    call.get_by_role("button", name="Try it out").click()
+    call.get_by_placeholder("job_id").fill(job)
+    call.get_by_placeholder("index").fill("0")
+    call.get_by_role("button", name="Execute").click()
+    expect(call.locator("img")).to_be_visible()
+    assert shown(call.locator("img")) == Image.open(BytesIO(service.pngs(job)[0])).convert("RGBA").tobytes()
+    loaded = page.evaluate("performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert all(url.removeprefix("blob:").startswith(f"{base}/") for url in loaded), loaded
 
 
 def test_a_service_with_keys_is_asked_with_one(service: Service, opened: Callable[[str], Page]) -> None:

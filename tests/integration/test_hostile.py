@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
@@ -94,6 +94,24 @@ def test_requests_that_are_sent_before_the_answers_are_answered_in_their_order(u
     with connection(url) as pipelined:
         pipelined.send(b"".join(get(b"/healthz") + get(b"/nothing") + post(b"[]") for _ in range(20)))
         assert [pipelined.answer().status for _ in range(60)] == [200, 404, 422] * 20
+
+
+def test_many_that_are_sent_at_once_are_not_taken_for_one_that_is_too_large(url: str) -> None:
+    request = get(b"/healthz", b"X: " + b"x" * 150)
+    with connection(url) as pipelined:
+        pipelined.send((request * 600)[:-10])
+        assert [pipelined.answer().status for _ in range(599)] == [200] * 599
+        pipelined.send(request[-10:])
+        assert pipelined.answer().status == 200
+
+
+def test_one_behind_another_that_is_too_large_is_refused(url: str) -> None:
+    with connection(url) as pipelined:
+        pipelined.send(get(b"/healthz") + b"GET /healthz HTTP/1.1\r\nX: ")
+        assert pipelined.answer().status == 200
+        with suppress(ConnectionError):  # it may have answered already
+            pipelined.send(b"x" * 1_000_000)
+        assert pipelined.answer().status == 431
 
 
 def test_who_asks_whether_to_go_on_is_told_so(url: str) -> None:

@@ -1,4 +1,4 @@
-"""The page's files, as HTTP has them. What they do is in tests/e2e/test_page.py."""
+"""The pages' files, as HTTP has them. What they do is in tests/e2e/test_page.py."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ TYPES = {
     "/static/page.js": "text/javascript; charset=utf-8",
     "/static/page.css": "text/css; charset=utf-8",
     "/static/icon.svg": "image/svg+xml",
+    "/docs": "text/html; charset=utf-8",
+    "/static/docs.js": "text/javascript; charset=utf-8",
+    "/static/swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+    "/static/swagger-ui.css": "text/css; charset=utf-8",
 }
 
 
@@ -30,6 +34,14 @@ def test_a_file_has_its_type_and_may_load_nothing_from_elsewhere(api: httpx.Clie
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
     assert "unsafe" not in policy
     assert "frame-ancestors 'none'" in policy
+    assert ("data:" in policy) == (path == "/docs")
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/page.js", "/static/swagger-ui.css"])
+@pytest.mark.parametrize("asked", ["bytes=foo", "nonsense", "bytes=99999999-", "bytes=0-0", "bytes=0-0,2-3"])
+def test_a_part_of_a_file_is_not_had(api: httpx.Client, path: str, asked: str) -> None:
+    answer = api.get(path, headers={"Range": asked})
+    assert (answer.status_code, answer.content) == (200, api.get(path).content)
 
 
 def test_who_has_a_file_is_not_sent_it_again(api: httpx.Client) -> None:
@@ -40,13 +52,17 @@ def test_who_has_a_file_is_not_sent_it_again(api: httpx.Client) -> None:
     assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", first.headers["etag"])
 
 
-@pytest.mark.parametrize("name", ["nothing.js", "..%2fmain.py", "%2e%2e%2fmain.py", "%00", "a" * 1000])
+@pytest.mark.parametrize(
+    "name", ["nothing.js", "docs.html", "redoc.standalone.js", "..%2fmain.py", "%2e%2e%2fmain.py", "%00", "a" * 1000]
+)
 def test_there_is_nothing_else(api: httpx.Client, name: str) -> None:
     problem(api.get(f"/static/{name}"), 404)
 
 
 def test_every_file_is_one_that_needs_no_key() -> None:
-    assert {f"/static/{file.name}" for file in FOLDER.iterdir() if file.name != "index.html"} == PATHS - {"/"}
+    pages = {"index.html": "/", "docs.html": "/docs"}
+    ours = {pages.get(file.name, f"/static/{file.name}") for file in FOLDER.iterdir()}
+    assert ours == {path for path in PATHS if "swagger" not in path}
 
 
 def test_it_takes_no_key_to_be_asked_for_one(valkey_url: str, models_dir: Path) -> None:

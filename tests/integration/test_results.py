@@ -279,6 +279,18 @@ def test_objects_that_a_late_worker_puts_back_after_their_time_are_due_again(
     assert not [path for path in objects(external) if shard.job in path]
 
 
+def test_what_a_late_worker_of_other_bits_publishes_changes_no_object_that_is_finished(
+    api: httpx.Client, redis: Redis, post: Post, store: Store
+) -> None:
+    """It lost its lease, and another kind of machine has drawn the image meanwhile."""
+    shard, results = shard_of(post, count=2), Results(redis, store)
+    results.start(shard, 1)
+    assert results.publish(shard, [(0, png_of(0))])
+    assert results.publish(shard, [(0, png_of(7)), (1, png_of(1))])
+    assert not results.publish(shard, [(0, png_of(7)), (1, png_of(8))])
+    assert [api.get(f"/v1/jobs/{shard.job}/images/{index}").content for index in (0, 1)] == [png_of(0), png_of(1)]
+
+
 def test_an_object_that_was_changed_is_never_served(api: httpx.Client, worker: IdleWorker, post: Post, external: str) -> None:
     job = post(count=2)["id"]
     worker.start(job)

@@ -209,3 +209,17 @@ def test_large_chains_in_redis_are_saved_less_often(redis, models, monkeypatch):
     start(redis, worker)
     worker._turn()
     assert not worker._saver._copies
+
+
+@pytest.mark.usefixtures("due")
+def test_large_chains_that_redis_was_too_slow_for_are_not_sent_again_at_once(redis, models, monkeypatch):
+    worker = worker_with(redis, models[0], InRedis())
+    start(redis, worker)
+    worker._turn()
+    assert worker._saver._copies
+    monkeypatch.setattr(saver, "_REDIS_BYTES_PER_S", 1e-3)
+    monkeypatch.setattr(worker._results, "save", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer")))
+    with pytest.raises(TimeoutError):
+        worker._saver.turn()
+    worker._turn()
+    assert not worker._saver._copies

@@ -147,6 +147,17 @@ def test_it_is_given_up_after_the_last_attempt_and_at_once_where_the_receiver_is
     assert redis.exists(WEBHOOKS) == 0
 
 
+def test_one_whose_attempts_never_came_to_an_end_is_given_up_without_another(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, hook: Receiver
+) -> None:
+    """As where it takes the process down each time."""
+    job = post(webhook=f"http://127.0.0.1:{hook.port}/")["id"]
+    redis.hset(job_key(job), "webhook_attempts", MAX_ATTEMPTS)
+    worker.fail(job, "nan", "not a number")
+    assert in_state(api, job, "given_up")["said"] == "no attempt came to an end"
+    assert hook.received == []
+
+
 def test_the_attempts_take_about_six_hours_and_spread() -> None:
     pauses = [pause_s(attempts) for attempts in range(1, MAX_ATTEMPTS)]
     assert 4 <= pauses[0] <= 6

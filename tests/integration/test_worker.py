@@ -95,6 +95,36 @@ def test_a_shard_that_was_taken_while_redis_went_away_is_handed_on_when_it_is_ba
     assert inbox.get_nowait().lease.shard == shard
 
 
+def test_a_shard_that_lapsed_before_it_was_handed_on_does_not_make_its_job_running(redis, worker, model, monkeypatch):
+    """Redis was away for longer than a lease; another process looked first."""
+    shard = post(redis, model)
+    with monkeypatch.context() as away:
+        away.setattr(worker._results, "start", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
+        with pytest.raises(ConnectionError):
+            worker._intake.turn()
+    let_lapse(redis, worker._intake._taken)
+    worker._intake.turn()
+    assert state(redis, shard) == "queued"
+    assert worker._inbox.empty()
+    assert redis.lrange(f"rq:queue:{shard.queue}", 0, -1) == [shard.id.encode()]
+
+
+def test_the_job_of_a_shard_of_another_version_fails_though_redis_goes_away_meanwhile(redis, worker, model, monkeypatch):
+    shard = post(redis, model)
+    redis.hset(f"rq:job:{shard.id}", "data", '["worker", null, [], {}]')
+    with monkeypatch.context() as away:
+        away.setattr(worker._results, "fail", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
+        with pytest.raises(ConnectionError):
+            worker._intake.turn()
+    [lease] = redis.zrange(f"rq:wip:{shard.queue}", 0, -1)
+    redis.zadd(f"rq:wip:{shard.queue}", {lease: 0})
+    assert reap([make_queue(shard.queue, redis)]) == [(shard.id, "requeued")]
+    worker._intake.turn()
+    assert state(redis, shard) == "failed"
+    assert redis.hget(job_key(shard.job), "error_code") == b"unknown_version"
+    assert not redis.keys("rq:job:*")
+
+
 def test_a_shard_that_comes_back_to_the_worker_that_lost_it_is_run_once_more_and_finishes(redis, worker, model):
     shard = post(redis, model, steps=30)
     first = begin(worker, shard, [0, 1, 2])
@@ -165,12 +195,29 @@ def test_bulk_work_is_taken_beside_interactive_work_so_that_the_floor_has_someth
     assert [inbox.get_nowait().lease.shard.number for _ in range(2)] == [0, 1]
 
 
+@pytest.mark.parametrize(("capacity", "bulk"), [(64, 1), (127, 1), (191, 1), (192, 2), (256, 2)])
+def test_bulk_work_leaves_room_for_a_job_that_somebody_waits_for_unless_the_pool_holds_one_shard_only(
+    redis, model, monkeypatch, capacity, bulk
+):
+    monkeypatch.setattr(model, "capacity", capacity)
+    shard = post(redis, model, count=4 * 64, steps=2)
+    shards = ShardWorker(redis, [shard.queue, contract.queue_name("bulk", "tiny")])
+    load = Load()
+    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, load, Inbox(), lambda: False)
+    first = shards.take([shard.queue])
+    for _ in range(4):
+        if (wanted := intake._wanted()) and shards.take([name for name in wanted if name.startswith("bulk")]):
+            load.add(replace(first.shard, number=1), 64)
+    assert load.of("tiny", contract.Priority.BULK) == 64 * bulk
+    assert (shard.queue in intake._wanted()) == (capacity - 64 * bulk >= 64)
+
+
 def test_of_a_big_job_a_worker_takes_no_more_than_it_can_soon_run(redis, worker, model):
     post(redis, model, count=16 * 64, steps=2)
     for _ in range(6):
         worker._intake.turn()
     held = worker._load.of("tiny", contract.Priority.BULK)
-    assert model.low_water <= held < model.low_water + 64 or held == model.capacity - 64
+    assert model.low_water <= held < model.low_water + 64
     assert redis.llen("rq:queue:bulk:tiny") >= 12
 
 

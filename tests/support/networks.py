@@ -34,6 +34,19 @@ def gaussian_eps(x: Tensor, t: Tensor, mu: float = 0.3, variance: float = 0.25) 
     return (1 - alpha_bar).sqrt() * (x - alpha_bar.sqrt() * mu) / (alpha_bar * variance + 1 - alpha_bar)
 
 
+def points_eps(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The optimal eps_theta of a finite set, (N, C, H, W): a softmax over its points."""
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        alpha_bar = SCHEDULE.alpha_bar.float()[t][:, None, None, None]
+        distance = (x[:, None] - alpha_bar[:, None].sqrt() * points).square().sum((2, 3, 4))
+        weight = (-distance / (2 * (1 - alpha_bar[:, :, 0, 0]))).softmax(1)
+        x_0 = torch.einsum("bn,nchw->bchw", weight, points)
+        return (x - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+
+    return net
+
+
 def random_unet(seed: int = 0, cfg: UNetConfig = TINY) -> UNet:
     """No weight is zero: a zero convolution would hide whatever comes before it."""
     torch.manual_seed(seed)

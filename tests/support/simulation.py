@@ -10,7 +10,7 @@ from random import Random
 
 from worker.buckets import Buckets
 from worker.contract import SHARD_IMAGES, Shard
-from worker.scheduler import Line, pick, waiting
+from worker.scheduler import NOTHING_GIVEN, Given, Line, pick, waiting
 
 CAPACITY = 1024
 
@@ -27,7 +27,7 @@ class _Worker:
     lines: dict[object, Line] = field(default_factory=dict)
     rows_left: dict[tuple[str, int], int] = field(default_factory=dict)
     line_of: dict[tuple[str, int], Line] = field(default_factory=dict)
-    places_given: int = 0
+    given: Given = NOTHING_GIVEN
 
     def take(self, queues: _Queues) -> bool:
         """One shard, by the rules of worker/intake.py; False where none is wanted."""
@@ -46,8 +46,8 @@ class _Worker:
         """The seconds that it takes, and the job of each image that is finished then."""
         lines = list(self.lines.values())
         places = self.buckets.places(waiting(lines, urgent=True), waiting(lines, urgent=False))
-        chosen = pick(lines, places, self.places_given)
-        self.places_given += places
+        chosen = pick(lines, places, self.given)
+        self.given = self.given.plus(len(chosen), sum(self.line_of[chain].urgent for chain in chosen))
         return self.buckets.seconds[self.buckets.holding(len(chosen))], [job for job in map(self._advance, chosen) if job]
 
     def _admit(self, shard: Shard) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema_rs import validator_for
 
 from app.main import create_app
 from app.settings import ApiSettings
+from tests.support.cards import write_card_of
 
 
 @pytest.fixture
@@ -46,6 +48,25 @@ def test_the_document_names_the_models_and_their_longest_schedule(document: dict
     fields = document["components"]["schemas"]["JobRequest"]["properties"]
     assert "tiny" in fields["model"]["anyOf"][0]["enum"]
     assert fields["steps"]["anyOf"][0]["maximum"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("with_estimate", "accepted"),
+    [([], []), (["other"], ["other"]), (["tiny"], ["tiny", None]), (["other", "tiny"], ["other", "tiny", None])],
+)
+def test_the_document_allows_the_analytic_variance_to_models_that_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_estimate: list[str], accepted: list[str | None]
+) -> None:
+    monkeypatch.setattr("app.main.SHIPPED", tmp_path)
+    for name in ("other", "tiny"):
+        estimate = "cd" * 32 if name in with_estimate else None
+        write_card_of(name, tmp_path, default=name == "tiny", residual_variance=estimate)
+    document = create_app(ApiSettings()).openapi()
+    validator = validator_for({"$ref": "#/components/schemas/JobRequest", **document})
+    bodies = [{"sampler": "ddpm", "variance": "analytic", "model": name} for name in ("other", "tiny", None)]
+    assert [body["model"] for body in bodies if validator.is_valid(body)] == accepted
+    assert validator.is_valid({"sampler": "ddpm", "variance": "analytic"}) == (None in accepted)
+    assert validator.is_valid({"sampler": "ddpm", "variance": "fixed_large", "model": "other"})
 
 
 def test_every_503_of_a_picture_is_documented(document: dict[str, Any]) -> None:

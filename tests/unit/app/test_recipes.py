@@ -31,6 +31,13 @@ def test_a_default_that_the_sampler_does_not_use_is_not_in_the_recipe(sampler: s
     assert (asked.variance, asked.eta) == (variance, eta)
 
 
+def test_the_analytic_variance_is_named_by_its_estimate_and_others_are_not() -> None:
+    card = card_of("tiny", residual_variance="cd" * 32)
+    asked = recipe(card, sampler="ddpm", variance="analytic", seed=1)
+    assert asked == Recipe("tiny", "ab" * 32, "ddpm", 100, "analytic", 0.0, 1, "cd" * 32)
+    assert recipe(card).residual_variance == ""
+
+
 def test_minus_zero_is_zero() -> None:
     assert str(recipe(card_of("tiny"), sampler="ddim", eta=-0.0).eta) == "0.0"
 
@@ -58,6 +65,11 @@ def test_seeds_are_drawn_from_their_whole_range() -> None:
         ({"model": "nobody"}, "model='nobody' is not known; use one of: tiny."),
         ({"steps": 51}, "steps=51 is more than the 50 that 'tiny' was trained with; use 1 to 50."),
         ({"sampler": "dpmpp_2m"}, "sampler=dpmpp_2m is not one of 'tiny'; use one of: ddpm, ddim."),
+        (
+            {"sampler": "ddpm", "variance": "analytic"},
+            "variance=analytic needs an estimate that 'tiny' lacks; use fixed_small or fixed_large, or have the operator "
+            "make one with `ddpm models variance`.",
+        ),
     ],
 )
 def test_what_the_card_does_not_allow_is_refused(request_: dict[str, Any], text: str) -> None:

@@ -28,6 +28,8 @@ def read(record: Record, **more: str) -> Record:
 
 def test_a_record_is_read_as_it_was_written() -> None:
     assert read(QUEUED) == QUEUED
+    analytic = replace(QUEUED, recipe=replace(QUEUED.recipe, variance="analytic", residual_variance="cd" * 32))
+    assert read(analytic) == analytic
 
 
 def test_what_workers_add_is_read_too() -> None:

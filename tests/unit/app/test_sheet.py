@@ -26,8 +26,8 @@ def test_a_sheet_is_as_square_as_can_be(count: int, columns: int, rows: int) -> 
 def test_a_sheet_of_many_large_images_is_scaled_down() -> None:
     sheet = ContactSheet(1024)
     sheet.paste(1023, [png_of(7, size=256)])
-    assert max(opened(sheet).size) <= 4096 + 2
-    assert opened(sheet).getpixel((4000, 4000)) == 7
+    assert max(opened(sheet).size) <= 2048 + 2
+    assert opened(sheet).getpixel((2000, 2000)) == 7
 
 
 def test_colours_stay_colours() -> None:

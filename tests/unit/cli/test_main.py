@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -23,3 +24,32 @@ def test_a_wrong_setting_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
     assert "DDPM_PORT='eighty'" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["api", "worker"])
+@pytest.mark.parametrize("url", ["valkey://:hunter2@store:6379/0", ":hunter2@store://"])
+def test_a_wrong_url_is_named_without_the_password_in_it(monkeypatch: pytest.MonkeyPatch, url: str, command: str) -> None:
+    monkeypatch.setenv("DDPM_REDIS_URL", url)
+    result = CliRunner().invoke(app, [command])
+    assert result.exit_code == 1
+    assert f"DDPM_REDIS_URL={'valkey://' if url.startswith('valkey') else ''}***: " in result.stderr
+    assert "rediss" in result.stderr or "relative URL" in result.stderr, "what it should be"
+    assert "hunter2" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["api", "up"])
+def test_a_card_that_is_broken_is_told_in_one_line_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    monkeypatch.setenv("DDPM_MODELS_DIR", str(tmp_path))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "card.json").write_text("{")
+    result = CliRunner().invoke(app, [command])
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert str(tmp_path / "broken" / "card.json") in result.stderr
+
+
+@pytest.mark.parametrize("command", ["api", "worker"])
+def test_help_says_where_the_queue_is_by_default(command: str) -> None:
+    assert "redis://127.0.0.1:6379/0" in CliRunner().invoke(app, [command, "--help"]).output

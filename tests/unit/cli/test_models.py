@@ -6,7 +6,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from models.catalog import Catalog
+from models.catalog import Catalog, sha256_of
+from models.checkpoint import WEIGHTS
+from models.residual_variance import FILE, ResidualVariance
 
 
 @pytest.fixture(autouse=True)
@@ -22,11 +24,14 @@ def ddpm(*words: object) -> Result:
 
 def test_an_added_model_is_listed_and_complete(tiny_model: Path, models_dir: Path) -> None:
     (tiny_model / "state.safetensors").write_bytes(b"what training left behind")
+    weights = sha256_of(tiny_model / "unet" / WEIGHTS)
+    estimate = ResidualVariance(weights=weights, data="noise", images=1, seed=0, values=(0.5,) * 20).write(tiny_model)
     added = ddpm("models", "add", tiny_model, "--name", "tiny", "--licence", "MIT", "--data-name", "noise", "--default")
     assert added.exit_code == 0, added.stderr
     catalog = Catalog.read(models_dir)
     assert (catalog.default.name, catalog.default.data.name, catalog.default.licence) == ("tiny", "noise", "MIT")
     assert not (catalog.folder("tiny") / "state.safetensors").exists()
+    assert sha256_of(catalog.folder("tiny") / FILE) == catalog["tiny"].residual_variance == estimate
     assert "1x8x8" in ddpm("models").stdout
     assert [path.name for path in models_dir.iterdir()] == ["tiny"]
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from models import checkpoint
 from models.card import gflop_per_image_step, make_card
 from models.catalog import SHIPPED, DataCard, read_card, sha256_of, write_card
+from models.residual_variance import FILE, ResidualVariance
 from models.train.recipe import Recipe
 from models.unet import UNet
 from models.unet_config import UNetConfig
@@ -30,6 +31,18 @@ def test_a_card_says_what_the_files_are(folder, small_net):
     write_card(folder, card)
     assert read_card(folder) == card
     checkpoint.load(folder, read_card(folder).sha256)
+
+
+def test_a_card_names_the_estimate_that_lies_beside_it(folder):
+    weights = checkpoint.load(folder).sha256
+    found = ResidualVariance(weights=weights, data="noise", images=1, seed=0, values=(0.5,) * 1000)
+    assert make_card(folder, "tiny", **WORDS).residual_variance is None
+    assert make_card(folder, "tiny", **WORDS).model_copy(update={"residual_variance": found.write(folder)}) == make_card(
+        folder, "tiny", **WORDS
+    )
+    found.model_copy(update={"weights": "ab" * 32}).write(folder)
+    with pytest.raises(checkpoint.BadCheckpoint, match=FILE):
+        make_card(folder, "tiny", **WORDS)
 
 
 @pytest.mark.parametrize("name", ["Upper", "has space", "../up", "", "x" * 65])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from models.plans import COLUMNS, Plan, compile_plan, ddim, ddpm, dpmpp_2m
 from models.schedule import Schedule, linspace_grid
 
+S = COLUMNS.index("s")
 KS = (1, 2, 5, 10, 50, 100, 1000)
 PAPER = Schedule.linear()
 
@@ -143,6 +144,20 @@ def test_with_the_analytic_variance_every_marginal_is_exact_for_any_number_of_st
 def test_the_analytic_variance_asks_for_its_measurement():
     with pytest.raises(ValueError, match="residual_variance"):
         ddpm(PAPER, linspace_grid(10, 1000), "analytic")
+
+
+@pytest.mark.parametrize("K", [2, 10, 1000])
+def test_of_pictures_the_last_analytic_noise_is_two_grey_levels_in_the_mean_or_fixed_smalls(K):
+    residual = torch.full((1000,), 0.1, dtype=torch.float64)
+    plan = compile_plan(PAPER, K, variance="analytic", residual_variance=residual)
+    exact = ddpm(PAPER, linspace_grid(K, 1000), "analytic", clip=False, residual_variance=residual)
+    drawn = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)).abs().mean() * 127.5
+    visible = 2 / drawn
+    assert plan.rows[-2, S] == pytest.approx(min(visible.item(), exact.rows[-2, S].item()), rel=2e-3)
+    assert torch.equal(plan.rows[:-2, S], exact.rows[:-2, S])
+    steep = Schedule(torch.tensor([0.04, 0.5], dtype=torch.float64))
+    least = compile_plan(steep, 2, variance="fixed_small").rows[0, S]
+    assert compile_plan(steep, 2, variance="analytic", residual_variance=residual).rows[0, S] == least > visible
 
 
 @given(K=st.integers(1, 1000), clip=st.booleans(), prediction=st.sampled_from(["epsilon", "sample", "v_prediction"]))

@@ -10,6 +10,7 @@ from models.noise import normal
 from models.plans import compile_plan, ddpm
 from models.sampling import chain, sample, to_bytes
 from models.schedule import Schedule, linspace_grid
+from tests.support.networks import points_eps
 
 
 class GaussianNet:
@@ -53,14 +54,7 @@ def test_a_finite_training_set_comes_back_point_for_point(paper, sampler):
     """The optimal eps is a softmax over the set; the chain must end on one of its points, and not always the same."""
     points = torch.randint(0, 256, (5, 3, 4, 4)) / 127.5 - 1
 
-    def net(x: Tensor, t: Tensor) -> Tensor:
-        ab = paper.alpha_bar[t][:, None, None, None].float()
-        distance = (x[:, None] - ab[:, None].sqrt() * points).square().sum((2, 3, 4))
-        weight = (-distance / (2 * (1 - ab[:, :, 0, 0]))).softmax(1)
-        x_0 = torch.einsum("bn,nchw->bchw", weight, points)
-        return (x - ab.sqrt() * x_0) / (1 - ab).sqrt()
-
-    x = sample(net, compile_plan(paper, 250, sampler), 0, range(64), (3, 4, 4))
+    x = sample(points_eps(points), compile_plan(paper, 250, sampler), 0, range(64), (3, 4, 4))
     distance = (x[:, None] - points).abs().amax((2, 3, 4))
     assert distance.min(1).values.max() < 1e-3
     assert set(distance.argmin(1).tolist()) == set(range(5))

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from models.catalog import Catalog
+from models.catalog import Catalog, write_card
+from models.checkpoint import BadCheckpoint
+from models.plans import compile_plan
+from models.residual_variance import ResidualVariance
 from tests.support.folders import write_model
 from worker.calibrate import Calibration
+from worker.contract import Recipe, Shard, shards_of
 from worker.engine import ChainRequest
-from worker.loaded import LoadedModel
+from worker.loaded import CannotRun, LoadedModel
 
 
 @pytest.fixture
@@ -52,3 +58,30 @@ def test_a_worker_that_cannot_keep_its_promise_tries_fewer_threads_and_promises_
         said.add((used[-1], model.promised_s(1), model.info.seconds[1]))
     assert used[0] == 2
     assert said == {(2, 1e-9, 1e-9), (1, 2e-9, 2e-9)}
+
+
+def test_a_worker_makes_a_plan_of_the_analytic_variance_from_the_models_own_estimate(tmp_path: Path, model: LoadedModel):
+    card = write_model(tmp_path / "more", "tiny", analytic=True)
+    assert card.residual_variance is not None
+    loaded = LoadedModel(Catalog.read(tmp_path / "more"), "tiny", torch.device("cpu"), 4, "fp32")
+    estimate = ResidualVariance.read(tmp_path / "more" / "tiny", card.sha256, 1000).tensor
+    expected = compile_plan(loaded.schedule, 10, variance="analytic", residual_variance=estimate)
+    assert torch.equal(loaded.plan("ddpm", 10, "analytic", 0.0).rows, expected.rows)
+    recipe = Recipe("tiny", card.sha256, "ddpm", 10, "analytic", 0.0, 1, card.residual_variance)
+    shard = next(shards_of("a" * 32, recipe, 0, 1, "local", "interactive"))
+    loaded.admit(Shard.from_json(json.loads(json.dumps(shard.to_json()))), [0], None)
+    assert len(loaded.engine) == 1
+    with pytest.raises(
+        CannotRun, match=f"residual variance {card.residual_variance[:12]} of 'tiny', the worker has none"
+    ) as error:
+        model.admit(shard, [0], None)
+    assert error.value.code == "wrong_weights"
+    with pytest.raises(CannotRun, match="residual variance none"):
+        loaded.admit(replace(shard, recipe=replace(recipe, residual_variance="")), [0], None)
+
+
+def test_a_worker_does_not_serve_an_estimate_that_its_card_does_not_name(tmp_path: Path, model: LoadedModel):
+    card = write_model(tmp_path / "more", "tiny", analytic=True)
+    write_card(tmp_path / "more" / "tiny", card.model_copy(update={"residual_variance": "ef" * 32}))
+    with pytest.raises(BadCheckpoint, match="not the one that the card names"):
+        LoadedModel(Catalog.read(tmp_path / "more"), "tiny", torch.device("cpu"), 4, "fp32")

@@ -54,3 +54,10 @@ def test_a_checkpoint_that_is_not_what_its_card_says_ends_the_worker_with_file_a
     (line,) = [record.getMessage() for record in caplog.records]
     assert str(tmp_path / "tiny") in line
     assert [part for part in says if part not in line] == []
+
+
+def test_a_wrong_url_is_told_without_the_password_in_it(monkeypatch, caplog):
+    monkeypatch.setenv("DDPM_REDIS_URL", "valkey://:hunter2@store:6379/0")
+    assert main() == 1
+    assert "redis_url" in caplog.text
+    assert "hunter2" not in caplog.text

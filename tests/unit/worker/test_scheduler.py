@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.contract import FLOOR
-from worker.scheduler import Line, pick
+from worker.scheduler import NOTHING_GIVEN, Given, Line, pick
 
 
 def line(count: int, owner: str = "a", urgent: bool = True, rows_left: int = 10, job: str = "") -> Line:
@@ -35,12 +35,21 @@ def owner_of(chain: Hashable) -> str:
     return chain[0]
 
 
+def picks(lines: Sequence[Line], places: Iterable[int]) -> Iterator[Hashable]:
+    """Those of some turns in which nobody finishes."""
+    given = NOTHING_GIVEN
+    for count in places:
+        chosen = pick(lines, count, given)
+        given = given.plus(len(chosen), sum(urgent for _, urgent, *_ in chosen))
+        yield from chosen
+
+
 def run(lines: Sequence[Line], places: int, turns: int) -> Counter[str]:
-    """Places given to each owner over some turns in which nobody finishes."""
-    return Counter(owner_of(c) for turn in range(turns) for c in pick(lines, places, turn * places))
+    """Places given to each owner."""
+    return Counter(map(owner_of, picks(lines, [places] * turns)))
 
 
-@given(lines_of_many, st.integers(1, 40), st.integers(0, 1000))
+@given(lines_of_many, st.integers(1, 40), st.builds(Given, st.integers(0, 1000), st.integers(0, 1000)))
 def test_no_place_stays_empty_while_somebody_waits_and_none_is_given_twice(lines, places, given_before):
     chosen = pick(lines, places, given_before)
     assert len(chosen) == min(places, sum(len(line.chains) for line in lines))
@@ -50,16 +59,22 @@ def test_no_place_stays_empty_while_somebody_waits_and_none_is_given_twice(lines
 @given(lines_of_many, st.lists(st.integers(1, 16), min_size=72, max_size=72))
 def test_nobody_starves_whatever_the_sizes_of_the_batches(lines, sizes):
     """While nobody finishes, every owner is served in each class that it waits in within nine rounds of the floor."""
-    served, given_before = set(), 0
-    for places in sizes:
-        served |= {chain[:2] for chain in pick(lines, places, given_before)}
-        given_before += places
+    served = {chain[:2] for chain in picks(lines, sizes)}
     assert served == {(line.owner, line.urgent) for line in lines}
 
 
 def test_owners_share_alike_whatever_they_have_waiting():
     shares = run([line(100, "a"), line(20, "b"), line(11, "c")], places=10, turns=30)
     assert max(shares.values()) - min(shares.values()) <= 30 // 3
+
+
+@given(owners=st.integers(1, 60), places=st.integers(1, 64), urgent=st.booleans(), bulk=st.booleans())
+def test_over_many_steps_owners_get_the_same_however_many_they_are(owners, places, urgent, bulk):
+    lines = [line(64, f"owner {n}", urgent) for n in range(owners)] + [line(64, "other", not urgent)] * bulk
+    shares = run(lines, places, turns=2 * owners)
+    del shares["other"]
+    assert len(shares) == owners or sum(shares.values()) < owners
+    assert max(shares.values(), default=0) - min(shares.values(), default=0) <= 1
 
 
 def test_an_owner_with_many_jobs_has_no_larger_share():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -121,6 +123,41 @@ def test_a_receiver_that_never_answers_is_left_in_time(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert post(f"http://127.0.0.1:{silent.getsockname()[1]}/") == Outcome("no answer in 0.2 s")
+
+
+def test_lookups_that_hang_hold_up_neither_other_owners_attempts_nor_more_threads_than_attempts(
+    hook: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt whose name is being looked for is not over, so that whoever counts attempts counts threads."""
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
+    found, real = threading.Event(), socket.getaddrinfo
+
+    def looked_up(host: str, *rest: Any, **more: Any) -> Any:
+        if host == "tarpit.example":
+            found.wait(20)
+        return real("127.0.0.1", *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+
+    async def attempts() -> None:
+        sender = Sender(LOOPBACK)
+
+        def post_to(host: str) -> asyncio.Task[Outcome]:
+            return asyncio.create_task(sender.post(Target.parse(f"http://{host}:{hook.port}/"), {"Host": host}, b"{}"))
+
+        try:
+            stuck = [post_to("tarpit.example") for _ in range(module.AT_ONCE - 1)]
+            await asyncio.sleep(0.3)
+            assert not [task for task in stuck if task.done()]
+            assert (await post_to("hooks.example")).delivered
+            found.set()
+            assert {(await task).said for task in stuck} == {"no answer in 0.2 s"}
+        finally:
+            found.set()
+            sender.close()
+
+    asyncio.run(attempts())
+    assert len(hook.received) == 1
 
 
 def greet(server: socket.socket) -> None:

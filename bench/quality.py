@@ -1,0 +1,145 @@
+"""What few steps cost: how far each sampler's pictures are from Fashion-MNIST's: `python -m bench.quality`.
+
+The distance is Fréchet's between two Gaussians, as in FID, but between features of a small classifier that is trained here
+first: Inception's weights are no part of this project. So figures can be compared within a table, and with no other's FID.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.machine import default_device
+from bench.model import DEFAULT, load
+from bench.report import OUT, Out, Report
+from bench.work import draw
+from models.plans import Plan
+from models.train.data import open_images
+from worker.engine import ChainRequest
+from worker.loaded import LoadedModel
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+SAMPLERS = {
+    "ddpm, fixed_small": ("ddpm", "fixed_small"),
+    "ddpm, fixed_large": ("ddpm", "fixed_large"),
+    "ddpm, analytic": ("ddpm", "analytic"),
+    "ddim": ("ddim", "fixed_small"),
+    "dpmpp_2m": ("dpmpp_2m", "fixed_small"),
+}
+_FEATURES, _EPOCHS, _BATCH = 64, 2, 256
+
+
+@dataclass(frozen=True, slots=True)
+class Gaussian:
+    """Of features: mean (D,), covariance (D, D), float64."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    @classmethod
+    def of(cls, features: Tensor) -> Gaussian:
+        """(N, D)."""
+        values = features.double().numpy()
+        return cls(values.mean(0), np.cov(values, rowvar=False))
+
+    def distance(self, other: Gaussian) -> float:
+        """|mean - mean'|^2 + tr(C + C' - 2 (C C')^1/2) (Dowson and Landau, 1982)."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+        shared = np.sqrt(np.linalg.eigvalsh(root @ other.covariance @ root).clip(0)).sum()
+        apart = np.square(self.mean - other.mean).sum()
+        return float(apart + np.trace(self.covariance) + np.trace(other.covariance) - 2 * shared)
+
+
+class Classifier(nn.Module):
+    """Of 28x28 grey pictures. `features` (B, D) are what its last layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(64 * 7 * 7, _FEATURES), nn.ReLU()),
+        )
+        self.last = nn.Linear(_FEATURES, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.body(x))
+        return logits
+
+    @torch.inference_mode()
+    def features(self, pixels: Tensor) -> Tensor:
+        """Of uint8 (N, 1, 28, 28)."""
+        return torch.cat([self.body(scaled(part)) for part in pixels.split(_BATCH)])
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    return pixels.float() / 127.5 - 1
+
+
+def labels(path: Path) -> Tensor:
+    """Of an IDX file of bytes with one dimension."""
+    return torch.from_numpy(np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=8).copy())
+
+
+def trained(pixels: Tensor, labels: Tensor, epochs: int = _EPOCHS) -> Classifier:
+    """By Adam, from a fixed seed."""
+    torch.manual_seed(0)
+    net = Classifier()
+    adam = torch.optim.Adam(net.parameters(), 1e-3)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(pixels)).split(_BATCH):
+            adam.zero_grad()
+            F.cross_entropy(net(scaled(pixels[batch])), labels[batch].long()).backward()
+            adam.step()
+    return net.eval()
+
+
+def main(
+    images: Annotated[int, typer.Option(min=_FEATURES + 1, help="Pictures of each sampler and number of steps")] = 512,
+    steps: Annotated[list[int], typer.Option(help="Again for more of them")] = [10, 25, 50],  # noqa: B006
+    data: Annotated[Path, typer.Option(help="Folder of Fashion-MNIST's four files")] = FASHION_MNIST,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
+    out: Out = OUT,
+) -> None:
+    """Distances of the shipped model's pictures from the test images."""
+    report = Report(out, "quality", device)
+    train, test = (open_images(data / f"{part}-images-idx3-ubyte.gz", 28, 1) for part in ("train", "t10k"))
+    every = torch.arange(len(train))
+    net = trained(train.batch(every), labels(data / "train-labels-idx1-ubyte.gz"))
+    real = Gaussian.of(net.features(test.batch(torch.arange(len(test)))))
+    floor = Gaussian.of(net.features(train.batch(every[:: len(train) // images][:images]))).distance(real)
+    report.say(f"{images} pictures each, of seed 0; as many of the training set: {floor:.2f}.\n")
+    model = load(DEFAULT, device, 256)
+    found = {
+        name: [Gaussian.of(net.features(p)).distance(real) for p in pictures(model, name, steps, images)] for name in SAMPLERS
+    }
+    report.table(["", *(f"{K} steps" for K in steps)], [[name, *(f"{d:.2f}" for d in row)] for name, row in found.items()])
+    with report.plot() as axes:
+        for name, row in found.items():
+            axes.plot(steps, row, "o-", label=name)
+        axes.axhline(floor, color="grey", linestyle=":", label="training pictures")
+        axes.set(xlabel="steps", ylabel="Fréchet distance", xscale="log", yscale="log")
+        axes.legend()
+
+
+def pictures(model: LoadedModel, name: str, steps: list[int], images: int) -> Iterator[Tensor]:
+    """Uint8 (N, 1, 28, 28) for each number of steps."""
+    sampler, variance = SAMPLERS[name]
+    for K in steps:
+        plan: Plan = model.plan(sampler, K, variance, 0.0)
+        drawn = draw(model.engine, [ChainRequest(index, "quality", plan, 0, index) for index in range(images)])
+        yield torch.stack([drawn[index] for index in range(images)])
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,58 @@
+"""`ddpm interpolate`: what a network sees between two pictures, as a sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from cli.faults import Fault
+from cli.measure import faults_told, find
+from cli.train import choose_device
+from models import checkpoint
+from models.catalog import Variance
+from models.checkpoint import Checkpoint
+from models.interpolation import interpolate
+from models.pictures import sheet
+from models.plans import Plan, ddpm
+from models.sampling import to_bytes
+from models.schedule import linspace_grid
+from models.train.data import read_picture
+
+
+def draw(
+    model: str, first: Path, second: Path, ts: Sequence[int], between: int, steps: int | None, seed: int, device: str, out: Path
+) -> None:
+    """As Fig. 8 of the paper, a row for each t: a picture, it decoded again, `between` weights, the other decoded, the other."""
+    with faults_told():
+        folder, sha256 = find(model)
+        loaded = checkpoint.load(folder, sha256)
+        cfg, where = loaded.net.cfg, choose_device(device)
+        pair = torch.stack([read_picture(path, cfg.sample_size, cfg.in_channels) for path in (first, second)])
+        plans = [_plan(loaded, checkpoint.read_variance(folder), t, steps) for t in ts]
+        net, x_0 = loaded.net.to(where), pair.to(where).float() / 127.5 - 1
+        weights = torch.linspace(0, 1, between + 2).tolist()
+        rows = []
+        with Progress() as progress:
+            task = progress.add_task("steps", total=sum(map(len, plans)))
+            for plan in plans:
+                decoded = interpolate(net, loaded.schedule, plan, x_0, weights, seed, lambda: progress.advance(task))
+                rows.append(torch.cat([pair[:1], to_bytes(decoded).cpu(), pair[1:]]))
+    try:
+        sheet(torch.cat(rows), columns=len(weights) + 2).save(out)
+    except (OSError, ValueError) as error:
+        raise Fault(f"{out} cannot be saved ({error}); name another PNG with --out") from None
+    Console().print(f"{out}: a row for t = {', '.join(map(str, ts))}", soft_wrap=True, highlight=False)
+
+
+def _plan(loaded: Checkpoint, variance: Variance, t: int, steps: int | None) -> Plan:
+    """From timestep t down."""
+    T = loaded.schedule.T
+    if not 0 <= t < T:
+        raise Fault(f"--t {t} is no timestep of the model; give 0 to {T - 1}")
+    if steps and steps > t + 1:
+        raise Fault(f"--steps {steps} is more than the {t + 1} from t = {t} down; give 1 to {t + 1}")
+    return ddpm(loaded.schedule, linspace_grid(steps or t + 1, t + 1), variance, prediction=loaded.prediction)

@@ -1,0 +1,65 @@
+"""What x_t leaves unknown of x_0: the estimate that the analytic variance is made of, as a file beside a model's card."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from models.catalog import sha256_of
+from models.checkpoint import BadCheckpoint
+
+FILE = "residual_variance.json"
+_REMEDY = "remove it, or estimate it again with `ddpm models variance`"
+
+
+class ResidualVariance(BaseModel):
+    """Of one network, by its squared error on pictures that it was trained on (Bao et al., 2022, Eq. 8)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: str = Field(description="sha256 of the weights that it was estimated for")
+    data: str = Field(description="File or folder of the pictures")
+    images: int = Field(ge=1, description="Number of pictures, each at every timestep")
+    seed: int = Field(description="Of their noise")
+    values: tuple[Annotated[float, Field(ge=0, le=4)], ...] = Field(
+        description="At t = 0..T-1 the mean over pictures and dimensions of (x_0 - x_0_hat)^2"
+    )
+
+    def write(self, folder: Path) -> str:
+        """The sha256 of the file is returned. Nobody sees it half-written."""
+        path, partial = folder / FILE, folder / f".{FILE}.{os.getpid()}"
+        partial.write_text(self.model_dump_json(indent=1) + "\n")
+        partial.replace(path)
+        return sha256_of(path)
+
+    @classmethod
+    def read(cls, folder: Path, weights: str, T: int, sha256: str | None = None) -> Self:
+        """Raises BadCheckpoint where it is of other weights or another T, or not the file that `sha256` names."""
+        path = folder / FILE
+        try:
+            found = cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise BadCheckpoint(
+                f"{path} is missing, and the card names it; estimate it again with `ddpm models variance`"
+            ) from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise BadCheckpoint(f"{path}: {where}: {first['msg']}; {_REMEDY}") from None
+        if found.weights != weights:
+            raise BadCheckpoint(f"{path} is of weights {found.weights[:12]}, the model has {weights[:12]}; {_REMEDY}")
+        if len(found.values) != T:
+            raise BadCheckpoint(f"{path} holds {len(found.values)} values, the schedule has {T} timesteps; {_REMEDY}")
+        if sha256 not in (None, sha256_of(path)):
+            raise BadCheckpoint(f"{path} is not the one that the card names; {_REMEDY}")
+        return found
+
+    @property
+    def tensor(self) -> Tensor:
+        """Float64 (T,)."""
+        return torch.tensor(self.values, dtype=torch.float64)

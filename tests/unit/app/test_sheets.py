@@ -1,0 +1,96 @@
+"""Who waits for whom where many ask for contact sheets. Nothing is drawn before a test lets it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from app.record import Record
+from app.schemas import Image
+from app.sheets import Sheets
+from tests.support.worker import png_of
+from worker.contract import Priority, Recipe
+
+RECORD = Record(
+    id="0" * 32,
+    owner="ann",
+    recipe=Recipe("tiny", "ab" * 32, "ddim", 10, "fixed_small", 0.1, 7),
+    start=0,
+    count=2,
+    priority=Priority.BULK,
+    created_at=1.0,
+)
+IMAGES = [Image(index=index, state="finished", url="/", sha256="ab") for index in (0, 1)]
+
+
+class HeldPictures:
+    """Each owner's pictures come when it is let."""
+
+    def __init__(self) -> None:
+        self.read_by: list[str] = []
+        self.let = {owner: asyncio.Event() for owner in ("ann", "bob", "cat")}
+
+    async def read(self, record: Record, hashes: Mapping[int, str | None]) -> list[bytes | None]:
+        self.read_by.append(record.owner)
+        await self.let[record.owner].wait()
+        return [png_of(index) for index in hashes]
+
+
+async def stays() -> None:
+    await asyncio.Event().wait()
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def run(test: Callable[[HeldPictures, Callable[..., asyncio.Task[Any]]], Awaitable[None]]) -> None:
+    async def main() -> None:
+        pictures = HeldPictures()
+        sheets = Sheets(pictures)  # type: ignore[arg-type]
+
+        def draw(owner: str, gone: Callable[[], Any] = stays) -> asyncio.Task[Any]:
+            return asyncio.create_task(sheets.draw(replace(RECORD, owner=owner), IMAGES, gone))
+
+        try:
+            await test(pictures, draw)
+        finally:
+            sheets.close()
+
+    asyncio.run(main())
+
+
+def test_an_owners_sheets_take_turns_and_leave_room_for_anothers():
+    async def test(pictures: HeldPictures, draw: Callable[..., asyncio.Task[Any]]) -> None:
+        anns = [draw("ann") for _ in range(3)]
+        others = draw("bob"), draw("cat")
+        await settled()
+        assert pictures.read_by == ["ann", "bob"], "two at a time, and of each owner one"
+        pictures.let["bob"].set()
+        png, whole = await others[0]
+        assert (png[:4], whole) == (b"\x89PNG", True)
+        await settled()
+        assert pictures.read_by == ["ann", "bob", "cat"]
+        for event in pictures.let.values():
+            event.set()
+        assert len({png for png, _ in await asyncio.gather(*anns)}) == 1
+        assert pictures.read_by.count("ann") == 3
+
+    run(test)
+
+
+def test_nothing_is_drawn_for_a_client_that_has_gone_by_the_time_it_is_its_turn():
+    async def test(pictures: HeldPictures, draw: Callable[..., asyncio.Task[Any]]) -> None:
+        left = asyncio.Event()
+        first, second = draw("ann"), draw("ann", left.wait)
+        await settled()
+        left.set()
+        pictures.let["ann"].set()
+        assert await second is None
+        assert await first is not None
+        assert pictures.read_by == ["ann"]
+
+    run(test)

@@ -1,0 +1,128 @@
+"""What `ddpm sample` bears with from the service and the network, and what it tells at once."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cli import client
+from tests.support.played import Hiccup, Played, ddpm_sample, files, job
+
+
+def test_without_a_service_the_remedy_is_to_start_one(service: Played, tmp_path: Path) -> None:
+    service.url = "http://127.0.0.1:9"
+    began = time.monotonic()
+    result = ddpm_sample(service, tmp_path)
+    assert result.exit_code == 1
+    assert "make serve" in result.stderr
+    assert time.monotonic() - began < 5, "it was waited for"
+
+
+@pytest.mark.parametrize("url", ["nonsense", "ftp://gpu-box", "http://gpu-box:none"])
+def test_a_url_that_is_none_is_told_at_once(service: Played, tmp_path: Path, url: str) -> None:
+    service.url = url
+    began = time.monotonic()
+    result = ddpm_sample(service, tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("ddpm: ")
+    assert time.monotonic() - began < 5, "it was waited for"
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/j", "/v1/jobs/j/images/0"])
+def test_a_hiccup_of_the_service_does_not_lose_the_job(service: Played, tmp_path: Path, path: str) -> None:
+    service.hiccups = {path: ["hang up", "503"]}
+    service.polls = [job("finished", 2)]
+    result = ddpm_sample(service, tmp_path)
+    assert result.exit_code == 0, result.output
+    assert files(tmp_path) == {"7-0.png": b"PNG 0", "7-1.png": b"PNG 1"}
+
+
+@pytest.mark.parametrize("hiccup", ["503, in 1 s", "429, in 1 s"])
+def test_a_busy_service_is_left_alone_for_as_long_as_it_asks(service: Played, tmp_path: Path, hiccup: Hiccup) -> None:
+    service.hiccups = {"/v1/jobs/j": [hiccup]}
+    service.polls = [job("finished", 2)]
+    began = time.monotonic()
+    assert ddpm_sample(service, tmp_path).exit_code == 0
+    assert time.monotonic() - began >= 1
+
+
+@pytest.mark.parametrize("hiccup", ["hang up", "503", "503, in an hour", "429, in an hour"])
+def test_when_patience_ends_the_job_is_named_and_how_to_look_at_it(
+    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hiccup: Hiccup
+) -> None:
+    monkeypatch.setattr(client, "_PATIENCE_S", 0.5)
+    service.hiccups = {"/v1/jobs/j": [hiccup] * 9}
+    result = ddpm_sample(service, tmp_path)
+    assert result.exit_code == 1
+    assert f"look at job j with `curl {service.url}/v1/jobs/j`" in result.stderr
+    assert (len(service.hiccups["/v1/jobs/j"]) == 8) == hiccup.endswith("in an hour"), "asked again too soon, or not at all"
+
+
+@pytest.mark.parametrize("hiccup", ["hang up", "503", "429, in 1 s"])
+def test_a_job_is_posted_until_it_is_accepted_and_once(service: Played, tmp_path: Path, hiccup: Hiccup) -> None:
+    service.hiccups = {"/v1/jobs": [hiccup]}
+    service.polls = [job("finished", 2)]
+    result = ddpm_sample(service, tmp_path)
+    assert result.exit_code == 0, result.output
+    posted, again = service.idempotency_keys
+    assert posted == again
+    assert posted is not None
+
+
+def test_every_job_has_a_key_of_its_own(service: Played, tmp_path: Path) -> None:
+    for _ in range(2):
+        service.polls = [job("finished", 2)]
+        ddpm_sample(service, tmp_path)
+    assert len(set(service.idempotency_keys)) == 2
+
+
+def test_a_queue_that_is_full_for_longer_than_patience_is_told_at_once(service: Played, tmp_path: Path) -> None:
+    service.hiccups = {"/v1/jobs": ["429, in an hour"] * 9}
+    result = ddpm_sample(service, tmp_path)
+    assert (result.exit_code, len(service.asked)) == (1, 1)
+    assert "429 Too Many Requests" in result.stderr
+
+
+def test_a_service_that_restarts_while_a_job_is_posted_is_waited_for() -> None:
+    faults = [httpx.ReadError("reset"), httpx.ConnectError("refused"), httpx.ConnectError("refused")]
+
+    def restarting(request: httpx.Request) -> httpx.Response:
+        if faults:
+            raise faults.pop(0)
+        return httpx.Response(202)
+
+    with httpx.Client(base_url="http://gpu-box", transport=httpx.MockTransport(restarting)) as http:
+        assert client.Client(http).patiently("POST", "/v1/jobs").status_code == 202
+
+
+def test_a_service_that_is_elsewhere_is_told_with_its_url(service: Played, tmp_path: Path) -> None:
+    service.hiccups = {"/v1/jobs": ["moved"]}
+    result = ddpm_sample(service, tmp_path)
+    told = f"ddpm: {service.url}/v1/jobs redirects to https://gpu-box/v1/jobs; give --url https://gpu-box\n"
+    assert (result.exit_code, result.stderr) == (1, told)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_proxy_does_not_stand_between_this_machine_and_itself(
+    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    service.url = service.url.replace("127.0.0.1", host)
+    service.polls = [job("finished", 2)]
+    result = ddpm_sample(service, tmp_path)
+    assert result.exit_code == 0, result.output
+
+
+def test_a_proxy_serves_the_rest_of_the_world(service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", service.url)
+    service.url, service.polls = "http://ddpm.invalid", [job("finished", 2)]
+    service.refusal = {"title": "the proxy was asked"}
+    assert "the proxy was asked" in ddpm_sample(service, tmp_path).stderr

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from cli.main import app
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> tuple[Path, Path]:
+    """Of another size than the network's."""
+    paths = tmp_path / "first.png", tmp_path / "second.png"
+    for path, level in zip(paths, (0, 200), strict=True):
+        Image.new("RGB", (24, 16), (level, level, level)).save(path)
+    return paths
+
+
+def interpolate(*words: object) -> Result:
+    return CliRunner().invoke(app, ["interpolate", *map(str, words), "--device", "cpu"])
+
+
+def test_a_sheet_has_a_row_for_each_t_between_the_two_pictures(tmp_path: Path, tiny_model: Path, pictures: tuple[Path, Path]):
+    out = tmp_path / "sheet.png"
+    result = interpolate(tiny_model, *pictures, "--t", 5, "--t", 19, "--between", 3, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "a row for t = 5, 19" in result.stdout
+    sheet = np.asarray(Image.open(out))
+    assert sheet.shape == (2 * 8, (1 + 1 + 3 + 1 + 1) * 8)
+    assert (sheet[:, :8] == 0).all()
+    assert (sheet[:, -8:] == 200).all()
+    decoded = sheet[:8, 8:-8].reshape(8, 5, 8).swapaxes(0, 1)
+    assert len({row.tobytes() for row in decoded}) == 5
+    again = tmp_path / "again.png"
+    interpolate(tiny_model, *pictures, "--t", 5, "--t", 19, "--between", 3, "--out", again)
+    assert again.read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--t", 20], "--t 20 is no timestep of the model; give 0 to 19"),
+        (["--t", 5, "--steps", 7], "--steps 7 is more than the 6 from t = 5 down"),
+        (["--t", 5, "--out", "/nowhere/sheet.png"], "/nowhere/sheet.png cannot be saved"),
+        (["--t", 5, "--out", "sheet.words"], "sheet.words cannot be saved"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(tiny_model: Path, pictures: tuple[Path, Path], words: list[object], said: str):
+    result = interpolate(tiny_model, *pictures, *words)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert said in result.stderr
+
+
+def test_what_is_no_picture_is_named(tiny_model: Path, pictures: tuple[Path, Path], tmp_path: Path):
+    (tmp_path / "words.png").write_text("no picture")
+    result = interpolate(tiny_model, pictures[0], tmp_path / "words.png", "--t", 5)
+    assert (result.exit_code, "words.png cannot be read as an image" in result.stderr) == (1, True)

@@ -1,0 +1,51 @@
+"""Which models step next, where one worker serves several: one's bulk work must not hold up who waits for another's images.
+
+Within a model the scheduler and the buckets see to that; between models there is no common batch, only the one thread's time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from worker.contract import STRETCH
+
+
+class Stepping(Protocol):
+    """`is_urgent`: interactive images are in it. `lone_s`: what a step of one image takes."""
+
+    @property
+    def is_urgent(self) -> bool: ...
+    @property
+    def lone_s(self) -> float: ...
+
+
+M = TypeVar("M", bound=Stepping)
+
+
+class Turns(Generic[M]):
+    """While somebody waits, models with nothing but bulk work have the time by which a step may be stretched, one at a time.
+
+    What is too short for a step is saved up: a heavy model's comes seldom.
+    """
+
+    def __init__(self) -> None:
+        self._saved_s = 0.0
+        self._served: list[M] = []  # of bulk work only; the one that has waited longest is next
+
+    def of(self, busy: Sequence[M]) -> Iterator[tuple[M, float]]:
+        """Those that step in this turn, each with the seconds that its batch may take."""
+        urgent = [model for model in busy if model.is_urgent] or busy
+        yield from ((model, math.inf) for model in urgent)
+        patient = [model for model in busy if model not in urgent]
+        if not patient:
+            self._saved_s = 0.0
+            return
+        patient.sort(key=lambda model: self._served.index(model) if model in self._served else -1)
+        earned_s = (STRETCH - 1) * sum(model.lone_s for model in urgent)
+        self._saved_s = min(self._saved_s + earned_s, max(earned_s, patient[0].lone_s))
+        if patient[0].lone_s <= self._saved_s:
+            spent_s, self._saved_s = self._saved_s, 0.0
+            self._served = [*(model for model in self._served if model is not patient[0]), patient[0]]
+            yield patient[0], spent_s
