@@ -24,7 +24,7 @@ def _only_with(option: str, sampler: str) -> dict[str, Any]:
 
 
 class JobRequest(BaseModel):
-    """A number of images of one model. Image i depends on model, sampler, steps, seed and i, and on nothing else."""
+    """A number of images of one model. Image i depends on model, sampler and its option, steps, seed and i, on nothing else."""
 
     model_config = ConfigDict(
         extra="forbid",

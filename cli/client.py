@@ -13,7 +13,6 @@ from cli.problem import detail
 
 _PATIENCE_S, _ANSWER_TIMEOUT_S = 30.0, 10.0  # a question that hangs is asked again within the same patience
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-_LATER = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
 _CUT_OFF = (httpx.NetworkError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.RemoteProtocolError)
 
 
@@ -23,6 +22,13 @@ class Hiccup(Fault):
     def __init__(self, text: str, retry_after_s: float = 0.0) -> None:
         super().__init__(text)
         self.retry_after_s = retry_after_s
+
+
+class Refused(Hiccup):
+    """A 429: nothing was done."""
+
+
+_LATER: dict[int, type[Hiccup]] = {httpx.codes.TOO_MANY_REQUESTS: Refused, httpx.codes.SERVICE_UNAVAILABLE: Hiccup}
 
 
 class Client:
@@ -36,7 +42,7 @@ class Client:
         return self.patiently("GET", path, **options)
 
     def patiently(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Again and again, because the job goes on while the service restarts. Only for GET, and with an Idempotency-Key."""
+        """Again and again, because the job goes on while the service restarts. Only for what may be asked twice."""
         deadline, pause_s = time.monotonic() + _PATIENCE_S, _FIRST_PAUSE_S
         while True:
             try:
@@ -52,7 +58,7 @@ class Client:
         """Once."""
         answer = self._send(method, path, **options)
         if answer.status_code in _LATER:
-            raise Hiccup(detail(answer), _retry_after_s(answer))
+            raise _LATER[answer.status_code](detail(answer), _retry_after_s(answer))
         if answer.next_request:
             target = str(answer.next_request.url)
             raise Fault(f"{answer.request.url} redirects to {target}; give --url {target.removesuffix(path)}")

@@ -150,17 +150,22 @@ def interpolate(
     model: Model,
     first: Annotated[Path, typer.Argument(help="A picture, cropped and resized to the model's size")],
     second: Annotated[Path, typer.Argument(help="Another one")],
-    t: Annotated[list[int], typer.Option(help="How far they are noised before they are mixed; again for another row")] = [500],  # noqa: B006
+    t: Annotated[
+        list[int] | None, typer.Option(help="Timestep to which they are noised before they are mixed; again for more rows")
+    ] = None,
     between: Annotated[int, typer.Option(min=0, help="Pictures between the two")] = 9,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps back from t; default: all")] = None,
     seed: NoiseSeed = 0,
     device: Device = "auto",
     out: Annotated[Path, typer.Option(help="PNG for the sheet")] = Path("interpolation.png"),
 ) -> None:
-    """Draw what a network sees between two pictures: noise both, mix them, and denoise (section 4.4 of the paper)."""
+    """Draw what a network sees between two pictures: noise both, mix them, and denoise (section 4.4 of the paper).
+
+    --t is 500 unless it is given.
+    """
     from cli.interpolate import draw as run
 
-    run(model, first, second, t, between, steps, seed, device, out)
+    run(model, first, second, t or [500], between, steps, seed, device, out)
 
 
 @keys_app.command()

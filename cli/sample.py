@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import httpx
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from cli.client import Client, is_loopback
+from cli.client import Client, Refused, is_loopback
 from cli.faults import Fault
+from models.files import write_whole
 
 CANCELLED = 130  # as a shell reports Ctrl-C
 _POLL_S = 0.2
@@ -43,6 +43,8 @@ def _take_back(client: Client, post: Mapping[str, Any]) -> int:
     """What may have been accepted before its answer came: the same post finds the job, or makes one to be cancelled."""
     try:
         job = client.call("POST", "/v1/jobs", **post).json()
+    except Refused:  # a job that is there is found before the queue is looked at
+        return CANCELLED
     except Fault as fault:
         raise Fault(f"a job may have been posted, and may go on, because asking for it failed: {fault}") from None
     typer.echo(f"job {job['id']} is {_cancel(client, job)['state']}", err=True)
@@ -77,7 +79,7 @@ def _attend(client: Client, job: dict[str, Any], out: Path) -> int:
 def _cancel(client: Client, job: dict[str, Any]) -> dict[str, Any]:
     """The job as the service answers: cancelled, or ended before."""
     try:
-        answer: dict[str, Any] = client.call("POST", f"/v1/jobs/{job['id']}/cancel").json()
+        answer: dict[str, Any] = client.patiently("POST", f"/v1/jobs/{job['id']}/cancel").json()
     except Fault as fault:
         raise Fault(f"job {job['id']} may go on, because it could not be cancelled: {fault}") from None
     return answer
@@ -122,14 +124,8 @@ def _save(client: Client, job: dict[str, Any], out: Path, saved: set[int]) -> No
 
 
 def _write(path: Path, png: bytes) -> None:
-    """Whole or not at all. The process in the temporary name: two of the same seed may share a folder."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        try:
-            partial.write_bytes(png)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, png)
     except OSError as error:
         raise NotSaved(
             f"{path} cannot be saved ({error.strerror}); make room for it, or name another folder with --out"

@@ -26,8 +26,9 @@ def estimate(model: str, wanted: Measure) -> None:
     values = tuple(terms.squared_error.mean(0).tolist())
     found = ResidualVariance(weights=weights, data=str(wanted.data), images=len(terms), seed=wanted.seed, values=values)
     try:
-        sha256 = found.write(folder)
-        write_card(folder, card.model_copy(update={"residual_variance": sha256}))
+        card = read_card(folder)  # again: that was minutes ago
+        write_card(folder, card.model_copy(update={"residual_variance": None}))  # so that it never names what is not there
+        write_card(folder, card.model_copy(update={"residual_variance": found.write(folder)}))
     except OSError as error:
         raise Fault(f"{folder} cannot be written to ({error.strerror}); make room there and estimate again") from None
     Console().print(

@@ -6,12 +6,13 @@ A model is a folder in diffusers' format with a `card.json` beside the weights; 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.files import write_whole
 
 CARD = "card.json"
 SHIPPED = Path(__file__).parent / "weights"
@@ -136,10 +137,7 @@ def read_card(folder: Path) -> Card:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Nobody sees it half-written."""
-    partial = folder / f".{CARD}.{os.getpid()}"
-    partial.write_text(card.model_dump_json(indent=2) + "\n")
-    partial.replace(folder / CARD)
+    write_whole(folder / CARD, f"{card.model_dump_json(indent=2)}\n".encode())
 
 
 def sha256_of(path: Path) -> str:

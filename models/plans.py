@@ -97,9 +97,9 @@ def ddpm(
 ) -> Plan:
     """Algorithm 2 on the timesteps `tau`; beta is recomputed on them (Nichol and Dhariwal, 2021, section 4).
 
-    `residual_variance` (T,): see `reverse_variance`. Of pictures, which `clip` says they are, the last noise is what the
-    network sees as a picture's own: the analytic variance, which holds all that is unknown there, is capped at that step to
-    two grey levels (Bao et al., 2022, appendix F.2).
+    `residual_variance` (T,): see `reverse_variance`. Of pictures, which `clip` says they are, the network takes the last noise
+    for a picture's own: the analytic variance, which holds all that is unknown there, is capped at that step to two grey
+    levels, or to fixed_small where that is more (a cap as in Bao et al., 2022, "Analytic-DPM").
     """
     process = schedule.respaced(tau)
     posterior = Posterior(process)
@@ -114,7 +114,7 @@ def reverse_variance(process: Schedule, variance: Variance, residual_variance: T
     """sigma_t^2 of p(x_{t-1} | x_t), float64 (T,) as the process has timesteps.
 
     The analytic one is beta_tilde plus a^2 times `residual_variance` (T,), the mean over pixels of Var(x_0 | x_t): what
-    x_t leaves unknown of x_0 (Bao et al., 2022, Eq. 8).
+    x_t leaves unknown of x_0 (Bao et al., 2022, "Analytic-DPM"; of a network that is not perfect, its squared error).
     """
     posterior = Posterior(process)
     if variance == "fixed_large":

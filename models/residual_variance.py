@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -12,13 +11,14 @@ from torch import Tensor
 
 from models.catalog import sha256_of
 from models.checkpoint import BadCheckpoint
+from models.files import write_whole
 
 FILE = "residual_variance.json"
 _REMEDY = "remove it, or estimate it again with `ddpm models variance`"
 
 
 class ResidualVariance(BaseModel):
-    """Of one network, by its squared error on pictures that it was trained on (Bao et al., 2022, Eq. 8)."""
+    """Of one network, by its squared error on pictures that it was trained on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,11 +31,9 @@ class ResidualVariance(BaseModel):
     )
 
     def write(self, folder: Path) -> str:
-        """The sha256 of the file is returned. Nobody sees it half-written."""
-        path, partial = folder / FILE, folder / f".{FILE}.{os.getpid()}"
-        partial.write_text(self.model_dump_json(indent=1) + "\n")
-        partial.replace(path)
-        return sha256_of(path)
+        """The sha256 of the file is returned."""
+        write_whole(folder / FILE, f"{self.model_dump_json(indent=1)}\n".encode())
+        return sha256_of(folder / FILE)
 
     @classmethod
     def read(cls, folder: Path, weights: str, T: int, sha256: str | None = None) -> Self:

@@ -127,8 +127,9 @@ class Engine:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether chains of the upper class are in it."""
-        return any(line.urgent for line in self._lines.values())
+        """Whether chains of the upper class are in it, those included whose pictures are on their way."""
+        leaving = (request for leaving in self._leaving for _, request in leaving.places.values())
+        return any(line.urgent for line in self._lines.values()) or any(request.urgent for request in leaving)
 
     def __len__(self) -> int:
         return len(self._chains) + sum(len(leaving.places) for leaving in self._leaving)

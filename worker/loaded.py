@@ -129,8 +129,11 @@ class LoadedModel:
             asked, loaded = (
                 sha256[:12] if sha256 else "none" for sha256 in (recipe.residual_variance, self.card.residual_variance)
             )
-            message = f"the job asks for residual variance {asked} of {recipe.model!r}, the worker has {loaded}; post it again"
-            raise CannotRun("wrong_weights", message)
+            message = (
+                f"the job asks for residual variance {asked} of {recipe.model!r}, the worker has {loaded}; post it again "
+                "when all of the service has been restarted"
+            )
+            raise CannotRun("wrong_residual_variance", message)
         try:
             plan = self.plan(recipe.sampler, recipe.steps, recipe.variance, recipe.eta)
         except ValueError as error:

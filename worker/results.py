@@ -121,7 +121,10 @@ class Results:
         return wanted
 
     def _unknown(self, job: str, images: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
-        """Those without a hash yet: an object that has one is what was promised, and another machine's bytes may differ."""
+        """Those without a hash yet: an object that has one is what was promised, and another machine's bytes may differ.
+
+        What gets its hash while the objects are written is replaced all the same, and then refused by the API as harmed.
+        """
         hashes = cast("list[bytes | None]", self._redis.hmget(contract.sha256_key(job), [str(index) for index, _ in images]))
         return [image for image, sha256 in zip(images, hashes, strict=True) if not sha256]
 

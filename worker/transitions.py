@@ -72,9 +72,10 @@ end
 """
 
 # KEYS[10]: shards that are leased. ARGV: now, attempt, 1 for a worker that has a results store, its lease among those.
-# -> 'running', or the final state, or false for a job that is gone. Who has lost the lease meanwhile starts nothing.
+# -> 'running', or the final state, or false for a job that is gone or a lease that is lost: nothing starts under that.
 START = _script("""
-if not is_open() or KEYS[10] and not redis.call('ZSCORE', KEYS[10], ARGV[4]) then return state() end
+if KEYS[10] and not redis.call('ZSCORE', KEYS[10], ARGV[4]) then return false end
+if not is_open() then return state() end
 local attempts = tonumber(redis.call('HGET', KEYS[1], 'attempts'))
 if tonumber(ARGV[2]) > attempts then redis.call('HSET', KEYS[1], 'attempts', ARGV[2]) end
 if ARGV[3] == '1' and not is_external() then

@@ -139,14 +139,16 @@ class Delivery:
             await self._settle(claim, None, {"webhook_state": "given_up", "webhook_said": outcome.said})
         else:
             await self._settle(claim, time.time() + pause_s(claim.attempts), {"webhook_said": outcome.said})
+        if outcome.lookup:  # its thread is busy until then, and so is this attempt's place among its owner's
+            await asyncio.wait({outcome.lookup})
 
     async def _outcome(self, claim: _Claim) -> Outcome:
         """A bug of ours must not try the same webhook for ever, nor end the task that sends the others'.
 
-        Nor is one sent for ever of whose attempts nobody lives to tell.
+        Nor is one sent for ever of which nobody lives to tell.
         """
         if claim.attempts > MAX_ATTEMPTS:
-            return Outcome("no attempt came to an end", final=True)
+            return Outcome("the last attempt did not come to an end", final=True)
         try:
             return await self._send(claim)
         except Exception:

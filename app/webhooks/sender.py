@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
@@ -18,7 +18,7 @@ from app.webhooks.target import Reach, Target
 TIMEOUT_S = 15.0
 AT_ONCE = 64  # attempts, each with a thread for its lookup
 
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+Resolve = Callable[[str, int], Coroutine[Any, Any, Sequence[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Outcome:
     said: str
     delivered: bool = False
     final: bool = False
+    lookup: asyncio.Future[Sequence[str]] | None = field(default=None, compare=False, repr=False)  # may go on, in its thread
 
 
 class Refused(Exception):
@@ -43,18 +44,13 @@ class Sender:
         self._reach, self._resolve = reach, resolve or self._by_system
 
     async def post(self, target: Target, headers: Mapping[str, str], body: bytes) -> Outcome:
-        """Takes as long as the system looks for the name, even where that is too long.
-
-        A lookup cannot be ended: one that was left alone would keep a thread that its attempt no longer accounts for, and with
-        names that hang one owner could have them all.
-        """
-        until = asyncio.get_running_loop().time() + TIMEOUT_S
-        addresses = await self._resolve(target.host, target.port)
+        """A lookup cannot be ended: one that takes too long is in the outcome, for who counts attempts and so threads."""
+        lookup = asyncio.ensure_future(self._resolve(target.host, target.port))
         try:
-            async with asyncio.timeout_at(until):
-                return _judge(await self._status(target, addresses, headers, body))
+            async with asyncio.timeout(TIMEOUT_S):
+                return _judge(await self._status(target, await asyncio.shield(lookup), headers, body))
         except TimeoutError:
-            return Outcome(f"no answer in {TIMEOUT_S:g} s")
+            return Outcome(f"no answer in {TIMEOUT_S:g} s", lookup=lookup)
         except Refused:
             return Outcome("the host has no address that webhooks may go to")
         except (httpcore.ConnectError, httpcore.ConnectTimeout):

@@ -15,54 +15,9 @@ from redis import Redis
 from rq import Queue
 from rq.worker import BaseWorker
 
-from worker import scripts
-from worker.contract import Priority, Recipe, Shard, queue_name
-from worker.queue import MAX_LOSSES, enqueue, make_queue, reap, withdraw_keys
+from tests.support.shards import LEASE_S, QUEUES, left, post, rescue, shard, taken, waiting, withdraw, worker
+from worker.queue import MAX_LOSSES
 from worker.rq_worker import BadShard, Lease, ShardWorker
-
-LEASE_S = 1.0
-MODEL = "of-these-tests"  # an API has none of it: its reaper would be quicker than the test
-QUEUES = [queue_name(priority, MODEL) for priority in Priority]
-RECIPE = Recipe(MODEL, "ab" * 32, "ddpm", 10, "fixed_small", 0.0, 7)
-
-
-def shard(job: str, priority: str = "interactive", number: int = 0) -> Shard:
-    return Shard(job, number, 64 * number, 64, "local", priority, RECIPE)
-
-
-def post(redis: Redis, *shards: Shard) -> None:
-    with redis.pipeline() as pipe:
-        enqueue(shards, pipe)
-        pipe.execute()
-
-
-def worker(redis: Redis, lease_s: float = LEASE_S) -> ShardWorker:
-    joined = ShardWorker(redis, QUEUES, lease_s)
-    joined.beat()
-    return joined
-
-
-def rescue(redis: Redis, lease_s: float = LEASE_S) -> list[tuple[str, str]]:
-    return reap([make_queue(name, redis) for name in QUEUES], lease_s)
-
-
-def waiting(redis: Redis, priority: str = "interactive") -> list[str]:
-    return make_queue(queue_name(priority, MODEL), redis).get_job_ids()
-
-
-def withdraw(redis: Redis, what: Shard) -> bytes:
-    keys = withdraw_keys(what)
-    return redis.eval(scripts.WITHDRAW, len(keys), *keys, what.id)
-
-
-def left(redis: Redis) -> set[str]:
-    """All keys but the one that RQ keeps for ever, the set of its queues' names."""
-    return {key.decode() for key in redis.keys("*")} - {"rq:queues"}
-
-
-def taken(by: ShardWorker) -> str | None:
-    lease = by.take(QUEUES)
-    return lease and lease.shard.job
 
 
 def test_one_worker_holds_many_shards_the_interactive_ones_first(redis):
@@ -107,7 +62,7 @@ def test_beats_keep_a_lease_and_without_them_it_lapses(redis):
 _HOLDS_TWO = """
 import sys, time
 from redis import Redis
-from tests.integration.test_shards import QUEUES, worker
+from tests.support.shards import QUEUES, worker
 w = worker(Redis.from_url(sys.argv[1]))
 print(w.take(QUEUES).shard.job, w.take(QUEUES).shard.job, flush=True)
 while True:
@@ -268,68 +223,3 @@ def test_the_workers_connection_keeps_its_short_timeout(valkey_url):
     with Redis.from_url(valkey_url, socket_timeout=2) as client:
         ShardWorker(client, QUEUES)
         assert client.connection_pool.connection_kwargs["socket_timeout"] == 2
-
-
-def lose_the_answer(w: ShardWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server runs the next take, and nobody hears what came of it."""
-    with monkeypatch.context() as broken:
-        script = w._take
-
-        def unanswered(**about: object) -> None:
-            script(**about)
-            raise TimeoutError("no answer")
-
-        broken.setattr(w, "_take", unanswered)
-        with pytest.raises(TimeoutError):
-            w.take(QUEUES)
-
-
-def test_a_shard_whose_take_was_not_answered_is_held_by_who_asks_again(redis, monkeypatch):
-    post(redis, shard("a"), shard("b"))
-    w = worker(redis)
-    lose_the_answer(w, monkeypatch)
-    lease = w.take([])  # nothing more is wanted by now
-    assert (lease.shard, w.holds(lease), w.beat()) == (shard("a"), True, [])
-    assert taken(w) == "b", "and the next one is another"
-    assert w.take(QUEUES) is None
-    w.close()
-    assert waiting(redis) == ["a-0", "b-0"]
-
-
-def test_a_shard_whose_take_was_not_answered_is_given_back_by_a_worker_that_stops(redis, monkeypatch):
-    post(redis, shard("a"))
-    w = worker(redis)
-    lose_the_answer(w, monkeypatch)
-    w.close()
-    assert waiting(redis) == ["a-0"]
-    assert taken(worker(redis)) == "a"
-
-
-def test_a_take_that_was_not_answered_and_got_nothing_is_simply_asked_again(redis, monkeypatch):
-    w = worker(redis)
-    lose_the_answer(w, monkeypatch)
-    assert w.take([]) is None
-    post(redis, shard("a"))
-    assert taken(w) == "a"
-
-
-def test_a_take_that_the_server_runs_again_later_takes_no_second_shard(redis, monkeypatch):
-    """A command that waited in a stalled server, and whose worker has asked anew meanwhile."""
-    post(redis, shard("a"), shard("b"))
-    w = worker(redis)
-    asked: list[dict] = []
-    script = w._take
-    monkeypatch.setattr(w, "_take", lambda **about: asked.append(about) or script(**about))
-    assert taken(w) == "a"
-    assert script(**asked[0])[1] == b"a-0"
-    assert waiting(redis) == ["b-0"]
-
-
-def test_a_shard_that_lapsed_before_its_taker_asked_again_is_not_held_by_it(redis, monkeypatch):
-    post(redis, shard("a"))
-    w, other = worker(redis), worker(redis)
-    lose_the_answer(w, monkeypatch)
-    time.sleep(LEASE_S + 0.1)
-    assert rescue(redis) == [("a-0", "requeued")]
-    assert taken(other) == "a"
-    assert w.take(QUEUES) is None

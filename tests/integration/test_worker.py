@@ -95,16 +95,20 @@ def test_a_shard_that_was_taken_while_redis_went_away_is_handed_on_when_it_is_ba
     assert inbox.get_nowait().lease.shard == shard
 
 
-def test_a_shard_that_lapsed_before_it_was_handed_on_does_not_make_its_job_running(redis, worker, model, monkeypatch):
-    """Redis was away for longer than a lease; another process looked first."""
+@pytest.mark.parametrize("elsewhere", ["queued", "running"])
+def test_a_shard_that_lapsed_before_it_was_handed_on_is_neither_run_nor_told_as_running(
+    redis, worker, model, monkeypatch, elsewhere
+):
+    """Redis was away for longer than a lease; another process looked first. Another shard of its job may run elsewhere."""
     shard = post(redis, model)
     with monkeypatch.context() as away:
         away.setattr(worker._results, "start", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
         with pytest.raises(ConnectionError):
             worker._intake.turn()
     let_lapse(redis, worker._intake._taken)
+    redis.hset(job_key(shard.job), "state", elsewhere)
     worker._intake.turn()
-    assert state(redis, shard) == "queued"
+    assert state(redis, shard) == elsewhere
     assert worker._inbox.empty()
     assert redis.lrange(f"rq:queue:{shard.queue}", 0, -1) == [shard.id.encode()]
 
@@ -202,8 +206,7 @@ def test_bulk_work_leaves_room_for_a_job_that_somebody_waits_for_unless_the_pool
     monkeypatch.setattr(model, "capacity", capacity)
     shard = post(redis, model, count=4 * 64, steps=2)
     shards = ShardWorker(redis, [shard.queue, contract.queue_name("bulk", "tiny")])
-    load = Load()
-    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, load, Inbox(), lambda: False)
+    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, load := Load(), Inbox(), lambda: False)
     first = shards.take([shard.queue])
     for _ in range(4):
         if (wanted := intake._wanted()) and shards.take([name for name in wanted if name.startswith("bulk")]):

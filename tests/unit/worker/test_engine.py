@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -175,3 +176,14 @@ def test_a_step_may_be_for_some_chains_only_and_no_more_of_them_than_fit():
     e.submit([request(name) for name in range(9)])
     e.step(only=range(3, 9))
     assert [e.rows_done(name) for name in range(9)] == [0, 0, 0, 1, 1, 1, 1, 0, 0]
+
+
+def test_somebody_waits_until_the_last_urgent_picture_is_out():
+    e = engine(pool=LatePool)
+    e.submit([replace(request("patient", compile_plan(SCHEDULE, 9)), urgent=False), request("urgent", compile_plan(SCHEDULE, 2))])
+    seen = []
+    while len(e):
+        seen.append((e.is_urgent, [done.request.chain for done in e.step()]))
+    out = next(turn for turn, (_, chains) in enumerate(seen) if "urgent" in chains)
+    assert out > 1, "later than its last step"
+    assert [urgent for urgent, _ in seen] == [turn <= out for turn in range(len(seen))]

@@ -75,7 +75,7 @@ def test_a_worker_makes_a_plan_of_the_analytic_variance_from_the_models_own_esti
         CannotRun, match=f"residual variance {card.residual_variance[:12]} of 'tiny', the worker has none"
     ) as error:
         model.admit(shard, [0], None)
-    assert error.value.code == "wrong_weights"
+    assert error.value.code == "wrong_residual_variance"
     with pytest.raises(CannotRun, match="residual variance none"):
         loaded.admit(replace(shard, recipe=replace(recipe, residual_variance="")), [0], None)
 

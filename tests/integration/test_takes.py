@@ -1,0 +1,75 @@
+"""A worker's takes of which it does not hear what came: Redis stalled, or the connection broke."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.support.shards import LEASE_S, QUEUES, post, rescue, shard, taken, waiting, worker
+from worker.rq_worker import ShardWorker
+
+
+def lose_the_answer(w: ShardWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server runs the next take, and nobody hears what came of it."""
+    with monkeypatch.context() as broken:
+        script = w._take
+
+        def unanswered(**about: object) -> None:
+            script(**about)
+            raise TimeoutError("no answer")
+
+        broken.setattr(w, "_take", unanswered)
+        with pytest.raises(TimeoutError):
+            w.take(QUEUES)
+
+
+def test_a_shard_whose_take_was_not_answered_is_held_by_who_asks_again(redis, monkeypatch):
+    post(redis, shard("a"), shard("b"))
+    w = worker(redis)
+    lose_the_answer(w, monkeypatch)
+    lease = w.take([])  # nothing more is wanted by now
+    assert (lease.shard, w.holds(lease), w.beat()) == (shard("a"), True, [])
+    assert taken(w) == "b", "and the next one is another"
+    assert w.take(QUEUES) is None
+    w.close()
+    assert waiting(redis) == ["a-0", "b-0"]
+
+
+def test_a_shard_whose_take_was_not_answered_is_given_back_by_a_worker_that_stops(redis, monkeypatch):
+    post(redis, shard("a"))
+    w = worker(redis)
+    lose_the_answer(w, monkeypatch)
+    w.close()
+    assert waiting(redis) == ["a-0"]
+    assert taken(worker(redis)) == "a"
+
+
+def test_a_take_that_was_not_answered_and_got_nothing_is_simply_asked_again(redis, monkeypatch):
+    w = worker(redis)
+    lose_the_answer(w, monkeypatch)
+    assert w.take([]) is None
+    post(redis, shard("a"))
+    assert taken(w) == "a"
+
+
+def test_a_take_that_the_server_runs_again_later_takes_no_second_shard(redis, monkeypatch):
+    """A command that waited in a stalled server, and whose worker has asked anew meanwhile."""
+    post(redis, shard("a"), shard("b"))
+    w = worker(redis)
+    asked: list[dict] = []
+    script = w._take
+    monkeypatch.setattr(w, "_take", lambda **about: asked.append(about) or script(**about))
+    assert taken(w) == "a"
+    assert script(**asked[0])[1] == b"a-0"
+    assert waiting(redis) == ["b-0"]
+
+
+def test_a_shard_that_lapsed_before_its_taker_asked_again_is_not_held_by_it(redis, monkeypatch):
+    post(redis, shard("a"))
+    w, other = worker(redis), worker(redis)
+    lose_the_answer(w, monkeypatch)
+    time.sleep(LEASE_S + 0.1)
+    assert rescue(redis) == [("a-0", "requeued")]
+    assert taken(other) == "a"
+    assert w.take(QUEUES) is None

@@ -1,0 +1,75 @@
+"""Where a webhook may go, and who is told of it."""
+
+from __future__ import annotations
+
+import logging
+
+import httpx
+import pytest
+from redis import Redis
+
+from tests.support.problems import problem
+from tests.support.processes import eventually
+from tests.support.receiver import Receiver
+from tests.support.webhooks import Post, due_now, ended, in_state, status
+from tests.support.worker import IdleWorker
+
+
+def test_an_address_that_is_not_public_is_refused_at_once_or_when_its_name_is_known(
+    api: httpx.Client, worker: IdleWorker, post: Post, hook: Receiver
+) -> None:
+    for url in (
+        "http://127.0.0.2/",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::1]:8000/",
+        "http://[::ffff:127.0.0.1]/",
+    ):
+        (error,) = problem(api.post("/v1/jobs", json={"model": "tiny", "webhook": url}), 422)["errors"]
+        assert error["field"] == "webhook"
+        assert "is not public; use one that is" in error["detail"]
+    job = ended(api, worker, post, "http://name.invalid/")
+    eventually(lambda: status(api, job)["said"], 20, "the attempt is noted")
+    assert status(api, job)["said"] == "the host has no address that webhooks may go to"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:secret@example.com/",
+        "http://2130706433/",
+        "http://example.com:25/",
+        "gopher://x",
+        "",
+        "http://" + "x" * 2000,
+    ],
+)
+def test_a_url_that_is_odd_is_refused_with_the_remedy(api: httpx.Client, url: str) -> None:
+    (error,) = problem(api.post("/v1/jobs", json={"model": "tiny", "webhook": url}), 422)["errors"]
+    assert error["field"] == "webhook"
+
+
+def test_a_service_without_a_secret_refuses_webhooks(url: str, redis: Redis) -> None:
+    answer = httpx.post(f"{url}/v1/jobs", json={"model": "tiny", "webhook": "https://example.com/"})
+    assert "this service sends none; leave it out, or ask the operator for DDPM_WEBHOOK_SECRET" in problem(answer, 422)["detail"]
+
+
+def test_the_url_is_in_no_log_and_no_answer(
+    api: httpx.Client,
+    redis: Redis,
+    worker: IdleWorker,
+    post: Post,
+    hook: Receiver,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "app")
+    hook.statuses = [503]
+    job = ended(api, worker, post, f"http://127.0.0.1:{hook.port}/t0ken")
+    eventually(lambda: status(api, job)["said"], 10, "the first attempt is noted")
+    api.post(f"/v1/jobs/{job}/cancel")
+    answers = [api.get(f"/v1/jobs/{job}").text, api.get("/v1/jobs").text, hook.received[0].body.decode()]
+    assert not [text for text in [*answers, caplog.text] if "t0ken" in text]
+    hook.statuses = [410]
+    due_now(redis, job)
+    in_state(api, job, "given_up")
+    assert f"the webhook of job {job} is given up after 2 attempts: answered 410" in caplog.text
+    assert "t0ken" not in caplog.text

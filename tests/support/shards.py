@@ -1,0 +1,54 @@
+"""Shards in RQ's queues, and workers that take them, without a network."""
+
+from __future__ import annotations
+
+from redis import Redis
+
+from worker import scripts
+from worker.contract import Priority, Recipe, Shard, queue_name
+from worker.queue import enqueue, make_queue, reap, withdraw_keys
+from worker.rq_worker import ShardWorker
+
+LEASE_S = 1.0
+MODEL = "of-these-tests"  # an API has none of it: its reaper would be quicker than the test
+QUEUES = [queue_name(priority, MODEL) for priority in Priority]
+RECIPE = Recipe(MODEL, "ab" * 32, "ddpm", 10, "fixed_small", 0.0, 7)
+
+
+def shard(job: str, priority: str = "interactive", number: int = 0) -> Shard:
+    return Shard(job, number, 64 * number, 64, "local", priority, RECIPE)
+
+
+def post(redis: Redis, *shards: Shard) -> None:
+    with redis.pipeline() as pipe:
+        enqueue(shards, pipe)
+        pipe.execute()
+
+
+def worker(redis: Redis, lease_s: float = LEASE_S) -> ShardWorker:
+    joined = ShardWorker(redis, QUEUES, lease_s)
+    joined.beat()
+    return joined
+
+
+def rescue(redis: Redis, lease_s: float = LEASE_S) -> list[tuple[str, str]]:
+    return reap([make_queue(name, redis) for name in QUEUES], lease_s)
+
+
+def waiting(redis: Redis, priority: str = "interactive") -> list[str]:
+    return make_queue(queue_name(priority, MODEL), redis).get_job_ids()
+
+
+def withdraw(redis: Redis, what: Shard) -> bytes:
+    keys = withdraw_keys(what)
+    return redis.eval(scripts.WITHDRAW, len(keys), *keys, what.id)
+
+
+def left(redis: Redis) -> set[str]:
+    """All keys but the one that RQ keeps for ever, the set of its queues' names."""
+    return {key.decode() for key in redis.keys("*")} - {"rq:queues"}
+
+
+def taken(by: ShardWorker) -> str | None:
+    lease = by.take(QUEUES)
+    return lease and lease.shard.job
