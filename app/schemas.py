@@ -62,7 +62,7 @@ class JobRequest(BaseModel):
     variance: Variance | None = Field(
         default=None,
         description="Reverse variance of `sampler` ddpm, which has to be named; null: the model's default. analytic is the best "
-        "for few steps, of models whose card has a `residual_variance`",
+        "of them for few steps, and offered by models whose card has a `residual_variance`",
         examples=["fixed_small"],
     )
     priority: Annotated[Priority, Field(strict=False)] = Field(
