@@ -16,9 +16,9 @@ from cli.settings import CliSettings, read
 from cli.train import StopRequest, choose_device
 from models import checkpoint
 from models.catalog import SHIPPED, Catalog, CatalogError
-from models.checkpoint import BadCheckpoint, Checkpoint
+from models.checkpoint import BadCheckpoint
 from models.evaluate.likelihood import Evaluation, Terms
-from models.residual_variance import FILE, ResidualVariance
+from models.residual_variance import ResidualVariance
 from models.train.data import BadData, Images, open_images
 
 
@@ -62,18 +62,18 @@ class Measured:
     def __init__(self, model: str, wanted: Measure, steps: int | None = None, *, anew: bool = False) -> None:
         """`steps`: timesteps that are visited; None: all. `anew`: the residual variance that may be there is not looked at."""
         self.folder, sha256 = find(model)
-        self.checkpoint: Checkpoint = checkpoint.load(self.folder, sha256)
-        cfg = self.checkpoint.net.cfg
+        loaded = self.checkpoint = checkpoint.load(self.folder, sha256)
+        cfg = loaded.net.cfg
         self.pictures: Images = open_images(wanted.data, cfg.sample_size, cfg.in_channels)
         if wanted.images > len(self.pictures):
             raise Fault(f"--images {wanted.images} is more than the {len(self.pictures)} that {wanted.data} holds; ask for fewer")
         self.wanted, self.device = wanted, choose_device(wanted.device)
-        self.residual_variance = None if anew else self._residual_variance()
+        self.residual_variance = None if anew else ResidualVariance.find(self.folder, loaded.sha256, loaded.schedule.T)
         self.evaluation = Evaluation(
-            self.checkpoint.net.to(self.device),
-            self.checkpoint.schedule,
-            self.checkpoint.prediction,
-            steps or self.checkpoint.schedule.T,
+            loaded.net.to(self.device),
+            loaded.schedule,
+            loaded.prediction,
+            steps or loaded.schedule.T,
             self.device,
             self.residual_variance.tensor if self.residual_variance else None,
         )
@@ -99,9 +99,3 @@ class Measured:
         if not parts:
             raise Fault("stopped before the first batch was done; a smaller --batch-size or fewer --steps give an answer sooner")
         return Terms.joined(parts)
-
-    def _residual_variance(self) -> ResidualVariance | None:
-        """Where the model has it."""
-        if not (self.folder / FILE).exists():
-            return None
-        return ResidualVariance.read(self.folder, self.checkpoint.sha256, self.checkpoint.schedule.T)

@@ -46,10 +46,8 @@ def make_card(
 
 def _residual_variance(folder: Path, loaded: checkpoint.Checkpoint) -> str | None:
     """The sha256 of the estimate that may lie there."""
-    if not (folder / FILE).exists():
-        return None
-    ResidualVariance.read(folder, loaded.sha256, loaded.schedule.T)
-    return sha256_of(folder / FILE)
+    found = ResidualVariance.find(folder, loaded.sha256, loaded.schedule.T)
+    return sha256_of(folder / FILE) if found else None
 
 
 def gflop_per_image_step(net: UNet) -> float:

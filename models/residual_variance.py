@@ -57,6 +57,11 @@ class ResidualVariance(BaseModel):
             raise BadCheckpoint(f"{path} is not the one that the card names; {_REMEDY}")
         return found
 
+    @classmethod
+    def find(cls, folder: Path, weights: str, T: int) -> Self | None:
+        """Where the folder has one, whatever its card says. Raises as `read` does."""
+        return cls.read(folder, weights, T) if (folder / FILE).exists() else None
+
     @property
     def tensor(self) -> Tensor:
         """Float64 (T,)."""

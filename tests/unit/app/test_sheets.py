@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from app.record import Record
 from app.schemas import Image
@@ -50,7 +50,7 @@ async def settled() -> None:
 def run(test: Callable[[HeldPictures, Callable[..., asyncio.Task[Any]]], Awaitable[None]]) -> None:
     async def main() -> None:
         pictures = HeldPictures()
-        sheets = Sheets(pictures)  # type: ignore[arg-type]
+        sheets = Sheets(cast("Any", pictures))
 
         def draw(owner: str, gone: Callable[[], Any] = stays) -> asyncio.Task[Any]:
             return asyncio.create_task(sheets.draw(replace(RECORD, owner=owner), IMAGES, gone))
