@@ -12,6 +12,7 @@ from cli.faults import Fault
 from cli.problem import detail
 
 _PATIENCE_S, _ANSWER_TIMEOUT_S = 30.0, 10.0  # a question that hangs is asked again within the same patience
+LEAVING_S = 5.0  # the patience of who has pressed Ctrl-C; an API restarts in two seconds
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _CUT_OFF = (httpx.NetworkError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.RemoteProtocolError)
 
@@ -41,12 +42,13 @@ class Client:
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self.patiently("GET", path, **options)
 
-    def patiently(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def patiently(self, method: str, path: str, within_s: float | None = None, **options: Any) -> httpx.Response:
         """Again and again, because the job goes on while the service restarts. Only for what may be asked twice."""
-        deadline, pause_s = time.monotonic() + _PATIENCE_S, _FIRST_PAUSE_S
+        within_s = within_s or _PATIENCE_S
+        deadline, pause_s = time.monotonic() + within_s, _FIRST_PAUSE_S
         while True:
             try:
-                return self.call(method, path, timeout=_ANSWER_TIMEOUT_S, **options)
+                return self.call(method, path, timeout=min(within_s, _ANSWER_TIMEOUT_S), **options)
             except Hiccup as hiccup:
                 wait_s = max(pause_s, hiccup.retry_after_s)
                 if not self._met or time.monotonic() + wait_s > deadline:

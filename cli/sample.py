@@ -11,7 +11,7 @@ import httpx
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from cli.client import Client, Refused, is_loopback
+from cli.client import LEAVING_S, Client, Refused, is_loopback
 from cli.faults import Fault
 from models.files import write_whole
 
@@ -28,7 +28,7 @@ def sample(url: str, key: str | None, request: Mapping[str, object], out: Path) 
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=not is_loopback(url)) as http:
         client = Client(http)
-        post = {"json": request, "headers": {"Idempotency-Key": str(uuid4())}}  # however often it is sent, one job
+        post: dict[str, Any] = {"json": request, "headers": {"Idempotency-Key": str(uuid4())}}  # however often sent, one job
         try:
             job = client.patiently("POST", "/v1/jobs", **post).json()
         except KeyboardInterrupt:
@@ -42,7 +42,7 @@ def sample(url: str, key: str | None, request: Mapping[str, object], out: Path) 
 def _take_back(client: Client, post: Mapping[str, Any]) -> int:
     """What may have been accepted before its answer came: the same post finds the job, or makes one to be cancelled."""
     try:
-        job = client.call("POST", "/v1/jobs", **post).json()
+        job = client.call("POST", "/v1/jobs", timeout=LEAVING_S, **post).json()
     except Refused:  # a job that is there is found before the queue is looked at
         return CANCELLED
     except Fault as fault:
@@ -79,7 +79,7 @@ def _attend(client: Client, job: dict[str, Any], out: Path) -> int:
 def _cancel(client: Client, job: dict[str, Any]) -> dict[str, Any]:
     """The job as the service answers: cancelled, or ended before."""
     try:
-        answer: dict[str, Any] = client.patiently("POST", f"/v1/jobs/{job['id']}/cancel").json()
+        answer: dict[str, Any] = client.patiently("POST", f"/v1/jobs/{job['id']}/cancel", LEAVING_S).json()
     except Fault as fault:
         raise Fault(f"job {job['id']} may go on, because it could not be cancelled: {fault}") from None
     return answer

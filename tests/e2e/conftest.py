@@ -81,7 +81,7 @@ def serving(root: Path) -> Iterator[Service]:
                 yield running
             finally:
                 for worker in running.workers:
-                    worker.process.terminate()
+                    worker.ask_to_stop()
                 for worker in running.workers:
                     worker.stop()
 

@@ -59,8 +59,8 @@ def test_any_number_of_signals_of_either_kind_is_one_request_to_stop(calm: Servi
     job = calm.post(count=64, steps=1000)["id"]
     eventually(lambda: calm.job(job)["progress"]["fraction"] > 0, 60, "the job runs")
     for number in signals:
-        worker.process.send_signal(number)
-    assert worker.process.wait(10) == 0
+        worker.signal(number)
+    assert worker.exit_code(10) == 0
     assert "gave back 1 shards" in worker.log.read_text()
 
 

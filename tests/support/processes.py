@@ -1,17 +1,24 @@
-"""Workers as processes of their own, to be watched, stopped and killed."""
+"""Workers as processes of their own, to be watched, stopped and killed.
+
+They are forked from a process that has loaded what a worker loads, which is most of a worker's start.
+"""
 
 from __future__ import annotations
 
 import os
-import subprocess
+import runpy
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+_LOADED = get_context("forkserver")
+_LOADED.set_forkserver_preload(["cli.main", "worker.__main__"])
 
 
 class WorkerProcess:
@@ -20,21 +27,45 @@ class WorkerProcess:
     def __init__(self, log: Path, module: str = "cli", **settings: str) -> None:
         """`module` may be another that is a worker when it is called as `python -m <module> worker`."""
         self.log = log
-        with log.open("wb") as out:
-            env = {**os.environ, **{f"DDPM_{k.upper()}": v for k, v in settings.items()}}
-            self.process = subprocess.Popen([sys.executable, "-m", module, "worker"], stdout=out, stderr=out, env=env, cwd=ROOT)
-        eventually(lambda: "is ready" in log.read_text() or self.process.poll() is not None, 60, "the worker is ready")
-        assert self.process.poll() is None, log.read_text()
+        log.write_bytes(b"")
+        env = {**os.environ, **{f"DDPM_{k.upper()}": v for k, v in settings.items()}}
+        self._process = _LOADED.Process(target=_run, args=(module, env, log), daemon=True)
+        self._process.start()
+        eventually(lambda: "is ready" in log.read_text() or not self._process.is_alive(), 60, "the worker is ready")
+        assert self._process.is_alive(), log.read_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def exit_code(self, within_s: float) -> int:
+        self._process.join(within_s)
+        assert self._process.exitcode is not None, f"after {within_s} s it still runs"
+        return self._process.exitcode
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        self._process.kill()
+        self._process.join()
+
+    def ask_to_stop(self) -> None:
+        self._process.terminate()
 
     def stop(self, within_s: float = 10) -> int:
-        """SIGTERM; the exit code."""
-        if self.process.poll() is None:
-            self.process.terminate()
-        return self.process.wait(within_s)
+        """SIGTERM, unless it has ended; the exit code."""
+        self.ask_to_stop()
+        return self.exit_code(within_s)
+
+
+def _run(module: str, env: dict[str, str], log: Path) -> None:
+    """Become `python -m <module> worker`."""
+    with log.open("ab") as out:
+        os.dup2(out.fileno(), sys.stdout.fileno())
+        os.dup2(out.fileno(), sys.stderr.fileno())
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(ROOT)
+    sys.argv = [module, "worker"]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def eventually(condition: Callable[[], object], within_s: float, what: str) -> None:
