@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from fastapi.sse import format_sse_event
 
@@ -52,6 +53,11 @@ class View:
         self._hashes = {int(index): digest.decode() for index, digest in hashes.items()}
         self._progress = record.progress(len(hashes), time.time())
         self._news: dict[Told, tuple[bytes, Told]] = {}
+
+    @cached_property
+    def running(self) -> frozenset[int]:
+        """Indices of the images that are not finished, while the job runs."""
+        return frozenset(self.record.indices) - self._hashes.keys() if self.record.state is State.RUNNING else frozenset()
 
     def news(self, told: Told) -> tuple[bytes, Told]:
         """What is new to a reader, and what it knows afterwards."""

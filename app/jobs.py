@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import cast
 
@@ -22,11 +22,13 @@ from app.looks import Looks, States
 from app.notifier import Notifier, set_within
 from app.pages import Place, newest_first
 from app.pictures import Pictures
+from app.preview_feed import PreviewFeed
 from app.previews import Previews
 from app.recipes import recipe_of
 from app.record import Record
 from app.schemas import Job, JobPage, JobRequest, JobSummary
 from app.sheets import Gone, Sheets
+from app.watch import Followed
 from app.webhooks.request import check_webhook
 from app.webhooks.target import Reach
 from models.catalog import Catalog
@@ -130,6 +132,10 @@ class Jobs:
         """A PNG of x_0_hat and its sha256, or `image` where that is finished. Raises as `image` does, and NoPreview."""
         png = await self._previews.of(job, owner, index)
         return (png, sha256(png).hexdigest()) if png else await self.image(job, owner, index)
+
+    def preview_feed(self, followed: Followed, indices: Iterable[int]) -> PreviewFeed:
+        """For one reader of the job's events. Raises UnknownImage."""
+        return PreviewFeed(self._previews, followed, indices)
 
     async def grid(self, job: str, owner: str, gone: Gone) -> tuple[bytes, bool] | None:
         """The contact sheet as it stands, and whether it can never change; None for a client that has `gone`.

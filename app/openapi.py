@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from app.errors import TooManyRequests, Unauthorized, WrongHost, problems
 from app.gate import OPEN
-from app.schemas import ImageEvent, ProblemDetails, StateEvent, WebhookMessage
+from app.schemas import ImageEvent, PreviewEvent, ProblemDetails, StateEvent, WebhookMessage
 from app.security import Keyring
 from models.catalog import Catalog
 
@@ -49,7 +49,13 @@ def describe(app: FastAPI, catalog: Catalog, keyring: Keyring, *, webhooks: bool
 
 def _complete(document: dict[str, Any], catalog: Catalog) -> None:
     schemas = document["components"]["schemas"]
-    for model in (ProblemDetails, StateEvent, ImageEvent, WebhookMessage):  # FastAPI sees no route that answers with them
+    for model in (
+        ProblemDetails,
+        StateEvent,
+        ImageEvent,
+        PreviewEvent,
+        WebhookMessage,
+    ):  # FastAPI sees no route that answers with them
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     _drop_fastapis_422(document)

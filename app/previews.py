@@ -52,7 +52,7 @@ class _Look:
 class _Waiting:
     """For one image; however many clients."""
 
-    last: _Look
+    last: _Look | None = None
     clients: int = 0
     error: RedisError | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -74,7 +74,7 @@ class Previews:
         if index not in record.indices:
             raise UnknownImage(index, record.start, record.count)
         if not (look.finished or look.png or look.is_hopeless):
-            look = await self._waited(job, index, look)
+            look = await self._waited(job, index) or look
         record = known(job, owner, look.fields)
         if look.finished:
             return None
@@ -82,9 +82,14 @@ class Previews:
             raise NoPreview(index, record.state)
         return look.png
 
-    async def _waited(self, job: str, index: int, look: _Look) -> _Look:
-        """The look that ended the waiting, or the last one."""
-        with self._join((job, index), look) as waiting:
+    async def newest(self, job: str, index: int) -> bytes | None:
+        """As `of`, for whoever follows the job; None also where no worker answered in time."""
+        look = await self._waited(job, index)
+        return look.png if look else None
+
+    async def _waited(self, job: str, index: int) -> _Look | None:
+        """The look that ended the waiting, or the last one, if there was any."""
+        with self._join((job, index)) as waiting:
             try:
                 async with asyncio.timeout(_WITHIN_S):
                     await waiting.over.wait()
@@ -95,8 +100,8 @@ class Previews:
             return waiting.last
 
     @contextmanager
-    def _join(self, image: tuple[str, int], look: _Look) -> Iterator[_Waiting]:
-        waiting = self._waiting.setdefault(image, _Waiting(look))
+    def _join(self, image: tuple[str, int]) -> Iterator[_Waiting]:
+        waiting = self._waiting.setdefault(image, _Waiting())
         waiting.clients += 1
         if self._work is None:
             self._work = asyncio.create_task(self._run())

@@ -239,6 +239,17 @@ class ImageEvent(BaseModel):
     sha256: str = Field(description="Of the PNG", examples=[_SHA256_EXAMPLE])
 
 
+class PreviewEvent(BaseModel):
+    """A running image as it stands."""
+
+    index: int = Field(description="Absolute index, from `start` on", examples=[0])
+    png: str = Field(
+        description="What the network takes the image for, after one of its latest steps",
+        examples=["iVBORw0KGgo="],
+        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
+    )
+
+
 class JobPage(BaseModel):
     jobs: list[JobSummary] = Field(description="Newest first; may be fewer than `limit` before the end")
     next_cursor: str | None = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
 
@@ -77,16 +77,22 @@ class Followed:
         """None for a job that is gone."""
         return self.look.view if self.look else None
 
-    async def events(self, told: Told) -> AsyncIterator[bytes]:
+    @property
+    def running(self) -> frozenset[int]:
+        """Indices of the images that are not finished, while the job runs."""
+        view = self.view
+        return view.running if view else frozenset()
+
+    async def events(self, told: Told, previews: Callable[[], bytes]) -> AsyncIterator[bytes]:
         """Until the job has ended or is gone, or the process is to stop.
 
-        A reader that is slow misses looks, and nothing that they had to say.
+        A reader that is slow misses looks, and nothing that they had to say. `previews` says what is new since it was asked last.
         """
         yield _RETRY
         while (view := self.view) and not self.closed:
             news = self._news  # taken now: another look may come while the last one is sent
             text, told = view.news(told)
-            if text:
+            if text := text + previews():
                 yield text
             if told.everything:
                 return
@@ -101,13 +107,14 @@ class Followed:
     def heed(self, look: Look) -> None:
         before, self.look = self.look, look
         if before is None or (before.fields, before.hashes) != (look.fields, look.hashes):
-            self._wake()
+            self.wake()
 
     def close(self) -> None:
         self.closed = True
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let all readers see whether there is news for them."""
         self._news.set()
         self._news = asyncio.Event()
 

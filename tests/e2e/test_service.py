@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import time
+from base64 import b64decode
 from io import BytesIO
 from typing import Any
 from zipfile import ZipFile
@@ -21,6 +22,7 @@ from models.plans import compile_plan
 from models.residual_variance import ResidualVariance
 from models.sampling import sample, to_bytes
 from tests.e2e.conftest import Service
+from tests.support import sse
 from tests.support.processes import eventually
 from worker.network import ServedNetwork
 
@@ -95,6 +97,19 @@ def test_a_running_image_can_be_seen_as_it_becomes_one(service: Service):
     assert len(set(seen)) >= 2, f"steps seen: {seen}"
     image = service.http.get(f"/v1/jobs/{job}/images/1")
     assert service.http.get(f"/v1/jobs/{job}/images/1/preview").content == image.content
+
+
+def test_a_stream_shows_images_as_they_become_pictures(service: Service):
+    job = service.post(count=3, steps=1000)["id"]
+    with sse.read(service.http, job, previews=[0, 2]) as stream:
+        events = [event for event in stream if event.name in ("preview", "image")]
+    for index in (0, 2):
+        *shown, last = [event for event in events if event.data["index"] == index]
+        assert last.name == "image"
+        steps = [json.loads(picture(b64decode(event.data["png"])).text["ddpm"])["step"] for event in shown]
+        assert steps == sorted(set(steps))
+        assert len(steps) >= 2, f"steps seen: {steps}"
+    assert [event.name for event in events if event.data["index"] == 1] == ["image"]
 
 
 def test_an_image_is_the_same_alone_and_in_a_big_job_across_shards_and_workers(service: Service):

@@ -14,6 +14,7 @@ from app.main import create_app
 from app.settings import ApiSettings
 from tests.support.server import serve
 from tests.support.worker import IdleWorker
+from worker import contract
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +50,19 @@ def post(api: httpx.Client) -> Callable[..., dict[str, Any]]:
         return response.json()
 
     return post
+
+
+@pytest.fixture
+def asked(redis: Redis) -> Iterator[Callable[[], list[str]]]:
+    """What workers have been asked for so far."""
+    with redis.pubsub(ignore_subscribe_messages=True) as subscription:
+        subscription.subscribe(contract.PREVIEWS)
+        subscription.get_message(timeout=5)
+        heard: list[str] = []
+
+        def listen() -> list[str]:
+            while message := subscription.get_message(timeout=0.05):
+                heard.append(message["data"].decode())
+            return heard
+
+        yield listen

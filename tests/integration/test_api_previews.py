@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,33 +27,12 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(previews, "_WITHIN_S", 30.0)
 
 
-@pytest.fixture
-def asked(redis: Redis) -> Iterator[Callable[[], list[str]]]:
-    """What workers have been asked for so far."""
-    with redis.pubsub(ignore_subscribe_messages=True) as subscription:
-        subscription.subscribe(contract.PREVIEWS)
-        subscription.get_message(timeout=5)
-        heard: list[str] = []
-
-        def listen() -> list[str]:
-            while message := subscription.get_message(timeout=0.05):
-                heard.append(message["data"].decode())
-            return heard
-
-        yield listen
-
-
-def answer(redis: Redis, job: str, index: int, shade: int = 77, lives_ms: int = 10_000) -> None:
-    """As a worker does; but it lives longer, since a busy machine may be late to look."""
-    redis.set(contract.preview_key(job, index), png_of(shade), px=lives_ms)
-
-
 def test_a_worker_is_asked_and_its_answer_is_the_preview(
     api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]
 ) -> None:
     job = post(count=3)["id"]
     worker.start(job)
-    threading.Timer(0.3, answer, [redis, job, 2]).start()
+    threading.Timer(0.3, worker.show, [job, 2]).start()
     got = api.get(f"/v1/jobs/{job}/images/2/preview")
     assert (got.status_code, got.content, got.headers["content-type"]) == (200, png_of(77), "image/png")
     assert got.headers["cache-control"] == "no-cache"
@@ -65,7 +44,7 @@ def test_what_is_there_is_not_asked_for_and_not_sent_twice(
 ) -> None:
     job = post()["id"]
     worker.start(job)
-    answer(redis, job, 0)
+    worker.show(job, 0)
     first = api.get(f"/v1/jobs/{job}/images/0/preview")
     again = api.get(f"/v1/jobs/{job}/images/0/preview", headers={"If-None-Match": first.headers["etag"]})
     assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
@@ -86,7 +65,7 @@ def test_however_many_look_a_worker_is_asked_a_few_times_a_second(
     for client in clients:
         client.start()
     time.sleep(0.5)
-    answer(redis, job, 0)
+    worker.show(job, 0)
     for client in clients:
         client.join()
     assert statuses == [200] * 20
@@ -98,9 +77,9 @@ def test_a_preview_is_gone_soon_and_asked_for_anew(
 ) -> None:
     job = post()["id"]
     worker.start(job)
-    answer(redis, job, 0, lives_ms=contract.PREVIEW_LIVES_MS)
+    worker.show(job, 0, lives_ms=contract.PREVIEW_LIVES_MS)
     eventually(lambda: not redis.exists(contract.preview_key(job, 0)), 2, "the preview is gone")
-    threading.Timer(0.2, answer, [redis, job, 0, 99]).start()
+    threading.Timer(0.2, worker.show, [job, 0, 99]).start()
     assert api.get(f"/v1/jobs/{job}/images/0/preview").content == png_of(99)
     assert set(asked()) == {f"{job} 0"}
 
@@ -110,7 +89,7 @@ def test_of_a_finished_image_the_preview_is_the_image(
 ) -> None:
     job = post(count=2)["id"]
     worker.start(job)
-    answer(redis, job, 0)
+    worker.show(job, 0)
     worker.publish(job, [0])
     got = api.get(f"/v1/jobs/{job}/images/0/preview")
     assert (got.content, got.headers["cache-control"]) == (png_of(0), "no-cache")
@@ -125,7 +104,7 @@ def test_images_of_one_index_are_not_each_others(api: httpx.Client, redis: Redis
         worker.start(job)
     for n, job in enumerate(jobs):
         for index in (0, 1):
-            answer(redis, job, index, shade=10 * n + index)
+            worker.show(job, index, shade=10 * n + index)
     shown = [[api.get(f"/v1/jobs/{job}/images/{index}/preview").content for index in (0, 1)] for job in jobs]
     assert shown == [[png_of(0), png_of(1)], [png_of(10), png_of(11)]]
 
@@ -150,7 +129,7 @@ def test_a_hundred_who_wait_for_images_share_every_look(api: httpx.Client, redis
         eventually(lambda: len(redis.keys("*:asked")) == 50, 20, "all images are waited for")
         time.sleep(0.5)
         for index in range(50):
-            answer(redis, job, index)
+            worker.show(job, index)
         assert {answered.result().status_code for answered in waiting} == {200}
     looks = redis.info("commandstats")["cmdstat_eval"]["calls"] - before
     assert looks <= 100 + (time.monotonic() - began) / 0.05 + 10, "one for each client, and then one for all"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ import httpx
 @dataclass(frozen=True, slots=True)
 class Event:
     name: str
-    id: str
+    id: str | None
     data: dict[str, Any]
 
 
@@ -33,7 +33,7 @@ class Reader:
                 name, _, value = line.partition(": ")
                 fields[name] = value
             elif "data" in fields:
-                yield Event(fields["event"], fields["id"], json.loads(fields["data"]))
+                yield Event(fields["event"], fields.get("id"), json.loads(fields["data"]))
                 fields = {}
 
     def until(self, name: str, **data: Any) -> list[Event]:
@@ -47,14 +47,14 @@ class Reader:
 
 
 @contextmanager
-def read(http: httpx.Client, job: str, after: str | None = None) -> Iterator[Reader]:
+def read(http: httpx.Client, job: str, after: str | None = None, previews: Sequence[int] = ()) -> Iterator[Reader]:
     """The events of a job, from the beginning or behind the one with the id `after`."""
     headers = {"Last-Event-ID": after} if after else {}
-    with http.stream("GET", f"/v1/jobs/{job}/events", headers=headers) as response:
+    with http.stream("GET", f"/v1/jobs/{job}/events", headers=headers, params={"preview": previews}) as response:
         assert response.status_code == 200, response.read()
         yield Reader(response)
 
 
 def told(events: list[Event]) -> list[Any]:
-    """States and images in order; of progress, as much or little may be told as there is time for."""
-    return [event.data.get("state", event.data.get("index")) for event in events if event.name != "progress"]
+    """States and images in order; of all else, as much or little may be told as there is time for."""
+    return [event.data.get("state", event.data.get("index")) for event in events if event.name in ("state", "image")]

@@ -43,6 +43,10 @@ class IdleWorker:
         images = [part for (index, png), in_redis in kept for part in (index, hashlib.sha256(png).hexdigest(), in_redis)]
         return bool(self._run(transitions.PUBLISH, job, time.time(), *images))
 
+    def show(self, job: str, index: int, shade: int = 77, lives_ms: int = 10_000) -> None:
+        """A preview. It lives longer than a real one, since a busy machine may be late to look."""
+        self.redis.set(contract.preview_key(job, index), png_of(shade), px=lives_ms)
+
     def fail(self, job: str, code: str, message: str) -> bool:
         return bool(self._run(transitions.FAIL, job, time.time(), code, message))
 
