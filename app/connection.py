@@ -7,9 +7,10 @@ in text/plain.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from http import HTTPStatus
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import HeadTooLarge, NotHttp, Problem, SlowRequest
 from app.handlers import render
@@ -25,6 +26,8 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._timer: asyncio.TimerHandle | None = None
         self._in_head, self._head_bytes, self._one_ended = False, 0, False
+        self._owed: deque[RequestResponseCycle] = deque()  # arrived whole, and not answered yet
+        self._refusal: Problem | None = None  # of what came behind those
         self._expect_the_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -32,6 +35,8 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refusal:
+            return
         self._expect_the_rest()
         self._one_ended = False
         super().data_received(data)
@@ -54,11 +59,17 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._one_ended = True
         self._all_is_here()
+        if not self.cycle.response_complete:
+            self._owed.append(self.cycle)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._timer is not None:  # a request began to arrive meanwhile: its time begins now
+        while self._owed and self._owed[0].response_complete:
+            self._owed.popleft()
+        if self._refusal:
+            self._refuse(self._refusal)
+        elif self._timer is not None:  # a request began to arrive meanwhile: its time begins now
             self._all_is_here()
             self._expect_the_rest()
 
@@ -77,22 +88,25 @@ class Connection(HttpToolsProtocol):
 
     def _too_late(self) -> None:
         self._timer, cycle = None, self.cycle
-        if self.pipeline:  # those before it are being answered
+        if self._owed:  # those before it are being answered
             self._expect_the_rest()
         elif self._in_head and (cycle is None or cycle.response_complete):
             self._refuse(SlowRequest(ARRIVES_WITHIN_S))
         elif cycle is None or cycle.response_complete:  # nothing has begun to arrive, or what was answered already goes on
             self.transport.close()
-        elif cycle.more_body:
-            self._refuse(SlowRequest(ARRIVES_WITHIN_S), begun=cycle.response_started)
-        else:  # the one before is being answered
-            self._expect_the_rest()
+        else:
+            self._refuse(SlowRequest(ARRIVES_WITHIN_S))
 
-    def _refuse(self, problem: Problem, begun: bool = False) -> None:
-        """Where an answer has begun, there is no room for another."""
+    def _refuse(self, problem: Problem) -> None:
+        """Behind the answers to those that came before. Where its own answer has begun, there is no room for another."""
         if self.transport.is_closing():
             return
-        if not begun:
+        if self._owed:
+            self._refusal = problem
+            self.pipeline = deque(waiting for waiting in self.pipeline if not waiting[0].more_body)
+            return
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:
             answer = render(problem)
             status = HTTPStatus(answer.status_code)
             head = [f"HTTP/1.1 {status.value} {status.phrase}".encode(), *(b": ".join(pair) for pair in answer.raw_headers)]

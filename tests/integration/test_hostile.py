@@ -114,6 +114,28 @@ def test_one_behind_another_that_is_too_large_is_refused(url: str) -> None:
         assert pipelined.answer().status == 431
 
 
+@pytest.mark.parametrize(
+    ("behind", "status"),
+    [(b"nonsense\r\n\r\n", 400), (b"GET / HTTP/1.1\r\nX: " + b"x" * 1_000_000, 431), (post(b"", b"X: 1", length="x"), 400)],
+    ids=["no HTTP", "too large a head", "half of one"],
+)
+def test_what_is_refused_is_told_so_behind_the_answers_to_those_before_it(url: str, behind: bytes, status: int) -> None:
+    job = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}).json()["id"]
+    with connection(url) as pipelined:
+        with suppress(ConnectionError):
+            pipelined.send(get(f"/v1/jobs/{job}?wait=0.3".encode()) + get(b"/nothing") + behind)
+        assert [pipelined.answer().status for _ in range(3)] == [200, 404, status]
+        assert pipelined.answer() is None
+
+
+def test_a_body_that_is_broken_behind_others_is_told_so_behind_their_answers(url: str) -> None:
+    chunked = post(b"no length", b"Transfer-Encoding: chunked").replace(b"Content-Length: 9\r\n", b"")
+    with connection(url) as pipelined:
+        pipelined.send(get(b"/healthz") + get(b"/nothing") + chunked)
+        assert [pipelined.answer().status for _ in range(3)] == [200, 404, 400]
+        assert pipelined.answer() is None
+
+
 def test_who_asks_whether_to_go_on_is_told_so(url: str) -> None:
     body = b'{"model": "tiny"}'
     head, _ = post(body, b"Expect: 100-continue").split(body)
