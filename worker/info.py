@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -70,6 +70,13 @@ class WorkerInfo:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
+
+    def unlike(self, other: WorkerInfo) -> Iterator[str]:
+        """Each model that both run, and not to the same bits, with what it runs on there and here."""
+        for name in sorted(self.models.keys() & other.models.keys()):
+            there, here = (f"{worker.models[name].precision} on {worker.device.partition(':')[0]}" for worker in (other, self))
+            if there != here:
+                yield f"{name} in {there}, this one in {here}"
 
     def pace(self, model: str) -> Pace:
         return Pace.of(self.models[model].seconds, self.slowed)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from threading import Event
 from typing import cast
 
@@ -17,6 +17,7 @@ from worker.queue import LEASE_S
 from worker.rescue import RESCUE_EVERY_S, Rescue
 from worker.rq_worker import ShardWorker
 
+log = logging.getLogger(__name__)
 BEAT_EVERY_S = RESCUE_EVERY_S
 
 
@@ -25,6 +26,7 @@ class Upkeep:
 
     def __init__(self, redis: Redis, shards: ShardWorker, inbox: Inbox, info: Callable[[], WorkerInfo], stopping: Event) -> None:
         self._redis, self._shards, self._inbox, self._info, self._stopping = redis, shards, inbox, info, stopping
+        self._compared: set[str] = set()  # names of workers
         self._rescue = Rescue(redis, shards.queues, shards.lease_s)
 
     def turn(self) -> None:
@@ -42,8 +44,23 @@ class Upkeep:
         self._redis.hset(contract.WORKERS, info.name, info.to_json())
         self._redis.expire(contract.WORKERS, round(4 * LEASE_S))
         said = cast("dict[bytes, bytes]", self._redis.hgetall(contract.WORKERS))
-        if dead := [name for name, text in said.items() if json.loads(text)["until"] < time.time()]:
+        others = [WorkerInfo.from_json(text) for text in said.values()]
+        if dead := [other.name for other in others if other.until < time.time()]:
             self._redis.hdel(contract.WORKERS, *dead)
+        self._compare(info, others)
+
+    def _compare(self, info: WorkerInfo, others: Iterable[WorkerInfo]) -> None:
+        """The same seed gives the same bytes among workers that compute alike only."""
+        for other in others:
+            if other.name not in self._compared:
+                for difference in info.unlike(other):
+                    log.warning(
+                        "worker %s runs %s: their pictures of one seed differ by a grey level here and there; "
+                        "give all workers of a fleet one kind of device and one DDPM_PRECISION",
+                        other.name,
+                        difference,
+                    )
+        self._compared = {other.name for other in others}
 
 
 def until() -> float:

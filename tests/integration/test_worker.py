@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from dataclasses import replace
 from threading import Event
@@ -292,9 +291,3 @@ def test_the_first_picture_of_an_image_stays(redis, worker, model):
     worker._results.publish(shard, [(1, b"first")])
     worker._results.publish(shard, [(1, b"second")])
     assert redis.hget(contract.png_key(shard.job), "1") == b"first"
-
-
-def test_workers_that_are_gone_are_forgotten(redis, worker, model):
-    redis.hset(contract.WORKERS, "gone", json.dumps({"until": 0.0}))
-    worker._upkeep._introduce()
-    assert list(redis.hgetall(contract.WORKERS)) == [worker._shards.name.encode()]
