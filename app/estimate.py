@@ -197,9 +197,3 @@ def _step_s(paces: Sequence[Pace], urgent: float, images: float) -> float:
         return sum(pace.step_s(images) for pace in paces) / len(paces)
 
     return min(mean_s(images), max(mean_s(urgent), STRETCH * mean_s(1))) if urgent else mean_s(images)
-
-
-def alive(workers: Iterable[bytes], now: float) -> list[WorkerInfo]:
-    """Those that have not outlived what they last said of themselves."""
-    infos = (WorkerInfo.from_json(worker) for worker in workers)
-    return sorted((info for info in infos if info.until > now), key=lambda info: info.name)

@@ -56,8 +56,8 @@ class View:
 
     @cached_property
     def running(self) -> frozenset[int]:
-        """Indices of the images that are not finished, while the job runs."""
-        return frozenset(self.record.indices) - self._hashes.keys() if self.record.state is State.RUNNING else frozenset()
+        """Indices of the images that a worker has taken and not finished."""
+        return frozenset(self.record.running) - self._hashes.keys()
 
     def news(self, told: Told) -> tuple[bytes, Told]:
         """What is new to a reader, and what it knows afterwards."""

@@ -38,7 +38,6 @@ from worker.queue import enqueue, withdraw_keys
 
 log = logging.getLogger(__name__)
 _INDEX_TTL_S = contract.UNFINISHED_TTL_S + contract.RECORD_TTL_S
-_REMOVED_AGAIN_S = 60  # workers remove a deleted job's objects once more: one may just have been writing
 _MAX_SCAN = 1000  # records read by one listing, however few match
 
 
@@ -163,7 +162,7 @@ class Jobs:
         record = await self._find(job, owner)
         keys = transitions.transition_keys(job, record.priority)
         # Not in the transaction: a script that fails, as on a full server, does not keep the next one from running.
-        await self._redis.eval(transitions.CANCEL, len(keys), *keys, time.time())
+        await self._redis.eval(transitions.CANCEL, len(keys), *keys)
         async with self._redis.pipeline(transaction=True) as pipe:
             _withdraw(pipe, record)
             look(pipe, job)
@@ -176,7 +175,7 @@ class Jobs:
         record = await self._find(job, owner)
         keys = transitions.transition_keys(job, record.priority)
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.eval(transitions.DOOM, len(keys), *keys, time.time() + _REMOVED_AGAIN_S)
+            pipe.eval(transitions.DOOM, len(keys), *keys)
             pipe.delete(job_key(job))
             pipe.delete(sha256_key(job), png_key(job), chains_key(job))
             pipe.zrem(open_key(record.priority), job)

@@ -11,9 +11,10 @@ from typing import Any
 from redis.asyncio.client import Pipeline
 
 from app.errors import UnknownJob
-from app.estimate import PLACE_ARGS, PLACE_KEYS, QUEUE_PLACE, alive, queue_place
+from app.estimate import PLACE_ARGS, PLACE_KEYS, QUEUE_PLACE, queue_place
 from app.record import Record
 from app.schemas import Job, QueuePlace
+from worker import roster
 from worker.contract import WORKERS, job_key, png_key, sha256_key
 from worker.info import WorkerInfo
 
@@ -23,13 +24,14 @@ _ID = re.compile("[0-9a-f]{32}")
 # One command, since redis-py takes longer over one than Redis does.
 _LOOK = (
     QUEUE_PLACE
+    + roster.ALIVE
     + """
 local found = {}
 for i = 1, #ARGV - 2 do
   local record, hashes, pngs = unpack(KEYS, 3 * i + 2, 3 * i + 4)
   found[i] = {C('HGETALL', record), C('HGETALL', hashes), C('EXISTS', pngs), place(ARGV[i + 2], record)}
 end
-return {C('HVALS', KEYS[4]), found}"""
+return {alive(KEYS[4]), found}"""
 )
 
 Hash = Mapping[bytes, bytes]
@@ -37,7 +39,7 @@ Hash = Mapping[bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a look found of one job. `place` is what QUEUE_PLACE says, `workers` what they say of themselves."""
+    """What a look found of one job. `place` is what QUEUE_PLACE says, `workers` what the living say of themselves."""
 
     fields: Hash
     hashes: Hash
@@ -57,7 +59,7 @@ class Found:
 
     def alive(self) -> list[WorkerInfo]:
         """Workers that were, at the look."""
-        return alive(self.workers, time.time())
+        return roster.read(self.workers)
 
     def _queue(self, record: Record) -> QueuePlace | None:
         return queue_place(self.place, record.recipe.model, self.alive()) if self.place else None

@@ -71,7 +71,7 @@ def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
     state.watch = Watch(state.redis, state.notifier)
     state.pictures = Pictures(state.redis, open_store(settings.results_url.get_secret_value()))
     state.sheets = Sheets(state.pictures)
-    state.reaper = Reaper(store.connect_in_thread(settings.redis_url), state.catalog)
+    state.reaper = Reaper(store.connect_in_thread(settings.redis_url))
     reach = Reach(settings.webhook_networks)
     state.delivery = Delivery(state.redis, Sender(reach), webhook_secret)
     bounds = Bounds(of_one=settings.max_open_image_steps_per_key, of_all=settings.max_open_image_steps)

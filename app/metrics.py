@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -10,7 +9,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from redis.asyncio import Redis
 
-from app.estimate import alive
+from worker import roster
 from worker.contract import LOAD, WORKERS, Priority, open_key
 from worker.info import WorkerInfo
 
@@ -18,14 +17,14 @@ from worker.info import WorkerInfo
 async def scrape(redis: Redis) -> bytes:
     """The text format of Prometheus, in one round trip to Redis."""
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.hvals(WORKERS)
+        pipe.eval(roster.LOOK, 1, WORKERS)
         pipe.hvals(LOAD)
         for priority in Priority:
             pipe.zcard(open_key(priority))
         workers, loads, *counts = await pipe.execute()
     jobs = {str(priority): count for priority, count in zip(Priority, counts, strict=True)}
     registry = CollectorRegistry()
-    registry.register(_Snapshot(jobs, sum(map(float, loads)), alive(workers, time.time())))
+    registry.register(_Snapshot(jobs, sum(map(float, loads)), roster.read(workers)))
     return generate_latest(registry)
 
 

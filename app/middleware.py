@@ -6,6 +6,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import BodyTooLarge
+from app.handlers import render
+
+_WITHOUT_BODY = {"GET", "HEAD"}  # nobody reads one: an error where somebody waits for the client to leave would be taken for that
 
 
 class BodyLimit:
@@ -18,17 +21,22 @@ class BodyLimit:
         self.app, self.max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app(scope, self._counted(scope, receive) if scope["type"] == "http" else receive, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif self._is_declared_too_large(scope):
+            await render(BodyTooLarge(self.max_bytes))(scope, receive, send)
+        else:
+            await self.app(scope, receive if scope["method"] in _WITHOUT_BODY else self._counted(receive), send)
 
-    def _counted(self, scope: Scope, receive: Receive) -> Receive:
+    def _is_declared_too_large(self, scope: Scope) -> bool:
         declared = Headers(scope=scope).get("content-length", "")
-        too_large = declared.isdecimal() and int(declared) > self.max_bytes
+        return declared.isdecimal() and int(declared) > self.max_bytes
+
+    def _counted(self, receive: Receive) -> Receive:
         size = 0
 
         async def counted() -> Message:
             nonlocal size
-            if too_large:
-                raise BodyTooLarge(self.max_bytes)
             message = await receive()
             size += len(message.get("body", b""))
             if size > self.max_bytes:

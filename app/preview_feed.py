@@ -38,10 +38,13 @@ class PreviewFeed:
         return b"".join(self._event(index) for index in sorted(new & self._followed.running))
 
     async def run(self) -> None:
-        """For ever."""
+        """For ever. Each image by itself: one that no worker answers for holds up no other."""
+        await asyncio.gather(*map(self._watch, self._indices))
+
+    async def _watch(self, index: int) -> None:
         while True:
-            if running := self._followed.running.intersection(self._indices):
-                await asyncio.gather(*(self._look(index) for index in running))
+            if index in self._followed.running:
+                await self._look(index)
             await asyncio.sleep(_EVERY_S)
 
     async def _look(self, index: int) -> None:

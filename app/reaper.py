@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
 from redis import Redis
@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 class Reaper:
     """One turn every few seconds, in a thread: the scripts are those of the workers, who know no asyncio."""
 
-    def __init__(self, redis: Redis, models: Iterable[str]) -> None:
-        self._redis, self._rescue = redis, Rescue.of_models(redis, models)
+    def __init__(self, redis: Redis) -> None:
+        self._redis, self._rescue = redis, Rescue(redis)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

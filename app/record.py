@@ -91,6 +91,11 @@ class Record:
     def indices(self) -> range:
         return range(self.start, self.start + self.count)
 
+    @property
+    def running(self) -> Iterator[int]:
+        """Indices of the images in shards that a worker has taken."""
+        return (index for indices, state in self._parts() if state is State.RUNNING for index in indices)
+
     def image_url(self, index: int | str) -> str:
         return f"/v1/jobs/{self.id}/images/{index}"
 

@@ -79,7 +79,7 @@ class Followed:
 
     @property
     def running(self) -> frozenset[int]:
-        """Indices of the images that are not finished, while the job runs."""
+        """Indices of the images that a worker has taken and not finished."""
         view = self.view
         return view.running if view else frozenset()
 

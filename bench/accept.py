@@ -131,7 +131,7 @@ def publish(redis: Redis, images: int = 200) -> float:
     """Images a second, stored one by one."""
     start = time.perf_counter()
     for index in range(images):
-        run(redis, transitions.PUBLISH, time.time(), index, "ab" * 32, PNG)
+        run(redis, transitions.PUBLISH, index, "ab" * 32, PNG)
     return images / (time.perf_counter() - start)
 
 

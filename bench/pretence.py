@@ -32,7 +32,7 @@ class Pretence:
         self._redis = Redis.from_url(redis_url)
 
     def start(self, jobs: Sequence[Job]) -> None:
-        self._run(transitions.START, [(job, [time.time(), 1, 0]) for job in jobs])
+        self._run(transitions.START, [(job, [1, 0]) for job in jobs])
 
     def report(self, jobs: Sequence[Job], step: int) -> None:
         """Every shard of every job, as if all were in an engine."""
@@ -45,7 +45,7 @@ class Pretence:
         for job in jobs:
             pngs = [(index, b"a PNG, or nearly") for index in range(job.count)]
             args = [part for index, png in pngs for part in (index, hashlib.sha256(png).hexdigest(), png)]
-            self._run(transitions.PUBLISH, [(job, [time.time(), *args])])
+            self._run(transitions.PUBLISH, [(job, args)])
 
     def _run(self, script: str, calls: Sequence[tuple[Job, list[Any]]]) -> None:
         sha = self._redis.script_load(script)

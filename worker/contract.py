@@ -42,8 +42,12 @@ PREVIEWS = "ddpm:previews"  # channel: "<job> <index>" of an image that somebody
 PREVIEW_LIVES_MS = 500
 EXPIRING = "ddpm:expiring"  # sorted set: job -> when what the results store holds of it is to be removed; it empties itself
 WEBHOOKS = "ddpm:webhooks"  # sorted set: job that has ended -> when its webhook is to be sent next; it empties itself
-WORKERS = "ddpm:workers"  # hash: worker name -> JSON of WorkerInfo (worker/info.py), with its own end in it
+WORKERS = "ddpm:workers"  # hash: worker name -> when it lapses, and JSON of WorkerInfo (worker/roster.py)
 
+# For scripts: the Lua function `now()`, in seconds since the epoch. What hosts compare is the job store's time: theirs differ.
+NOW = """
+local function now() local time = redis.call('TIME'); return time[1] + time[2] / 1000000 end
+"""
 
 # Of a network's weights and activations; chains are float32 always.
 Precision = Literal["fp32", "bf16"]

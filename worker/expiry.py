@@ -7,25 +7,28 @@ objects are gone; an entry that was set anew meanwhile stays. So a kill at any m
 from __future__ import annotations
 
 import logging
-import math
-import time
 from threading import Event
 from typing import Any, cast
 
 from redis import Redis
 
-from worker.contract import EXPIRING
+from worker.contract import EXPIRING, NOW
 from worker.store import Store
 
 log = logging.getLogger(__name__)
 LOOK_EVERY_S = 5.0
 CLAIM_S = 120.0
 
-# KEYS: expiring. ARGV: now, until. -> a job that is due, or false. Nobody else gets it until then.
-_CLAIM = """
-local due = redis.call('ZRANGE', KEYS[1], '-inf', ARGV[1], 'BYSCORE', 'LIMIT', 0, 1)[1]
-if due then redis.call('ZADD', KEYS[1], ARGV[2], due) end
-return due"""
+# KEYS: expiring. ARGV: seconds. -> a job that is due and until when nobody else gets it, in so many seconds; or false.
+_CLAIM = (
+    NOW
+    + """
+local due = redis.call('ZRANGE', KEYS[1], '-inf', now(), 'BYSCORE', 'LIMIT', 0, 1)[1]
+if not due then return false end
+local until_ = string.format('%d', math.ceil(now() + ARGV[1]))
+redis.call('ZADD', KEYS[1], until_, due)
+return {due, until_}"""
+)
 
 # KEYS: expiring. ARGV: job, until when it was claimed.
 _DONE = """
@@ -41,11 +44,10 @@ class Expiry:
 
     def turn(self) -> None:
         while not self._stopping.is_set():
-            now = time.time()
-            until = math.ceil(now + CLAIM_S)
-            job = self._claim(keys=[EXPIRING], args=[now, until])
-            if job is None:
+            claimed = self._claim(keys=[EXPIRING], args=[CLAIM_S])
+            if claimed is None:
                 break
+            job, until = claimed
             self._store.remove_all(job.decode())
             self._done(keys=[EXPIRING], args=[job, until])
             log.info("removed the images of job %s from the results store", job.decode())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 
 from worker.contract import Precision
 
@@ -44,29 +43,15 @@ class ServedModel:
     threads: int
     seconds: Mapping[int, float]
 
-    @classmethod
-    def from_json(cls, fields: Mapping[str, object]) -> ServedModel:
-        """JSON has text for keys."""
-        made = cls(**fields)  # type: ignore[arg-type]  # as `asdict` wrote them
-        return cls(made.precision, made.threads, {int(size): seconds for size, seconds in made.seconds.items()})
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """Said every few seconds. `slowed`: how many times as long as calibrated its steps take now. `until` in s since the epoch."""
+    """Said every few seconds. `slowed`: how many times as long as calibrated its steps take now."""
 
     name: str
     device: str
     models: Mapping[str, ServedModel]
     slowed: float
-    until: float
-
-    @classmethod
-    @lru_cache(maxsize=256)
-    def from_json(cls, text: bytes) -> WorkerInfo:
-        """Each is read by thousands of polls before the worker says the next."""
-        fields = json.loads(text)
-        return cls(**fields | {"models": {name: ServedModel.from_json(model) for name, model in fields["models"].items()}})
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -123,7 +123,10 @@ class LoadedModel:
         recipe = shard.recipe
         if recipe.weights != self.card.sha256:
             asked, loaded = recipe.weights[:12], self.card.sha256[:12]
-            message = f"the job asks for weights {asked} of {recipe.model!r}, the worker has {loaded}; post it again"
+            message = (
+                f"the job asks for weights {asked} of {recipe.model!r}, the worker has {loaded}; post it again when all of the "
+                "service has been restarted"
+            )
             raise CannotRun("wrong_weights", message)
         if recipe.residual_variance != ((self.card.residual_variance or "") if recipe.variance == "analytic" else ""):
             asked, loaded = (

@@ -17,7 +17,7 @@ from rq.registry import FailedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from worker import scripts
-from worker.contract import Shard, job_key
+from worker.contract import Priority, Shard, job_key
 
 LEASE_S = 15.0  # an execution not heard of for this long is anybody's
 MAX_LOSSES = 3  # a shard that loses this many workers, none of which got further than those before, is failed
@@ -31,6 +31,13 @@ def make_queue(name: str, connection: Any) -> Queue:
     queue = Queue(name, connection=cast("Redis", connection), serializer=JSONSerializer)
     queue.redis_server_version = (6, 2, 0)  # else the first enqueue asks the server with a blocking INFO
     return queue
+
+
+def our_queues(redis: Redis) -> list[Queue]:
+    """All that a shard was ever posted to, also those of models that no catalog has any more."""
+    keys = cast("set[bytes]", redis.smembers(Queue.redis_queues_keys))
+    names = sorted(key.decode().removeprefix(Queue.redis_queue_namespace_prefix) for key in keys)
+    return [make_queue(name, redis) for name in names if name.partition(":")[0] in list(Priority)]
 
 
 def enqueue(shards: Iterable[Shard], pipe: Any) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from redis import Redis
 from rq import Queue
 
 from worker import contract, transitions
-from worker.contract import Priority, job_of, queue_name
-from worker.queue import LEASE_S, MAX_LOSSES, discard, given_up, make_queue, reap
+from worker.contract import Priority, job_of
+from worker.queue import LEASE_S, MAX_LOSSES, discard, given_up, our_queues, reap
 
 log = logging.getLogger(__name__)
 RESCUE_EVERY_S = LEASE_S / 5
@@ -21,17 +19,14 @@ RESCUE_EVERY_S = LEASE_S / 5
 class Rescue:
     """Raises what Redis raises; the next turn does what this one has left."""
 
-    def __init__(self, redis: Redis, queues: Sequence[Queue], lease_s: float = LEASE_S) -> None:
-        self._redis, self._queues, self._lease_s = redis, queues, lease_s
-
-    @classmethod
-    def of_models(cls, redis: Redis, models: Iterable[str], lease_s: float = LEASE_S) -> Rescue:
-        return cls(redis, [make_queue(queue_name(priority, model), redis) for model in models for priority in Priority], lease_s)
+    def __init__(self, redis: Redis, lease_s: float = LEASE_S) -> None:
+        self._redis, self._lease_s = redis, lease_s
 
     def turn(self) -> None:
-        for shard_id, outcome in reap(self._queues, self._lease_s):
+        queues = our_queues(self._redis)
+        for shard_id, outcome in reap(queues, self._lease_s):
             log.warning("shard %s was lost by its worker: %s", shard_id, outcome)
-        for queue in self._queues:  # all of them, not only those of this turn: a kill may have come in between
+        for queue in queues:  # all of them, not only those of this turn: a kill may have come in between
             for shard_id, reason in given_up(queue):
                 self._give_up(queue, shard_id, reason)
         for priority in Priority:
@@ -51,4 +46,4 @@ def fail(redis: Redis, job: str, code: str, message: str) -> None:
     priority = cast("bytes | None", redis.hget(contract.job_key(job), "priority"))
     if priority is not None:
         script = cast("Any", redis.register_script(transitions.FAIL))
-        script(keys=transitions.transition_keys(job, priority.decode()), args=[time.time(), code, message])
+        script(keys=transitions.transition_keys(job, priority.decode()), args=[code, message])

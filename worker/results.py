@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -40,7 +39,7 @@ class Results:
     def start(self, shard: Shard, attempt: int, fence: tuple[str, str] | tuple[()] = ()) -> bool:
         """`fence`: the set of leases, and the one in it without which nothing starts."""
         leases, lease = fence[:1], fence[1:]
-        state = self._start(keys=[*_keys(shard), *leases], args=[time.time(), attempt, int(self._store.external), *lease])
+        state = self._start(keys=[*_keys(shard), *leases], args=[attempt, int(self._store.external), *lease])
         return state is not None and State(state.decode()) is State.RUNNING
 
     def settled(self, shard: Shard) -> bool:
@@ -114,7 +113,7 @@ class Results:
         with self._redis.pipeline(transaction=False) as pipe:
             if last:
                 self._note(pipe, shard, shard.recipe.steps, shard.recipe.steps * shard.count)
-            self._publish(keys=_keys(shard), args=[time.time(), *entries], client=pipe)
+            self._publish(keys=_keys(shard), args=entries, client=pipe)
             wanted = bool(pipe.execute()[-1])
         if not wanted and images and self._store.external:
             self._take_back(shard.job, [index for index, _ in images])

@@ -89,10 +89,11 @@ BEAT = (
     _NOW
     + """
 local out, ttl = {C('EXISTS', KEYS[1])}, math.ceil(ARGV[2] * 4)
+-- first, since a full server refuses a script whose first write needs memory; and then all leases would lapse
+C('EXPIRE', KEYS[2], ttl)
 if out[1] == 1 then
   C('HSET', KEYS[1], 'last_heartbeat', ARGV[3], 'state', ARGV[4]); C('EXPIRE', KEYS[1], ARGV[1])
 end
-C('EXPIRE', KEYS[2], ttl)
 for i = 1, #ARGV - 4 do
   local k, member = 4 * i - 1, ARGV[4 + i]
   if not C('ZSCORE', KEYS[k], member) then

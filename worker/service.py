@@ -29,7 +29,7 @@ from worker.saver import Saver
 from worker.speed import Speed
 from worker.store import Store, StoreFault
 from worker.turns import Turns
-from worker.upkeep import Upkeep, until
+from worker.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 _IDLE_S = 0.5
@@ -225,7 +225,7 @@ class Worker:
 
     def _info(self) -> WorkerInfo:
         models = {name: model.info for name, model in self._models.items()}
-        return WorkerInfo(self._shards.name, self._device, models, self._speed.slowed, until())
+        return WorkerInfo(self._shards.name, self._device, models, self._speed.slowed)
 
     def _close(self) -> None:
         """Store what is finished, save the rest and give it back; without Redis the leases lapse, and others take over."""

@@ -10,6 +10,7 @@ from worker.contract import (
     EXPIRING,
     LEFT,
     LOAD,
+    NOW,
     RECORD_TTL_S,
     UNFINISHED_TTL_S,
     WEBHOOKS,
@@ -20,9 +21,16 @@ from worker.contract import (
     sha256_key,
 )
 
+_REMOVED_AGAIN_S = 60  # workers remove a deleted job's objects once more: one may just have been writing
+
 
 def _script(body: str) -> str:
-    values = {"$CHANGES": CHANGES, "$RECORD_TTL_S": RECORD_TTL_S, "$UNFINISHED_TTL_S": UNFINISHED_TTL_S}
+    values = {
+        "$CHANGES": CHANGES,
+        "$RECORD_TTL_S": RECORD_TTL_S,
+        "$UNFINISHED_TTL_S": UNFINISHED_TTL_S,
+        "$REMOVED_AGAIN_S": _REMOVED_AGAIN_S,
+    }
     script = _SHARED + body
     for name, value in values.items():
         script = script.replace(name, str(value))
@@ -32,7 +40,10 @@ def _script(body: str) -> str:
 # Changes of state. KEYS are always: job, sha256, png, open set, chains, expiring, left, load, webhooks.
 # `finish` closes a job for good.
 # `external` in a job's hash: some of its PNGs may lie in the results store, written before their hash is.
-_SHARED = """
+_SHARED = (
+    NOW
+    + """
+local function stamp() return string.format('%.6f', now()) end
 local function state() return redis.call('HGET', KEYS[1], 'state') end
 local function is_open() local s = state(); return s == 'queued' or s == 'running' end
 local function is_external() return redis.call('HGET', KEYS[1], 'external') end
@@ -51,40 +62,41 @@ local function subtract(job, image_steps)
   -- not -x: of 0 that is "-0", which Redis 7.0 takes for no integer
   if redis.call('HINCRBY', KEYS[8], owner, 0 - (image_steps or left)) <= 0 then redis.call('HDEL', KEYS[8], owner) end
 end
-local function finish(to, now)
+local function finish(to)
   local ttl = tonumber(redis.call('HGET', KEYS[1], 'results_ttl_s'))
-  redis.call('HSET', KEYS[1], 'state', to, 'finished_at', now)
+  redis.call('HSET', KEYS[1], 'state', to, 'finished_at', stamp())
   redis.call('EXPIRE', KEYS[3], ttl)
   redis.call('EXPIRE', KEYS[1], ttl + $RECORD_TTL_S)
   redis.call('EXPIRE', KEYS[2], ttl + $RECORD_TTL_S)
-  if is_external() then remove_objects_at(now + ttl) end
+  if is_external() then remove_objects_at(now() + ttl) end
   redis.call('DEL', KEYS[5])
   redis.call('ZREM', KEYS[4], id)
   local idempotency = redis.call('HGET', KEYS[1], 'idempotency')
   if idempotency then redis.call('EXPIRE', idempotency, ttl + $RECORD_TTL_S) end
   subtract(id)
   if redis.call('HEXISTS', KEYS[1], 'webhook') == 1 then
-    redis.call('ZADD', KEYS[9], now, id)
+    redis.call('ZADD', KEYS[9], stamp(), id)
     redis.call('EXPIRE', KEYS[9], $RECORD_TTL_S) -- where no API has a secret, nobody empties it
   end
   redis.call('PUBLISH', '$CHANGES', id .. ' ' .. to)
 end
 """
+)
 
-# KEYS[10]: shards that are leased. ARGV: now, attempt, 1 for a worker that has a results store, its lease among those.
+# KEYS[10]: shards that are leased. ARGV: attempt, 1 for a worker that has a results store, its lease among those.
 # -> 'running', or the final state, or false for a job that is gone or a lease that is lost: nothing starts under that.
 START = _script("""
-if KEYS[10] and not redis.call('ZSCORE', KEYS[10], ARGV[4]) then return false end
+if KEYS[10] and not redis.call('ZSCORE', KEYS[10], ARGV[3]) then return false end
 if not is_open() then return state() end
 local attempts = tonumber(redis.call('HGET', KEYS[1], 'attempts'))
-if tonumber(ARGV[2]) > attempts then redis.call('HSET', KEYS[1], 'attempts', ARGV[2]) end
-if ARGV[3] == '1' and not is_external() then
+if tonumber(ARGV[1]) > attempts then redis.call('HSET', KEYS[1], 'attempts', ARGV[1]) end
+if ARGV[2] == '1' and not is_external() then
   redis.call('HSET', KEYS[1], 'external', 1)
-  remove_objects_at(ARGV[1] + $UNFINISHED_TTL_S)
+  remove_objects_at(now() + $UNFINISHED_TTL_S)
 end
 if state() == 'queued' then
   redis.call('HSET', KEYS[1], 'state', 'running')
-  redis.call('HSETNX', KEYS[1], 'started_at', ARGV[1])
+  redis.call('HSETNX', KEYS[1], 'started_at', stamp())
   redis.call('PUBLISH', '$CHANGES', id .. ' running')
 end
 return state()""")
@@ -106,16 +118,16 @@ redis.call('HSET', KEYS[1], 'k' .. ARGV[1], ARGV[3])
 redis.call('EXPIRE', KEYS[5], $UNFINISHED_TTL_S)
 return 1""")
 
-# ARGV: now, then index, sha256, PNG an image. Binary PNGs are plain arguments; one in the results store is empty.
+# ARGV: index, sha256, PNG an image. Binary PNGs are plain arguments; one in the results store is empty.
 # -> 1, or 0 where the job has ended or is gone. The image that completes the job closes it.
 # A late worker may have put objects back after all were removed: then they are due again.
 PUBLISH = _script("""
 if not is_open() then
   local job = redis.call('HMGET', KEYS[1], 'finished_at', 'results_ttl_s')
-  if ARGV[4] == '' then remove_objects_at(job[1] and job[1] + job[2] or ARGV[1]) end
+  if ARGV[3] == '' then remove_objects_at(job[1] and job[1] + job[2] or now()) end
   return 0
 end
-for i = 2, #ARGV, 3 do
+for i = 1, #ARGV, 3 do
   -- the first one stays: a late worker on another kind of machine must not change what clients have cached
   if redis.call('HSETNX', KEYS[2], ARGV[i], ARGV[i + 1]) == 1 and ARGV[i + 2] ~= '' then
     redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 2])
@@ -123,30 +135,30 @@ for i = 2, #ARGV, 3 do
 end
 redis.call('EXPIRE', KEYS[2], $UNFINISHED_TTL_S)
 redis.call('EXPIRE', KEYS[3], $UNFINISHED_TTL_S)
-if redis.call('HLEN', KEYS[2]) == tonumber(redis.call('HGET', KEYS[1], 'count')) then finish('finished', ARGV[1]) end
+if redis.call('HLEN', KEYS[2]) == tonumber(redis.call('HGET', KEYS[1], 'count')) then finish('finished') end
 return 1""")
 
-# ARGV: now, code, message. -> 1, or 0 where the job had ended already.
+# ARGV: code, message. -> 1, or 0 where the job had ended already.
 FAIL = _script("""
 if not is_open() then return 0 end
-redis.call('HSET', KEYS[1], 'error_code', ARGV[2], 'error_message', ARGV[3])
-finish('failed', ARGV[1])
+redis.call('HSET', KEYS[1], 'error_code', ARGV[1], 'error_message', ARGV[2])
+finish('failed')
 return 1""")
 
-# ARGV: now. -> the state afterwards, or false for a job that is gone.
+# -> the state afterwards, or false for a job that is gone.
 CANCEL = _script("""
-if is_open() then finish('cancelled', ARGV[1]) end
+if is_open() then finish('cancelled') end
 return state()""")
 
 
-# Before the keys of a job are deleted. ARGV: when to remove what the results store holds of it. -> 1, or 0 where that is nothing.
+# Before the keys of a job are deleted. -> 1, or 0 where the results store holds nothing of it.
 DOOM = _script("""
 subtract(id)
 redis.call('ZREM', KEYS[9], id)
 local idempotency = redis.call('HGET', KEYS[1], 'idempotency')
 if idempotency then redis.call('DEL', idempotency) end
 if not is_external() then return 0 end
-remove_objects_at(ARGV[1])
+remove_objects_at(now() + $REMOVED_AGAIN_S)
 return 1""")
 
 # Take the oldest open jobs out of the books whose record has expired: nobody ran them. KEYS[1] is the prefix of records.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable
 from threading import Event
-from typing import cast
+from typing import Any, cast
 
 from redis import Redis
 
-from worker import contract
+from worker import contract, roster
 from worker.info import WorkerInfo
 from worker.intake import Inbox, Lost
 from worker.queue import LEASE_S
@@ -26,8 +25,9 @@ class Upkeep:
 
     def __init__(self, redis: Redis, shards: ShardWorker, inbox: Inbox, info: Callable[[], WorkerInfo], stopping: Event) -> None:
         self._redis, self._shards, self._inbox, self._info, self._stopping = redis, shards, inbox, info, stopping
+        self._say = cast("Any", redis.register_script(roster.SAY))
         self._compared: set[str] = set()  # names of workers
-        self._rescue = Rescue(redis, shards.queues, shards.lease_s)
+        self._rescue = Rescue(redis, shards.lease_s)
 
     def turn(self) -> None:
         for lease in self._shards.beat():
@@ -41,13 +41,8 @@ class Upkeep:
 
     def _introduce(self) -> None:
         info = self._info()
-        self._redis.hset(contract.WORKERS, info.name, info.to_json())
-        self._redis.expire(contract.WORKERS, round(4 * LEASE_S))
-        said = cast("dict[bytes, bytes]", self._redis.hgetall(contract.WORKERS))
-        others = [WorkerInfo.from_json(text) for text in said.values()]
-        if dead := [other.name for other in others if other.until < time.time()]:
-            self._redis.hdel(contract.WORKERS, *dead)
-        self._compare(info, others)
+        said = self._say(keys=[contract.WORKERS], args=[info.name, info.to_json(), LEASE_S])
+        self._compare(info, roster.read(said))
 
     def _compare(self, info: WorkerInfo, others: Iterable[WorkerInfo]) -> None:
         """The same seed gives the same bytes among workers that compute alike only."""
@@ -61,8 +56,3 @@ class Upkeep:
                         difference,
                     )
         self._compared = {other.name for other in others}
-
-
-def until() -> float:
-    """When what a worker says of itself now is to be believed no longer."""
-    return time.time() + LEASE_S

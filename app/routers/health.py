@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from typing import cast
 
 from fastapi import APIRouter, Response
@@ -8,9 +7,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.dependencies import Store
 from app.errors import NoWorker, StoreUnreachable, problems
-from app.estimate import alive
 from app.metrics import scrape
 from app.readiness import Health, Readiness, Worker
+from worker import roster
 from worker.contract import WORKERS
 
 router = APIRouter(tags=["health"])
@@ -29,7 +28,7 @@ async def healthz() -> Health:
 @router.get("/readyz", responses=problems(NoWorker, StoreUnreachable))
 async def readyz(store: Store) -> Readiness:
     """Whether a job posted now would run: Redis answers, and a worker is alive."""
-    workers = alive(cast("list[bytes]", await store.hvals(WORKERS)), time.time())
+    workers = roster.read(cast("list[bytes]", await store.eval(roster.LOOK, 1, WORKERS)))
     if not workers:
         raise NoWorker
     return Readiness(workers=[Worker.model_validate(worker, from_attributes=True) for worker in workers])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ from app.schemas import WebhookMessage
 from app.webhooks import signature
 from app.webhooks.sender import AT_ONCE, TIMEOUT_S, Outcome, Sender
 from app.webhooks.target import BadTarget, Target
-from worker.contract import WEBHOOKS, job_key
+from worker.contract import NOW, WEBHOOKS, job_key
 
 log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 9  # over 6 hours
@@ -36,35 +35,47 @@ _LOOK_EVERY_S = 1.0
 _AT_ONCE_OF_ONE = 16  # attempts; one owner's receivers that never answer leave room for others'
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _GROWTH = 5.0, 7200.0, 4.0
 
-# KEYS: webhooks. ARGV: now, until, prefix of job keys. -> {job, its hash, images that are done}, or false where nothing is due.
-_CLAIM = """
+# KEYS: webhooks. ARGV: seconds that a claim lasts, prefix of job keys.
+# -> {job, until when it is claimed, its hash, images that are done}, or false where nothing is due.
+_CLAIM = (
+    NOW
+    + """
 while true do
-  local id = redis.call('ZRANGE', KEYS[1], '-inf', ARGV[1], 'BYSCORE', 'LIMIT', 0, 1)[1]
+  local id = redis.call('ZRANGE', KEYS[1], '-inf', now(), 'BYSCORE', 'LIMIT', 0, 1)[1]
   if not id then return false end
-  local job = ARGV[3] .. id
+  local job, until_ = ARGV[2] .. id, string.format('%d', math.ceil(now() + ARGV[1]))
   if redis.call('EXISTS', job) == 1 then
-    redis.call('ZADD', KEYS[1], ARGV[2], id)
+    redis.call('ZADD', KEYS[1], until_, id)
     redis.call('HINCRBY', job, 'webhook_attempts', 1)
-    return {id, redis.call('HGETALL', job), redis.call('HLEN', job .. ':sha256')}
+    return {id, until_, redis.call('HGETALL', job), redis.call('HLEN', job .. ':sha256')}
   end
   redis.call('ZREM', KEYS[1], id)
 end"""
+)
 
-# KEYS: webhooks, job. ARGV: job, until when it was claimed, when it is due again or '', then fields of the job and values.
-_SETTLE = """
+# KEYS: webhooks, job. ARGV: job, until when it was claimed, in how many seconds it is due again or '', then fields of the job
+# and values.
+_SETTLE = (
+    NOW
+    + """
 if redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then return end
 if redis.call('EXISTS', KEYS[2]) == 0 then
   redis.call('ZREM', KEYS[1], ARGV[1])
   return
 end
 redis.call('HSET', KEYS[2], unpack(ARGV, 4))
-if ARGV[3] == '' then redis.call('ZREM', KEYS[1], ARGV[1]) else redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1]) end"""
+if ARGV[3] == '' then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+else
+  redis.call('ZADD', KEYS[1], string.format('%.3f', now() + ARGV[3]), ARGV[1])
+end"""
+)
 
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
     job: str
-    until: int
+    until: bytes
     fields: Mapping[bytes, bytes] = field(repr=False)
     images_done: int
 
@@ -104,16 +115,14 @@ class Delivery:
                     await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _next(self) -> _Claim | None:
-        now = time.time()
-        until = math.ceil(now + _CLAIM_S)
         try:
-            claimed = await self._claim_script(keys=[WEBHOOKS], args=[now, until, job_key("")])
+            claimed = await self._claim_script(keys=[WEBHOOKS], args=[_CLAIM_S, job_key("")])
         except RedisError as error:
             log.warning("cannot look for webhooks that are due: %s", error)
             return None
         if not claimed:
             return None
-        job, fields, images_done = claimed
+        job, until, fields, images_done = claimed
         return _Claim(job.decode(), until, dict(zip(fields[::2], fields[1::2], strict=True)), images_done)
 
     async def _attend(self, claim: _Claim) -> None:
@@ -121,7 +130,7 @@ class Delivery:
         self._sending[claim.owner] += 1
         try:
             if self._sending[claim.owner] > _AT_ONCE_OF_ONE:
-                await self._settle(claim, time.time() + TIMEOUT_S, {"webhook_attempts": claim.attempts - 1})
+                await self._settle(claim, TIMEOUT_S, {"webhook_attempts": claim.attempts - 1})
             else:
                 await self._attempt(claim)
         except RedisError as error:
@@ -138,7 +147,7 @@ class Delivery:
             log.warning("the webhook of job %s is given up after %d attempts: %s", claim.job, claim.attempts, outcome.said)
             await self._settle(claim, None, {"webhook_state": "given_up", "webhook_said": outcome.said})
         else:
-            await self._settle(claim, time.time() + pause_s(claim.attempts), {"webhook_said": outcome.said})
+            await self._settle(claim, pause_s(claim.attempts), {"webhook_said": outcome.said})
         if outcome.lookup:  # its thread is busy until then, and so is this attempt's place among its owner's
             await asyncio.wait({outcome.lookup})
 
@@ -167,9 +176,9 @@ class Delivery:
         about = {"Host": target.authority, "Content-Type": "application/json", "User-Agent": "ddpm-service"}
         return await self._sender.post(target, about | headers, body)
 
-    async def _settle(self, claim: _Claim, due: float | None, noted: Mapping[str, str | int]) -> None:
+    async def _settle(self, claim: _Claim, again_in_s: float | None, noted: Mapping[str, str | int]) -> None:
         fields = [part for pair in noted.items() for part in pair]
-        again = "" if due is None else due
+        again = "" if again_in_s is None else again_in_s
         await self._settle_script(keys=[WEBHOOKS, job_key(claim.job)], args=[claim.job, claim.until, again, *fields])
 
 

@@ -134,6 +134,6 @@ def test_a_job_that_has_ended_is_in_the_books_no_more_and_never_subtracted_twice
 def test_a_job_whose_record_has_expired_is_in_the_books_no_more(bounded, redis):
     gone, kept = (bounded[0].post("/v1/jobs", json=JOB).json()["id"] for _ in range(2))
     redis.delete(contract.job_key(gone))
-    Rescue.of_models(redis, ["tiny"]).turn()
+    Rescue(redis).turn()
     assert books(redis) == (100, 100)
     assert redis.zrange(contract.open_key("interactive"), 0, -1) == [kept.encode()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from random import Random
@@ -18,7 +17,8 @@ from app.main import create_app
 from app.settings import ApiSettings
 from tests.support.server import serve
 from tests.support.simulation import finished_at
-from worker.contract import WORKERS, Shard
+from tests.support.worker import say
+from worker.contract import Shard
 from worker.info import ServedModel, WorkerInfo
 
 CPU = {1: 0.0030, 2: 0.0032, 4: 0.0033, 8: 0.0039, 16: 0.0049, 32: 0.0061, 64: 0.0085}
@@ -49,8 +49,8 @@ MIXES = {
 
 def announce(redis: Redis, workers: int, seconds: dict[int, float]) -> None:
     for name in map(str, range(workers)):
-        info = WorkerInfo(name, "cpu", {"tiny": ServedModel("fp32", 1, seconds)}, 1.0, time.time() + 60)
-        redis.hset(WORKERS, name, info.to_json())
+        info = WorkerInfo(name, "cpu", {"tiny": ServedModel("fp32", 1, seconds)}, 1.0)
+        say(redis, info)
 
 
 def shards(redis: Redis, job: dict[str, Any]) -> list[Shard]:

@@ -42,6 +42,7 @@ def test_each_new_preview_of_an_image_is_told_once_until_the_image_is_finished(
     job = post(count=3)["id"]
     with read(job, previews=[1]) as stream:
         worker.start(job)
+        worker.progress(job, 0, 1, 3)
         for shade in (10, 20):
             worker.show(job, 1, shade)
             assert shown(stream.until("preview")[-1]) == (1, png_of(shade))
@@ -58,12 +59,28 @@ def test_two_images_are_told_apart_and_a_third_is_nobodys_business(
 ) -> None:
     job = post(count=9, start=5)["id"]
     worker.start(job)
+    worker.progress(job, 0, 1, 9)
     with read(job, previews=[13, 5, 13]) as stream:
         for index in (5, 13, 6):
             worker.show(job, index, index)
         assert sorted(previews(stream.until("preview") + stream.until("preview"))) == [(5, png_of(5)), (13, png_of(13))]
         redis.delete(contract.preview_key(job, 5), contract.preview_key(job, 13))
         eventually(lambda: set(asked()) == {f"{job} 5", f"{job} 13"}, 20, "workers are asked for both anew")
+
+
+def test_an_image_that_no_worker_shows_holds_up_no_other(
+    read: Read, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]
+) -> None:
+    job = post(count=130)["id"]
+    worker.start(job)
+    worker.progress(job, 0, 1, 64)
+    with read(job, previews=[0, 1, 129]) as stream:
+        seen = []
+        for shade in range(1, 5):
+            worker.show(job, 0, shade)
+            seen += previews(stream.until("preview"))
+    assert seen == [(0, png_of(shade)) for shade in range(1, 5)]
+    assert not any(request.endswith(" 129") for request in asked()), "its shard waits for a worker"
 
 
 def test_who_names_no_image_asks_no_worker(read: Read, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]) -> None:
@@ -79,6 +96,7 @@ def test_who_names_no_image_asks_no_worker(read: Read, worker: IdleWorker, post:
 def test_a_preview_has_no_id_so_that_a_reader_comes_back_to_what_it_was_told(read: Read, worker: IdleWorker, post: Post) -> None:
     job = post()["id"]
     worker.start(job)
+    worker.progress(job, 0, 1, 1)
     worker.show(job, 0, 50)
     with read(job, previews=[0]) as stream:
         *before, preview = stream.until("preview")

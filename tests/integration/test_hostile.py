@@ -13,6 +13,7 @@ from app import connection as below
 from tests.integration.hostile_inputs import GROUPS
 from tests.support.processes import ROOT
 from tests.support.raw_http import Wire, ask, connection, get, post
+from tests.support.worker import IdleWorker
 
 PAGE = ROOT / "docs" / "hostile-inputs.md"
 ROWS = [(what, request, status) for group in GROUPS.values() for what, (request, status) in group.items()]
@@ -134,6 +135,34 @@ def test_a_body_that_is_broken_behind_others_is_told_so_behind_their_answers(url
         pipelined.send(get(b"/healthz") + get(b"/nothing") + chunked)
         assert [pipelined.answer().status for _ in range(3)] == [200, 404, 400]
         assert pipelined.answer() is None
+
+
+@pytest.mark.parametrize("call", ["/grid", "?wait=0.3", "/events", "/images/0"])
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "in chunks"])
+def test_a_body_that_nobody_asked_for_and_is_too_large_is_refused_or_overlooked_and_not_taken_for_a_client_that_left(
+    url: str, worker: IdleWorker, caplog: pytest.LogCaptureFixture, call: str, declared: bool
+) -> None:
+    job = httpx.post(f"{url}/v1/jobs", json={"model": "tiny", "count": 2}).json()["id"]
+    worker.start(job)
+    worker.publish(job, [0])
+    target = f"/v1/jobs/{job}{call}".encode()
+    length = b"Content-Length: 100000" if declared else b"Transfer-Encoding: chunked"
+    body = b"x" * 100_000 if declared else b"186a0\r\n" + b"x" * 100_000 + b"\r\n0\r\n\r\n"
+    answer = ask(url, get(target, length) + body)
+    assert answer.status == (413 if declared else 200)
+    assert answer.body or call == "/events", "a stream has no length"
+    assert not caplog.records
+
+
+def test_a_client_that_leaves_behind_a_second_request_is_noticed(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    job = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}).json()["id"]
+    for call in ("/events", "?wait=1"):
+        with connection(url) as leaving:
+            leaving.send(get(f"/v1/jobs/{job}{call}".encode()) + get(b"/healthz"))
+            time.sleep(0.2)
+    httpx.post(f"{url}/v1/jobs/{job}/cancel")
+    time.sleep(0.5)
+    assert not caplog.records
 
 
 def test_who_asks_whether_to_go_on_is_told_so(url: str) -> None:

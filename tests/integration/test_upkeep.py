@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from threading import Event
 
+import httpx
 import pytest
 from redis import Redis
+from redis.exceptions import OutOfMemoryError
 
 from tests.support.shards import QUEUES
-from worker import contract
+from tests.support.worker import say
+from worker import contract, roster
 from worker.contract import Precision
 from worker.info import ServedModel, WorkerInfo
 from worker.intake import Inbox
@@ -18,12 +22,12 @@ from worker.rq_worker import ShardWorker
 from worker.upkeep import Upkeep
 
 
-def info(name: str, precision: Precision = "fp32", device: str = "cpu", lives_s: float = 60) -> WorkerInfo:
-    return WorkerInfo(name, device, {"tiny": ServedModel(precision, 1, {1: 0.1})}, 1.0, time.time() + lives_s)
+def info(name: str, precision: Precision = "fp32", device: str = "cpu") -> WorkerInfo:
+    return WorkerInfo(name, device, {"tiny": ServedModel(precision, 1, {1: 0.1})}, 1.0)
 
 
-def say(redis: Redis, said: WorkerInfo) -> None:
-    redis.hset(contract.WORKERS, said.name, said.to_json())
+def living(redis: Redis) -> list[bytes]:
+    return redis.eval(roster.LOOK, 1, contract.WORKERS)
 
 
 @pytest.fixture
@@ -34,11 +38,54 @@ def upkeep(redis: Redis) -> Upkeep:
     return Upkeep(redis, ShardWorker(redis, QUEUES), Inbox(), lambda: info("mine"), stopping)
 
 
-def test_a_worker_that_is_gone_is_forgotten(redis: Redis, upkeep: Upkeep) -> None:
+def test_a_worker_that_is_gone_is_not_among_the_living_and_is_forgotten(redis: Redis, upkeep: Upkeep) -> None:
     say(redis, info("alive"))
-    say(redis, info("dead", lives_s=-1))
+    say(redis, info("dead"), lives_s=-1)
+    assert roster.read(living(redis)) == [info("alive")]
     upkeep.turn()
     assert set(redis.hkeys(contract.WORKERS)) == {b"alive", b"mine"}
+
+
+def test_whether_a_worker_lives_is_a_matter_of_the_servers_clock(
+    redis: Redis, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(redis, info("other"))
+    for skew_s in (-3600, 3600):
+        with monkeypatch.context() as patch:
+            now = time.time() + skew_s
+            patch.setattr(time, "time", lambda now=now: now)
+            upkeep.turn()
+        assert roster.read(living(redis)) == [info("mine"), info("other")]
+
+
+def test_a_worker_stays_known_while_the_server_is_full(redis: Redis, upkeep: Upkeep) -> None:
+    redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(OutOfMemoryError):
+            redis.hset("anything", "else", 1)
+        upkeep._introduce()
+        assert roster.read(living(redis)) == [info("mine")]
+    finally:
+        redis.config_set("maxmemory", 0)
+
+
+@pytest.mark.parametrize("missing", ["slowed", "models", "everything"])
+def test_workers_of_another_version_are_not_counted_and_harm_nobody(
+    redis: Redis, api: httpx.Client, caplog: pytest.LogCaptureFixture, missing: str
+) -> None:
+    fields = {name: value for name, value in json.loads(info("newer").to_json()).items() if missing not in (name, "everything")}
+    say(redis, info("mine"))
+    redis.hset(contract.WORKERS, "newer", f"{time.time() + 60} {json.dumps(fields)}")
+    assert [worker["name"] for worker in api.get("/readyz").json()["workers"]] == ["mine"]
+    assert api.post("/v1/jobs", json={"model": "tiny"}).json()["queue"]["eta_s"] is not None
+    assert "a worker of another version is not counted" in caplog.text
+
+
+def test_what_a_newer_worker_says_besides_is_overlooked(redis: Redis, api: httpx.Client) -> None:
+    redis.hset(
+        contract.WORKERS, "newer", f"{time.time() + 60} {json.dumps(json.loads(info('newer').to_json()) | {'host': 'gpu-2'})}"
+    )
+    assert [worker["name"] for worker in api.get("/readyz").json()["workers"]] == ["newer"]
 
 
 @pytest.mark.parametrize(("precision", "device", "there"), [("bf16", "cpu", "bf16 on cpu"), ("fp32", "cuda:1", "fp32 on cuda")])

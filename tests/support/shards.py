@@ -10,7 +10,7 @@ from worker.queue import enqueue, make_queue, reap, withdraw_keys
 from worker.rq_worker import ShardWorker
 
 LEASE_S = 1.0
-MODEL = "of-these-tests"  # an API has none of it: its reaper would be quicker than the test
+MODEL = "of-these-tests"
 QUEUES = [queue_name(priority, MODEL) for priority in Priority]
 RECIPE = Recipe(MODEL, "ab" * 32, "ddpm", 10, "fixed_small", 0.0, 7)
 

@@ -22,17 +22,21 @@ def png_of(index: int, size: int = 8) -> bytes:
     return out.getvalue()
 
 
+def say(redis: Redis, info: WorkerInfo, lives_s: float = 60.0) -> None:
+    """As a worker does, but without removing those that are gone."""
+    redis.hset(contract.WORKERS, info.name, f"{time.time() + lives_s} {info.to_json()}")
+
+
 class IdleWorker:
     def __init__(self, redis: Redis, store: Store | None = None) -> None:
         self.redis, self.store = redis, store or InRedis()
 
     def announce(self, *, image_steps_per_s: float = 100.0, lives_s: float = 60.0, models: tuple[str, ...] = ("tiny",)) -> None:
         served = ServedModel("fp32", 1, {1: 1 / image_steps_per_s})
-        info = WorkerInfo("worker-1", "cpu", dict.fromkeys(models, served), 1.0, time.time() + lives_s)
-        self.redis.hset(contract.WORKERS, info.name, info.to_json())
+        say(self.redis, WorkerInfo("worker-1", "cpu", dict.fromkeys(models, served), 1.0), lives_s)
 
     def start(self, job: str) -> bytes | None:
-        return self._run(transitions.START, job, time.time(), 1, int(self.store.external))
+        return self._run(transitions.START, job, 1, int(self.store.external))
 
     def progress(self, job: str, shard: int, least: int, image_steps: int) -> bool:
         return bool(self._run(transitions.PROGRESS, job, contract.progress_field(shard), f"{least},{image_steps}"))
@@ -41,14 +45,14 @@ class IdleWorker:
         pngs = [(index, png_of(index)) for index in indices]
         kept = zip(pngs, self.store.put(job, pngs), strict=True)
         images = [part for (index, png), in_redis in kept for part in (index, hashlib.sha256(png).hexdigest(), in_redis)]
-        return bool(self._run(transitions.PUBLISH, job, time.time(), *images))
+        return bool(self._run(transitions.PUBLISH, job, *images))
 
     def show(self, job: str, index: int, shade: int = 77, lives_ms: int = 10_000) -> None:
         """A preview. It lives longer than a real one, since a busy machine may be late to look."""
         self.redis.set(contract.preview_key(job, index), png_of(shade), px=lives_ms)
 
     def fail(self, job: str, code: str, message: str) -> bool:
-        return bool(self._run(transitions.FAIL, job, time.time(), code, message))
+        return bool(self._run(transitions.FAIL, job, code, message))
 
     def _run(self, script: str, job: str, *args: str | int | float | bytes) -> bytes | None:
         priority = (self.redis.hget(contract.job_key(job), "priority") or b"interactive").decode()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.estimate import alive, queue_place
+from app.estimate import queue_place
 from app.schemas import QueuePlace
 from worker.contract import STRETCH
 from worker.info import Pace, ServedModel, WorkerInfo
@@ -11,8 +11,8 @@ FLAT = ServedModel("bf16", 0, {1: 0.1, 32: 0.1})  # a GPU: a step takes what it 
 STEEP = ServedModel("fp32", 2, {1: 0.01, 32: 0.32})  # a CPU
 
 
-def worker(name: str, *models: str, until: float = 99, model: ServedModel = FLAT) -> WorkerInfo:
-    return WorkerInfo(name, "cpu", dict.fromkeys(models, model), 1.0, until)
+def worker(name: str, *models: str, model: ServedModel = FLAT) -> WorkerInfo:
+    return WorkerInfo(name, "cpu", dict.fromkeys(models, model), 1.0)
 
 
 def found(own: int = 0, own_bulk: int = 0, count: int = 1, steps: int = 50, other_models: int = 0, **ahead: int) -> list[int]:
@@ -29,16 +29,6 @@ def seconds(answer: list[int], *workers: WorkerInfo) -> float:
     assert place
     assert place.eta_s is not None
     return place.eta_s
-
-
-def test_workers_that_outlived_their_word_are_not_alive() -> None:
-    infos = [worker(name, until=until).to_json().encode() for name, until in [("b", 11), ("dead", 10), ("a", 12)]]
-    assert [info.name for info in alive(infos, now=10)] == ["a", "b"]
-
-
-def test_what_a_worker_says_arrives_as_it_was_said() -> None:
-    said = worker("a", "tiny", "other")
-    assert alive([said.to_json().encode()], now=1) == [said]
 
 
 def test_there_is_no_estimate_far_back_in_the_queue_or_without_a_worker_that_has_the_model() -> None:

@@ -25,28 +25,33 @@ async def _greedy(scope: Scope, receive: Receive, send: Send) -> None:
         pass
 
 
-def _read_all(client: Client, *headers: tuple[bytes, bytes]) -> None:
-    scope: Scope = {"type": "http", "headers": list(headers)}
+def _read_all(client: Client, *headers: tuple[bytes, bytes]) -> list[Message]:
+    """What was answered."""
+    scope: Scope = {"type": "http", "method": "POST", "headers": list(headers)}
+    answers: list[Message] = []
 
-    async def send(_: Message) -> None: ...
+    async def send(message: Message) -> None:
+        answers.append(message)
 
-    with pytest.raises(BodyTooLarge):
-        asyncio.run(BodyLimit(_greedy, max_bytes=100)(scope, client.receive, send))
+    asyncio.run(BodyLimit(_greedy, max_bytes=100)(scope, client.receive, send))
+    return answers
 
 
 def test_a_body_is_read_no_further_than_the_chunk_that_passes_the_limit() -> None:
     client = Client(30)
-    _read_all(client)
+    with pytest.raises(BodyTooLarge):
+        _read_all(client)
     assert client.taken == 4
 
 
 def test_a_declared_length_over_the_limit_is_refused_unread() -> None:
     client = Client(30)
-    _read_all(client, (b"content-length", b"101"))
-    assert client.taken == 0
+    start, _ = _read_all(client, (b"content-length", b"101"))
+    assert (start["status"], client.taken) == (413, 0)
 
 
 def test_a_false_declaration_does_not_help() -> None:
     client = Client(30)
-    _read_all(client, (b"content-length", b"1"))
+    with pytest.raises(BodyTooLarge):
+        _read_all(client, (b"content-length", b"1"))
     assert client.taken == 4

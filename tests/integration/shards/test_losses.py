@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from tests.integration.test_shards import QUEUES, post, shard, worker
+from tests.support.shards import QUEUES, post, shard, worker
 from worker.contract import job_key
 from worker.queue import MAX_LOSSES, make_queue, reap
 from worker.rq_worker import Lease

@@ -8,15 +8,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from redis import Redis
 from rq import Queue
 from rq.worker import BaseWorker
 
+from tests.support.processes import ROOT
 from tests.support.shards import LEASE_S, QUEUES, left, post, rescue, shard, taken, waiting, withdraw, worker
-from worker.queue import MAX_LOSSES
+from worker.queue import MAX_LOSSES, our_queues
+from worker.rescue import Rescue
 from worker.rq_worker import BadShard, Lease, ShardWorker
 
 
@@ -73,8 +74,7 @@ while True:
 
 @pytest.fixture
 def doomed(valkey_url: str) -> Iterator[subprocess.Popen[str]]:
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen([sys.executable, "-c", _HOLDS_TWO, valkey_url], stdout=subprocess.PIPE, text=True, cwd=root)
+    process = subprocess.Popen([sys.executable, "-c", _HOLDS_TWO, valkey_url], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     with process:
         yield process
         process.kill()
@@ -124,6 +124,38 @@ def test_several_rescuers_at_once_put_a_shard_back_once(redis, valkey_url):
         thread.join()
     assert len(rescued) == len(jobs)
     assert waiting(redis) == [f"{job}-0" for job in jobs]
+
+
+def test_shards_of_a_model_that_no_catalog_has_any_more_go_back_too_and_leave_nothing_when_their_job_is_deleted(redis):
+    post(redis, shard("a"), shard("b"))
+    lost = worker(redis)
+    for _ in range(2):
+        redis.zadd((lease := lost.take(QUEUES)).started_key, {lease.execution.composite_key: 0})
+    assert withdraw(redis, shard("b")) == b"signalled"
+    Rescue(redis, LEASE_S).turn()
+    assert waiting(redis) == ["a-0"]
+    assert withdraw(redis, shard("a")) == b"removed"
+    lost.close()
+    assert not [key for key in left(redis) if "wip" in key or "rq:job" in key]
+
+
+def test_other_applications_queues_are_left_alone(redis):
+    Queue("mail", connection=redis).enqueue("x.y")
+    post(redis, shard("a"))
+    assert [queue.name for queue in our_queues(redis)] == [shard("a").queue]
+
+
+def test_a_worker_keeps_its_leases_while_the_server_is_full(redis):
+    post(redis, shard("a"))
+    w = worker(redis, lease_s=60)
+    lease = w.take(QUEUES)
+    redis.zadd(lease.started_key, {lease.execution.composite_key: time.time() + 1})
+    redis.config_set("maxmemory", 1)
+    try:
+        assert w.beat() == []
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert redis.zscore(lease.started_key, lease.execution.composite_key) > time.time() + 30
 
 
 def test_a_late_worker_changes_nothing(redis):
