@@ -12,6 +12,7 @@ import httpx
 import pytest
 from redis import Redis
 
+from app import previews
 from tests.support import sse
 from tests.support.problems import problem
 from tests.support.processes import eventually
@@ -32,7 +33,7 @@ def shown(event: Event) -> tuple[int, bytes]:
     return event.data["index"], b64decode(event.data["png"], validate=True)
 
 
-def previews(events: list[Event]) -> list[tuple[int, bytes]]:
+def told(events: list[Event]) -> list[tuple[int, bytes]]:
     return [shown(event) for event in events if event.name == "preview"]
 
 
@@ -51,7 +52,7 @@ def test_each_new_preview_of_an_image_is_told_once_until_the_image_is_finished(
         worker.show(job, 1, 30)
         worker.show(job, 2, 30)
         worker.publish(job, [0, 2])
-        assert previews(list(stream)) == []
+        assert told(list(stream)) == []
 
 
 def test_two_images_are_told_apart_and_a_third_is_nobodys_business(
@@ -63,14 +64,15 @@ def test_two_images_are_told_apart_and_a_third_is_nobodys_business(
     with read(job, previews=[13, 5, 13]) as stream:
         for index in (5, 13, 6):
             worker.show(job, index, index)
-        assert sorted(previews(stream.until("preview") + stream.until("preview"))) == [(5, png_of(5)), (13, png_of(13))]
+        assert sorted(told(stream.until("preview") + stream.until("preview"))) == [(5, png_of(5)), (13, png_of(13))]
         redis.delete(contract.preview_key(job, 5), contract.preview_key(job, 13))
         eventually(lambda: set(asked()) == {f"{job} 5", f"{job} 13"}, 20, "workers are asked for both anew")
 
 
 def test_an_image_that_no_worker_shows_holds_up_no_other(
-    read: Read, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]
+    read: Read, worker: IdleWorker, post: Post, asked: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(previews, "_WITHIN_S", 30.0)  # longer than the reader waits
     job = post(count=130)["id"]
     worker.start(job)
     worker.progress(job, 0, 1, 64)
@@ -78,7 +80,7 @@ def test_an_image_that_no_worker_shows_holds_up_no_other(
         seen = []
         for shade in range(1, 5):
             worker.show(job, 0, shade)
-            seen += previews(stream.until("preview"))
+            seen += told(stream.until("preview"))
     assert seen == [(0, png_of(shade)) for shade in range(1, 5)]
     assert not any(request.endswith(" 129") for request in asked()), "its shard waits for a worker"
 
