@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from models.catalog import CARD
 
 STAGING = ".export"
+_FILES = (".safetensors", ".partial", ".png")  # of the run itself, beside the model
 
 
 class BadOutput(Exception):
@@ -22,6 +23,8 @@ def check_output(out: Path, name: str, data: Path) -> None:
     model = out / name
     if out.exists() and not out.is_dir():
         raise BadOutput(f"{out} is a file; name a folder with --out")
+    if name.endswith(_FILES):
+        raise BadOutput(f"card.name={name!r} may be a file of the run itself; give the model a name without {Path(name).suffix}")
     if data.is_dir() and _within(out, data):
         raise BadOutput(f"{out} lies in the data {data}, where the run's own pictures would be trained on; name another --out")
     if any(_within(data, replaced) for replaced in (model, out / STAGING)):

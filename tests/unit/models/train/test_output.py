@@ -15,6 +15,7 @@ from models.train.output import BadOutput, check_output
         ("flowers", "roses", "flowers", "lies in the data .*flowers, where the run's own pictures would be trained on"),
         ("flowers/red/../runs", "roses", "flowers", "lies in the data"),
         ("link/runs", "roses", "flowers", "lies in the data"),
+        (".", "loss.png", "flowers", "card.name='loss.png' may be a file of the run itself; give the model a name without .png"),
         ("file", "roses", "flowers", "file is a file; name a folder with --out"),
     ],
 )
