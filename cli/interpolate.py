@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
@@ -27,6 +29,7 @@ def draw(
     model: str, first: Path, second: Path, ts: Sequence[int], between: int, steps: int | None, seed: int, device: str, out: Path
 ) -> None:
     """As Fig. 8 of the paper, a row for each t: a picture, it decoded again, `between` weights, the other decoded, the other."""
+    _check_out(out)
     with faults_told():
         folder, sha256 = find(model)
         loaded = checkpoint.load(folder, sha256)
@@ -46,6 +49,20 @@ def draw(
     except (OSError, ValueError) as error:
         raise Fault(f"{out} cannot be saved ({error}); name another PNG with --out") from None
     Console().print(f"{out}: a row for t = {', '.join(map(str, ts))}", soft_wrap=True, highlight=False)
+
+
+def _check_out(out: Path) -> None:
+    """Before all steps are done, not after them."""
+    Image.init()
+    if Image.EXTENSION.get(out.suffix.lower()) not in Image.SAVE:
+        reason = f"{out.suffix or 'no suffix'} is no format of pictures"
+    elif not out.parent.is_dir():
+        reason = f"there is no folder {out.parent}"
+    elif out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+        reason = "it cannot be written to"
+    else:
+        return
+    raise Fault(f"{out} cannot be saved ({reason}); name another PNG with --out")
 
 
 def _plan(loaded: Checkpoint, variance: Variance, t: int, steps: int | None) -> Plan:

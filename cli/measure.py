@@ -81,9 +81,9 @@ class Measured:
     def terms(self) -> Terms:
         """Ctrl-C leaves the batch that is under way, and returns those before it."""
         parts: list[Terms] = []
-        stop, images, steps = StopRequest(), self.wanted.images, len(self.evaluation.tau)
+        images, steps = self.wanted.images, len(self.evaluation.tau)
         columns = TextColumn("image-steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns) as progress, suppress(_Stopped):
+        with StopRequest() as stop, Progress(*columns) as progress, suppress(_Stopped):
             task = progress.add_task("", total=images * steps)
             batches = math.ceil(images / self.wanted.batch_size)
             for batch in range(batches):

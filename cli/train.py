@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.util import find_spec
@@ -17,8 +19,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from cli.faults import Fault
+from cli.lock import Held, take
+from models.checkpoint import BadCheckpoint
 from models.train import export, report
 from models.train.data import BadData, open_images
+from models.train.output import BadOutput, check_output, make_output
 from models.train.recipe import BadRecipe, Recipe
 from models.train.state import BadState
 from models.train.trainer import Diverged, Trainer
@@ -34,14 +39,32 @@ def train(recipe_path: Path, out: Path, device: str) -> None:
     console = Console(highlight=False, soft_wrap=True)
     try:
         recipe = Recipe.read(recipe_path)
-        images = open_images(recipe.data.path, recipe.network.sample_size, recipe.network.in_channels)
-        trainer = Trainer(recipe, images, out, choose_device(device))
-        _run(trainer, console)
-    except (BadRecipe, BadData, BadState, Diverged) as error:
+        check_output(out, recipe.card.name, recipe.data.path)
+        make_output(out)
+        with held(out):
+            images = open_images(recipe.data.path, recipe.network.sample_size, recipe.network.in_channels)
+            trainer = Trainer(recipe, images, out, choose_device(device))
+            _run(trainer, console)
+    except (BadRecipe, BadOutput, BadData, BadState, BadCheckpoint, Diverged) as error:
         raise Fault(str(error)) from None
     if trainer.counters.update < recipe.training.updates:
         console.print(f"stopped at update {trainer.counters.update} of {recipe.training.updates}, saved in {out}")
         console.print(f"resume with: ddpm train {recipe_path} --out {out}")
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """One run at a time: two would write each other's state."""
+    try:
+        fd = take(out / ".lock")
+    except Held as pid:
+        raise Fault(f"{out} is in use by another `ddpm train` (pid {pid}); stop it, or name another --out") from None
+    except OSError as error:
+        raise Fault(f"{out} cannot be locked ({error.strerror}); name another folder with --out") from None
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 def choose_device(asked: str) -> torch.device:
@@ -62,13 +85,14 @@ def _run(trainer: Trainer, console: Console) -> None:
         Every(options.save_every_s, lambda: _save(trainer)),
         Every(options.sample_every_s, lambda: report.draw_samples(trainer)),
     )
-    with _Bar(trainer, console) if console.is_terminal else _Lines(console) as display:
-        for reading in trainer.run(StopRequest()):
-            display.show(reading, time_left(reading, options.batch_size))
-            for job in jobs:
-                job.perhaps()
-    if trainer.counters.losses:
-        _save(trainer)
+    with StopRequest() as stop:
+        with _Bar(trainer, console) if console.is_terminal else _Lines(console) as display:
+            for reading in trainer.run(stop):
+                display.show(reading, time_left(reading, options.batch_size))
+                for job in jobs:
+                    job.perhaps()
+        if trainer.counters.losses:
+            _save(trainer)
     if trainer.counters.update == options.updates:
         report.draw_samples(trainer)
         console.print(f"finished: the model is in {trainer.out / trainer.recipe.card.name}")
@@ -86,12 +110,21 @@ def time_left(reading: Reading, batch_size: int) -> timedelta:
 
 
 class StopRequest:
-    """True once SIGINT or SIGTERM came. The second one ends the program at once, with the state of the last save."""
+    """True once SIGINT or SIGTERM came. The second one ends the program at once, with the state of the last save.
+
+    On leaving it the signals do again what they did before.
+    """
 
     def __init__(self) -> None:
         self.requested = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._request)
+
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def __call__(self) -> bool:
         return self.requested

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import struct
 import zipfile
@@ -13,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -25,8 +26,13 @@ class BadData(ValueError):
 
 
 class Images(Protocol):
-    """`len(images)` pictures; `batch` gives uint8 of shape (B, C, H, W) for the indices (B,)."""
+    """`len(images)` pictures; `batch` gives uint8 of shape (B, C, H, W) for the indices (B,).
 
+    `identity` tells them, in this order, from others: a run that resumes goes on through the same permutation.
+    """
+
+    @property
+    def identity(self) -> str: ...
     def __len__(self) -> int: ...
     def batch(self, indices: Tensor) -> Tensor: ...
 
@@ -36,6 +42,11 @@ class ArrayImages:
 
     def __init__(self, pixels: Tensor) -> None:
         self.pixels = pixels
+
+    @property
+    def identity(self) -> str:
+        """A hash of the pixels."""
+        return hashlib.sha256(self.pixels.contiguous().numpy().data).hexdigest()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -51,11 +62,17 @@ class FolderImages:
         self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
         if not self.paths:
             raise BadData(f"{folder} holds no image files; give PNG, JPEG or WebP files below it")
-        self.size, self.channels = size, channels
+        self.folder, self.size, self.channels = folder, size, channels
         self._readers = ThreadPoolExecutor(thread_name_prefix="decode")
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def identity(self) -> str:
+        """A hash of the names: reading every file would take as long as an epoch."""
+        names = "\0".join(path.relative_to(self.folder).as_posix() for path in self.paths)
+        return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
     def batch(self, indices: Tensor) -> Tensor:
         return torch.stack(list(self._readers.map(self._read, indices.tolist())))
@@ -65,13 +82,14 @@ class FolderImages:
 
 
 def read_picture(path: Path, size: int, channels: int) -> Tensor:
-    """Centre-cropped and resized: uint8 (C, size, size). Raises BadData."""
+    """Upright, on white, centre-cropped and resized: uint8 (C, size, size). Raises BadData."""
     mode = "L" if channels == 1 else "RGB"
     try:
         with Image.open(path) as image:
-            fitted = ImageOps.fit(_eight_bit(image).convert(mode), (size, size), Image.Resampling.LANCZOS)
-    except (UnidentifiedImageError, OSError) as error:
-        raise BadData(f"{path} cannot be read as an image ({error}); remove it") from None
+            upright = ImageOps.exif_transpose(image)
+            fitted = ImageOps.fit(_on_white(_eight_bit(upright)).convert(mode), (size, size), Image.Resampling.LANCZOS)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadData(f"{path} cannot be read as an image ({error}); remove it, or save it anew as an 8-bit PNG") from None
     return _channels_first(np.asarray(fitted))
 
 
@@ -118,8 +136,18 @@ def _read_npz(path: Path) -> Tensor:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8: `convert` would clip it at 255, which leaves a white picture."""
+    """16-bit grey to 8: `convert` would clip it at 255, which leaves a white picture. Of floats nobody knows what white is."""
+    if image.mode == "F":
+        raise ValueError("its levels are floating-point numbers of unknown range")
     return image.point(lambda value: value / 256) if image.mode.startswith("I") else image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """What is beneath transparency is whatever colour a program left there; it shows as white instead."""
+    if not image.has_transparency_data:
+        return image
+    picture = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
 
 
 def _batch_channels_first(pixels: np.ndarray) -> Tensor:

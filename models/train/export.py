@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from models import checkpoint
 from models.card import make_card
-from models.catalog import write_card
+from models.catalog import Card, CatalogError, read_card, write_card
+from models.checkpoint import BadCheckpoint
+from models.residual_variance import FILE, ResidualVariance
+from models.train.output import STAGING, check_output, written
 from models.train.trainer import Trainer
 
 
 def export(trainer: Trainer) -> Path:
     """Write <out>/<name>/ with the EMA weights as they are now; the folder is returned. Nobody sees it half-written."""
-    recipe = trainer.recipe
-    finished, staging = trainer.out / recipe.card.name, trainer.out / ".export"
+    recipe, finished, staging = trainer.recipe, trainer.out / trainer.recipe.card.name, trainer.out / STAGING
+    check_output(trainer.out, recipe.card.name, recipe.data.path)
     shutil.rmtree(staging, ignore_errors=True)
+    try:
+        with written(finished):
+            folder = _stage(trainer, staging)
+            if not (trainer.made == 0 and _says(finished, read_card(folder))):
+                _replace(finished, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return finished
+
+
+def _stage(trainer: Trainer, staging: Path) -> Path:
+    """The whole folder, and what was estimated for the same weights."""
+    recipe, finished = trainer.recipe, trainer.out / trainer.recipe.card.name
     folder = staging / recipe.card.name
-    checkpoint.save(folder, recipe.network, trainer.ema.averages, recipe.schedule, recipe.prediction)
+    weights = checkpoint.save(folder, recipe.network, trainer.ema.averages, recipe.schedule, recipe.prediction)
+    with suppress(BadCheckpoint):  # of other weights
+        if ResidualVariance.find(finished, weights, recipe.schedule.T):
+            shutil.copy(finished / FILE, folder)
     card = make_card(
         folder,
         recipe.card.name,
@@ -28,20 +48,38 @@ def export(trainer: Trainer) -> Path:
         default=recipe.card.default,
     )
     write_card(folder, card)
-    if finished.exists():
-        finished.rename(staging / "replaced")
-    folder.rename(finished)
-    shutil.rmtree(staging)
-    return finished
+    return folder
+
+
+def _says(finished: Path, card: Card) -> bool:
+    """Whether the finished folder has these weights and says the same of them, but for how they came to be."""
+    try:
+        found = read_card(finished)
+    except CatalogError:
+        return False
+    return found == card.model_copy(update={"provenance": found.provenance})
+
+
+def _replace(finished: Path, folder: Path) -> None:
+    replaced = folder.with_name(".replaced")
+    try:
+        if finished.exists():
+            finished.rename(replaced)
+        folder.rename(finished)
+    except BaseException:  # Ctrl-C too: what lies beside the new folder is removed
+        if replaced.exists() and not finished.exists():
+            replaced.rename(finished)
+        raise
 
 
 def provenance(trainer: Trainer) -> str:
     """One honest sentence: how long, on what, with which settings."""
     counters, options = trainer.counters, trainer.recipe.training
     images = counters.update * options.batch_size
+    rates = ", then ".join(f"{rate:g}" for rate in counters.learning_rates)
     loss = f"; loss {recent:.4f}" if (recent := trainer.recent_loss) is not None else ""
     return (
         f"trained from scratch by `ddpm train` for {counters.update} updates of batch {options.batch_size} ({images} images) in "
-        f"{counters.seconds / 3600:.1f} h on {trainer.device.type} in {counters.precision}, Adam {options.learning_rate:g}, "
+        f"{counters.seconds / 3600:.1f} h on {trainer.device.type} in {counters.precision}, Adam {rates}, "
         f"seed {options.seed}; these are the averaged weights (EMA){loss}"
     )

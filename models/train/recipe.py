@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.catalog import DataCard, Defaults, Prediction, ScheduleCard
+from models.catalog import Card, DataCard, Defaults, Prediction, ScheduleCard
 from models.unet_config import UNetConfig
+
+_NAME: str = Card.model_json_schema()["properties"]["name"]["pattern"]
 
 
 class BadRecipe(ValueError):
@@ -30,11 +32,11 @@ class DataSection(_Section):
 class TrainingSection(_Section):
     updates: int = Field(ge=1)
     batch_size: int = Field(default=128, ge=1)
-    learning_rate: float = Field(default=2e-4, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0, allow_inf_nan=False)
     warmup_updates: int = Field(default=5000, ge=0)
     gradient_clip: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**53 - 1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     save_every_s: float = Field(default=300, gt=0, description="Checkpoint, card and loss curve")
     sample_every_s: float = Field(default=900, gt=0, description="Sample grid")
@@ -42,7 +44,7 @@ class TrainingSection(_Section):
 
 
 class CardSection(_Section):
-    name: str
+    name: str = Field(pattern=_NAME)
     licence: str
     default: bool = False
     defaults: Defaults
@@ -58,6 +60,15 @@ class Recipe(_Section):
     training: TrainingSection
     card: CardSection
 
+    @model_validator(mode="after")
+    def _steps_exist(self) -> Self:
+        """Here, not at the first save."""
+        wanted = {"training.sample_steps": self.training.sample_steps, "card.defaults.steps": self.card.defaults.steps}
+        for key, steps in wanted.items():
+            if steps > self.schedule.T:
+                raise ValueError(f"{key}={steps} is more than schedule.T={self.schedule.T}; give 1 to {self.schedule.T}")
+        return self
+
     @classmethod
     def read(cls, path: Path) -> Recipe:
         """Raises BadRecipe with the key, the fault and the file."""
@@ -65,10 +76,12 @@ class Recipe(_Section):
             return cls.model_validate(tomllib.loads(path.read_text()))
         except FileNotFoundError:
             raise BadRecipe(f"{path} does not exist; the shipped recipes are in models/train/recipes/") from None
+        except OSError as error:
+            raise BadRecipe(f"{path} cannot be read ({error.strerror}); name a TOML file") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise BadRecipe(f"{path} is not TOML: {error}") from None
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            faults = "; ".join(": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors())
             raise BadRecipe(f"{path}: {faults}") from None
 
     def data_card(self, images: int) -> DataCard:

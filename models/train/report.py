@@ -11,6 +11,7 @@ from models import checkpoint
 from models.pictures import sheet
 from models.plans import compile_plan
 from models.sampling import sample, to_bytes
+from models.train.output import written
 from models.train.precision import autocast
 from models.train.trainer import Trainer
 
@@ -31,7 +32,8 @@ def draw_loss(trainer: Trainer) -> Path:
     axes.set(xlabel="updates", ylabel="L_simple", title=trainer.recipe.card.name)
     axes.legend()
     path = trainer.out / "loss.png"
-    figure.savefig(path, dpi=110)
+    with written(path):
+        figure.savefig(path, dpi=110)
     return path
 
 
@@ -50,5 +52,6 @@ def draw_samples(trainer: Trainer, images: int = SHEET_IMAGES) -> Path:
     finished = sample(net, plan, SHEET_SEED, range(images), shape, trainer.device)
     trainer.net.train()
     path = trainer.out / f"samples-{trainer.counters.update:06d}.png"
-    sheet(to_bytes(finished)).save(path)
+    with written(path):
+        sheet(to_bytes(finished)).save(path)
     return path

@@ -8,53 +8,66 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from models.train.ema import EMA
+from models.train.output import written
 from models.unet import UNet
 
 FILE = "state.safetensors"
 
 
 class BadState(Exception):
-    """The saved state does not belong to this run; the text says why and what to do."""
+    """The saved state cannot be read, or does not belong to this run; the text says why and what to do."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """Where the run stands. `losses` holds (update, mean loss since the entry before)."""
+    """Where the run stands. `data`: what the pictures are known by. `losses` holds (update, mean loss since the entry before)."""
 
     fingerprint: str
     precision: str
     update: int = 0
     seconds: float = 0.0
+    data: str = ""
+    learning_rates: list[float] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)
 
 
 def save_state(folder: Path, counters: Counters, net: UNet, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
+    """Raises BadOutput on a full disk; the state that was there before is there still."""
     tensors: dict[str, Tensor] = {f"net.{k}": v for k, v in net.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.averages.items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
     partial = folder / f"{FILE}.partial"
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, {"counters": json.dumps(asdict(counters))})
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(folder / FILE)
+    metadata = {"counters": json.dumps(asdict(counters))}
+    try:
+        with written(folder / FILE):
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(folder / FILE)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def load_state(folder: Path, fingerprint: str, net: UNet, ema: EMA, optimizer: torch.optim.Optimizer) -> Counters | None:
-    """Continue from `folder`, None where nothing is saved. Raises BadState for another recipe's run."""
+def load_state(
+    folder: Path, fingerprint: str, data: str, net: UNet, ema: EMA, optimizer: torch.optim.Optimizer
+) -> Counters | None:
+    """Continue from `folder`, None where nothing is saved. Raises BadState for another recipe's run, or one on other data."""
     path = folder / FILE
     if not path.exists():
         return None
-    with safe_open(path, framework="pt") as file:
-        raw = json.loads(file.metadata()["counters"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    if raw["fingerprint"] != fingerprint:
+    counters, tensors = _read(path)
+    if counters.fingerprint != fingerprint:
         raise BadState(f"{path} belongs to a run with another recipe; use another --out, or remove it to begin anew")
+    if counters.data != data:
+        raise BadState(
+            f"{path} belongs to a run on other pictures than data.path has now; put those back, or begin anew in another --out"
+        )
     net.load_state_dict(_part(tensors, "net."))
     for name, average in _part(tensors, "ema.").items():
         ema.averages[name].copy_(average)
@@ -63,7 +76,17 @@ def load_state(folder: Path, fingerprint: str, net: UNet, ema: EMA, optimizer: t
         index, key = name.split(".")
         moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return Counters(**{**raw, "losses": [tuple(entry) for entry in raw["losses"]]})
+    return counters
+
+
+def _read(path: Path) -> tuple[Counters, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            raw = json.loads(file.metadata()["counters"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        return Counters(**{**raw, "losses": [tuple(entry) for entry in raw["losses"]]}), tensors
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BadState(f"{path} cannot be read as the state of a run ({error}); restore it, or remove it to begin anew") from None
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,6 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from models.evaluate.likelihood import Evaluation
 from tests.support.folders import write_model
-
-
-@pytest.fixture(autouse=True)
-def handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cli.train.signal.signal", lambda *_: None)
 
 
 @pytest.fixture
@@ -92,7 +88,7 @@ def test_what_is_stopped_reports_on_the_batches_before(
 ) -> None:
     def stop_after(steps: int) -> Result:
         left = iter([False] * steps)
-        monkeypatch.setattr("cli.measure.StopRequest", lambda: lambda: next(left, True))
+        monkeypatch.setattr("cli.measure.StopRequest", lambda: nullcontext(lambda: next(left, True)))
         return ddpm_evaluate(
             tiny_model, "--data", data, "--images", 6, "--batch-size", 2, "--steps", 5, "--out", tmp_path / "out"
         )

@@ -46,9 +46,14 @@ def test_a_sheet_has_a_row_for_each_t_between_the_two_pictures(tmp_path: Path, t
         (["--t", 5, "--steps", 7], "--steps 7 is more than the 6 from t = 5 down"),
         (["--t", 5, "--out", "/nowhere/sheet.png"], "/nowhere/sheet.png cannot be saved"),
         (["--t", 5, "--out", "sheet.words"], "sheet.words cannot be saved"),
+        (["--t", 5, "--out", "sheet"], "sheet cannot be saved"),
+        (["--t", 5, "--out", "/tmp"], "/tmp cannot be saved"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line(tiny_model: Path, pictures: tuple[Path, Path], words: list[object], said: str):
+def test_what_cannot_be_done_is_told_in_one_line_before_any_step(
+    tiny_model: Path, pictures: tuple[Path, Path], words: list[object], said: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("cli.interpolate.interpolate", lambda *_: pytest.fail("a step was taken"))
     result = interpolate(tiny_model, *pictures, *words)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert said in result.stderr

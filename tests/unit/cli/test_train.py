@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from cli.train import StopRequest, held
 from models.catalog import read_card
+from models.checkpoint import BadCheckpoint
 
 RECIPE = """
 [data]
@@ -54,9 +57,9 @@ def write_recipe(folder: Path, updates: int, save_every_s: float = 300) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cli.train.signal.signal", lambda *_: None)
+def damaged(out: Path) -> None:
+    out.mkdir()
+    (out / "state.safetensors").write_bytes(b"no state")
 
 
 def ddpm_train(*words: object) -> Result:
@@ -95,6 +98,10 @@ def test_a_stop_saves_and_says_how_to_resume(tmp_path: Path) -> None:
         (lambda path: path.write_text("[data"), "is not TOML"),
         (lambda path: path.write_text(path.read_text().replace("updates = 60", "updates = 0")), "training.updates"),
         (lambda path: (path.parent / "data.npz").unlink(), "data.npz"),
+        (lambda path: (path.unlink(), path.mkdir()), "recipe.toml cannot be read"),
+        (lambda path: (path.parent / "run").touch(), "run is a file; name a folder with --out"),
+        (lambda path: (path.parent / "run" / "tiny").mkdir(parents=True), "tiny is where the model goes, and holds no card.json"),
+        (lambda path: damaged(path.parent / "run"), "state.safetensors cannot be read"),
     ],
 )
 def test_what_cannot_be_trained_is_told_in_one_line(tmp_path: Path, fault: object, words: str) -> None:
@@ -109,3 +116,32 @@ def test_what_cannot_be_trained_is_told_in_one_line(tmp_path: Path, fault: objec
 def test_a_device_that_is_not_there_is_a_fault(tmp_path: Path, device: str) -> None:
     result = ddpm_train(write_recipe(tmp_path, updates=60), "--out", tmp_path / "run", "--device", device)
     assert (result.exit_code, device in result.stderr) == (1, True)
+
+
+def test_a_second_run_to_the_same_folder_learns_who_the_first_is(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, updates=1)
+    (tmp_path / "run").mkdir()
+    with held(tmp_path / "run"):
+        result = ddpm_train(recipe, "--out", tmp_path / "run", "--device", "cpu")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"run is in use by another `ddpm train` (pid {os.getpid()}); stop it, or name another --out" in result.stderr
+    with held(tmp_path / "run"):
+        pass
+
+
+def test_a_model_that_cannot_be_exported_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise BadCheckpoint("conv_in.weight holds NaN")
+
+    monkeypatch.setattr("cli.train.export.export", fail)
+    result = ddpm_train(write_recipe(tmp_path, updates=1), "--out", tmp_path / "run", "--device", "cpu")
+    assert (result.exit_code, result.stderr) == (1, "ddpm: conv_in.weight holds NaN\n")
+
+
+def test_after_a_request_to_stop_signals_do_what_they_did_before() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with StopRequest() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,6 @@ from models.catalog import read_card, sha256_of, write_card
 from models.evaluate.likelihood import Evaluation
 from models.residual_variance import FILE, ResidualVariance
 from tests.support.cards import card_of
-
-
-@pytest.fixture(autouse=True)
-def handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cli.train.signal.signal", lambda *_: None)
 
 
 @pytest.fixture
@@ -71,9 +68,15 @@ def test_an_evaluation_on_other_pictures_goes_by_the_estimate(model: Path, data:
 
 def test_what_is_stopped_is_an_estimate_from_the_batches_before(model: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = iter([False] * 50)
-    monkeypatch.setattr("cli.measure.StopRequest", lambda: lambda: next(left, True))
+    monkeypatch.setattr("cli.measure.StopRequest", lambda: nullcontext(lambda: next(left, True)))
     assert estimate(model, "--data", data, "--images", 6, "--batch-size", 2).exit_code == 0
     assert ResidualVariance.read(model, read_card(model).sha256, 20).images == 4
+
+
+def test_after_an_estimate_signals_do_what_they_did_before(model: Path, data: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert estimate(model, "--data", data, "--images", 1).exit_code == 0
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_a_model_without_a_card_of_its_own_is_refused(tiny_model: Path, data: Path) -> None:

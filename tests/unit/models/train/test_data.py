@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from models.train.data import BadData, open_images
 
@@ -130,3 +130,50 @@ def test_nothing_to_train_on_is_said(tmp_path):
         open_images(tmp_path, 4, 1)
     with pytest.raises(BadData, match="does not exist"):
         open_images(tmp_path / "absent", 4, 1)
+
+
+def test_a_picture_is_turned_as_its_exif_data_says(tmp_path):
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[:4] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned clockwise
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(everything(open_images(tmp_path, 8, 1))[0, 0], np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "options"),
+    [("RGBA", (200, 0, 0, 0), {}), ("LA", (9, 0), {}), ("P", 0, {"transparency": 0}), ("L", 7, {"transparency": 7})],
+)
+def test_what_is_transparent_shows_as_white(tmp_path, mode, colour, options):
+    Image.new(mode, (8, 8), colour).save(tmp_path / "a.png", **options)
+    assert everything(open_images(tmp_path, 8, 3)).min() == 255
+
+
+def test_half_transparent_is_half_white(tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 128)).save(tmp_path / "a.png")
+    assert set(everything(open_images(tmp_path, 8, 1)).flatten()) == {127}
+
+
+def test_a_picture_of_floating_point_numbers_is_refused(tmp_path):
+    Image.new("F", (8, 8), 0.7).save(tmp_path / "a.tif")
+    with pytest.raises(BadData, match=r"a\.tif .*floating-point numbers of unknown range.*save it anew as an 8-bit PNG"):
+        everything(open_images(tmp_path, 8, 1))
+
+
+def test_a_picture_too_large_to_open_is_named(tmp_path, monkeypatch):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31)
+    with pytest.raises(BadData, match=r"a\.png cannot be read as an image .*exceeds limit"):
+        everything(open_images(tmp_path, 8, 3))
+
+
+def test_a_folder_is_known_by_its_names_and_an_array_by_its_pixels(tmp_path):
+    (tmp_path / "sub").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "sub" / "a.png")
+    one = open_images(tmp_path, 4, 1).identity
+    assert open_images(tmp_path / ".", 8, 3).identity == one != open_images(tmp_path / "sub", 4, 1).identity
+    (tmp_path / "i").write_bytes(idx(GREY))
+    (tmp_path / "j").write_bytes(idx(GREY[::-1]))
+    same, other = (open_images(tmp_path / name, 4, 1).identity for name in "ij")
+    assert open_images(tmp_path / "i", 4, 1).identity == same != other

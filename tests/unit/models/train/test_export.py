@@ -8,8 +8,10 @@ from diffusers import DDPMPipeline, UNet2DModel
 
 from models import checkpoint
 from models.catalog import Catalog, sha256_of
+from models.residual_variance import FILE, ResidualVariance
 from models.train import export as module
 from models.train.export import export
+from models.train.output import BadOutput
 
 
 @pytest.fixture
@@ -70,3 +72,69 @@ def test_an_export_that_dies_leaves_the_finished_folder_whole(trainer, monkeypat
         assert list(Catalog.read(trainer.out)) == ["blobs-8"]
     export(trainer)
     assert not (Path(trainer.out) / ".export").exists()
+
+
+def test_what_is_no_models_folder_is_not_replaced(trainer):
+    flowers = trainer.out / "blobs-8"
+    flowers.mkdir()
+    (flowers / "rose.png").write_bytes(b"a rose")
+    with pytest.raises(BadOutput, match=r"blobs-8 is where the model goes, and holds no card\.json"):
+        export(trainer)
+    assert (flowers / "rose.png").read_bytes() == b"a rose"
+
+
+def test_an_estimate_stays_with_its_weights_and_goes_with_them(trainer):
+    folder = export(trainer)
+    weights = Catalog.read(trainer.out)["blobs-8"].sha256
+    estimate = ResidualVariance(weights=weights, data="blobs", images=1, seed=0, values=(0.5,) * 100)
+    sha256 = estimate.write(folder)
+    export(trainer)
+    assert Catalog.read(trainer.out)["blobs-8"].residual_variance == sha256 == sha256_of(folder / FILE)
+    trainer.ema.averages["conv_in.bias"].add_(1)
+    export(trainer)
+    assert Catalog.read(trainer.out)["blobs-8"].residual_variance is None
+    assert not (folder / FILE).exists()
+
+
+def test_a_run_that_makes_no_update_leaves_its_model_as_it_is_unless_the_card_is_reworded(trainer, train, make_recipe):
+    folder = export(trainer)
+    before = folder.stat().st_ino
+    again = train(make_recipe(), trainer.out)
+    again.counters.seconds += 3600
+    export(again)
+    assert folder.stat().st_ino == before
+    export(train(make_recipe("card", licence="CC0-1.0"), trainer.out))
+    assert Catalog.read(trainer.out)["blobs-8"].licence == "CC0-1.0"
+
+
+def test_on_a_full_disk_the_finished_folder_stays_and_nothing_half_written_does(trainer, full_disk):
+    folder = export(trainer)
+    before = Catalog.read(trainer.out)["blobs-8"]
+    trainer.ema.averages["conv_in.bias"].add_(1)
+    with full_disk(), pytest.raises(BadOutput, match=r"blobs-8 cannot be written .*; make room, and run the same command again"):
+        export(trainer)
+    assert checkpoint.load(folder, before.sha256)
+    assert sorted(p.name for p in trainer.out.iterdir()) == ["blobs-8", "state.safetensors"]
+
+
+def test_a_model_that_cannot_be_put_in_place_gives_way_to_the_one_before(trainer, monkeypatch):
+    folder = export(trainer)
+    before = Catalog.read(trainer.out)["blobs-8"]
+    rename = Path.rename
+
+    def fail(source: Path, target: Path) -> Path:
+        if (source.parent.name, target) == (".export", folder) and source.name == folder.name:
+            raise OSError("no")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    trainer.ema.averages["conv_in.bias"].add_(1)
+    with pytest.raises(BadOutput):
+        export(trainer)
+    assert checkpoint.load(folder, before.sha256)
+
+
+def test_the_card_names_every_learning_rate(tmp_path, make_recipe, train):
+    train(make_recipe(), tmp_path / "out", only=2)
+    export(train(make_recipe(learning_rate=1e-3), tmp_path / "out"))
+    assert "Adam 0.002, then 0.001, seed 3" in Catalog.read(tmp_path / "out")["blobs-8"].provenance

@@ -35,6 +35,12 @@ def test_the_shipped_recipes_can_be_followed():
         ('kind = "linear"', 'kind = "quadratic"', r"schedule\.kind: .*'linear' or 'cosine'"),
         ('sampler = "ddim"', 'sampler = "euler"', r"card\.defaults\.sampler"),
         ("[data]", "[data", "is not TOML"),
+        ('name = "blobs-8"', 'name = "Blobs 8"', r"card\.name: String should match pattern"),
+        ("sample_steps = 4", "sample_steps = 101", r"training\.sample_steps=101 is more than schedule\.T=100; give 1 to 100"),
+        ("steps = 20", "steps = 101", r"card\.defaults\.steps=101 is more than schedule\.T=100; give 1 to 100"),
+        ("seed = 3", "seed = -1", r"training\.seed: .*greater than or equal to 0"),
+        ("seed = 3", "seed = 9007199254740992", r"training\.seed: .*less than or equal to 9007199254740991"),
+        ("learning_rate = 2e-3", "learning_rate = inf", r"training\.learning_rate: .*finite"),
     ],
 )
 def test_a_fault_is_named_by_its_key_and_file(tmp_path, recipe_text, old, new, says):
@@ -55,3 +61,8 @@ def test_a_file_that_is_not_text_is_not_toml(tmp_path):
     (tmp_path / "r.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadRecipe, match="is not TOML"):
         Recipe.read(tmp_path / "r.toml")
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    with pytest.raises(BadRecipe, match=r"cannot be read .*directory.*; name a TOML file"):
+        Recipe.read(tmp_path)

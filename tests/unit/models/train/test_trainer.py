@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.train.output import BadOutput
 from models.train.state import FILE, BadState
 from models.train.trainer import LOG_EVERY, Diverged, Trainer
 
@@ -125,7 +126,7 @@ def test_the_learning_rate_warms_up_to_the_recipes(tmp_path, make_recipe, images
 def test_a_state_of_another_recipe_is_refused(tmp_path, make_recipe, train):
     train(make_recipe(updates=1), tmp_path / "out")
     with pytest.raises(BadState, match=rf"{FILE} belongs to a run with another recipe; use another --out"):
-        train(make_recipe(learning_rate=1e-4), tmp_path / "out")
+        train(make_recipe(batch_size=5), tmp_path / "out")
 
 
 def test_a_run_may_be_prolonged_and_its_card_reworded(tmp_path, make_recipe, train):
@@ -135,15 +136,66 @@ def test_a_run_may_be_prolonged_and_its_card_reworded(tmp_path, make_recipe, tra
     assert train(longer, tmp_path / "out").counters.update == 4
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_last_state(tmp_path, make_recipe, train):
-    good = train(make_recipe(updates=2), tmp_path / "out")
+@pytest.mark.parametrize(("number", "word"), [(math.nan, "NaN"), (math.inf, "infinite")])
+def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_last_state(
+    tmp_path, make_recipe, train, images, monkeypatch, number, word
+):
+    train(make_recipe(updates=2), tmp_path / "out")
     before = (tmp_path / "out" / FILE).read_bytes()
-    bad = Trainer(make_recipe(updates=4), good.images, tmp_path / "out", torch.device("cpu"))
-    with torch.no_grad():
-        bad.parameters["conv_in.weight"].fill_(math.nan)
-    with pytest.raises(Diverged, match="NaN at update 4; lower learning_rate and resume"):
+    bad = Trainer(make_recipe(updates=4), images, tmp_path / "out", torch.device("cpu"))
+    monkeypatch.setattr(bad, "_update", lambda _: torch.tensor(number))
+    with pytest.raises(Diverged, match=f"the loss is {word} at update 4; lower learning_rate or gradient_clip"):
         list(bad.run())
     assert (tmp_path / "out" / FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("spoil", ["loss", "weight", "average", "moment"])
+def test_a_stop_saves_nothing_that_is_no_number(tmp_path, make_recipe, train, images, spoil):
+    train(make_recipe(updates=2), tmp_path / "out")
+    before = (tmp_path / "out" / FILE).read_bytes()
+    bad = Trainer(make_recipe(), images, tmp_path / "out", torch.device("cpu"))
+    spoilt = {
+        "weight": bad.parameters["conv_in.weight"],
+        "average": bad.ema.averages["conv_in.weight"],
+        "moment": bad.optimizer.state[bad.parameters["conv_in.weight"]]["exp_avg_sq"],
+    }
+    if spoil == "loss":
+        bad._update = lambda _: torch.tensor(math.nan)
+    else:
+        spoilt[spoil].data[0].fill_(math.inf)
+    with pytest.raises(Diverged, match="run the same command: it resumes the last state"):
+        list(bad.run(lambda: bad.counters.update == (3 if spoil == "loss" else 2)))
+    assert (tmp_path / "out" / FILE).read_bytes() == before
+
+
+def test_a_run_that_diverged_is_resumed_with_what_the_remedy_names(tmp_path, make_recipe, train):
+    train(make_recipe(updates=2), tmp_path / "out")
+    resumed = train(make_recipe(updates=3, learning_rate=1e-4, gradient_clip=0.5), tmp_path / "out")
+    assert (resumed.counters.update, resumed.optimizer.param_groups[0]["lr"]) == (3, pytest.approx(1e-4 * 3 / 5))
+
+
+def test_a_state_of_a_run_on_other_pictures_is_refused(tmp_path, make_recipe, train, images):
+    train(make_recipe(updates=1), tmp_path / "out")
+    images.pixels = images.pixels.flip(0)
+    with pytest.raises(BadState, match=rf"{FILE} belongs to a run on other pictures than data\.path has now; put those back"):
+        train(make_recipe(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("spoil", [lambda raw: raw[:-1], lambda raw: b"", lambda raw: b"\x02" + b"\0" * 7 + b"{}"])
+def test_a_damaged_state_is_named(tmp_path, make_recipe, train, spoil):
+    train(make_recipe(updates=1), tmp_path / "out")
+    path = tmp_path / "out" / FILE
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(BadState, match=rf"{FILE} cannot be read as the state of a run .*; restore it, or remove it"):
+        train(make_recipe(), tmp_path / "out")
+
+
+def test_on_a_full_disk_the_last_state_stays(tmp_path, make_recipe, train, full_disk):
+    trainer = train(make_recipe(updates=2), tmp_path / "out")
+    before = (tmp_path / "out" / FILE).read_bytes()
+    with full_disk(), pytest.raises(BadOutput, match=rf"{FILE} cannot be written .*; make room, and run the same command again"):
+        trainer.save_state()
+    assert [(p.name, p.read_bytes()) for p in (tmp_path / "out").iterdir()] == [(FILE, before)]
 
 
 def test_progress_counts_to_the_last_update(tmp_path, make_recipe, images):

@@ -1,0 +1,35 @@
+"""A file that one process at a time holds, with that process's id in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+
+class Held(Exception):
+    """By another process, whose id is the text."""
+
+
+def take(path: Path, wait_s: float = 0.0) -> int:
+    """A descriptor that holds the file for as long as any process has it open. Raises Held."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + wait_s
+    while not _try_lock(fd):
+        if time.monotonic() > deadline:
+            holder = os.pread(fd, 32, 0).decode() or "unknown"
+            os.close(fd)
+            raise Held(holder)
+        time.sleep(0.1)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    return fd
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
