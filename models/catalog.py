@@ -130,6 +130,8 @@ def read_card(folder: Path) -> Card:
         return Card.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise CatalogError(f"{folder} has no {CARD}; write one with `ddpm models add {folder}`") from None
+    except OSError as error:
+        raise CatalogError(f"{path} cannot be read ({error.strerror}); give the user of this process the right to") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

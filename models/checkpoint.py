@@ -9,6 +9,7 @@ Weights are safetensors only: a pickle runs code when it is opened.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,15 @@ class Checkpoint:
 
 def load(folder: Path, sha256: str | None = None) -> Checkpoint:
     """Load a model folder. Raises BadCheckpoint, also where the weights are not those that `sha256` names."""
+    try:
+        return _load(folder, sha256)
+    except OSError as error:
+        raise BadCheckpoint(
+            f"{error.filename or folder} cannot be read ({error.strerror or error}); give the user of this process the right to"
+        ) from None
+
+
+def _load(folder: Path, sha256: str | None) -> Checkpoint:
     config_path, weights_path = _network_files(folder)
     found = sha256_of(weights_path)
     if sha256 is not None and found != sha256:
@@ -72,8 +82,9 @@ def save(folder: Path, config: UNetConfig, state: Mapping[str, Tensor], schedule
     (folder / "unet").mkdir(parents=True, exist_ok=True)
     (folder / "scheduler").mkdir(exist_ok=True)
     weights = folder / "unet" / WEIGHTS
-    save_file({k: v.detach().float().cpu().contiguous() for k, v in state.items()}, weights, metadata={"format": "pt"})
     _write_json(folder / "unet" / "config.json", config.to_diffusers())
+    save_file({k: v.detach().float().cpu().contiguous() for k, v in state.items()}, weights, metadata={"format": "pt"})
+    shutil.copymode(folder / "unet" / "config.json", weights)  # safetensors lets nobody else read what it writes
     _write_json(folder / "scheduler" / "scheduler_config.json", _scheduler_config(schedule, prediction))
     index = {
         "_class_name": "DDPMPipeline",

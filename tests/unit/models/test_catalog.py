@@ -96,6 +96,12 @@ def test_a_card_that_is_no_json_object_is_named(tmp_path, content):
         Catalog.read(tmp_path)
 
 
+def test_a_card_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "card.json").mkdir()
+    with pytest.raises(CatalogError, match=r"card\.json cannot be read \(Is a directory\); give the user"):
+        read_card(tmp_path)
+
+
 def test_a_folder_without_a_card_says_how_to_write_one(tmp_path):
     with pytest.raises(CatalogError, match=r"has no card\.json; write one with `ddpm models add"):
         read_card(tmp_path)

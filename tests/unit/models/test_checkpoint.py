@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -51,6 +52,19 @@ def test_what_is_saved_is_what_is_loaded(folder, small_net):
     assert not loaded.net.training
     assert torch.equal(loaded.schedule.beta, Schedule.linear().beta)
     assert loaded.prediction == "epsilon"
+
+
+def test_whoever_may_read_the_other_files_may_read_the_weights(folder):
+    assert len({path.stat().st_mode for path in folder.rglob("*.*") if path.is_file()}) == 1
+
+
+def test_a_file_that_this_user_may_not_read_is_named(folder, monkeypatch):
+    def refuse(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint, "sha256_of", refuse)  # root may read any
+    with pytest.raises(BadCheckpoint, match=rf"{checkpoint.WEIGHTS} cannot be read \(Permission denied\); give the user"):
+        checkpoint.load(folder)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
