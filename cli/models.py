@@ -53,7 +53,8 @@ def add(folder: Path, name: str, data: DataCard, licence: str, provenance: str, 
         raise Fault(str(error)) from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise Fault(f"{first['loc'][0]}={first['input']!r} cannot stand in a card: {first['msg']}") from None
+        told = f"{first['loc'][0]}={first['input']!r} cannot stand in a card: " if first["loc"] else ""
+        raise Fault(f"{told}{first['msg'].removeprefix('Value error, ')}") from None
     root = read(CliSettings).models_root
     target = root / card.name
     if target.exists():

@@ -29,13 +29,42 @@ from models.unet_config import UNetConfig, UnsupportedConfig
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
-# Options of diffusers' DDPMScheduler that change the process, with the only value that the plans implement.
+# The schedulers of diffusers whose process is the paper's, which keeps the variance of x_t, and what they mean by absent betas.
+_PAPERS, _LATENTS = (LINEAR_START, LINEAR_END), (0.00085, 0.012)
+_SCHEDULERS = {
+    "DDPMScheduler": _PAPERS,
+    "DDPMParallelScheduler": _PAPERS,
+    "DDIMScheduler": _PAPERS,
+    "DDIMInverseScheduler": _PAPERS,
+    "DDIMParallelScheduler": _PAPERS,
+    "DEISMultistepScheduler": _PAPERS,
+    "DPMSolverMultistepScheduler": _PAPERS,
+    "DPMSolverMultistepInverseScheduler": _PAPERS,
+    "DPMSolverSinglestepScheduler": _PAPERS,
+    "DPMSolverSDEScheduler": _LATENTS,
+    "EulerDiscreteScheduler": _PAPERS,
+    "EulerAncestralDiscreteScheduler": _PAPERS,
+    "HeunDiscreteScheduler": _LATENTS,
+    "KDPM2DiscreteScheduler": _LATENTS,
+    "KDPM2AncestralDiscreteScheduler": _LATENTS,
+    "LMSDiscreteScheduler": _PAPERS,
+    "PNDMScheduler": _PAPERS,
+    "SASolverScheduler": _PAPERS,
+    "UniPCMultistepScheduler": _PAPERS,
+}
+# Options of these schedulers that change the process, with the only value that the plans implement.
 _FIXED_SCHEDULER: dict[str, Any] = {
     "trained_betas": None,
     "clip_sample": True,
     "clip_sample_range": 1.0,
     "thresholding": False,
     "rescale_betas_zero_snr": False,
+    "timestep_type": "discrete",
+    "use_flow_sigmas": False,
+    "shift": 1.0,
+    "sigma_data": None,
+    "sigma_min": None,
+    "sigma_max": None,
 }
 
 
@@ -114,24 +143,37 @@ def read_variance(folder: Path) -> FixedVariance:
 def read_scheduler(folder: Path) -> tuple[ScheduleCard, Prediction]:
     """The process in scheduler/scheduler_config.json (or beside the weights); without one, the paper's."""
     path, config = _scheduler_file(folder)
+    scheduler = config.get("_class_name", "DDPMScheduler")
+    if scheduler not in list(_SCHEDULERS):
+        raise BadCheckpoint(
+            f"{path}: _class_name={scheduler!r} is of another process than DDPMScheduler's; only that one is sampled"
+        )
     for key, only in _FIXED_SCHEDULER.items():
         if config.get(key, only) != only:
             raise BadCheckpoint(f"{path}: {key}={config[key]!r} is not supported; only {only!r} is")
     name = config.get("beta_schedule", "linear")
-    if name not in _BETA_SCHEDULES:
+    if name not in list(_BETA_SCHEDULES):
         raise BadCheckpoint(f"{path}: beta_schedule={name!r} is not supported; use {' or '.join(_BETA_SCHEDULES)}")
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "sample", "v_prediction"):
         raise BadCheckpoint(f"{path}: prediction_type={prediction!r} is not supported; use epsilon, sample or v_prediction")
     wanted = {"kind": _BETA_SCHEDULES[name], "T": config.get("num_train_timesteps", LINEAR_T)}
     if name == "linear":
-        wanted |= {"beta_start": config.get("beta_start", LINEAR_START), "beta_end": config.get("beta_end", LINEAR_END)}
+        start, end = _SCHEDULERS[scheduler]
+        wanted |= {"beta_start": config.get("beta_start", start), "beta_end": config.get("beta_end", end)}
     try:
-        return ScheduleCard.model_validate(wanted), prediction
+        card = ScheduleCard.model_validate(wanted)
     except ValidationError as error:
         fault = error.errors()[0]
         key = str(fault["loc"][0]).replace("T", "num_train_timesteps")
         raise BadCheckpoint(f"{path}: {key}={fault['input']!r}: {fault['msg']}; correct it") from None
+    schedule = schedule_of(card)
+    if not schedule.can_be_reversed:
+        ends = f"{schedule.alpha_bar[0]:g} to {schedule.alpha_bar[-1]:g}"
+        raise BadCheckpoint(
+            f"{path}: alpha_bar goes from {ends} and cannot be reversed; correct num_train_timesteps, beta_start and beta_end"
+        )
+    return card, prediction
 
 
 def _scheduler_file(folder: Path) -> tuple[Path, dict[str, Any]]:

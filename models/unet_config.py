@@ -72,6 +72,8 @@ class UNetConfig:
             raise UnsupportedConfig(
                 f"out_channels={self.out_channels} differs from in_channels={self.in_channels}; learned variances are unsupported"
             )
+        if self.in_channels not in (1, 3):
+            raise UnsupportedConfig(f"in_channels={self.in_channels} make no picture; only 1 (grey) and 3 (RGB) are supported")
         for width in self.block_out_channels:
             if width < 1 or width % self.norm_num_groups:
                 raise UnsupportedConfig(f"norm_num_groups={self.norm_num_groups} does not divide {width} channels")

@@ -88,6 +88,13 @@ def test_a_bad_card_is_named_with_its_key(tmp_path, key, value):
         Catalog.read(tmp_path)
 
 
+def test_default_steps_beyond_the_schedule_are_refused_with_the_range(tmp_path):
+    path = add(tmp_path, "a") / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"defaults": {"steps": 1001}}))
+    with pytest.raises(CatalogError, match=rf"{path}: the file: defaults\.steps=1001 is more than .*; use 1 to 1000; correct it"):
+        Catalog.read(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_a_card_that_is_no_json_object_is_named(tmp_path, content):
     path = add(tmp_path, "a") / "card.json"

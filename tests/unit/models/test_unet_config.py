@@ -43,6 +43,7 @@ def test_a_pair_of_equal_sides_is_square():
         ({"sample_size": 30}, "sample_size=30 cannot be halved 3 times; use a multiple of 8"),
         ({"sample_size": 0}, "sample_size=0"),
         ({"out_channels": 6}, "out_channels=6.*learned variances"),
+        *(({"in_channels": n, "out_channels": n}, f"in_channels={n} make no picture; only 1") for n in (2, 4, 5)),
         ({"down_block_types": ["DownBlock2D"]}, "down_block_types names 1 levels, block_out_channels 4"),
         ({"down_block_types": ["SkipDownBlock2D", *["DownBlock2D"] * 3]}, "'SkipDownBlock2D'.*AttnDownBlock2D"),
         ({"up_block_types": ["ResnetUpsampleBlock2D", *["UpBlock2D"] * 3]}, "'ResnetUpsampleBlock2D'"),
