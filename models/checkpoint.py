@@ -93,7 +93,7 @@ def load(folder: Path, sha256: str | None = None) -> Checkpoint:
 
 
 def _load(folder: Path, sha256: str | None) -> Checkpoint:
-    config_path, weights_path = _network_files(folder)
+    config_path, weights_path = network_files(folder)
     found = sha256_of(weights_path)
     if sha256 is not None and found != sha256:
         raise BadCheckpoint(f"{weights_path} has sha256 {found}, its card says {sha256}; restore the file or write the card anew")
@@ -183,7 +183,8 @@ def _scheduler_file(folder: Path) -> tuple[Path, dict[str, Any]]:
     return path, _read_json(path) if path.is_file() else {}
 
 
-def _network_files(folder: Path) -> tuple[Path, Path]:
+def network_files(folder: Path) -> tuple[Path, Path]:
+    """The network's configuration and its weights. Raises BadCheckpoint."""
     for base in (folder / "unet", folder):
         if (base / "config.json").is_file():
             if (base / WEIGHTS).is_file():
