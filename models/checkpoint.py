@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from models.catalog import FixedVariance, Prediction, ScheduleCard, sha256_of
@@ -27,6 +27,7 @@ from models.unet import UNet
 from models.unet_config import UNetConfig, UnsupportedConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+_DTYPES = ("F64", "F32", "F16", "BF16")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
 # The schedulers of diffusers whose process is the paper's, which keeps the variance of x_t, and what they mean by absent betas.
@@ -94,16 +95,20 @@ def load(folder: Path, sha256: str | None = None) -> Checkpoint:
 
 def _load(folder: Path, sha256: str | None) -> Checkpoint:
     config_path, weights_path = network_files(folder)
-    found = sha256_of(weights_path)
-    if sha256 is not None and found != sha256:
-        raise BadCheckpoint(f"{weights_path} has sha256 {found}, its card says {sha256}; restore the file or write the card anew")
+    hashed = sha256_of(weights_path)
+    if sha256 is not None and hashed != sha256:
+        raise BadCheckpoint(
+            f"{weights_path} has sha256 {hashed}, its card says {sha256}; restore the file or write the card anew"
+        )
     try:
-        net = UNet(UNetConfig.from_diffusers(_read_json(config_path)))
+        with torch.device("meta"):  # no memory is taken before the weights are known to fit
+            net = UNet(UNetConfig.from_diffusers(_read_json(config_path)))
     except UnsupportedConfig as error:
         raise BadCheckpoint(f"{config_path}: {error}") from None
-    _load_weights(net, weights_path)
+    found = _read_weights(net.state_dict(), weights_path)
+    net.to_empty(device="cpu").load_state_dict(found)
     card, prediction = read_scheduler(folder)
-    return Checkpoint(net.eval().requires_grad_(False), schedule_of(card), prediction, found)
+    return Checkpoint(net.eval().requires_grad_(False), schedule_of(card), prediction, hashed)
 
 
 def save(folder: Path, config: UNetConfig, state: Mapping[str, Tensor], schedule: ScheduleCard, prediction: Prediction) -> str:
@@ -195,22 +200,43 @@ def network_files(folder: Path) -> tuple[Path, Path]:
     raise BadCheckpoint(f"{folder} holds no unet/config.json and no config.json; give a folder in diffusers' UNet2DModel format")
 
 
-def _load_weights(net: UNet, path: Path) -> None:
+def _read_weights(wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Float32, by today's names. What does not fit `wanted` is refused before any of it is read."""
     try:
-        found = {_modern_name(name): tensor for name, tensor in load_file(path).items()}
+        with safe_open(path, "pt") as file:
+            names = _names(file, path)
+            for name in sorted(wanted.keys() - names.keys()):
+                raise BadCheckpoint(f"{path}: {name} is missing; config.json describes another network than the weights")
+            for name in sorted(names.keys() - wanted.keys()):
+                raise BadCheckpoint(f"{path}: {name} belongs to no layer that config.json describes; the two files do not fit")
+            for name, stored in names.items():
+                _check_header(file.get_slice(stored), name, list(wanted[name].shape), path)
+            return {name: _finite(file.get_tensor(stored).float(), name, path) for name, stored in names.items()}
     except SafetensorError as error:
         raise BadCheckpoint(f"{path} is not a safetensors file ({error}); download or save it again") from None
-    wanted = net.state_dict()
-    for name in sorted(wanted.keys() - found.keys()):
-        raise BadCheckpoint(f"{path}: {name} is missing; config.json describes another network than the weights")
-    for name in sorted(found.keys() - wanted.keys()):
-        raise BadCheckpoint(f"{path}: {name} belongs to no layer that config.json describes; the two files do not fit")
-    for name, tensor in found.items():
-        if tensor.shape != wanted[name].shape:
-            raise BadCheckpoint(f"{path}: {name} has shape {list(tensor.shape)}, config.json asks for {list(wanted[name].shape)}")
-        if not bool(torch.isfinite(tensor).all()):
-            raise BadCheckpoint(f"{path}: {name} holds NaN or infinity; the training diverged or the file is damaged")
-    net.load_state_dict(found)
+
+
+def _names(file: Any, path: Path) -> dict[str, str]:
+    """Today's name of each tensor, with the name that the file has for it."""
+    names: dict[str, str] = {}
+    for stored in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
+        other = names.setdefault(_modern_name(stored), stored)
+        if other != stored:
+            raise BadCheckpoint(f"{path}: {other} and {stored} are names of one layer; remove one of them")
+    return names
+
+
+def _check_header(header: Any, name: str, shape: list[int], path: Path) -> None:
+    if header.get_shape() != shape:
+        raise BadCheckpoint(f"{path}: {name} has shape {header.get_shape()}, config.json asks for {shape}")
+    if header.get_dtype() not in _DTYPES:
+        raise BadCheckpoint(f"{path}: {name} is of type {header.get_dtype()}; convert it to one of {', '.join(_DTYPES)}")
+
+
+def _finite(tensor: Tensor, name: str, path: Path) -> Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise BadCheckpoint(f"{path}: {name} holds NaN or infinity in float32; the training diverged or the file is damaged")
+    return tensor
 
 
 def _modern_name(name: str) -> str:

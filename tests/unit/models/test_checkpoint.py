@@ -192,6 +192,16 @@ def fault(folder: Path, kind: str) -> None:
             change_weights(folder, lambda t: t.update({name: torch.zeros(3, 5)}))
         case "NaN":
             change_weights(folder, lambda t: t[name].view(-1)[7:8].fill_(float("nan")))
+        case "infinite in float32":
+            change_weights(folder, lambda t: t.update({name: t[name].double() * 1e300}))
+        case "fp8":
+            change_weights(folder, lambda t: t.update({name: t[name].to(torch.float8_e4m3fn)}))
+        case "complex":
+            change_weights(folder, lambda t: t.update({name: t[name].to(torch.complex64)}))
+        case "two names":
+            change_weights(folder, lambda t: t.update({name.replace("to_q", "query"): t[name].clone()}))
+        case "too large for any memory":
+            edit(config, block_out_channels=[4096, 8192])
         case "truncated":
             weights_of(folder).write_bytes(weights_of(folder).read_bytes()[:-100])
         case "empty":
@@ -238,7 +248,16 @@ def fault(folder: Path, kind: str) -> None:
         ("missing key", checkpoint.WEIGHTS, r"mid_block\.attentions\.0\.to_q\.weight is missing; config.json"),
         ("extra key", checkpoint.WEIGHTS, "surplus belongs to no layer"),
         ("wrong shape", checkpoint.WEIGHTS, r"to_q\.weight has shape \[3, 5\], config.json asks for \[32, 32\]"),
-        ("NaN", checkpoint.WEIGHTS, r"to_q\.weight holds NaN or infinity; the training diverged"),
+        ("NaN", checkpoint.WEIGHTS, r"to_q\.weight holds NaN or infinity in float32; the training diverged"),
+        ("infinite in float32", checkpoint.WEIGHTS, r"to_q\.weight holds NaN or infinity in float32"),
+        ("fp8", checkpoint.WEIGHTS, r"to_q\.weight is of type F8_E4M3; convert it to one of F64, F32, F16, BF16"),
+        ("complex", checkpoint.WEIGHTS, r"to_q\.weight is of type C64; convert it"),
+        (
+            "two names",
+            checkpoint.WEIGHTS,
+            r"0\.(query|to_q)\.weight and .*0\.(query|to_q)\.weight are names of one layer; remove",
+        ),
+        ("too large for any memory", checkpoint.WEIGHTS, "has shape .* config.json asks for"),
         ("truncated", checkpoint.WEIGHTS, "is not a safetensors file.*download or save it again"),
         ("empty", checkpoint.WEIGHTS, "is not a safetensors file"),
         ("not safetensors", checkpoint.WEIGHTS, "is not a safetensors file"),
