@@ -82,6 +82,18 @@ class Client:
         return answer
 
 
+def read_job(answer: httpx.Response) -> dict[str, Any]:
+    """The job in an answer; a Fault where something else than the service has given it."""
+    try:
+        job = answer.json()
+    except ValueError:
+        job = None
+    if not isinstance(job, dict) or "id" not in job:
+        kind = answer.headers.get("content-type", "no type")
+        raise Fault(f"{answer.request.url} answered {answer.status_code} with {kind} and no job; give the service's --url")
+    return job
+
+
 def _retry_after_s(answer: httpx.Response) -> float:
     """The seconds it asks for; 0 where it names none, or a date."""
     value = answer.headers.get("retry-after", "")

@@ -197,24 +197,20 @@ def models(ctx: typer.Context) -> None:
 def add(
     folder: Annotated[Path, typer.Argument(help="Model in diffusers' format: UNet2DModel or DDPMPipeline, safetensors")],
     name: Annotated[str, typer.Option(help="What jobs will call it")],
-    licence: Annotated[str, typer.Option(help="Licence of the weights")] = "unknown",
+    licence: Annotated[str | None, typer.Option(help="Licence of the weights")] = None,
     provenance: Annotated[str | None, typer.Option(help="Where the weights come from")] = None,
-    data_name: Annotated[str, typer.Option(help="What it was trained on")] = "unknown",
-    data_licence: Annotated[str, typer.Option(help="Licence of that data")] = "unknown",
+    data_name: Annotated[str | None, typer.Option(help="What it was trained on")] = None,
+    data_licence: Annotated[str | None, typer.Option(help="Licence of that data")] = None,
     default: Annotated[bool, typer.Option("--default", help="Use it for jobs that name no model")] = False,
 ) -> None:
-    """Copy a model folder into DDPM_MODELS_DIR and write its card. Running processes see it after a restart."""
-    from cli.models import add as run
-    from models.catalog import DataCard
+    """Copy a model folder into DDPM_MODELS_DIR and write its card. Running processes see it after a restart.
 
-    run(
-        folder,
-        name,
-        DataCard(name=data_name, licence=data_licence),
-        licence,
-        provenance or f"imported from {folder.name}",
-        default,
-    )
+    What no option says is taken from the folder's own card, as `ddpm train` writes it.
+    """
+    from cli.models import Said
+    from cli.models import add as run
+
+    run(folder, name, Said(licence, provenance, data_name, data_licence), default)
 
 
 @models_app.command()

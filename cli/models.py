@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
+import typer
 from pydantic import ValidationError
 from rich import box
 from rich.console import Console
@@ -13,7 +15,7 @@ from rich.table import Column, Table
 
 from cli.faults import Fault
 from cli.settings import CliSettings, read
-from models.catalog import SHIPPED, Card, Catalog, CatalogError, DataCard, write_card
+from models.catalog import CARD, SHIPPED, Card, Catalog, CatalogError, DataCard, read_card, sha256_of, write_card
 
 _PARTS = (
     "model_index.json",
@@ -42,19 +44,77 @@ def _row(card: Card, default: bool) -> tuple[str, ...]:
     return card.name, shape, str(card.schedule.T), size, cost, "yes" if default else "", card.licence
 
 
-def add(folder: Path, name: str, data: DataCard, licence: str, provenance: str, default: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the command's options say of a model; None: nothing."""
+
+    licence: str | None = None
+    provenance: str | None = None
+    data_name: str | None = None
+    data_licence: str | None = None
+
+    def data(self, known: DataCard) -> DataCard:
+        """Another data set's licence and number of images are not those of the `known` one."""
+        if self.data_name is not None:
+            return DataCard(name=self.data_name, licence=self.data_licence or "unknown")
+        return known.model_copy(update={"licence": self.data_licence or known.licence})
+
+
+def add(folder: Path, name: str, said: Said, default: bool) -> None:
     """Nobody sees a model before it is whole: it is copied beside its place, and the last act is a rename."""
+    root = read(CliSettings).models_root
+    try:
+        _install(folder, root, _describe(folder, name, said, default))
+    except OSError as error:
+        told = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or error
+        raise Fault(
+            f"{folder} cannot be added to {root} ({told}); correct that, or name another folder with DDPM_MODELS_DIR"
+        ) from None
+    Console().print(f"added {name} to {root}; restart the service to serve it", soft_wrap=True, highlight=False)
+
+
+def _describe(folder: Path, name: str, said: Said, default: bool) -> Card:
+    """Measured from the files; in words and defaults the folder's own card, where the options say nothing else."""
     from models.card import make_card
     from models.checkpoint import BadCheckpoint
 
     try:
-        card = make_card(folder, name, data=data, licence=licence, provenance=provenance, default=default)
+        own = _own_card(folder)
+        return make_card(
+            folder,
+            name,
+            data=said.data(own.data if own else DataCard(name="unknown", licence="unknown")),
+            licence=said.licence or (own.licence if own else "unknown"),
+            provenance=said.provenance or (own.provenance if own else f"imported from {folder.name}"),
+            defaults=own.defaults if own else None,
+            default=default,
+        )
     except BadCheckpoint as error:
         raise Fault(str(error)) from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise Fault(f"{first['loc'][0]}={first['input']!r} cannot stand in a card: {first['msg']}") from None
-    root = read(CliSettings).models_root
+        told = f"{first['loc'][0]}={first['input']!r} cannot stand in a card: " if first["loc"] else ""
+        raise Fault(f"{told}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _own_card(folder: Path) -> Card | None:
+    """The folder's, as `ddpm train` writes it, where it is of these very weights."""
+    from models.checkpoint import network_files
+
+    if not (folder / CARD).exists():
+        return None
+    try:
+        card = read_card(folder)
+    except CatalogError as error:
+        typer.echo(f"not taken: {error}", err=True)
+        return None
+    if card.sha256 != sha256_of(network_files(folder)[1]):
+        typer.echo(f"not taken: {folder / CARD} is of other weights", err=True)
+        return None
+    return card
+
+
+def _install(folder: Path, root: Path, card: Card) -> None:
     target = root / card.name
     if target.exists():
         raise Fault(f"{target} exists; remove it, or choose another --name")
@@ -64,7 +124,6 @@ def add(folder: Path, name: str, data: DataCard, licence: str, provenance: str, 
         _copy_parts(folder, copy)
         write_card(copy, card)
         copy.rename(target)
-    Console().print(f"added {card.name} to {root}; restart the service to serve it", soft_wrap=True, highlight=False)
 
 
 def _copy_parts(folder: Path, target: Path) -> None:

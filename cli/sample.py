@@ -11,7 +11,7 @@ import httpx
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from cli.client import LEAVING_S, Client, Refused, is_loopback
+from cli.client import LEAVING_S, Client, Refused, is_loopback, read_job
 from cli.faults import Fault
 from models.files import write_whole
 
@@ -21,6 +21,10 @@ _POLL_S = 0.2
 
 def sample(url: str, key: str | None, request: Mapping[str, object], out: Path) -> int:
     """Post, wait, save; the exit status."""
+    if key and not (key.isascii() and key.isprintable()):
+        raise Fault(
+            "the key holds what no HTTP header can; correct --key or DDPM_KEY, which `ddpm keys new` makes of ASCII letters"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -30,7 +34,7 @@ def sample(url: str, key: str | None, request: Mapping[str, object], out: Path) 
         client = Client(http)
         post: dict[str, Any] = {"json": request, "headers": {"Idempotency-Key": str(uuid4())}}  # however often sent, one job
         try:
-            job = client.patiently("POST", "/v1/jobs", **post).json()
+            job = read_job(client.patiently("POST", "/v1/jobs", **post))
         except KeyboardInterrupt:
             return _take_back(client, post)
         try:
@@ -42,7 +46,7 @@ def sample(url: str, key: str | None, request: Mapping[str, object], out: Path) 
 def _take_back(client: Client, post: Mapping[str, Any]) -> int:
     """What may have been accepted before its answer came: the same post finds the job, or makes one to be cancelled."""
     try:
-        job = client.call("POST", "/v1/jobs", timeout=LEAVING_S, **post).json()
+        job = read_job(client.call("POST", "/v1/jobs", timeout=LEAVING_S, **post))
     except Refused:  # a job that is there is found before the queue is looked at
         return CANCELLED
     except Fault as fault:
@@ -79,10 +83,9 @@ def _attend(client: Client, job: dict[str, Any], out: Path) -> int:
 def _cancel(client: Client, job: dict[str, Any]) -> dict[str, Any]:
     """The job as the service answers: cancelled, or ended before."""
     try:
-        answer: dict[str, Any] = client.patiently("POST", f"/v1/jobs/{job['id']}/cancel", LEAVING_S).json()
+        return read_job(client.patiently("POST", f"/v1/jobs/{job['id']}/cancel", LEAVING_S))
     except Fault as fault:
         raise Fault(f"job {job['id']} may go on, because it could not be cancelled: {fault}") from None
-    return answer
 
 
 def _fate(client: Client, job: dict[str, Any]) -> str:
@@ -112,8 +115,7 @@ def _follow(client: Client, job: dict[str, Any], out: Path, saved: set[int]) -> 
 
 def _next(client: Client, job: dict[str, Any]) -> dict[str, Any]:
     """The job a moment later, or at once where its state changes."""
-    later: dict[str, Any] = client.get(f"/v1/jobs/{job['id']}", params={"wait": _POLL_S}).json()
-    return later
+    return read_job(client.get(f"/v1/jobs/{job['id']}", params={"wait": _POLL_S}))
 
 
 def _save(client: Client, job: dict[str, Any], out: Path, saved: set[int]) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.files import write_whole
 
@@ -85,6 +85,12 @@ class Card(_Frozen):
         description="sha256 of the estimate that `variance` analytic needs; null: there is none, and jobs may not ask for it",
     )
 
+    @model_validator(mode="after")
+    def _default_steps_fit(self) -> Self:
+        if self.defaults.steps > self.schedule.T:
+            raise ValueError(f"defaults.steps={self.defaults.steps} is more than the schedule's T; use 1 to {self.schedule.T}")
+        return self
+
 
 class Catalog(Mapping[str, Card]):
     """Cards by name, and the folder of each."""
@@ -130,10 +136,14 @@ def read_card(folder: Path) -> Card:
         return Card.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise CatalogError(f"{folder} has no {CARD}; write one with `ddpm models add {folder}`") from None
+    except OSError as error:
+        raise CatalogError(f"{path} cannot be read ({error.strerror}); give the user of this process the right to") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise CatalogError(f"{path}: {where}: {first['msg']}; correct it or write it anew with `ddpm models add`") from None
+        raise CatalogError(
+            f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}; correct it or write it anew with `ddpm models add`"
+        ) from None
 
 
 def write_card(folder: Path, card: Card) -> None:

@@ -9,6 +9,7 @@ Weights are safetensors only: a pickle runs code when it is opened.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from models.catalog import FixedVariance, Prediction, ScheduleCard, sha256_of
@@ -26,15 +27,45 @@ from models.unet import UNet
 from models.unet_config import UNetConfig, UnsupportedConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+_DTYPES = ("F64", "F32", "F16", "BF16")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
-# Options of diffusers' DDPMScheduler that change the process, with the only value that the plans implement.
+# The schedulers of diffusers whose process is the paper's, which keeps the variance of x_t, and what they mean by absent betas.
+_PAPERS, _LATENTS = (LINEAR_START, LINEAR_END), (0.00085, 0.012)
+_SCHEDULERS = {
+    "DDPMScheduler": _PAPERS,
+    "DDPMParallelScheduler": _PAPERS,
+    "DDIMScheduler": _PAPERS,
+    "DDIMInverseScheduler": _PAPERS,
+    "DDIMParallelScheduler": _PAPERS,
+    "DEISMultistepScheduler": _PAPERS,
+    "DPMSolverMultistepScheduler": _PAPERS,
+    "DPMSolverMultistepInverseScheduler": _PAPERS,
+    "DPMSolverSinglestepScheduler": _PAPERS,
+    "DPMSolverSDEScheduler": _LATENTS,
+    "EulerDiscreteScheduler": _PAPERS,
+    "EulerAncestralDiscreteScheduler": _PAPERS,
+    "HeunDiscreteScheduler": _LATENTS,
+    "KDPM2DiscreteScheduler": _LATENTS,
+    "KDPM2AncestralDiscreteScheduler": _LATENTS,
+    "LMSDiscreteScheduler": _PAPERS,
+    "PNDMScheduler": _PAPERS,
+    "SASolverScheduler": _PAPERS,
+    "UniPCMultistepScheduler": _PAPERS,
+}
+# Options of these schedulers that change the process, with the only value that the plans implement.
 _FIXED_SCHEDULER: dict[str, Any] = {
     "trained_betas": None,
     "clip_sample": True,
     "clip_sample_range": 1.0,
     "thresholding": False,
     "rescale_betas_zero_snr": False,
+    "timestep_type": "discrete",
+    "use_flow_sigmas": False,
+    "shift": 1.0,
+    "sigma_data": None,
+    "sigma_min": None,
+    "sigma_max": None,
 }
 
 
@@ -54,17 +85,30 @@ class Checkpoint:
 
 def load(folder: Path, sha256: str | None = None) -> Checkpoint:
     """Load a model folder. Raises BadCheckpoint, also where the weights are not those that `sha256` names."""
-    config_path, weights_path = _network_files(folder)
-    found = sha256_of(weights_path)
-    if sha256 is not None and found != sha256:
-        raise BadCheckpoint(f"{weights_path} has sha256 {found}, its card says {sha256}; restore the file or write the card anew")
     try:
-        net = UNet(UNetConfig.from_diffusers(_read_json(config_path)))
+        return _load(folder, sha256)
+    except OSError as error:
+        raise BadCheckpoint(
+            f"{error.filename or folder} cannot be read ({error.strerror or error}); give the user of this process the right to"
+        ) from None
+
+
+def _load(folder: Path, sha256: str | None) -> Checkpoint:
+    config_path, weights_path = network_files(folder)
+    hashed = sha256_of(weights_path)
+    if sha256 is not None and hashed != sha256:
+        raise BadCheckpoint(
+            f"{weights_path} has sha256 {hashed}, its card says {sha256}; restore the file or write the card anew"
+        )
+    try:
+        with torch.device("meta"):  # no memory is taken before the weights are known to fit
+            net = UNet(UNetConfig.from_diffusers(_read_json(config_path)))
     except UnsupportedConfig as error:
         raise BadCheckpoint(f"{config_path}: {error}") from None
-    _load_weights(net, weights_path)
+    found = _read_weights(net.state_dict(), weights_path)
+    net.to_empty(device="cpu").load_state_dict(found)
     card, prediction = read_scheduler(folder)
-    return Checkpoint(net.eval().requires_grad_(False), schedule_of(card), prediction, found)
+    return Checkpoint(net.eval().requires_grad_(False), schedule_of(card), prediction, hashed)
 
 
 def save(folder: Path, config: UNetConfig, state: Mapping[str, Tensor], schedule: ScheduleCard, prediction: Prediction) -> str:
@@ -72,8 +116,9 @@ def save(folder: Path, config: UNetConfig, state: Mapping[str, Tensor], schedule
     (folder / "unet").mkdir(parents=True, exist_ok=True)
     (folder / "scheduler").mkdir(exist_ok=True)
     weights = folder / "unet" / WEIGHTS
-    save_file({k: v.detach().float().cpu().contiguous() for k, v in state.items()}, weights, metadata={"format": "pt"})
     _write_json(folder / "unet" / "config.json", config.to_diffusers())
+    save_file({k: v.detach().float().cpu().contiguous() for k, v in state.items()}, weights, metadata={"format": "pt"})
+    shutil.copymode(folder / "unet" / "config.json", weights)  # safetensors lets nobody else read what it writes
     _write_json(folder / "scheduler" / "scheduler_config.json", _scheduler_config(schedule, prediction))
     index = {
         "_class_name": "DDPMPipeline",
@@ -103,24 +148,37 @@ def read_variance(folder: Path) -> FixedVariance:
 def read_scheduler(folder: Path) -> tuple[ScheduleCard, Prediction]:
     """The process in scheduler/scheduler_config.json (or beside the weights); without one, the paper's."""
     path, config = _scheduler_file(folder)
+    scheduler = config.get("_class_name", "DDPMScheduler")
+    if scheduler not in list(_SCHEDULERS):
+        raise BadCheckpoint(
+            f"{path}: _class_name={scheduler!r} is of another process than DDPMScheduler's; only that one is sampled"
+        )
     for key, only in _FIXED_SCHEDULER.items():
         if config.get(key, only) != only:
             raise BadCheckpoint(f"{path}: {key}={config[key]!r} is not supported; only {only!r} is")
     name = config.get("beta_schedule", "linear")
-    if name not in _BETA_SCHEDULES:
+    if name not in list(_BETA_SCHEDULES):
         raise BadCheckpoint(f"{path}: beta_schedule={name!r} is not supported; use {' or '.join(_BETA_SCHEDULES)}")
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "sample", "v_prediction"):
         raise BadCheckpoint(f"{path}: prediction_type={prediction!r} is not supported; use epsilon, sample or v_prediction")
     wanted = {"kind": _BETA_SCHEDULES[name], "T": config.get("num_train_timesteps", LINEAR_T)}
     if name == "linear":
-        wanted |= {"beta_start": config.get("beta_start", LINEAR_START), "beta_end": config.get("beta_end", LINEAR_END)}
+        start, end = _SCHEDULERS[scheduler]
+        wanted |= {"beta_start": config.get("beta_start", start), "beta_end": config.get("beta_end", end)}
     try:
-        return ScheduleCard.model_validate(wanted), prediction
+        card = ScheduleCard.model_validate(wanted)
     except ValidationError as error:
         fault = error.errors()[0]
         key = str(fault["loc"][0]).replace("T", "num_train_timesteps")
         raise BadCheckpoint(f"{path}: {key}={fault['input']!r}: {fault['msg']}; correct it") from None
+    schedule = schedule_of(card)
+    if not schedule.can_be_reversed:
+        ends = f"{schedule.alpha_bar[0]:g} to {schedule.alpha_bar[-1]:g}"
+        raise BadCheckpoint(
+            f"{path}: alpha_bar goes from {ends} and cannot be reversed; correct num_train_timesteps, beta_start and beta_end"
+        )
+    return card, prediction
 
 
 def _scheduler_file(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -130,7 +188,8 @@ def _scheduler_file(folder: Path) -> tuple[Path, dict[str, Any]]:
     return path, _read_json(path) if path.is_file() else {}
 
 
-def _network_files(folder: Path) -> tuple[Path, Path]:
+def network_files(folder: Path) -> tuple[Path, Path]:
+    """The network's configuration and its weights. Raises BadCheckpoint."""
     for base in (folder / "unet", folder):
         if (base / "config.json").is_file():
             if (base / WEIGHTS).is_file():
@@ -141,22 +200,43 @@ def _network_files(folder: Path) -> tuple[Path, Path]:
     raise BadCheckpoint(f"{folder} holds no unet/config.json and no config.json; give a folder in diffusers' UNet2DModel format")
 
 
-def _load_weights(net: UNet, path: Path) -> None:
+def _read_weights(wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Float32, by today's names. What does not fit `wanted` is refused before any of it is read."""
     try:
-        found = {_modern_name(name): tensor for name, tensor in load_file(path).items()}
+        with safe_open(path, "pt") as file:
+            names = _names(file, path)
+            for name in sorted(wanted.keys() - names.keys()):
+                raise BadCheckpoint(f"{path}: {name} is missing; config.json describes another network than the weights")
+            for name in sorted(names.keys() - wanted.keys()):
+                raise BadCheckpoint(f"{path}: {name} belongs to no layer that config.json describes; the two files do not fit")
+            for name, stored in names.items():
+                _check_header(file.get_slice(stored), name, list(wanted[name].shape), path)
+            return {name: _finite(file.get_tensor(stored).float(), name, path) for name, stored in names.items()}
     except SafetensorError as error:
         raise BadCheckpoint(f"{path} is not a safetensors file ({error}); download or save it again") from None
-    wanted = net.state_dict()
-    for name in sorted(wanted.keys() - found.keys()):
-        raise BadCheckpoint(f"{path}: {name} is missing; config.json describes another network than the weights")
-    for name in sorted(found.keys() - wanted.keys()):
-        raise BadCheckpoint(f"{path}: {name} belongs to no layer that config.json describes; the two files do not fit")
-    for name, tensor in found.items():
-        if tensor.shape != wanted[name].shape:
-            raise BadCheckpoint(f"{path}: {name} has shape {list(tensor.shape)}, config.json asks for {list(wanted[name].shape)}")
-        if not bool(torch.isfinite(tensor).all()):
-            raise BadCheckpoint(f"{path}: {name} holds NaN or infinity; the training diverged or the file is damaged")
-    net.load_state_dict(found)
+
+
+def _names(file: Any, path: Path) -> dict[str, str]:
+    """Today's name of each tensor, with the name that the file has for it."""
+    names: dict[str, str] = {}
+    for stored in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
+        other = names.setdefault(_modern_name(stored), stored)
+        if other != stored:
+            raise BadCheckpoint(f"{path}: {other} and {stored} are names of one layer; remove one of them")
+    return names
+
+
+def _check_header(header: Any, name: str, shape: list[int], path: Path) -> None:
+    if header.get_shape() != shape:
+        raise BadCheckpoint(f"{path}: {name} has shape {header.get_shape()}, config.json asks for {shape}")
+    if header.get_dtype() not in _DTYPES:
+        raise BadCheckpoint(f"{path}: {name} is of type {header.get_dtype()}; convert it to one of {', '.join(_DTYPES)}")
+
+
+def _finite(tensor: Tensor, name: str, path: Path) -> Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise BadCheckpoint(f"{path}: {name} holds NaN or infinity in float32; the training diverged or the file is damaged")
+    return tensor
 
 
 def _modern_name(name: str) -> str:

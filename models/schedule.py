@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 LINEAR_T, LINEAR_START, LINEAR_END = 1000, 1e-4, 0.02
+_BELOW_1 = math.nextafter(1.0, 0.0)  # what a beta of 1 - 1e-22 would be rounded up from
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,11 @@ class Schedule:
         """alpha_bar_{t-1}, with 1 before the first, shape (T,)."""
         return torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
 
+    @property
+    def can_be_reversed(self) -> bool:
+        """Whether alpha_bar falls at every timestep, and is above 0 at the last, in float32 too: else x_0_hat is not finite."""
+        return bool((self.alpha_bar < self.alpha_bar_prev).all()) and bool(self.alpha_bar[-1].float() > 0)
+
     def respaced(self, timesteps: Tensor) -> Schedule:
         """The process that visits only `timesteps` (increasing, shape (K,)): beta'_i = 1 - ab_i / ab_{i-1}.
 
@@ -67,7 +73,8 @@ class Schedule:
             raise ValueError("a timestep grid must increase strictly; drop its duplicates")
         alpha_bar = self.alpha_bar[timesteps]
         before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
-        return Schedule(1 - alpha_bar / before)
+        beta = 1 - alpha_bar / before
+        return Schedule(beta.clamp(max=_BELOW_1))
 
 
 class Posterior:

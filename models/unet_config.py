@@ -26,6 +26,8 @@ _FIXED: dict[str, Any] = {
 }
 _DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}
 _UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
+_LARGEST = {"sample_size": 2048, "layers_per_block": 64, "norm_num_groups": 8192}  # far beyond what anybody trains on pixels
+_WIDEST, _DEEPEST = 8192, 12
 
 
 class UnsupportedConfig(ValueError):
@@ -53,10 +55,16 @@ class UNetConfig:
     add_attention: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("sample_size", "in_channels", "layers_per_block", "norm_num_groups"):
-            if getattr(self, name) < 1:
-                raise UnsupportedConfig(f"{name}={getattr(self, name)}; give 1 or more")
+        for name, largest in _LARGEST.items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise UnsupportedConfig(f"{name}={getattr(self, name)}; give 1 to {largest}")
         levels = len(self.block_out_channels)
+        if not 1 <= levels <= _DEEPEST:
+            raise UnsupportedConfig(f"block_out_channels holds {levels} widths; give 1 to {_DEEPEST}")
+        for width in self.block_out_channels:
+            if not 1 <= width <= _WIDEST:
+                raise UnsupportedConfig(f"block_out_channels holds {width}; give 1 to {_WIDEST} channels")
+        self._check_numbers()
         for name, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
             blocks = getattr(self, name)
             if len(blocks) != levels:
@@ -72,12 +80,30 @@ class UNetConfig:
             raise UnsupportedConfig(
                 f"out_channels={self.out_channels} differs from in_channels={self.in_channels}; learned variances are unsupported"
             )
+        if self.in_channels not in (1, 3):
+            raise UnsupportedConfig(f"in_channels={self.in_channels} make no picture; only 1 (grey) and 3 (RGB) are supported")
         for width in self.block_out_channels:
-            if width < 1 or width % self.norm_num_groups:
+            if width % self.norm_num_groups:
                 raise UnsupportedConfig(f"norm_num_groups={self.norm_num_groups} does not divide {width} channels")
         for width in self._attending_widths():
             if self.attention_head_dim is not None and (self.attention_head_dim < 1 or width % self.attention_head_dim):
                 raise UnsupportedConfig(f"attention_head_dim={self.attention_head_dim} does not divide {width} channels")
+
+    def _check_numbers(self) -> None:
+        """What would make a network that does not run, or whose output is NaN."""
+        half = self.block_out_channels[0] // 2
+        if self.block_out_channels[0] % 2:
+            raise UnsupportedConfig(f"block_out_channels begins with {self.block_out_channels[0]}; give an even number")
+        if not 0 <= self.freq_shift < half:
+            raise UnsupportedConfig(
+                f"freq_shift={self.freq_shift} does not fit the {half} frequencies of t; give 0 to {half - 1}"
+            )
+        if self.downsample_padding not in (0, 1):
+            raise UnsupportedConfig(f"downsample_padding={self.downsample_padding} is not supported; only 0 and 1 are")
+        if not 0 <= self.dropout < 1:
+            raise UnsupportedConfig(f"dropout={self.dropout}; give 0 or more, and less than 1")
+        if not 1e-12 <= self.norm_eps <= 1:
+            raise UnsupportedConfig(f"norm_eps={self.norm_eps}; give 1e-12 to 1")
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> UNetConfig:
@@ -93,8 +119,8 @@ class UNetConfig:
             if value != _FIXED[key]:
                 raise UnsupportedConfig(f"{key}={value!r} is not supported; only {_FIXED[key]!r} is")
         size = config.get("sample_size")
-        if isinstance(size, list | tuple):
-            if len(set(size)) != 1:
+        if isinstance(size, list | tuple) and size:
+            if any(side != size[0] for side in size):
                 raise UnsupportedConfig(f"sample_size={list(size)} is not square; only square images are supported")
             size = size[0]
         if not isinstance(size, int):

@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.catalog import Card, DataCard, Defaults, Prediction, ScheduleCard
+from models.checkpoint import schedule_of
 from models.unet_config import UNetConfig
 
 _NAME: str = Card.model_json_schema()["properties"]["name"]["pattern"]
@@ -67,6 +68,12 @@ class Recipe(_Section):
         for key, steps in wanted.items():
             if steps > self.schedule.T:
                 raise ValueError(f"{key}={steps} is more than schedule.T={self.schedule.T}; give 1 to {self.schedule.T}")
+        return self
+
+    @model_validator(mode="after")
+    def _leads_back(self) -> Self:
+        if not schedule_of(self.schedule).can_be_reversed:
+            raise ValueError("schedule: its alpha_bar falls to 0 or not at every step; lower T or beta_end")
         return self
 
     @classmethod

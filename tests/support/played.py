@@ -24,7 +24,7 @@ def job(state: str, done: int, error: dict[str, str] | None = None, expired: int
     return {"id": "j", "state": state, "seed": 7, "count": 2, "progress": progress, "images": images, "error": error}
 
 
-Hiccup = Literal["hang up", "503", "503, in 1 s", "503, in an hour", "429, in 1 s", "429, in an hour", "moved"]
+Hiccup = Literal["hang up", "503", "503, in 1 s", "503, in an hour", "429, in 1 s", "429, in an hour", "moved", "HTML", "a list"]
 ANSWERS: dict[Hiccup, tuple[int, dict[str, str]]] = {
     "503": (503, {}),
     "503, in 1 s": (503, {"retry-after": "1"}),
@@ -32,7 +32,10 @@ ANSWERS: dict[Hiccup, tuple[int, dict[str, str]]] = {
     "429, in 1 s": (429, {"retry-after": "1"}),
     "429, in an hour": (429, {"retry-after": "3600"}),
     "moved": (308, {"location": "https://gpu-box/v1/jobs"}),
+    "HTML": (200, {"content-type": "text/html"}),
+    "a list": (200, {"content-type": "application/json"}),
 }
+BODIES: dict[Hiccup, bytes] = {"HTML": b"<html>Log in</html>", "a list": b"[]"}
 
 
 @dataclass
@@ -75,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hiccup(self, kind: Hiccup) -> None:
         if kind != "hang up":
-            self._send(*ANSWERS[kind], b"")
+            self._send(*ANSWERS[kind], BODIES.get(kind, b""))
 
     def _send(self, status: int, headers: dict[str, str], content: bytes) -> None:
         self.send_response(status)

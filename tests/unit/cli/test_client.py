@@ -126,3 +126,23 @@ def test_a_proxy_serves_the_rest_of_the_world(service: Played, tmp_path: Path, m
     service.url, service.polls = "http://ddpm.invalid", [job("finished", 2)]
     service.refusal = {"title": "the proxy was asked"}
     assert "the proxy was asked" in ddpm_sample(service, tmp_path).stderr
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs/j"])
+@pytest.mark.parametrize(("hiccup", "kind"), [("HTML", "text/html"), ("a list", "application/json")])
+def test_an_answer_that_is_no_job_is_told_in_one_line(
+    service: Played, tmp_path: Path, path: str, hiccup: Hiccup, kind: str
+) -> None:
+    service.hiccups = {path: [hiccup]}
+    result = ddpm_sample(service, tmp_path)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"answered 200 with {kind} and no job; give the service's --url" in result.stderr
+
+
+@pytest.mark.parametrize("key", ["ключ", "two\nlines"])
+def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(service: Played, tmp_path: Path, key: str) -> None:
+    result = ddpm_sample(service, tmp_path, "--key", key)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "correct --key or DDPM_KEY" in result.stderr
+    assert key not in result.stderr
+    assert service.asked == []

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
+import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from models.catalog import Catalog, sha256_of
+from models.card import make_card
+from models.catalog import Catalog, DataCard, Defaults, sha256_of, write_card
 from models.checkpoint import WEIGHTS
 from models.residual_variance import FILE, ResidualVariance
 
@@ -51,3 +54,75 @@ def test_a_name_that_could_leave_the_folder_is_refused(tiny_model: Path, tmp_pat
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
     result = ddpm("models", "add", tmp_path, "--name", "tiny")
     assert (result.exit_code, str(tmp_path) in result.stderr) == (1, True)
+
+
+@pytest.fixture
+def trained(tiny_model: Path) -> Path:
+    """A folder with a card, as `ddpm train` leaves it."""
+    card = make_card(
+        tiny_model,
+        "run-7",
+        data=DataCard(name="noise", licence="CC0-1.0", images=9),
+        licence="MIT",
+        provenance="trained here",
+        defaults=Defaults(sampler="ddim", steps=5, eta=0.5),
+    )
+    write_card(tiny_model, card)
+    return tiny_model
+
+
+@pytest.mark.parametrize("data", [[], ["--data-licence", "MIT"], ["--data-name", "other"]])
+def test_the_card_of_a_trained_model_holds_where_no_option_says_otherwise(
+    trained: Path, models_dir: Path, data: list[str]
+) -> None:
+    added = ddpm("models", "add", trained, "--name", "tiny", "--licence", "Apache-2.0", *data)
+    assert (added.exit_code, added.stderr) == (0, "")
+    card = Catalog.read(models_dir)["tiny"]
+    assert (card.name, card.licence, card.provenance) == ("tiny", "Apache-2.0", "trained here")
+    assert card.defaults == Defaults(sampler="ddim", steps=5, eta=0.5)
+    assert (
+        card.data
+        == {
+            "": DataCard(name="noise", licence="CC0-1.0", images=9),
+            "--data-licence": DataCard(name="noise", licence="MIT", images=9),
+            "--data-name": DataCard(name="other", licence="unknown"),
+        }["".join(data[:1])]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"), [({"sha256": "0" * 64}, "card.json is of other weights"), ({"mystery": 1}, "mystery")]
+)
+def test_a_card_that_does_not_fit_is_not_taken_and_said_so(
+    trained: Path, models_dir: Path, changes: dict[str, object], says: str
+) -> None:
+    (trained / "card.json").write_text(json.dumps(json.loads((trained / "card.json").read_text()) | changes))
+    added = ddpm("models", "add", trained, "--name", "tiny")
+    assert added.exit_code == 0
+    assert added.stderr.startswith("not taken: ")
+    assert says in added.stderr
+    card = Catalog.read(models_dir)["tiny"]
+    assert (card.licence, card.data.name, card.defaults.steps) == ("unknown", "unknown", 20)
+
+
+@pytest.mark.parametrize("below", [".", "deeper"])
+def test_a_models_dir_that_cannot_be_made_is_named_with_the_variable(
+    tiny_model: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    models_dir.write_text("a file")
+    monkeypatch.setenv("DDPM_MODELS_DIR", str(models_dir / below))
+    added = ddpm("models", "add", tiny_model, "--name", "tiny")
+    assert (added.exit_code, added.stderr.count("\n")) == (1, 1)
+    assert f"cannot be added to {models_dir}" in added.stderr
+    assert "DDPM_MODELS_DIR" in added.stderr
+
+
+def test_a_full_disk_leaves_nothing_half_made(tiny_model: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("cli.models.write_card", refuse)
+    added = ddpm("models", "add", tiny_model, "--name", "tiny")
+    assert (added.exit_code, added.stderr.count("\n")) == (1, 1)
+    assert "(No space left on device); correct that" in added.stderr
+    assert list(models_dir.iterdir()) == []

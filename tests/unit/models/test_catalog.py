@@ -88,12 +88,25 @@ def test_a_bad_card_is_named_with_its_key(tmp_path, key, value):
         Catalog.read(tmp_path)
 
 
+def test_default_steps_beyond_the_schedule_are_refused_with_the_range(tmp_path):
+    path = add(tmp_path, "a") / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"defaults": {"steps": 1001}}))
+    with pytest.raises(CatalogError, match=rf"{path}: the file: defaults\.steps=1001 is more than .*; use 1 to 1000; correct it"):
+        Catalog.read(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_a_card_that_is_no_json_object_is_named(tmp_path, content):
     path = add(tmp_path, "a") / "card.json"
     path.write_bytes(content)
     with pytest.raises(CatalogError, match=rf"{path}: the file: .*correct it"):
         Catalog.read(tmp_path)
+
+
+def test_a_card_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "card.json").mkdir()
+    with pytest.raises(CatalogError, match=r"card\.json cannot be read \(Is a directory\); give the user"):
+        read_card(tmp_path)
 
 
 def test_a_folder_without_a_card_says_how_to_write_one(tmp_path):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import errno
+import inspect
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, HeunDiscreteScheduler, PNDMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -53,6 +55,19 @@ def test_what_is_saved_is_what_is_loaded(folder, small_net):
     assert loaded.prediction == "epsilon"
 
 
+def test_whoever_may_read_the_other_files_may_read_the_weights(folder):
+    assert len({path.stat().st_mode for path in folder.rglob("*.*") if path.is_file()}) == 1
+
+
+def test_a_file_that_this_user_may_not_read_is_named(folder, monkeypatch):
+    def refuse(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint, "sha256_of", refuse)  # root may read any
+    with pytest.raises(BadCheckpoint, match=rf"{checkpoint.WEIGHTS} cannot be read \(Permission denied\); give the user"):
+        checkpoint.load(folder)
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize(
     "card", [ScheduleCard(kind="cosine", T=500), ScheduleCard(kind="linear", T=100, beta_start=1e-3, beta_end=0.2)]
@@ -85,6 +100,42 @@ def test_a_lone_network_means_the_papers_process(tmp_path, theirs):
     loaded = checkpoint.load(tmp_path)
     assert torch.equal(loaded.schedule.beta, Schedule.linear().beta)
     assert (loaded.prediction, checkpoint.read_variance(tmp_path)) == ("epsilon", "fixed_small")
+
+
+@pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler, PNDMScheduler])
+def test_the_process_of_other_schedulers_of_diffusers_is_read_also_where_keys_are_absent(tmp_path, scheduler):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": scheduler.__name__}))
+    card, prediction = checkpoint.read_scheduler(tmp_path)
+    theirs = inspect.signature(scheduler).parameters
+    assert (card.T, card.beta_start, card.beta_end, prediction) == tuple(
+        theirs[name].default for name in ("num_train_timesteps", "beta_start", "beta_end", "prediction_type")
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "_class_name='FlowMatchEulerDiscreteScheduler' is of another process",
+        ),
+        ({"_class_name": ["DDPMScheduler"]}, r"_class_name=\['DDPMScheduler'\]"),
+        ({"use_flow_sigmas": True}, "use_flow_sigmas=True is not supported; only False is"),
+        ({"sigma_data": 0.5}, "sigma_data=0.5 is not supported"),
+        ({"sigma_max": 1348.0}, "sigma_max=1348.0 is not supported"),
+        ({"shift": 3.0}, "shift=3.0 is not supported; only 1.0 is"),
+        ({"beta_schedule": ["linear"]}, r"beta_schedule=\['linear'\] is not supported; use linear or squaredcos_cap_v2"),
+        ({"num_train_timesteps": 100_000}, r"alpha_bar goes from 0\.9999 to 1.* and cannot be reversed; correct num_train"),
+        ({"beta_end": 0.999}, r"alpha_bar goes from 0\.9999 to 0 and cannot be reversed"),
+        ({"beta_start": 1e-17}, "alpha_bar goes from 1 to .* and cannot be reversed"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_a_process_that_cannot_be_sampled_is_refused_by_key_and_value(tmp_path, changes, says):
+    path = tmp_path / "scheduler_config.json"
+    path.write_text(json.dumps(changes))
+    with pytest.raises(BadCheckpoint, match=f"{path}: {says}"):
+        checkpoint.read_scheduler(tmp_path)
 
 
 def test_the_old_names_of_attention_are_read_too(folder, small_net):
@@ -141,6 +192,16 @@ def fault(folder: Path, kind: str) -> None:
             change_weights(folder, lambda t: t.update({name: torch.zeros(3, 5)}))
         case "NaN":
             change_weights(folder, lambda t: t[name].view(-1)[7:8].fill_(float("nan")))
+        case "infinite in float32":
+            change_weights(folder, lambda t: t.update({name: t[name].double() * 1e300}))
+        case "fp8":
+            change_weights(folder, lambda t: t.update({name: t[name].to(torch.float8_e4m3fn)}))
+        case "complex":
+            change_weights(folder, lambda t: t.update({name: t[name].to(torch.complex64)}))
+        case "two names":
+            change_weights(folder, lambda t: t.update({name.replace("to_q", "query"): t[name].clone()}))
+        case "too large for any memory":
+            edit(config, block_out_channels=[4096, 8192])
         case "truncated":
             weights_of(folder).write_bytes(weights_of(folder).read_bytes()[:-100])
         case "empty":
@@ -187,7 +248,16 @@ def fault(folder: Path, kind: str) -> None:
         ("missing key", checkpoint.WEIGHTS, r"mid_block\.attentions\.0\.to_q\.weight is missing; config.json"),
         ("extra key", checkpoint.WEIGHTS, "surplus belongs to no layer"),
         ("wrong shape", checkpoint.WEIGHTS, r"to_q\.weight has shape \[3, 5\], config.json asks for \[32, 32\]"),
-        ("NaN", checkpoint.WEIGHTS, r"to_q\.weight holds NaN or infinity; the training diverged"),
+        ("NaN", checkpoint.WEIGHTS, r"to_q\.weight holds NaN or infinity in float32; the training diverged"),
+        ("infinite in float32", checkpoint.WEIGHTS, r"to_q\.weight holds NaN or infinity in float32"),
+        ("fp8", checkpoint.WEIGHTS, r"to_q\.weight is of type F8_E4M3; convert it to one of F64, F32, F16, BF16"),
+        ("complex", checkpoint.WEIGHTS, r"to_q\.weight is of type C64; convert it"),
+        (
+            "two names",
+            checkpoint.WEIGHTS,
+            r"0\.(query|to_q)\.weight and .*0\.(query|to_q)\.weight are names of one layer; remove",
+        ),
+        ("too large for any memory", checkpoint.WEIGHTS, "has shape .* config.json asks for"),
         ("truncated", checkpoint.WEIGHTS, "is not a safetensors file.*download or save it again"),
         ("empty", checkpoint.WEIGHTS, "is not a safetensors file"),
         ("not safetensors", checkpoint.WEIGHTS, "is not a safetensors file"),

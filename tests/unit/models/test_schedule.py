@@ -112,6 +112,14 @@ def test_a_respaced_process_has_the_same_alpha_bar_where_it_visits(K):
     torch.testing.assert_close(paper.respaced(tau).alpha_bar, paper.alpha_bar[tau], rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("K", [1, 2, 10])
+def test_few_steps_of_a_process_that_leaves_almost_nothing_can_be_planned(K):
+    """Its alpha_bar ends at 1e-38, so that one long step has a beta that float64 rounds to 1."""
+    process = Schedule.linear(1000, 1e-4, 0.165)
+    assert process.can_be_reversed
+    assert torch.isfinite(compile_plan(process, K).rows).all()
+
+
 def test_a_grid_with_duplicates_is_refused(paper):
     with pytest.raises(ValueError, match="drop its duplicates"):
         paper.respaced(torch.tensor([0, 5, 5, 999]))

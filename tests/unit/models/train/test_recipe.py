@@ -31,6 +31,7 @@ def test_the_shipped_recipes_can_be_followed():
         ("sample_size = 8", "sample_size = 9", "network: .*sample_size=9 cannot be halved 1 times; use a multiple of 2"),
         ("norm_num_groups = 4", "norm_num_groups = 5", "network: .*norm_num_groups=5 does not divide 8 channels"),
         ("out_channels = 1", "out_channels = 2", "network: .*out_channels=2"),
+        ("beta_end = 0.2", "beta_end = 0.9999999", "schedule: its alpha_bar falls to 0"),
         ("beta_end = 0.2", "beta_end = 2", r"schedule\.beta_end: .*less than 1"),
         ('kind = "linear"', 'kind = "quadratic"', r"schedule\.kind: .*'linear' or 'cosine'"),
         ('sampler = "ddim"', 'sampler = "euler"', r"card\.defaults\.sampler"),
