@@ -75,5 +75,5 @@ def test_seeds_are_drawn_from_their_whole_range() -> None:
 def test_what_the_card_does_not_allow_is_refused(request_: dict[str, Any], text: str) -> None:
     schedule = card_of("tiny").schedule.model_copy(update={"T": 50})
     with pytest.raises(InvalidRequest) as error:
-        recipe(card_of("tiny", schedule=schedule, samplers=("ddpm", "ddim")), **request_)
+        recipe(card_of("tiny", schedule=schedule, defaults=Defaults(steps=50), samplers=("ddpm", "ddim")), **request_)
     assert error.value.detail == text
