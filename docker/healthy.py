@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
-import time
 from urllib.request import urlopen
 
 _TIMEOUT_S = 3.0
@@ -22,11 +20,12 @@ def worker() -> bool:
     """Whether Redis has heard, within the last heartbeats, of a worker that runs in this container."""
     from redis import Redis
 
+    from worker import roster
     from worker.contract import WORKERS
 
-    redis = Redis.from_url(os.environ["DDPM_REDIS_URL"], socket_timeout=_TIMEOUT_S, decode_responses=True)
-    heard = [name for name, info in redis.hgetall(WORKERS).items() if json.loads(info)["until"] > time.time()]
-    return any(redis.hget(f"rq:worker:{name}", "hostname") == socket.gethostname() for name in heard)
+    redis = Redis.from_url(os.environ["DDPM_REDIS_URL"], socket_timeout=_TIMEOUT_S)
+    heard = roster.read(redis.eval(roster.LOOK, 1, WORKERS))
+    return any(redis.hget(f"rq:worker:{info.name}", "hostname") == socket.gethostname().encode() for info in heard)
 
 
 if __name__ == "__main__":
