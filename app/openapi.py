@@ -49,13 +49,8 @@ def describe(app: FastAPI, catalog: Catalog, keyring: Keyring, *, webhooks: bool
 
 def _complete(document: dict[str, Any], catalog: Catalog) -> None:
     schemas = document["components"]["schemas"]
-    for model in (
-        ProblemDetails,
-        StateEvent,
-        ImageEvent,
-        PreviewEvent,
-        WebhookMessage,
-    ):  # FastAPI sees no route that answers with them
+    # FastAPI sees no route that answers with them
+    for model in (ProblemDetails, StateEvent, ImageEvent, PreviewEvent, WebhookMessage):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     _drop_fastapis_422(document)

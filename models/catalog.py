@@ -61,10 +61,15 @@ class DataCard(_Frozen):
     images: int | None = Field(default=None, description="Number of images trained on", examples=[60000])
 
 
+ModelName = Annotated[
+    str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="Unique name", examples=["fashion-mnist-28"])
+]
+
+
 class Card(_Frozen):
     """What is known of one model. Field names are the reference of `GET /v1/models`."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="Unique name", examples=["fashion-mnist-28"])]
+    name: ModelName
     default: bool = Field(default=False, description="Used by jobs that name no model")
     shape: Shape
     schedule: ScheduleCard

@@ -8,11 +8,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.catalog import Card, DataCard, Defaults, Prediction, ScheduleCard
+from models.catalog import DataCard, Defaults, ModelName, Prediction, ScheduleCard
 from models.checkpoint import schedule_of
 from models.unet_config import UNetConfig
-
-_NAME: str = Card.model_json_schema()["properties"]["name"]["pattern"]
 
 
 class BadRecipe(ValueError):
@@ -45,7 +43,7 @@ class TrainingSection(_Section):
 
 
 class CardSection(_Section):
-    name: str = Field(pattern=_NAME)
+    name: ModelName
     licence: str
     default: bool = False
     defaults: Defaults
