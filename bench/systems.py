@@ -7,28 +7,24 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from redis import Redis
 from rq import Queue
 
 from bench import pipelines
+from bench.drawing import Draw
 from bench.pipelines import Pipe
 from bench.service import Asked, service
 
 ROOT = Path(__file__).parents[1]
 JOB_TIMEOUT_S = 3600
-
-
-class Draw(Protocol):
-    def __call__(self, count: int, steps: int, seed: int) -> list[bytes]:
-        """PNGs, when all are there; many threads may call at once."""
 
 
 class System(Protocol):
@@ -62,7 +58,7 @@ class RqWorker:
         self.name, self._pipe = name, pipe
         self._queue = Queue(worker_class, connection=Redis.from_url(redis_url, socket_timeout=None))
         command = [sys.executable, "-m", "rq.cli", "worker", worker_class, "--worker-class", worker_class, "--url", redis_url]
-        with _threads_as_they_come():
+        with threads_as_they_come():
             self._process = subprocess.Popen([*command, "--quiet"], cwd=ROOT)
         self.pid = self._process.pid
         os.kill(self.pid, signal.SIGSTOP)
@@ -85,14 +81,14 @@ class RqWorker:
 
 
 class Alone:
-    """A diffusers pipeline in a process of its own, one call after another, with no queue before it."""
+    """What draws with no queue before it, in a process of its own, one call after another."""
 
-    def __init__(self, name: str, pipe: Pipe, prepare: Callable[[Pipe, int], Any], sizes: Sequence[int]) -> None:
+    def __init__(self, name: str, prepare: Callable[[], tuple[str, Draw]]) -> None:
+        """`prepare` is called in that process; it says how it draws."""
         context = get_context("spawn")
         self._line, other = context.Pipe()
-        self._process = context.Process(target=_answer, args=(other, pipe, prepare, sizes), daemon=True)
-        with _threads_as_they_come():
-            self._process.start()
+        self._process = context.Process(target=_answer, args=(other, prepare), daemon=True)
+        self._process.start()
         other.close()
         self._one_at_a_time = threading.Lock()
         self.name, self.how = name, self._line.recv()
@@ -120,7 +116,7 @@ class Alone:
 
 
 @contextmanager
-def _threads_as_they_come() -> Iterator[None]:
+def threads_as_they_come() -> Iterator[None]:
     """For processes that start within: OpenMP's own default, instead of what this service and `bench` set."""
     ours = os.environ["GOMP_SPINCOUNT"]
     os.environ["GOMP_SPINCOUNT"] = "300000"
@@ -139,12 +135,10 @@ def _going_on(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGSTOP)
 
 
-def _answer(line: Connection, pipe: Pipe, prepare: Callable[[Pipe, int], Any], sizes: Sequence[int]) -> None:
-    """In the other process: say how each size is run, then make what is asked for until nobody is left to ask."""
-    ready = {size: prepare(pipe, size) for size in sizes}
-    settings = [pipelines.setting(pipeline, size) for size, pipeline in ready.items()]
-    line.send("; ".join(dict.fromkeys(settings)))
+def _answer(line: Connection, prepare: Callable[[], tuple[str, Draw]]) -> None:
+    """In the other process: say how it draws, then make what is asked for until nobody is left to ask."""
+    how, draw = prepare()
+    line.send(how)
     with suppress(EOFError):
         while True:
-            count, steps, seed = line.recv()
-            line.send(pipelines.pngs(ready[count], count, steps, seed))
+            line.send(draw(*line.recv()))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from bench import peers, pipelines
+from bench import bare_engine, peers, pipelines
 from bench.model import DEFAULT
 from bench.pipelines import Pipe
 from bench.report import Report
@@ -24,7 +25,7 @@ def system(request: pytest.FixtureRequest, valkey_url: str) -> Iterator[RqWorker
     kind = (
         RqWorker("RQ", "rq.SimpleWorker", valkey_url, PIPE)
         if request.param == "RQ"
-        else Alone("alone", PIPE, pipelines.plain, (1,))
+        else Alone("alone", partial(pipelines.drawing, PIPE, pipelines.plain, (1,)))
     )
     with closing(kind) as started:
         yield started
@@ -35,6 +36,15 @@ def test_a_peer_draws_what_it_is_asked_for_and_is_stopped_while_others_are_measu
         pngs = draw(count=1, steps=2, seed=1)
     assert [png[:8] for png in pngs] == [b"\x89PNG\r\n\x1a\n"]
     eventually(lambda: state(system.pid) == "T", 10, "the process is stopped")
+
+
+def test_the_engine_alone_draws_each_picture_of_a_seed_whatever_the_count():
+    how, draw = bare_engine.drawing(DEFAULT, "cpu", "fp32")
+    assert how == "in fp32, without HTTP, queue and PNGs"
+    three, (first,) = draw(count=3, steps=2, seed=1), draw(count=1, steps=2, seed=1)
+    assert three[0] == first
+    assert [len(pixels) for pixels in three] == 3 * [28 * 28]
+    assert len(set(three)) == 3
 
 
 def state(pid: int) -> str:

@@ -1,0 +1,30 @@
+"""The engine with no service around it: what it draws without HTTP, queue, PNGs and reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bench.drawing import Draw
+from bench.model import load
+from bench.service import Asked
+from worker.calibrate import sizes_on
+from worker.engine import ChainRequest
+
+
+def drawing(folder: Path, device: str, precision: Asked) -> tuple[str, Draw]:
+    """How it draws, in words, and what does: pictures as the bytes of their pixels."""
+    model = load(folder, device, sizes_on(torch.device(device))[-1], precision)
+
+    def draw(count: int, steps: int, seed: int) -> list[bytes]:
+        plan = model.plan("ddpm", steps, "fixed_small", 0.0)
+        model.engine.submit([ChainRequest(i, "bench", plan, seed, i) for i in range(count)])
+        pictures: dict[int, bytes] = {}
+        while len(model.engine):
+            for done in model.step():
+                assert done.pixels is not None, "the network's output is finite"
+                pictures[done.request.index] = done.pixels.numpy().tobytes()
+        return [pictures[i] for i in range(count)]
+
+    return f"in {model.precision}, without HTTP, queue and PNGs", draw
