@@ -37,7 +37,6 @@ from worker.contract import State, chains_key, job_key, open_key, owner_key, png
 from worker.queue import enqueue, withdraw_keys
 
 log = logging.getLogger(__name__)
-_INDEX_TTL_S = contract.UNFINISHED_TTL_S + contract.RECORD_TTL_S
 _MAX_SCAN = 1000  # records read by one listing, however few match
 
 
@@ -62,6 +61,7 @@ class Jobs:
         self._redis, self._catalog, self._notifier = redis, catalog, notifier
         self._pictures, self._sheets, self._admission, self._results_ttl_s = pictures, sheets, admission, results_ttl_s
         self._reach = reach
+        self._index_ttl_s = contract.UNFINISHED_TTL_S + results_ttl_s + contract.RECORD_TTL_S  # as long as a record can be there
         self._looks, self._states, self._previews = Looks(redis), States(redis), Previews(redis, notifier)
 
     async def submit(self, request: JobRequest, owner: str, key: str | None = None) -> Job:
@@ -229,8 +229,8 @@ class Jobs:
         pipe.hset(job_key(record.id), mapping=record.to_hash(self._results_ttl_s))
         pipe.expire(job_key(record.id), contract.UNFINISHED_TTL_S)
         pipe.zadd(owner_key(record.owner), {record.id: record.created_at})
-        pipe.zremrangebyscore(owner_key(record.owner), "-inf", record.created_at - _INDEX_TTL_S)
-        pipe.expire(owner_key(record.owner), _INDEX_TTL_S)
+        pipe.zremrangebyscore(owner_key(record.owner), "-inf", record.created_at - self._index_ttl_s)
+        pipe.expire(owner_key(record.owner), self._index_ttl_s)
         pipe.zadd(open_key(record.priority), {record.id: record.created_at})
         enqueue(record.shards, pipe)
         pipe.publish(contract.CHANGES, f"{record.id} {record.state}")

@@ -24,7 +24,10 @@ def _only_with(option: str, sampler: str) -> dict[str, Any]:
 
 
 class JobRequest(BaseModel):
-    """A number of images of one model. Image i depends on model, sampler and its option, steps, seed and i, on nothing else."""
+    """A number of images of one model. Image i depends on model, sampler and its option, steps, seed and i, and on no load.
+
+    Its last bits are those of the workers' precision and kind of device.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -61,8 +64,9 @@ class JobRequest(BaseModel):
     )
     variance: Variance | None = Field(
         default=None,
-        description="Reverse variance of `sampler` ddpm, which has to be named; null: the model's default. analytic is the best "
-        "of them for few steps, and offered by models whose card has a `residual_variance`",
+        description="Reverse variance of `sampler` ddpm, which has to be named; null: the model's default, whatever the steps. "
+        "analytic is the best of them for few steps, and offered by models whose card has a `residual_variance`; fixed_large is "
+        "for 400 steps and more",
         examples=["fixed_small"],
     )
     priority: Annotated[Priority, Field(strict=False)] = Field(

@@ -28,6 +28,10 @@ class ApiSettings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one")
+    publish: str = Field(
+        default="",
+        description="Where a container's port is published, HOST:PORT, as Compose has it; empty: nowhere but on `host`",
+    )
     max_body_bytes: int = Field(default=65_536, ge=1024, description="Largest request body that is read")
     max_open_image_steps: int = Field(
         default=100_000_000, ge=1, description="Image-steps that all open jobs may have left to run; more are refused with 429"

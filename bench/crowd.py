@@ -17,6 +17,7 @@ class Tally:
     """Latencies count from the moment that a request was due, whether or not the client or its connection was free then."""
 
     latencies_s: list[float] = field(default_factory=list)
+    unanswered_s: list[float] = field(default_factory=list)  # for how long what was not answered by the end had been due
     late_s: list[float] = field(default_factory=list)  # by how much this process itself sent a request too late
     errors: list[str] = field(default_factory=list)
     events: int = 0
@@ -71,6 +72,11 @@ class Poller(_Client):
         if self.left == 0:
             self.tally.latencies_s.append(self.loop.time() - self.due)
             self.ask_at(self.due + EVERY_S)
+
+    def leave(self) -> None:
+        if (waited_s := self.loop.time() - self.due) > 0:  # else the next request is not due yet
+            self.tally.unanswered_s.append(waited_s)
+        super().leave()
 
     def _length(self, head: bytes) -> int:
         if not head.startswith(b"HTTP/1.1 200"):

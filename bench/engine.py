@@ -88,7 +88,7 @@ def measure(model: LoadedModel) -> Iterator[Row]:
     model.calibration.use()
     for size in model.calibration.buckets:
         runs = [_network(model, size), _engine(model, size), _noise(model, size), _product(model)]
-        times = [[_burst(model, run) for run in runs] for _ in range(ROUNDS)]
+        times = [[_burst(model, run) for run in runs] for _ in range(ROUNDS + 1)]  # the first warms up
         network_s, engine_s, noise_s, product_s = (statistics.median(column) for column in zip(*times[1:], strict=True))
         peak = 2 * _side(model) ** 3 / product_s
         yield Row(model.precision, size, network_s, engine_s, noise_s, peak, model.card.gflop_per_image_step)

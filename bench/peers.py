@@ -139,8 +139,8 @@ def tabulate(report: Report, title: str, rates: Rates) -> None:
     rows = []
     for name, theirs in rates.items():
         ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-        spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
-        rows.append([name, f"{statistics.median(theirs):.1f}", f"{statistics.median(ratios):.1f}", spread])
+        spread = f"{min(ratios):.3g} to {max(ratios):.3g}"
+        rows.append([name, f"{statistics.median(theirs):.1f}", f"{statistics.median(ratios):.3g}", spread])
     report.table(["", "image-steps/s", "this service is faster by", "from round to round"], rows)
 
 

@@ -36,6 +36,12 @@ class Stretch:
     what: str
     tally: Tally
     meter: Meter
+    answered: bool  # whether it should be: nobody asks while it is idle, and `?wait=` waits on
+
+    @property
+    def latencies_s(self) -> list[float]:
+        """What was not answered by the end took so long at least."""
+        return self.tally.latencies_s + (self.tally.unanswered_s if self.answered else [])
 
     def cells(self) -> list[str]:
         tally, meter, requests = self.tally, self.meter, len(self.tally.latencies_s)
@@ -43,7 +49,7 @@ class Stretch:
         return [
             self.what,
             *map(str, (requests, len(tally.errors), tally.events)),
-            *(shown_ms(tally.latencies_s, percent) for percent in (50, 95, 99)),
+            *(shown_ms(self.latencies_s, percent) for percent in (50, 95, 99)),
             shown_ms(tally.late_s, 99),
             f"{meter.cpu_s / meter.wall_s:.1%}",
             f"{1e3 * meter.cpu_s / requests:.2f} ms" if requests else "",
@@ -67,7 +73,7 @@ def main(
 ) -> None:
     """Poll, then poll and stream, then wait with `?wait=`, and see what it costs."""
     report = Report(out, "pollers", "cpu")
-    with api_apart(max_open_image_steps=NO_BOUND, max_open_image_steps_per_key=NO_BOUND) as api:
+    with api_apart(out, max_open_image_steps=NO_BOUND, max_open_image_steps_per_key=NO_BOUND) as api:
         stretches = list(measure(api, pollers, streams, seconds))
     report.table(HEAD, [stretch.cells() for stretch in stretches])
     for error, times in Counter(error for stretch in stretches for error in stretch.tally.errors).most_common(10):
@@ -89,16 +95,22 @@ def measure(api: Api, pollers: int, streams: int, seconds: float) -> Iterator[St
         yield stretch(f"{streams} streams", api, [], events, seconds / 3)
         both = f"{pollers} pollers, {streams} streams", api, status, events, seconds
         yield stretch(*both, end=lambda: pretence.finish(running))
-    yield stretch(f"{pollers} wait", api, waits, [], seconds / 3)
+    yield stretch(f"{pollers} wait", api, waits, [], seconds / 3, answered=False)
     yield stretch("idle", api, [], [], IDLE_S)
 
 
 def stretch(
-    what: str, api: Api, polled: Sequence[str], streamed: Sequence[str], seconds: float, end: Callable[[], object] | None = None
+    what: str,
+    api: Api,
+    polled: Sequence[str],
+    streamed: Sequence[str],
+    seconds: float,
+    end: Callable[[], object] | None = None,
+    answered: bool = True,
 ) -> Stretch:
     with Meter(api) as meter:
         tally = uvloop.run(crowd(api.port, polled, streamed, seconds, end))
-    return Stretch(what, tally, meter)
+    return Stretch(what, tally, meter, answered and bool(polled or streamed))
 
 
 def post(api: Api, number: int) -> list[Job]:
@@ -118,8 +130,10 @@ def _post(http: httpx.Client, count: int) -> Job:
 
 
 def good(stretch: Stretch) -> bool:
-    latencies_s = stretch.tally.latencies_s
-    return not stretch.tally.errors and (not latencies_s or percentile_ms(latencies_s, 99) < P99_MS)
+    tally, latencies_s = stretch.tally, stretch.latencies_s
+    if tally.errors or (stretch.answered and not (tally.latencies_s or tally.events)):
+        return False
+    return not latencies_s or percentile_ms(latencies_s, 99) < P99_MS
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cli.child import Child
 from cli.faults import Fault
+from worker.memory import host_memory_bytes
 
 _SOCKET = "valkey.sock"
 _SOCKET_PATH_BYTES = 100  # the kernel's limit is 108 on Linux and 104 on macOS, with a zero at the end
@@ -34,8 +35,11 @@ def socket_url(path: Path) -> str:
     return f"unix://{path}"
 
 
-def valkey(folder: Path, socket: Path, lock_fd: int) -> Child:
-    """SIGTERM when orphaned, where other children get SIGKILL: what was accepted goes to the disk first."""
+def valkey(folder: Path, socket: Path, lock_fd: int, maxmemory: str | None = None) -> Child:
+    """SIGTERM when orphaned, where other children get SIGKILL: what was accepted goes to the disk first.
+
+    `maxmemory` as Valkey has it, bytes or 4gb; None: half of the machine's, so that it refuses jobs before the kernel kills it.
+    """
     options = {
         "port": "0",
         "unixsocket": str(socket),
@@ -44,6 +48,7 @@ def valkey(folder: Path, socket: Path, lock_fd: int) -> Child:
         "appendonly": "yes",
         "appendfsync": "always",  # docs/decisions/0010: what is accepted is on disk
         "save": "",
+        "maxmemory": maxmemory or str(host_memory_bytes() // 2),
         "maxmemory-policy": "noeviction",
         "loglevel": "warning",
     }

@@ -23,6 +23,11 @@ class CliSettings(BaseSettings):
 
     data_dir: Path = Field(default=Path(".ddpm"), description="Folder of all state: the queue, the results, added models")
     redis_url: str | None = Field(default=None, description="A server of your own; unset, `ddpm up` starts one")
+    redis_maxmemory: str | None = Field(
+        default=None,
+        pattern=r"^\d+([kmg]b?)?$",
+        description="Memory of the server that `ddpm up` starts, in bytes or as 4gb; unset, half of the machine's",
+    )
     models_dir: Path | None = Field(default=None, description="Folder of added models; unset, models/ in the data folder")
     cache_dir: Path | None = Field(
         default=None, description="Folder of the workers' calibrations; unset, cache/ in the data folder"
@@ -80,6 +85,14 @@ def check_access(settings: ApiSettings, host: str) -> None:
     """Before anything starts: keys that can be used, or a host that only this machine reaches, or the word for more."""
     from app.security import is_here
 
+    named = settings.anonymous_hosts not in ("", "localhost")  # that is Compose's, and says nothing of a port for everybody
+    published = settings.publish.rpartition(":")[0].strip("[]")
+    if settings.publish and not (keyring(settings) or named or is_here(published)):
+        raise Fault(
+            f"published on {settings.publish}, anybody who reaches this machine would be let in, as there are no API keys; set "
+            "DDPM_API_KEYS (`ddpm keys new NAME` makes one), DDPM_PUBLISH to an address of loopback such as 127.0.0.1:8000, or "
+            "DDPM_ANONYMOUS_HOSTS to the names to be reached under without (* for any)"
+        )
     if not (keyring(settings) or settings.anonymous_hosts or is_here(host)):
         raise Fault(
             f"on host {host!r} anybody who reaches this machine would be let in, as there are no API keys; set DDPM_API_KEYS "

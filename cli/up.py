@@ -25,7 +25,7 @@ def up(host: str, port: int, workers: int | None, keyed: bool) -> int:
     """Run until stopped; the exit status. `keyed`: clients need a key."""
     settings = read(CliSettings)
     with ExitStack() as stack:
-        stages, url = ([], settings.redis_url) if settings.redis_url else embedded_server(settings.data_dir, stack)
+        stages, url = ([], settings.redis_url) if settings.redis_url else embedded_server(settings, stack)
         check_port(host, port)
         env = {
             "DDPM_REDIS_URL": url,
@@ -37,18 +37,23 @@ def up(host: str, port: int, workers: int | None, keyed: bool) -> int:
         return Supervisor(stages, Readiness(address(host, port), keyed)).run()
 
 
-def embedded_server(folder: Path, stack: ExitStack) -> tuple[list[Stage], str]:
+def embedded_server(settings: CliSettings, stack: ExitStack) -> tuple[list[Stage], str]:
     """The stage that all others stand on, and its address."""
-    home = data_dir.valkey_folder(folder)
+    home = data_dir.valkey_folder(settings.data_dir)
     lock_fd = data_dir.lock(home)
     stack.callback(os.close, lock_fd)
     socket_path = stack.enter_context(redis_server.socket_path(home))
     url = redis_server.socket_url(socket_path)
-    return [Stage([redis_server.valkey(home, socket_path, lock_fd)], lambda: redis_server.answers(url))], url
+    server = redis_server.valkey(home, socket_path, lock_fd, settings.redis_maxmemory)
+    return [Stage([server], lambda: redis_server.answers(url))], url
 
 
 def check_port(host: str, port: int) -> None:
     """Before anything starts, and with the remedy."""
+    if port == 0:
+        raise Fault(
+            "DDPM_PORT=0 leaves the choice of the port to the system, and clients would not know it; name one, such as 8000"
+        )
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(family, kind, protocol) as probe:

@@ -56,7 +56,6 @@ _SCHEDULERS = {
 # Options of these schedulers that change the process, with the only value that the plans implement.
 _FIXED_SCHEDULER: dict[str, Any] = {
     "trained_betas": None,
-    "clip_sample": True,
     "clip_sample_range": 1.0,
     "thresholding": False,
     "rescale_betas_zero_snr": False,
@@ -67,6 +66,8 @@ _FIXED_SCHEDULER: dict[str, Any] = {
     "sigma_min": None,
     "sigma_max": None,
 }
+# Of DDPM's and DDIM's alone: the other solvers do not clip, and only Heun's says so in its file.
+_FIXED_WHERE_CLIPPED = _FIXED_SCHEDULER | {"clip_sample": True}
 
 
 class BadCheckpoint(Exception):
@@ -111,7 +112,14 @@ def _load(folder: Path, sha256: str | None) -> Checkpoint:
     return Checkpoint(net.eval().requires_grad_(False), schedule_of(card), prediction, hashed)
 
 
-def save(folder: Path, config: UNetConfig, state: Mapping[str, Tensor], schedule: ScheduleCard, prediction: Prediction) -> str:
+def save(
+    folder: Path,
+    config: UNetConfig,
+    state: Mapping[str, Tensor],
+    schedule: ScheduleCard,
+    prediction: Prediction,
+    variance: FixedVariance = "fixed_small",
+) -> str:
     """Write the folder (all but its card); the sha256 of the weights is returned."""
     (folder / "unet").mkdir(parents=True, exist_ok=True)
     (folder / "scheduler").mkdir(exist_ok=True)
@@ -119,7 +127,7 @@ def save(folder: Path, config: UNetConfig, state: Mapping[str, Tensor], schedule
     _write_json(folder / "unet" / "config.json", config.to_diffusers())
     save_file({k: v.detach().float().cpu().contiguous() for k, v in state.items()}, weights, metadata={"format": "pt"})
     shutil.copymode(folder / "unet" / "config.json", weights)  # safetensors lets nobody else read what it writes
-    _write_json(folder / "scheduler" / "scheduler_config.json", _scheduler_config(schedule, prediction))
+    _write_json(folder / "scheduler" / "scheduler_config.json", _scheduler_config(schedule, prediction, variance))
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": "0.35.0",
@@ -153,7 +161,8 @@ def read_scheduler(folder: Path) -> tuple[ScheduleCard, Prediction]:
         raise BadCheckpoint(
             f"{path}: _class_name={scheduler!r} is of another process than DDPMScheduler's; only that one is sampled"
         )
-    for key, only in _FIXED_SCHEDULER.items():
+    fixed = _FIXED_WHERE_CLIPPED if scheduler.startswith(("DDPM", "DDIM")) else _FIXED_SCHEDULER
+    for key, only in fixed.items():
         if config.get(key, only) != only:
             raise BadCheckpoint(f"{path}: {key}={config[key]!r} is not supported; only {only!r} is")
     name = config.get("beta_schedule", "linear")
@@ -246,7 +255,7 @@ def _modern_name(name: str) -> str:
     return ".".join(_OLD_ATTENTION.get(part, part) for part in name.split("."))
 
 
-def _scheduler_config(schedule: ScheduleCard, prediction: Prediction) -> dict[str, Any]:
+def _scheduler_config(schedule: ScheduleCard, prediction: Prediction, variance: FixedVariance) -> dict[str, Any]:
     betas = {"beta_schedule": "squaredcos_cap_v2"} if schedule.kind == "cosine" else {"beta_schedule": "linear"}
     ends = {"beta_start": schedule.beta_start, "beta_end": schedule.beta_end} if schedule.kind == "linear" else {}
     return {
@@ -255,7 +264,7 @@ def _scheduler_config(schedule: ScheduleCard, prediction: Prediction) -> dict[st
         "num_train_timesteps": schedule.T,
         **betas,
         **{k: v for k, v in ends.items() if v is not None},
-        "variance_type": "fixed_small",
+        "variance_type": variance,
         "clip_sample": True,
         "prediction_type": prediction,
         "timestep_spacing": "linspace",

@@ -19,6 +19,7 @@ export class Tile {
   #image = document.createElement("img");
   #asked = false;
   url = null; // where the finished picture is
+  isGone = false; // it was finished, and cannot be fetched any more
   wantsPreview = false;
 
   constructor(job, index) {
@@ -39,7 +40,7 @@ export class Tile {
   update({ state, url }) {
     this.wantsPreview = state === "running";
     if (state === "finished") this.url = url;
-    if (state === "expired") this.#image.alt = `image ${this.index} has expired`;
+    if (state === "expired") this.#expire();
     this.load();
   }
 
@@ -51,7 +52,8 @@ export class Tile {
       this.element.disabled = false;
       this.element.classList.add("finished");
     } catch (problem) {
-      if (!GONE.has(problem.status)) setTimeout(() => (this.#asked = false), REFUSED_MS); // then showPreviews() asks again
+      if (GONE.has(problem.status)) this.#expire();
+      else setTimeout(() => (this.#asked = false), REFUSED_MS); // then showPreviews() asks again
     }
   }
 
@@ -68,6 +70,14 @@ export class Tile {
     sight.unobserve(this.element);
     inSight.delete(this);
     URL.revokeObjectURL(this.src);
+  }
+
+  /** A picture that is shown already stays. */
+  #expire() {
+    this.isGone = true;
+    if (this.element.classList.contains("finished")) return;
+    this.element.textContent = "expired";
+    this.element.ariaLabel = `image ${this.index} has expired`;
   }
 
   #show(png) {

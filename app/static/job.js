@@ -44,7 +44,7 @@ export class JobView {
 
   update(job) {
     const ended = FINAL.has(job.state);
-    this.#job = { queue: this.#job.queue, ...job };
+    this.#job = { queue: this.#job.queue, images: this.#job.images, ...job };
     this.isOver ||= ended && "images" in job;
     this.element.className = job.state;
     this.#text(".state", job.state);
@@ -52,13 +52,18 @@ export class JobView {
     this.#part("progress").value = job.progress.fraction;
     this.#part("progress").hidden = ended;
     this.#part(".cancel").hidden = ended;
-    this.#part(".archive").hidden = !ended || !job.progress.images_done;
     for (const image of job.images ?? []) this.#tiles.get(image.index)?.update(image);
+    this.#part(".archive").hidden = !ended || !this.#hasPictures();
   }
 
   remove() {
     for (const tile of this.#tiles.values()) tile.remove();
     this.element.remove();
+  }
+
+  /** That can be fetched, as far as is known. */
+  #hasPictures() {
+    return this.#job.images?.some(({ state, index }) => state === "finished" && !this.#tiles.get(index)?.isGone);
   }
 
   #part(selector) {

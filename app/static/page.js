@@ -7,6 +7,7 @@ import { JobView } from "./job.js";
 const BUSY_MS = 500;
 const QUIET_MS = 3000;
 const MOST_JOBS = 20;
+const SENDABLE = /^[!-~]+$/; // in a header; fetch throws at all else
 
 const form = document.querySelector("form#new");
 const keyForm = document.querySelector("form#key");
@@ -44,9 +45,12 @@ function showCard() {
   showOptions();
 }
 
-/** A sampler's own options, and no other's. */
+/** A sampler's own options, and no other's: what is hidden is not checked, or nobody would see why the form is not sent. */
 function showOptions() {
-  for (const sampler of ["ddpm", "ddim"]) form.querySelector(`.${sampler}`).hidden = form.sampler.value !== sampler;
+  for (const sampler of ["ddpm", "ddim"]) {
+    const label = form.querySelector(`.${sampler}`);
+    label.hidden = label.control.disabled = form.sampler.value !== sampler;
+  }
 }
 
 /** The body of POST /v1/jobs. */
@@ -60,7 +64,7 @@ function wanted() {
   };
 }
 
-/** Something was done to a job, and it worked. */
+/** Something was done, and it worked. */
 function changed() {
   say();
   wake();
@@ -145,9 +149,13 @@ form.addEventListener("submit", async (event) => {
 });
 keyForm.addEventListener("submit", (event) => {
   event.preventDefault();
-  useKey(keyForm.key.value);
+  const key = keyForm.key.value.trim();
   keyForm.reset();
-  wake();
+  if (!SENDABLE.test(key)) {
+    return say(new Problem(0, "The key holds a space or a character that no key has, perhaps unseen; paste it as it was given."));
+  }
+  useKey(key);
+  changed();
 });
 
 showPreviews();

@@ -97,10 +97,11 @@ class _Checked(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
+        share_s = TIMEOUT_S / len(self._addresses)  # one that swallows what it is sent leaves time for the others
         for address in self._addresses[:-1]:
             try:
-                return await self._tcp.connect_tcp(address, port, timeout, local_address, socket_options)
-            except httpcore.ConnectError:
+                return await self._tcp.connect_tcp(address, port, share_s, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
         return await self._tcp.connect_tcp(self._addresses[-1], port, timeout, local_address, socket_options)
 

@@ -34,7 +34,8 @@ def _stage(trainer: Trainer, staging: Path) -> Path:
     """The whole folder, and what was estimated for the same weights."""
     recipe, finished = trainer.recipe, trainer.out / trainer.recipe.card.name
     folder = staging / recipe.card.name
-    weights = checkpoint.save(folder, recipe.network, trainer.ema.averages, recipe.schedule, recipe.prediction)
+    process = recipe.schedule, recipe.prediction, recipe.card.defaults.variance
+    weights = checkpoint.save(folder, recipe.network, trainer.ema.averages, *process)
     with suppress(BadCheckpoint):  # of other weights
         if ResidualVariance.find(finished, weights, recipe.schedule.T):
             shutil.copy(finished / FILE, folder)

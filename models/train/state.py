@@ -76,6 +76,8 @@ def load_state(
         index, key = name.split(".")
         moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    for p, kept in optimizer.state.items():  # fused Adam wants them laid out as the parameter is; on the disk all is contiguous
+        kept.update({name: torch.empty_like(p).copy_(v) for name, v in kept.items() if v.shape == p.shape})
     return counters
 
 

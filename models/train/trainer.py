@@ -1,4 +1,4 @@
-"""Algorithm 1, resumable to the bit: every update draws its batch, timesteps and noise from (seed, update) alone."""
+"""Algorithm 1, resumable, on the CPU to the bit: every update draws its batch, timesteps and noise from (seed, update) alone."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from app.security import new_key
 from app.settings import ApiSettings
 from tests.e2e.conftest import Service
 from tests.support.server import serve
+from worker import contract
 
 CHROMIUM = shutil.which("chromium")
 QUIET = [
@@ -138,6 +139,21 @@ def test_a_model_offers_the_variances_that_it_has(page: Page) -> None:
     job.locator(".delete").click()
 
 
+def test_a_hidden_option_does_not_keep_a_job_from_being_asked_for(page: Page) -> None:
+    first = sample(page, count=1, steps=2, sampler="ddpm")
+    page.select_option("[name=sampler]", "ddim")
+    page.fill("[name=eta]", "2")
+    page.select_option("[name=sampler]", "ddpm")
+    with page.expect_response(lambda answer: answer.request.method == "POST") as accepted:
+        page.click("#new button")
+    assert accepted.value.status == 202
+    page.select_option("[name=sampler]", "ddim")
+    assert page.locator("[name=eta]").evaluate("field => field.willValidate && field.validity.rangeOverflow")
+    first.locator(".again").click()
+    expect(page.locator("[name=eta]")).to_be_hidden()
+    expect(page.locator("[name=variance]")).to_be_enabled()
+
+
 def test_what_the_service_refuses_is_told_in_its_words(page: Page) -> None:
     expect(page.locator("#new [name=steps]")).not_to_have_value("")
     page.fill("[name=start]", "4294967295")
@@ -178,6 +194,25 @@ def test_a_picture_that_is_refused_at_first_comes_later(page: Page) -> None:
     expect(job.locator(".tile.finished")).to_have_count(1)
 
 
+def test_pictures_that_have_expired_say_so_and_are_offered_no_more(page: Page, service: Service) -> None:
+    ended = service.post(count=2, steps=2)["id"]
+    service.finished(ended)
+    job = page.locator(f"#job-{ended}")
+    expect(job.locator(".archive")).to_be_visible()
+    service.redis.delete(contract.png_key(ended))
+    page.reload()
+    expect(job.locator(".tile")).to_have_text(["expired", "expired"])
+    expect(job.get_by_role("button", name="image 1 has expired")).to_be_visible()
+    expect(job.locator(".archive")).to_be_hidden()
+
+
+def test_a_picture_that_expires_before_it_is_fetched_says_so(page: Page) -> None:
+    page.route("**/images/*", lambda route: route.fulfill(status=410))
+    job = sample(page, count=2, steps=2)
+    expect(job.locator(".tile")).to_have_text(["expired", "expired"], timeout=30_000)
+    expect(job.locator(".archive")).to_be_hidden()
+
+
 def test_the_reference_has_every_call_tries_it_and_loads_nothing_from_elsewhere(
     service: Service, opened: Callable[[str], Page]
 ) -> None:
@@ -204,11 +239,17 @@ def test_a_service_with_keys_is_asked_with_one(service: Service, opened: Callabl
     app = create_app(ApiSettings(redis_url=service.redis_url, models_dir=service.models_dir, api_keys=entry))
     with serve(app) as url:
         page = opened(url)
-        for given in ("wrong", key):
+        expect(page.locator("#key")).to_be_visible()
+        page.fill("[name=key]", f"{key}\u200b")  # it could not be sent
+        page.click("#key button")
+        expect(page.locator("#problem")).to_contain_text("perhaps unseen")
+        assert page.evaluate("sessionStorage.length") == 0
+        for given in ("wrong", f" {key} "):
             expect(page.locator("#key")).to_be_visible()
             page.fill("[name=key]", given)
             page.click("#key button")
         expect(page.locator("#key")).to_be_hidden()
+        expect(page.locator("#problem")).to_have_text("")
         job = sample(page, count=2, steps=5)
         expect(job.locator(".tile.finished")).to_have_count(2, timeout=30_000)
         assert page.locator("article").count() == 1, "another owner's jobs"

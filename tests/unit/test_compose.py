@@ -41,6 +41,7 @@ def test_without_keys_it_is_answered_as_localhost_only(name: str) -> None:
     environment = read(name)["services"]["api"]["environment"]
     assert environment["DDPM_ANONYMOUS_HOSTS"] == "${DDPM_ANONYMOUS_HOSTS:-localhost}"
     assert environment["DDPM_API_KEYS"] is None, "the host's, where it has some"
+    assert environment["DDPM_PUBLISH"] == "${DDPM_PUBLISH:-127.0.0.1:8000}", "so that the API can refuse to be everybody's"
 
 
 @pytest.mark.parametrize("name", [GPU, CPU])

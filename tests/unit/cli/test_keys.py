@@ -37,6 +37,16 @@ def test_without_keys_nothing_starts_on_more_than_loopback(monkeypatch: pytest.M
         assert remedy in result.stderr
 
 
+@pytest.mark.parametrize("publish", ["0.0.0.0:8000", "8000", "[::]:8000", "192.168.0.7:80", ":8000"])
+@pytest.mark.parametrize("hosts", ["", "localhost"])
+def test_without_keys_a_container_starts_on_no_port_that_is_published_for_others(publish: str, hosts: str) -> None:
+    environment = {"DDPM_PUBLISH": publish, "DDPM_ANONYMOUS_HOSTS": hosts}
+    result = CliRunner().invoke(app, ["api"], env=environment)
+    assert result.exit_code == 1
+    for said in (f"published on {publish}", "DDPM_API_KEYS", "DDPM_PUBLISH", "DDPM_ANONYMOUS_HOSTS"):
+        assert said in result.stderr
+
+
 @pytest.mark.parametrize("command", ["api", "up"])
 def test_a_bad_entry_refuses_to_start_without_showing_it(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("DDPM_API_KEYS", f"ann:{HASH},bob=secret")
@@ -48,7 +58,13 @@ def test_a_bad_entry_refuses_to_start_without_showing_it(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    "environment", [{"DDPM_API_KEYS": f"ann:{HASH}"}, {"DDPM_ANONYMOUS_HOSTS": "gpu-box"}], ids=["keys", "names"]
+    "environment",
+    [
+        {"DDPM_API_KEYS": f"ann:{HASH}", "DDPM_PUBLISH": "0.0.0.0:80"},
+        {"DDPM_ANONYMOUS_HOSTS": "gpu-box", "DDPM_PUBLISH": "80"},
+        {"DDPM_ANONYMOUS_HOSTS": "localhost", "DDPM_PUBLISH": "[::1]:80"},
+    ],
+    ids=["keys", "names", "loopback"],
 )
 def test_with_keys_or_by_name_the_api_starts_anywhere(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
     started: list[str] = []

@@ -8,6 +8,7 @@ import pytest
 from redis import Redis
 
 from cli import data_dir, redis_server
+from worker.memory import host_memory_bytes
 
 
 def test_the_socket_lies_in_the_data_folder() -> None:
@@ -37,7 +38,8 @@ def test_the_server_is_the_users_alone_durable_and_full_rather_than_forgetful(tm
                 assert server.alive
             with Redis.from_url(url, decode_responses=True) as connection:
                 assert connection.client_info()["name"] == ""
-                told = connection.config_get("appendonly", "maxmemory-policy", "port")
+                told = connection.config_get("appendonly", "maxmemory", "maxmemory-policy", "port")
+            assert int(told.pop("maxmemory")) == host_memory_bytes() // 2
             assert told == {"appendonly": "yes", "maxmemory-policy": "noeviction", "port": "0"}
             assert path.stat().st_mode & 0o777 == 0o700
         finally:

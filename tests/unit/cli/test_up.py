@@ -18,6 +18,11 @@ def test_a_port_in_use_is_refused_with_another_to_try() -> None:
     up.check_port("127.0.0.1", port)
 
 
+def test_a_port_that_the_system_chooses_is_a_fault() -> None:
+    with pytest.raises(Fault, match="DDPM_PORT=0"):
+        up.check_port("127.0.0.1", 0)
+
+
 @pytest.mark.parametrize("host", ["192.0.2.1", "not a host"])
 def test_an_address_that_is_not_ours_is_a_fault(host: str) -> None:
     with pytest.raises(Fault, match=host):

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, HeunDiscreteScheduler, PNDMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -100,42 +99,6 @@ def test_a_lone_network_means_the_papers_process(tmp_path, theirs):
     loaded = checkpoint.load(tmp_path)
     assert torch.equal(loaded.schedule.beta, Schedule.linear().beta)
     assert (loaded.prediction, checkpoint.read_variance(tmp_path)) == ("epsilon", "fixed_small")
-
-
-@pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler, PNDMScheduler])
-def test_the_process_of_other_schedulers_of_diffusers_is_read_also_where_keys_are_absent(tmp_path, scheduler):
-    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": scheduler.__name__}))
-    card, prediction = checkpoint.read_scheduler(tmp_path)
-    theirs = inspect.signature(scheduler).parameters
-    assert (card.T, card.beta_start, card.beta_end, prediction) == tuple(
-        theirs[name].default for name in ("num_train_timesteps", "beta_start", "beta_end", "prediction_type")
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        (
-            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
-            "_class_name='FlowMatchEulerDiscreteScheduler' is of another process",
-        ),
-        ({"_class_name": ["DDPMScheduler"]}, r"_class_name=\['DDPMScheduler'\]"),
-        ({"use_flow_sigmas": True}, "use_flow_sigmas=True is not supported; only False is"),
-        ({"sigma_data": 0.5}, "sigma_data=0.5 is not supported"),
-        ({"sigma_max": 1348.0}, "sigma_max=1348.0 is not supported"),
-        ({"shift": 3.0}, "shift=3.0 is not supported; only 1.0 is"),
-        ({"beta_schedule": ["linear"]}, r"beta_schedule=\['linear'\] is not supported; use linear or squaredcos_cap_v2"),
-        ({"num_train_timesteps": 100_000}, r"alpha_bar goes from 0\.9999 to 1.* and cannot be reversed; correct num_train"),
-        ({"beta_end": 0.999}, r"alpha_bar goes from 0\.9999 to 0 and cannot be reversed"),
-        ({"beta_start": 1e-17}, "alpha_bar goes from 1 to .* and cannot be reversed"),
-    ],
-    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
-)
-def test_a_process_that_cannot_be_sampled_is_refused_by_key_and_value(tmp_path, changes, says):
-    path = tmp_path / "scheduler_config.json"
-    path.write_text(json.dumps(changes))
-    with pytest.raises(BadCheckpoint, match=f"{path}: {says}"):
-        checkpoint.read_scheduler(tmp_path)
 
 
 def test_the_old_names_of_attention_are_read_too(folder, small_net):

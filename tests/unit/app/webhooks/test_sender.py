@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -84,6 +85,29 @@ def test_a_name_that_changes_its_address_after_the_check_gains_nothing(hook: Rec
 def test_the_next_address_is_tried_where_one_does_not_answer(hook: Receiver) -> None:
     reach = Reach([ip_network("127.0.0.0/8")])
     assert post(f"http://hooks.example:{hook.port}/", Names(["127.0.0.2", "127.0.0.1"]), reach).delivered
+
+
+def test_an_address_that_swallows_what_it_is_sent_leaves_time_for_the_next(
+    hook: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_S", 2.0)
+    with full(("127.0.0.2", hook.port)):
+        names = Names(["127.0.0.2", "127.0.0.1"])
+        assert post(f"http://hooks.example:{hook.port}/", names, Reach([ip_network("127.0.0.0/8")])).delivered
+
+
+@contextmanager
+def full(where: tuple[str, int]) -> Iterator[None]:
+    """A listener that accepts nobody, with its queue full: whoever connects hears nothing."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(where)
+        listener.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(where)
+        yield
 
 
 @pytest.mark.parametrize("spelling", ["2130706433", "0x7f.1", "127.1", "localhost"])

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
 from models import checkpoint
-from models.catalog import Catalog, sha256_of
+from models.catalog import Catalog, Defaults, sha256_of
 from models.residual_variance import FILE, ResidualVariance
 from models.train import export as module
 from models.train.export import export
@@ -42,6 +42,13 @@ def test_diffusers_opens_the_exported_folder(trainer):
     pipeline.set_progress_bar_config(disable=True)
     assert isinstance(pipeline.unet, UNet2DModel)
     assert pipeline(batch_size=2, num_inference_steps=3, output_type="pt").images.shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_the_exported_scheduler_has_the_reverse_variance_of_the_card(tmp_path, make_recipe, train, variance):
+    folder = export(train(make_recipe("card", defaults=Defaults(steps=20, variance=variance)), tmp_path / "out", only=1))
+    assert checkpoint.read_variance(folder) == variance
+    assert DDPMPipeline.from_pretrained(folder, local_files_only=True).scheduler.config.variance_type == variance
 
 
 def test_a_second_export_replaces_the_first(trainer):

@@ -1,0 +1,37 @@
+"""A state on the disk, and what a run that goes on from it computes with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.train.ema import EMA
+from models.train.state import Counters, load_state, save_state
+from models.unet import UNet
+
+
+@pytest.fixture
+def make_run(small_config):
+    """`make_run()`: a network laid out as on CUDA, its average and its optimizer."""
+
+    def make() -> tuple[UNet, EMA, torch.optim.Adam]:
+        net = UNet(small_config).to(memory_format=torch.channels_last)
+        return net, EMA(dict(net.named_parameters()), 0.99), torch.optim.Adam(net.parameters(), fused=True)
+
+    return make
+
+
+def test_moments_are_laid_out_as_their_parameters_or_fused_adam_on_cuda_refuses_them(tmp_path, make_run):
+    net, ema, optimizer = make_run()
+    for p in net.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    save_state(tmp_path, Counters("recipe", "fp32"), net, ema, optimizer)
+
+    fresh, averages, resumed = make_run()
+    load_state(tmp_path, "recipe", "", fresh, averages, resumed)
+    assert not fresh.conv_in.weight.is_contiguous()
+    for before, p in zip(net.parameters(), fresh.parameters(), strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert resumed.state[p][name].stride() == p.stride()
+            assert torch.equal(resumed.state[p][name], optimizer.state[before][name])

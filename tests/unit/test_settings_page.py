@@ -1,0 +1,34 @@
+"""docs/settings.md against the settings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic.fields import FieldInfo
+
+from app.settings import ApiSettings
+from cli.settings import CliSettings
+from worker.settings import WorkerSettings
+
+PAGE = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+FIELDS = {
+    f"DDPM_{name}".upper(): field
+    for settings in (WorkerSettings, CliSettings, ApiSettings)
+    for name, field in settings.model_fields.items()
+}
+OF_A_COMMAND = {"DDPM_URL", "DDPM_KEY"}
+
+
+def test_the_page_names_every_setting_and_no_other() -> None:
+    rows = [line.split("|")[1] for line in PAGE.splitlines() if line.startswith("| `")]
+    assert {name for cell in rows for name in re.findall(r"`(\w+)`", cell)} == set(FIELDS) | OF_A_COMMAND
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [(name, field) for name, field in FIELDS.items() if isinstance(field.default, int | float)]
+)
+def test_the_page_has_its_default(name: str, field: FieldInfo) -> None:
+    (row,) = [line for line in PAGE.splitlines() if line.startswith("| `") and f"`{name}`" in line.split("|")[1]]
+    assert f"`{field.default}`" in row.split("|")[3]
