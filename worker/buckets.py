@@ -15,17 +15,11 @@ class Buckets:
     def __init__(self, seconds: Mapping[int, float]) -> None:
         self.seconds = dict(sorted(seconds.items()))
         self.sizes = tuple(self.seconds)
-        self._best = max(self.sizes, key=lambda size: size / self.seconds[size])
         self._first_of_rounds = cache(_first_of_rounds)
 
     @property
     def largest(self) -> int:
         return self.sizes[-1]
-
-    @property
-    def image_steps_per_s(self) -> float:
-        """Of the size that gives the most."""
-        return self._best / self.seconds[self._best]
 
     def holding(self, chains: int) -> int:
         """The size in which that many chains step soonest; the largest there is for more."""

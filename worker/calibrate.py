@@ -101,7 +101,10 @@ def is_beaten(pool: Pool, T: int, kept: Calibration) -> bool:
     """
     kept.use()
     sizes = {kept.buckets[0], kept.buckets[-1]}
-    now = _Trial(pool, T, sorted(sizes)).seconds(sizes)
+    try:
+        now = _Trial(pool, T, sorted(sizes)).seconds(sizes)
+    except torch.OutOfMemoryError:  # others have the memory now; which sizes still fit is found out when they are prepared
+        return False
     return any(_BEATEN * seconds < kept.seconds[size] for size, seconds in now.items())
 
 

@@ -75,8 +75,9 @@ class Intake:
     """Takes interactive shards while there is room for one, and bulk shards only to have two batches of their images at hand.
 
     A shard with which workers were lost is taken alone: the next one waits until it has passed the point where they were lost.
-    A big job's later shards are left for other workers and never fill the places of jobs that somebody waits for: after them
-    there is still room for a shard, unless the pool holds only one. And bulk work is always there for the scheduler's floor.
+    A big job's later shards are left for other workers and never fill the places of jobs that somebody waits for: after the
+    first there is still room for a shard, unless the pool holds only one. That first one has a place of its own, however many
+    interactive shards wait: bulk work is always there for the scheduler's floor.
     """
 
     def __init__(
@@ -126,16 +127,14 @@ class Intake:
         self._inbox.put(Taken(lease, indices, saved))
 
     def _wanted(self) -> list[str]:
-        def has_room(name: str, model: LoadedModel, shards: int) -> bool:
-            held = self._load.of(name, *Priority)
-            return model.capacity - held >= shards * SHARD_IMAGES or not held
-
-        urgent = [queue_name(Priority.INTERACTIVE, name) for name, model in self._models.items() if has_room(name, model, 1)]
-        patient = [
-            queue_name(Priority.BULK, name)
-            for name, model in self._models.items()
-            if has_room(name, model, 2) and self._load.of(name, Priority.BULK) < model.low_water
-        ]
+        urgent, patient = [], []
+        for name, model in self._models.items():
+            held, bulk = self._load.of(name, *Priority), self._load.of(name, Priority.BULK)
+            room = (model.capacity - held) // SHARD_IMAGES
+            if room >= (1 if bulk else 2) or not held:
+                urgent.append(queue_name(Priority.INTERACTIVE, name))
+            if (room >= (2 if bulk else 1) or not held) and bulk < model.low_water:
+                patient.append(queue_name(Priority.BULK, name))
         return urgent + patient
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.pictures import png
 from worker import contract, rescue, transitions
 from worker.contract import Precision, Recipe, Shard, State
-from worker.store import Store
+from worker.store import Store, StoreFault
 
 METADATA_KEY = "ddpm"  # the tEXt entry that holds the recipe
 LARGE_BYTES = 1 << 20  # chains of this size go to the results store, where there is one; 64 of 32x32 RGB are smaller
@@ -68,19 +68,31 @@ class Results:
         return self._store.external and len(chains) >= LARGE_BYTES
 
     def save(self, saves: Sequence[tuple[Shard, bytes, int]]) -> list[bool]:
-        """Keep the chains of shards, in which so many image-steps are done, for whoever takes them up. Raises StoreFault."""
+        """Keep the chains of shards, in which so many image-steps are done, for whoever takes them up.
+
+        Raises StoreFault, after all has been kept that the store is not needed for.
+        """
         large = {shard.id for shard, chains, _ in saves if self.goes_to_store(chains)}
         self._in_store |= large
+        sent: list[Shard] = []
+        failed: StoreFault | None = None
         with self._redis.pipeline(transaction=False) as pipe:
             for shard, chains, image_steps in saves:
                 if shard.id in large:
-                    self._store.put_blob(shard.job, _chains_name(shard), chains)
+                    try:
+                        self._store.put_blob(shard.job, _chains_name(shard), chains)
+                    except StoreFault as fault:
+                        failed = fault
+                        continue
                     chains = _IN_STORE
                 self._save(keys=_keys(shard), args=[shard.number, chains, image_steps], client=pipe)
+                sent.append(shard)
             wanted = [bool(answer) for answer in pipe.execute()]
-        for (shard, _, _), stays in zip(saves, wanted, strict=True):
+        for shard, stays in zip(sent, wanted, strict=True):
             if shard.id in large and not stays:
                 self._store.remove_blob(shard.job, _chains_name(shard))
+        if failed:
+            raise failed
         return wanted
 
     def saved(self, shard: Shard) -> bytes | None:

@@ -134,5 +134,8 @@ def _copied(shards: Sequence[Held]) -> list[Copy]:
     copies = []
     for model, of_model in by_model.items():
         snapshots = iter(model.engine.snapshot([chain for shard in of_model for chain in shard.chains()]))
-        copies += [Copy(shard, list(islice(snapshots, len(shard.left))), shard.progress()[1]) for shard in of_model]
+        for shard in of_model:
+            # one whose picture could not leave the engine has no row left to take: it is drawn anew, and is no other's loss
+            if unfinished := [s for s in islice(snapshots, len(shard.left)) if s.row < len(s.request.plan)]:
+                copies.append(Copy(shard, unfinished, shard.progress()[1]))
     return copies

@@ -27,7 +27,7 @@ from worker.results import Results
 from worker.rq_worker import Lease, ShardWorker
 from worker.saver import Saver
 from worker.speed import Speed
-from worker.store import Store, StoreFault
+from worker.store import Store
 from worker.turns import Turns
 from worker.upkeep import Upkeep
 
@@ -145,6 +145,7 @@ class Worker:
     def _admit(self, taken: Taken) -> None:
         shard = taken.lease.shard
         if not self._shards.holds(taken.lease):
+            self._load.clear(taken.lease)
             self._load.add(shard, -len(taken.indices))
             return
         if shard.id in self._held:  # we were stopped past the lease, and the shard came back to us
@@ -232,11 +233,13 @@ class Worker:
         self.crew.stop(_STOP_WITHIN_S)
         self._reported = 0.0
         self._report()
-        try:
-            self._save_all()
-            self._outbox.flush()
-        except (RedisError, StoreFault) as error:
-            log.warning("worker %s could not send everything: %s", self._shards.name, error)
+        for send in (self._save_all, self._outbox.flush):
+            try:
+                send()
+            except Exception as error:  # whatever keeps chains from being saved: pictures are sent, and shards given back
+                log.warning("worker %s could not send everything: %s", self._shards.name, reason_of(error))
+                if isinstance(error, RedisError):
+                    break  # there is no time to wait for it twice
         try:
             self._upkeep.sign_off()
             self._shards.close()

@@ -28,8 +28,8 @@ Post = Callable[..., dict[str, Any]]
 
 def test_waiting_ends_with_the_next_change_of_state(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
     job = post()["id"]
+    began = time.monotonic()
     with later(0.1, worker.start, job):
-        began = time.monotonic()
         assert api.get(f"/v1/jobs/{job}", params={"wait": 5}).json()["state"] == "running"
     assert 0.1 <= time.monotonic() - began < 1, "woken by the clock, not by the change"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,54 @@ def test_chains_of_a_job_that_was_cancelled_meanwhile_are_not_left_in_the_store(
     worker._save_all()
     assert not list((pictures / shard.job).iterdir())
     assert worker._inbox.get_nowait() == Ended(shard.job)
+
+
+def test_what_the_store_cannot_take_keeps_nothing_out_of_redis(redis, models, pictures, monkeypatch):
+    monkeypatch.setattr("worker.results.LARGE_BYTES", 100)
+    worker = worker_with(redis, models[0], open_store(f"file://{pictures}"))
+    large = start(redis, worker)
+    small = replace(large, number=1)
+    monkeypatch.setattr(worker._store, "put_blob", throw(StoreFault("away")))
+    with pytest.raises(StoreFault):
+        worker._results.save([(large, bytes(100), 1), (small, b"chains", 1)])
+    assert worker._results.saved(small) == b"chains"
+
+
+@pytest.mark.parametrize("error", [StoreFault("away"), torch.OutOfMemoryError("no room")], ids=repr)
+def test_what_cannot_be_saved_at_the_end_keeps_no_picture_and_no_shard(redis, models, monkeypatch, error):
+    worker = worker_with(redis, models[0], InRedis())
+    shard = start(redis, worker)
+    run_out = [model_of(worker).engine.step() for _ in range(STEPS - 6)]
+    assert not any(run_out), "each has a row left"
+    worker._turn()
+    monkeypatch.setattr(worker, "_save_all", throw(error))
+    worker._close()
+    assert state(redis, shard) == "finished"
+
+
+def test_a_picture_that_could_not_leave_the_engine_is_no_other_pictures_loss(redis, models, monkeypatch):
+    expected = undisturbed(redis, models[0], "ddpm")
+    first = worker_with(redis, models[0], InRedis())
+    shard = start(redis, first)
+    engine = model_of(first).engine
+    for _ in range(STEPS - 6):
+        engine.step([(shard.id, 0)])
+    with monkeypatch.context() as broken:
+        broken.setattr(engine.pool, "copy_out", throw(torch.OutOfMemoryError("no room")))
+        with pytest.raises(torch.OutOfMemoryError):
+            first._turn()
+    first._save_all()
+    second = worker_with(redis, models[1], InRedis())
+    take_over(redis, first, second)
+    assert hashes(redis, shard) == expected
+    assert model_of(second).engine.image_steps == STEPS + 2 * (STEPS - 6), "two went on, one began anew"
+
+
+def throw(error: Exception) -> Callable[..., None]:
+    def thrown(*_: object) -> None:
+        raise error
+
+    return thrown
 
 
 @pytest.fixture

@@ -173,6 +173,22 @@ def test_a_job_whose_shard_lost_every_worker_fails_and_says_why(redis, model):
     assert not redis.keys("rq:failed:*")
 
 
+def test_a_suspect_that_is_lost_before_it_is_admitted_keeps_the_worker_from_nothing(redis, worker, model):
+    """Stalled past the lease twice, and between the two the shard came back to this worker."""
+    shard = post(redis, model)
+    worker._intake.turn()
+    worker._read_inbox()
+    let_lapse(redis, next(iter(worker._held.values())).lease)
+    worker._intake.turn()
+    let_lapse(redis, worker._load.suspect)
+    for lease in worker._shards.beat():
+        worker._inbox.put(Lost(lease))
+    worker._read_inbox()
+    assert not worker._held
+    worker._intake.turn()
+    assert worker._inbox.get_nowait().lease.shard == shard
+
+
 def test_images_that_are_finished_are_not_drawn_again(redis, worker, model):
     shard = post(redis, model)
     first = worker._shards.take([shard.queue])
@@ -196,6 +212,22 @@ def test_bulk_work_is_taken_beside_interactive_work_so_that_the_floor_has_someth
     intake.turn()
     intake.turn()
     assert [inbox.get_nowait().lease.shard.number for _ in range(2)] == [0, 1]
+
+
+@pytest.mark.parametrize("capacity", [128, 192, 1024])
+def test_however_many_interactive_shards_wait_bulk_work_has_a_place(redis, model, monkeypatch, capacity):
+    monkeypatch.setattr(model, "capacity", capacity)
+    shard = post(redis, model)
+    shards = ShardWorker(redis, [shard.queue])
+    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, load := Load(), Inbox(), lambda: False)
+    bulk = replace(shard, number=1)
+    while shard.queue in intake._wanted():
+        load.add(shard, 64)
+    assert intake._wanted() == [bulk.queue]
+    load.add(bulk, 64)
+    assert intake._wanted() == [], "the pool is full"
+    load.add(shard, -64)
+    assert intake._wanted() == [shard.queue], "the next place is for who is waited for"
 
 
 @pytest.mark.parametrize(("capacity", "bulk"), [(64, 1), (127, 1), (191, 1), (192, 2), (256, 2)])

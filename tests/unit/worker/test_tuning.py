@@ -19,7 +19,7 @@ from worker import tuning
 from worker.calibrate import Calibration
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
-from worker.pool import Pool
+from worker.pool import Batch, Pool
 from worker.tuning import Tuned, tune
 
 CPU = torch.device("cpu")
@@ -146,6 +146,22 @@ def test_the_pool_holds_a_shard_where_half_of_the_memory_does_and_else_the_worke
     monkeypatch.setattr(tuning, "memory_bytes", lambda device: 2 * 64 * 512 - 1)
     with pytest.raises(ValueError, match=r"holds 63 images of 1x8x8, and a worker takes 64 at once; give it 0\.0 GiB or more"):
         tuned(tiny, capacity=128)
+
+
+def test_a_batch_that_is_kept_and_does_not_fit_any_more_is_not_used(tiny, monkeypatch, tmp_path: Path):
+    cache = CalibrationCache(tmp_path)
+    first = tune(tiny, "ab" * 32, SHAPE, CPU, 256, "fp32", cache).calibration.buckets
+    step = Pool.step
+
+    def full(pool: Pool, batch: Batch) -> None:
+        if batch.columns.shape[1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        step(pool, batch)
+
+    monkeypatch.setattr(Pool, "step", full)
+    fitting = tune(tiny, "ab" * 32, SHAPE, CPU, 256, "fp32", cache).calibration.buckets
+    assert fitting == tuple(size for size in first if size <= 2)
+    assert len(fitting) < len(first)
 
 
 def test_a_batch_that_fitted_when_it_was_measured_and_does_not_now_is_not_used(tiny, monkeypatch, tmp_path: Path):
