@@ -1,0 +1,76 @@
+"""What a worker takes from the queue while it holds this and that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from redis import Redis
+
+from tests.integration.test_worker import post
+from tests.support.loaded import load_tiny
+from worker import contract
+from worker.intake import Inbox, Intake, Load
+from worker.loaded import LoadedModel
+from worker.results import Results
+from worker.rq_worker import ShardWorker
+from worker.service import Worker
+from worker.store import InRedis
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load_tiny(tmp_path_factory.mktemp("models"))
+
+
+def test_bulk_work_is_taken_beside_interactive_work_so_that_the_floor_has_something_to_keep_moving(redis, model):
+    shard = post(redis, model, count=3 * 64, steps=2)
+    inbox = Inbox()
+    shards = ShardWorker(redis, [shard.queue, contract.queue_name("bulk", "tiny")])
+    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, Load(), inbox, lambda: False)
+    intake.turn()
+    intake.turn()
+    assert [inbox.get_nowait().lease.shard.number for _ in range(2)] == [0, 1]
+
+
+@pytest.mark.parametrize("capacity", [128, 192, 1024])
+def test_however_many_interactive_shards_wait_bulk_work_has_a_place(redis, model, monkeypatch, capacity):
+    monkeypatch.setattr(model, "capacity", capacity)
+    shard = post(redis, model)
+    shards = ShardWorker(redis, [shard.queue])
+    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, load := Load(), Inbox(), lambda: False)
+    bulk = replace(shard, number=1)
+    while shard.queue in intake._wanted():
+        load.add(shard, 64)
+    assert intake._wanted() == [bulk.queue]
+    load.add(bulk, 64)
+    assert intake._wanted() == [], "the pool is full"
+    load.add(shard, -64)
+    assert intake._wanted() == [shard.queue], "the next place is for who is waited for"
+
+
+@pytest.mark.parametrize(("capacity", "bulk"), [(64, 1), (127, 1), (191, 1), (192, 2), (256, 2)])
+def test_bulk_work_leaves_room_for_a_job_that_somebody_waits_for_unless_the_pool_holds_one_shard_only(
+    redis, model, monkeypatch, capacity, bulk
+):
+    monkeypatch.setattr(model, "capacity", capacity)
+    shard = post(redis, model, count=4 * 64, steps=2)
+    shards = ShardWorker(redis, [shard.queue, contract.queue_name("bulk", "tiny")])
+    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, load := Load(), Inbox(), lambda: False)
+    first = shards.take([shard.queue])
+    for _ in range(4):
+        if (wanted := intake._wanted()) and shards.take([name for name in wanted if name.startswith("bulk")]):
+            load.add(replace(first.shard, number=1), 64)
+    assert load.of("tiny", contract.Priority.BULK) == 64 * bulk
+    assert (shard.queue in intake._wanted()) == (capacity - 64 * bulk >= 64)
+
+
+def test_of_a_big_job_a_worker_takes_no_more_than_it_can_soon_run(redis: Redis, model: LoadedModel) -> None:
+    worker = Worker(redis, {"tiny": model}, "cpu", InRedis())
+    worker._shards.beat()
+    post(redis, model, count=16 * 64, steps=2)
+    for _ in range(6):
+        worker._intake.turn()
+    held = worker._load.of("tiny", contract.Priority.BULK)
+    assert model.low_water <= held < model.low_water + 64
+    assert redis.llen("rq:queue:bulk:tiny") >= 12
