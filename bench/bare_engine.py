@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from bench import work
 from bench.drawing import Draw
 from bench.model import load
 from bench.service import Asked
@@ -19,12 +20,7 @@ def drawing(folder: Path, device: str, precision: Asked) -> tuple[str, Draw]:
 
     def draw(count: int, steps: int, seed: int) -> list[bytes]:
         plan = model.plan("ddpm", steps, "fixed_small", 0.0)
-        model.engine.submit([ChainRequest(i, "bench", plan, seed, i) for i in range(count)])
-        pictures: dict[int, bytes] = {}
-        while len(model.engine):
-            for done in model.step():
-                assert done.pixels is not None, "the network's output is finite"
-                pictures[done.request.index] = done.pixels.numpy().tobytes()
-        return [pictures[i] for i in range(count)]
+        images = work.draw(model.engine, [ChainRequest(i, "bench", plan, seed, i) for i in range(count)])
+        return [images[i].numpy().tobytes() for i in range(count)]
 
     return f"in {model.precision}, without HTTP, queue and PNGs", draw

@@ -85,19 +85,20 @@ def check_access(settings: ApiSettings, host: str) -> None:
     """Before anything starts: keys that can be used, or a host that only this machine reaches, or the word for more."""
     from app.security import is_here
 
-    named = settings.anonymous_hosts not in ("", "localhost")  # that is Compose's, and says nothing of a port for everybody
+    if keyring(settings):
+        return
+    everybody = (
+        "anybody who reaches this machine would be let in, as there are no API keys; set DDPM_API_KEYS "
+        "(`ddpm keys new NAME` makes one)"
+    )
+    by_name = "DDPM_ANONYMOUS_HOSTS to the names to be reached under without (* for any)"
+    if not (settings.anonymous_hosts or is_here(host)):
+        raise Fault(f"on host {host!r} {everybody}, or {by_name}")
     published = settings.publish.rpartition(":")[0].strip("[]")
-    if settings.publish and not (keyring(settings) or named or is_here(published)):
-        raise Fault(
-            f"published on {settings.publish}, anybody who reaches this machine would be let in, as there are no API keys; set "
-            "DDPM_API_KEYS (`ddpm keys new NAME` makes one), DDPM_PUBLISH to an address of loopback such as 127.0.0.1:8000, or "
-            "DDPM_ANONYMOUS_HOSTS to the names to be reached under without (* for any)"
-        )
-    if not (keyring(settings) or settings.anonymous_hosts or is_here(host)):
-        raise Fault(
-            f"on host {host!r} anybody who reaches this machine would be let in, as there are no API keys; set DDPM_API_KEYS "
-            "(`ddpm keys new NAME` makes one), or DDPM_ANONYMOUS_HOSTS to the names to be reached under without (* for any)"
-        )
+    named = settings.anonymous_hosts not in ("", "localhost")  # that is Compose's, and says nothing of a port for everybody
+    if settings.publish and not (named or is_here(published)):
+        loopback = "DDPM_PUBLISH to an address of loopback such as 127.0.0.1:8000"
+        raise Fault(f"published on {settings.publish}, {everybody}, {loopback}, or {by_name}")
 
 
 def keyring(settings: ApiSettings) -> Keyring:
