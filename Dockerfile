@@ -20,6 +20,8 @@ ARG PIP_FIND_LINKS
 ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
+# For worker/cpu_kernels.c, below.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN python -m venv --without-pip /opt/venv
 COPY constraints.txt ./
 RUN pip --python /opt/venv install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch \
@@ -28,7 +30,7 @@ RUN pip --python /opt/venv install -c constraints.txt ${TORCH_INDEX:+--extra-ind
 COPY pyproject.toml ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['s3'], sep='\n')" > requirements.txt \
  && pip --python /opt/venv install -c constraints.txt -r requirements.txt
-COPY README.md LICENSE ./
+COPY README.md LICENSE hatch_build.py ./
 COPY app app
 COPY cli cli
 COPY models models

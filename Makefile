@@ -21,6 +21,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-compile -c constraints.txt
 SERVE = .venv/.installed-serve
 TEST = .venv/.installed-test
+INSTALLED = pyproject.toml constraints.txt hatch_build.py worker/cpu_kernels.c
 
 .DEFAULT_GOAL = help
 .PHONY: help serve test check format train bench chaos docker-test lock clean
@@ -70,10 +71,10 @@ clean: ## remove .venv and caches; .ddpm/ and runs/ stay
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, %s is " % sys.executable + sys.version.split()[0] + "; name one with PYTHON=")'
 	$(PYTHON) -m venv .venv
 
-$(SERVE): pyproject.toml constraints.txt | .venv/bin/python
+$(SERVE): $(INSTALLED) | .venv/bin/python
 	$(INSTALL) -e .
 	@touch $@
 
-$(TEST): pyproject.toml constraints.txt | .venv/bin/python
+$(TEST): $(INSTALLED) | .venv/bin/python
 	$(INSTALL) -e '.[train,test]'
 	@touch $@ $(SERVE)

@@ -28,24 +28,31 @@ class Pointwise(nn.Conv2d):
         return F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
 
 
+class NormSiLU(nn.GroupNorm):
+    """GroupNorm, then SiLU: x (B, C, H, W) -> the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x))
+
+
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv, + time, norm, SiLU, dropout, conv, + x."""
 
     def __init__(self, c_in: int, c_out: int, cfg: UNetConfig) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(cfg.norm_num_groups, c_in, eps=cfg.norm_eps)
+        self.norm1 = NormSiLU(cfg.norm_num_groups, c_in, eps=cfg.norm_eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.time_emb_proj = nn.Linear(cfg.time_width, c_out)
-        self.norm2 = nn.GroupNorm(cfg.norm_num_groups, c_out, eps=cfg.norm_eps)
+        self.norm2 = NormSiLU(cfg.norm_num_groups, c_out, eps=cfg.norm_eps)
         self.dropout = nn.Dropout(cfg.dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.conv_shortcut = Pointwise(c_in, c_out) if c_in != c_out else None
         self.columns = slice(0)  # this block's part of the time features, set by the UNet
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(self.norm1(x))
         h = h + features[:, self.columns, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv2(self.dropout(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -198,7 +205,7 @@ class UNet(nn.Module):
                 pairs.append((c + skips.pop(), width))
                 c = width
             self.up_blocks.append(UpLevel(pairs, cfg.up_attention[i], cfg, last=i == len(widths) - 1))
-        self.conv_norm_out = nn.GroupNorm(cfg.norm_num_groups, widths[0], eps=cfg.norm_eps)
+        self.conv_norm_out = NormSiLU(cfg.norm_num_groups, widths[0], eps=cfg.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], cfg.out_channels, 3, padding=1)
         self._lay_out_time_features()
         self._initialise()
@@ -245,7 +252,7 @@ class UNet(nn.Module):
         h = self.mid_block(h, features)
         for up in self.up_blocks:
             h = up(h, skips, features)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
+        out: Tensor = self.conv_out(self.conv_norm_out(h))
         return out
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

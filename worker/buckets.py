@@ -16,12 +16,13 @@ class Buckets:
         self.seconds = dict(sorted(seconds.items()))
         self.sizes = tuple(self.seconds)
         self._first_of_rounds = cache(_first_of_rounds)
+        self.holding = cache(self._holding)
 
     @property
     def largest(self) -> int:
         return self.sizes[-1]
 
-    def holding(self, chains: int) -> int:
+    def _holding(self, chains: int) -> int:
         """The size in which that many chains step soonest; the largest there is for more."""
         fit = [size for size in self.sizes if size >= chains] or [self.largest]
         return min(fit, key=lambda size: self.seconds[size])

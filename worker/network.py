@@ -14,6 +14,7 @@ from torch import Tensor
 from models.checkpoint import Checkpoint
 from models.unet import UNet
 from worker.contract import Precision
+from worker.cpu_kernels import library
 from worker.machine import make_current
 from worker.packed import pack
 from worker.reason import reason_of
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Denoise = Callable[[Tensor, Tensor], Tensor]  # of x float32 (B, C, H, W) and the time features, as float32
-BY_PYTORCH = "pytorch"
+BY_PYTORCH, COMPILED = "pytorch", "pytorch, worker/cpu_kernels.c"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -43,7 +44,7 @@ class ServedNetwork:
         self.features = _table(checkpoint).to(device, dtype)
         net = copy.deepcopy(checkpoint.net).to(device, dtype)
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
-        self.kernels = BY_PYTORCH
+        self.kernels = kernels_on_a_cpu() if device.type == "cpu" else BY_PYTORCH
         if device.type == "cuda":
             make_current(device)
             torch.backends.cudnn.deterministic = True
@@ -100,6 +101,10 @@ def _by_pytorch(net: UNet, dtype: torch.dtype) -> Denoise:
         return out.to(torch.float32, memory_format=torch.contiguous_format)
 
     return denoise
+
+
+def kernels_on_a_cpu() -> str:
+    return COMPILED if library() else BY_PYTORCH
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:

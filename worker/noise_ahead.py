@@ -13,6 +13,7 @@ from models.noise import normal
 
 _STEPS, _CHAIN_VALUES = 16, 1 << 15  # of one chain at most so many steps, and values, are kept
 _VALUES = 100_000  # drawn at once
+_KEPT = 1 << 26  # in all, unless even one step of each chain is more
 
 Integers = NDArray[np.int64]
 _Chain = tuple[int, int, int, int]  # slot, seed, index, draw
@@ -26,16 +27,20 @@ class NoiseAhead:
 
     def __init__(self, slots: int, shape: tuple[int, int, int]) -> None:
         self._shape, self._size = shape, math.prod(shape)
-        self._depth = max(1, min(_STEPS, _CHAIN_VALUES // self._size))
-        self._values = np.zeros((slots, self._depth, *shape), np.float32)  # draw k lies at k modulo the depth
+        self._depth = max(1, min(_STEPS, _CHAIN_VALUES // self._size, _KEPT // (slots * self._size)))
+        self.values = np.zeros((slots, self._depth, *shape), np.float32)  # draw k lies at k modulo the depth
         self._kept = [(0, 0, range(0))] * slots  # seed, index, draws
 
     def __call__(self, slots: Integers, seed: Integers, index: Integers, draw: Integers) -> NDArray[np.float32]:
         """All (B,); float32 (B, C, H, W)."""
+        self.prepare(slots, seed, index, draw)
+        return self.values[slots, draw % self._depth]
+
+    def prepare(self, slots: Integers, seed: Integers, index: Integers, draw: Integers) -> None:
+        """Have the same in `values`."""
         chains = zip(slots.tolist(), seed.tolist(), index.tolist(), draw.tolist(), strict=True)
         if missing := {chain for chain in chains if not self._has(*chain)}:
             self._draw(missing, max(1, min(self._depth, _VALUES // self._size // len(missing))))
-        return self._values[slots, draw % self._depth]
 
     def _has(self, slot: int, seed: int, index: int, draw: int) -> bool:
         own_seed, own_index, draws = self._kept[slot]
@@ -44,6 +49,6 @@ class NoiseAhead:
     def _draw(self, chains: Collection[_Chain], steps: int) -> None:
         addresses = [(slot, seed, index, draw + k) for slot, seed, index, draw in chains for k in range(steps)]
         slots, seed, index, draw = torch.tensor(addresses).T
-        self._values[slots, draw % self._depth] = normal(seed, index, draw, self._shape).numpy()
+        self.values[slots, draw % self._depth] = normal(seed, index, draw, self._shape).numpy()
         for slot, own_seed, own_index, first in chains:
             self._kept[slot] = (own_seed, own_index, range(first, first + steps))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.unet import Attention, Pointwise, UNet
+from worker.cpu_kernels import CompiledNorm, library
 
 
 def pack(net: UNet) -> None:
@@ -22,6 +23,8 @@ def pack(net: UNet) -> None:
                 setattr(module, name, PackedAttention(child))
             elif isinstance(child, nn.Conv2d) and not isinstance(child, Pointwise) and _can_pack():
                 setattr(module, name, PackedConv(child))
+            elif isinstance(child, nn.GroupNorm) and library():
+                setattr(module, name, CompiledNorm(child))
             elif isinstance(child, nn.GroupNorm) and bf16:
                 setattr(module, name, ContiguousNorm(child))
 

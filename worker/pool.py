@@ -1,7 +1,7 @@
 """Chains on the device: their state lies in slots, and a step gathers some, runs the network and scatters them back.
 
-On CUDA a whole step is one graph. On a CPU all of it but the network is NumPy's: of an operation on a few images the call takes
-most of the time, and NumPy's takes a third of torch's.
+On CUDA a whole step is one graph. On a CPU all of it but the network is one function of ours, or NumPy's: an operation on a few
+images is mostly its call, and NumPy's takes a third of torch's.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from models.noise import normal
 from models.plans import COLUMNS
 from worker.copies import Copying, onto
+from worker.cpu_kernels import CompiledAdvance, library
 from worker.graphs import CudaRecorder, Graphs, Recorder
 from worker.machine import make_current
 from worker.noise_ahead import NoiseAhead
@@ -34,21 +35,15 @@ class Batch:
     """
 
     columns: NDArray[np.float64]
+    remembers: bool  # whether any chain wants its x_0_hat of the step before
+    noisy: bool
 
     @classmethod
     def of(cls, chains: Sequence[tuple[float, ...]], size: int, dummy: int) -> Batch:
         """Padded to `size` with the dummy chain; a row of zeros keeps it at zero."""
         padding = (dummy, *[0] * (WIDTH - 1))
-        return cls(np.array([*chains, *[padding] * (size - len(chains))], np.float64).T.copy())
-
-    @property
-    def remembers(self) -> bool:
-        """Whether any chain wants its x_0_hat of the step before."""
-        return bool(self.columns[_D].any())
-
-    @property
-    def noisy(self) -> bool:
-        return bool(self.columns[_S].any())
+        columns = np.array([*chains, *[padding] * (size - len(chains))], np.float64).T.copy()
+        return cls(columns, any(chain[_D] for chain in chains), any(chain[_S] for chain in chains))
 
 
 class Pool:
@@ -73,6 +68,8 @@ class Pool:
         self.advance = advance_on(device)
         self._graphs = Graphs(self._whole_step, self.dummy, device, record) if record else None
         self._noise = NoiseAhead(capacity + 1, shape)
+        on_a_cpu = device.type == "cpu" and library()
+        self._compiled = CompiledAdvance(self.x, self.x_0_hat, torch.from_numpy(self._noise.values)) if on_a_cpu else None
 
     @torch.inference_mode()
     def start(self, slots: Sequence[int], seeds: Sequence[int], indices: Sequence[int]) -> None:
@@ -87,22 +84,27 @@ class Pool:
         if self._graphs:
             self._graphs.replay(torch.from_numpy(batch.columns))
         else:
-            self._step_in_numpy(batch)
+            self._step_on_a_cpu(batch)
 
     def _whole_step(self, columns: Tensor) -> None:
         slots, t = columns[:2].long()
         self.advance(columns, self.x, self.x_0_hat, self.network(self.x[slots], t))
 
-    def _step_in_numpy(self, batch: Batch) -> None:
-        slots, t, seed, index, draw = batch.columns[: len(ADDRESS)].astype(np.int64)
-        row = batch.columns[len(ADDRESS) :, :, None, None, None].astype(np.float32)
+    def _step_on_a_cpu(self, batch: Batch) -> None:
+        slots, t, *addresses = batch.columns[: len(ADDRESS)].astype(np.int64)
         all_x, all_x_0_hat = self.x.numpy(), self.x_0_hat.numpy()
         x = all_x[slots]
-        out = self.network(torch.from_numpy(x), torch.from_numpy(t)).numpy()
+        out = self.network(torch.from_numpy(x), torch.from_numpy(t))
+        if self._compiled:
+            if batch.noisy:
+                self._noise.prepare(slots, *addresses)
+            self._compiled(batch.columns, out)
+            return
+        row = batch.columns[len(ADDRESS) :, :, None, None, None].astype(np.float32)
         before = all_x_0_hat[slots] if batch.remembers else None
-        noise = self._noise(slots, seed, index, draw) if batch.noisy else None
+        noise = self._noise(slots, *addresses) if batch.noisy else None
         with np.errstate(all="ignore"):  # what is not finite is found when the chain has finished
-            all_x[slots], all_x_0_hat[slots] = next_state(tuple(row), x, out, before, noise)
+            all_x[slots], all_x_0_hat[slots] = next_state(tuple(row), x, out.numpy(), before, noise)
 
     @torch.inference_mode()
     def prepare(self, size: int) -> None:

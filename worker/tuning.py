@@ -14,7 +14,7 @@ from worker.calibrate import Calibration, calibrate, is_beaten, sizes_on
 from worker.calibration_cache import CalibrationCache
 from worker.contract import SHARD_IMAGES, Precision
 from worker.machine import description, keep_freed_memory, memory_bytes
-from worker.network import BY_PYTORCH, ServedNetwork, precisions
+from worker.network import ServedNetwork, kernels_on_a_cpu, precisions
 from worker.pool import Pool
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class _Bench:
 
     def _kernels(self, precision: Precision) -> str:
         """On a GPU the network has to be made to know: what ours cannot do is left to PyTorch's."""
-        return self._made(precision)[0].kernels if self._device.type == "cuda" else BY_PYTORCH
+        return self._made(precision)[0].kernels if self._device.type == "cuda" else kernels_on_a_cpu()
 
     def worth(self, precision: Precision) -> float:
         """The rate that would be worth as much in fp32."""

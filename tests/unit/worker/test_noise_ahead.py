@@ -73,3 +73,7 @@ def test_of_large_pictures_and_many_chains_no_more_is_drawn_than_the_step_needs(
     crowd = np.arange(5000)
     NoiseAhead(5000, SHAPE)(crowd, crowd, crowd, np.ones_like(crowd))
     assert draws == [1, 5000]
+
+
+def test_of_very_many_chains_it_keeps_no_more_than_a_quarter_of_a_gigabyte():
+    assert NoiseAhead(65537, (1, 28, 28)).values.nbytes <= 2**28

@@ -1,0 +1,78 @@
+"""worker/cpu_kernels.c, where it was compiled when the package was installed."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import re
+from functools import cache
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.unet import NormSiLU
+
+LIBRARY = Path(__file__).with_name("libcpu_kernels.so")
+log = logging.getLogger(__name__)
+_OPENMP = re.compile(r"/\S*/lib(?:gomp|iomp5|omp)\b\S*")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Its functions, or None where it is not there or no use, and the log says why."""
+    try:
+        if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+            raise OSError("this processor has no AVX2")
+        # with torch's threads, whichever library of OpenMP they come from: a second one's would wait for the same cores
+        ctypes.CDLL(_OPENMP.findall(Path("/proc/self/maps").read_text())[0], mode=ctypes.RTLD_GLOBAL)
+        found = ctypes.CDLL(str(LIBRARY))
+    except (OSError, IndexError) as error:
+        log.warning("steps are slower than they could be: %s; install GCC 12 or newer, and then this package again", error)
+        return None
+    at, size, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+    found.group_norm.argtypes = [at, at, at, at, size, size, size, size, ctypes.c_float, flag, flag]
+    found.advance.argtypes = [at, at, at, at, at, size, size, size]
+    found.group_norm.restype = found.advance.restype = None
+    return found
+
+
+class CompiledNorm(nn.Module):
+    """GroupNorm, with the SiLU of a NormSiLU: x (B, C, H, W), float32 or bf16 -> the same, channels_last.
+
+    All between x and the result is float32.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.weight, self.bias = (parameter.detach().float().contiguous() for parameter in (norm.weight, norm.bias))
+        self.groups, self.eps, self.silu = norm.num_groups, norm.eps, isinstance(norm, NormSiLU)
+        self.bf16 = norm.weight.dtype == torch.bfloat16
+        self.run = cast(ctypes.CDLL, library()).group_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        x = x.contiguous(memory_format=torch.channels_last)
+        out = torch.empty_like(x)
+        tensors = (tensor.data_ptr() for tensor in (x, self.weight, self.bias, out))
+        self.run(*tensors, B, H * W, C, self.groups, self.eps, self.silu, self.bf16)
+        return out
+
+
+class CompiledAdvance:
+    """A pool's chains take their rows, as by `worker.rows.next_state`."""
+
+    def __init__(self, x: Tensor, x_0_hat: Tensor, noise: Tensor) -> None:
+        """float32, and to be written in place: x and x_0_hat (slots, C, H, W), noise (slots, depth, C, H, W)."""
+        self._tensors = x, x_0_hat, noise
+        self._size, self._depth = x[0].numel(), noise.shape[1]
+        self._run = cast(ctypes.CDLL, library()).advance
+
+    def __call__(self, columns: NDArray[np.float64], out: Tensor) -> None:
+        """columns (12, B) as in `worker.pool.Batch`, out float32 (B, C, H, W). Draw k of a slot lies at k modulo the depth."""
+        x, x_0_hat, noise = (tensor.data_ptr() for tensor in self._tensors)
+        out = out.contiguous()
+        self._run(torch.from_numpy(columns).data_ptr(), x, x_0_hat, out.data_ptr(), noise, len(out), self._size, self._depth)
