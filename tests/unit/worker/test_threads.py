@@ -23,7 +23,22 @@ def test_what_calibration_chose_is_used_while_it_keeps_its_promise():
 
 
 def test_beside_another_process_fewer_are_used_within_a_second():
-    assert work(Threads(2, 1), 1, CROWDED)[1] > 0.5
+    threads = Threads(2, 1)
+    work(threads, 1, CROWDED)
+    assert work(threads, 0.5, CROWDED)[2] == 0
+
+
+def test_a_moment_of_slowness_starts_no_trial():
+    threads = Threads(2, 1)
+    work(threads, 0.25, CROWDED)
+    assert work(threads, 60, QUIET)[1] == 0
+
+
+def test_fewer_taken_in_error_are_left_within_two_seconds():
+    threads = Threads(2, 1)
+    work(threads, 0.52, CROWDED)
+    work(threads, 2, {2: 1.0, 1: 1.9}.__getitem__)
+    assert work(threads, 60, QUIET)[1] == 0
 
 
 def test_when_it_is_gone_all_are_used_again_within_seconds():
