@@ -1,1 +1,1 @@
-"""GPU workers: the engine that steps chains, and what feeds it from Redis."""
+"""Workers, on a CPU or a GPU: the engine that steps chains, and what feeds it from Redis."""

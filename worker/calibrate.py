@@ -21,6 +21,7 @@ from worker.pool import Batch, Pool
 log = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
+_BETWEEN = (3, 6, 12, 24, 48)  # where a size costs no memory of its own
 _BEYOND = (128, 256)  # what fills a GPU
 LONGEST_STEP_S = 1.0  # jobs join, stop and report once a step: no larger batch is tried than one that takes this long
 _CHAINS, _CHAINS_S = 32, 1.0  # this many chains are compared, or as many as the smallest batches step in this time
@@ -74,12 +75,12 @@ def compute_by(threads: int) -> None:
 
 def sizes_on(device: torch.device) -> tuple[int, ...]:
     """Batch sizes that are tried."""
-    return (*SIZES, *_BEYOND) if device.type == "cuda" else SIZES
+    return (*SIZES, *_BEYOND) if device.type == "cuda" else tuple(sorted((*SIZES, *_BETWEEN)))
 
 
 def calibrate(pool: Pool, T: int, sizes: Sequence[int] = SIZES) -> Calibration:
     """Overwrites the pool's chains. `sizes` beyond its capacity, its memory or a second a step are left out."""
-    trial = _Trial(pool, T, [size for size in sorted(sizes) if size <= pool.dummy])
+    trial = _Trial(pool, T, [size for size in sorted(sizes) if size <= pool.capacity])
     if pool.device.type != "cpu":
         return Calibration(trial.agreeing())
     for threads in _by_speed(trial):
@@ -127,7 +128,7 @@ class _Trial:
 
     def __init__(self, pool: Pool, T: int, sizes: Sequence[int]) -> None:
         self._pool, self._sizes = pool, sizes
-        self._numbers = [(i, i * (T - 1) // (_CHAINS - 1), 0, i, 1, *_ROW) for i in range(min(_CHAINS, pool.dummy))]
+        self._numbers = [(i, i * (T - 1) // (_CHAINS - 1), 0, i, 1, *_ROW) for i in range(min(_CHAINS, pool.capacity))]
         self._step(0, sizes[0])  # the first of all allocates, lays out weights and chooses kernels
         self._image_s = self._step(0, sizes[0]) / sizes[0]
         self._numbers = self._numbers[: max(sizes[0], int(_CHAINS_S / self._image_s))]

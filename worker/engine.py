@@ -117,8 +117,9 @@ class Engine:
         self._chains: dict[Hashable, _Chain] = {}
         self._lines: dict[Hashable, Line] = {}
         self._leaving: deque[_Leaving] = deque()
-        self._free = list(range(pool.dummy))
+        self._free = list(range(pool.capacity))
         self._given = NOTHING_GIVEN
+        self._moved: set[Hashable] = set()
 
     @property
     def room(self) -> int:
@@ -133,6 +134,11 @@ class Engine:
 
     def __len__(self) -> int:
         return len(self._chains) + sum(len(leaving.places) for leaving in self._leaving)
+
+    def moved(self) -> set[Hashable]:
+        """The chains here that have taken a step since this was last asked."""
+        moved, self._moved = self._moved, set()
+        return moved
 
     def rows_done(self, chain: Hashable) -> int:
         if chain in self._chains:
@@ -192,6 +198,7 @@ class Engine:
         for chain in picked:
             chain.row += 1
             chain.line.rows_left -= 1
+            self._moved.add(chain.request.chain)
         self.image_steps += len(picked)
         self._retire([chain for chain in picked if not chain.rows_left])
         return self._arrived()
@@ -245,6 +252,7 @@ class Engine:
 
     def _leave(self, name: Hashable) -> None:
         chain = self._chains.pop(name)
+        self._moved.discard(name)
         self._free.append(chain.slot)
         chain.line.leave(name, chain.rows_left)
         if not chain.line.chains:

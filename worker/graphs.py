@@ -8,17 +8,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Advance = Callable[[Tensor], None]
-Recorder = Callable[[Advance, Tensor], Callable[[], None]]
+Step = Callable[[Tensor], None]
+Recorder = Callable[[Step, Tensor], Callable[[], None]]
 _AHEAD = 2
 _WARM_UPS = 3  # cuDNN and cuBLAS choose and allocate before what they do is recorded
 
 
 class Graphs:
-    """`advance` takes the columns of a batch (worker/pool.py), and works on tensors that stay where they are."""
+    """`step` takes the columns of a batch (worker/pool.py), and works on tensors that stay where they are."""
 
-    def __init__(self, advance: Advance, dummy: int, device: torch.device, record: Recorder) -> None:
-        self._advance, self._dummy, self._device, self._record = advance, dummy, device, record
+    def __init__(self, step: Step, dummy: int, device: torch.device, record: Recorder) -> None:
+        self._step, self._dummy, self._device, self._record = step, dummy, device, record
         self._recorded: dict[int, tuple[Tensor, Callable[[], None]]] = {}
 
     def replay(self, columns: Tensor) -> None:
@@ -27,7 +27,7 @@ class Graphs:
         if size not in self._recorded:
             inputs = torch.zeros_like(columns, device=self._device)
             inputs[0] = self._dummy  # rows of zeros: recording leaves every chain as it is
-            self._recorded[size] = inputs, self._record(self._advance, inputs)
+            self._recorded[size] = inputs, self._record(self._step, inputs)
         inputs, run = self._recorded[size]
         inputs.copy_(columns.pin_memory() if inputs.is_cuda else columns, non_blocking=True)
         run()
@@ -41,15 +41,15 @@ class CudaRecorder:
         self._here, self._aside, self._capture = torch.cuda.current_stream(device), *(torch.cuda.Stream(device) for _ in range(2))
         self._running: deque[torch.cuda.Event] = deque()
 
-    def __call__(self, advance: Advance, inputs: Tensor) -> Callable[[], None]:
+    def __call__(self, step: Step, inputs: Tensor) -> Callable[[], None]:
         self._aside.wait_stream(self._here)
         with torch.cuda.stream(self._aside):  # always the same: cuBLAS keeps memory for each stream that it meets
             for _ in range(_WARM_UPS):
-                advance(inputs)
+                step(inputs)
         self._here.wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory, stream=self._capture):
-            advance(inputs)
+            step(inputs)
         return lambda: self._launch(graph)
 
     def _launch(self, graph: torch.cuda.CUDAGraph) -> None:

@@ -4,45 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from queue import SimpleQueue
 
 from redis import Redis
 from redis.client import PubSub
 
 from worker.contract import CHANGES, PREVIEWS, SHARD_IMAGES, Priority, Shard, job_of, queue_name
+from worker.inbox import Ended, Inbox, Taken
 from worker.loaded import LoadedModel
 from worker.previews import Previews
 from worker.results import Results
 from worker.rq_worker import BadShard, Lease, ShardWorker
 
 _LOOK_EVERY_S = 0.5  # should a published change have been missed
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A shard to run, the images of it that are not finished yet, and its chains as another worker saved them."""
-
-    lease: Lease
-    indices: list[int]
-    saved: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A job that has ended or is gone: whatever runs of it is to leave."""
-
-    job: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A lease that is ours no longer. Its shard may be here again under another lease, which stays."""
-
-    lease: Lease
-
-
-Inbox = SimpleQueue[Taken | Ended | Lost]
 
 
 class Load:
@@ -127,15 +100,15 @@ class Intake:
         self._inbox.put(Taken(lease, indices, saved))
 
     def _wanted(self) -> list[str]:
-        urgent, patient = [], []
+        interactive, bulk = [], []
         for name, model in self._models.items():
-            held, bulk = self._load.of(name, *Priority), self._load.of(name, Priority.BULK)
+            held, held_in_bulk = self._load.of(name, *Priority), self._load.of(name, Priority.BULK)
             room = (model.capacity - held) // SHARD_IMAGES
-            if room >= (1 if bulk else 2) or not held:
-                urgent.append(queue_name(Priority.INTERACTIVE, name))
-            if (room >= (2 if bulk else 1) or not held) and bulk < model.low_water:
-                patient.append(queue_name(Priority.BULK, name))
-        return urgent + patient
+            if room >= (1 if held_in_bulk else 2) or not held:
+                interactive.append(queue_name(Priority.INTERACTIVE, name))
+            if (room >= (2 if held_in_bulk else 1) or not held) and held_in_bulk < model.low_water:
+                bulk.append(queue_name(Priority.BULK, name))
+        return interactive + bulk
 
 
 class Listener:

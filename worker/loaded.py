@@ -57,7 +57,7 @@ class LoadedModel:
         shape = (self.card.shape.channels, self.card.shape.height, self.card.shape.width)
         tuned = tune(loaded, self.card.sha256, shape, device, capacity, precision, cache)
         self.calibration, self.precision = tuned.calibration, tuned.precision
-        self.capacity = tuned.pool.dummy
+        self.capacity = tuned.pool.capacity
         self._threads = Threads(self.calibration.threads, self.calibration.fewer)
         self._buckets = {n: Buckets(self.calibration.seconds_by(n)) for n in (self.calibration.threads, self.calibration.fewer)}
         self.engine = Engine(tuned.pool, self.calibration.seconds)
@@ -92,6 +92,10 @@ class LoadedModel:
             size = self.engine.buckets.holding(chains)
             self._threads.note(time.monotonic() - began, self.calibration.seconds[size])
         return finished
+
+    def moved(self) -> set[str]:
+        """Ids of the shards of which a chain here has taken a step since this was last asked."""
+        return {cast("tuple[str, int]", chain)[0] for chain in self.engine.moved()}
 
     def promised_s(self, chains: int) -> float:
         """What calibration found for a step of so many chains, by as many threads as took the last one."""

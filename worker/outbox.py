@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from worker.contract import Precision
-from worker.intake import Ended, Inbox
+from worker.inbox import Ended, Inbox
 from worker.results import Results, encode
 from worker.rq_worker import Lease, ShardWorker
 from worker.store import StoreFault
@@ -33,27 +33,27 @@ class Parcel:
     last: bool = False
 
 
-Progress = Sequence[tuple[Lease, int, int]]  # step of the shard's least advanced image, image-steps done
+Report = tuple[Lease, int, int]  # step of the shard's least advanced image, image-steps done
 
 
 class Outbox:
-    """`post` and `report` never wait. While Redis is away parcels gather here, and of the reports only the newest counts."""
+    """`post` and `report` never wait. While Redis is away parcels gather here; of a shard's reports only the newest counts."""
 
     def __init__(self, shards: ShardWorker, results: Results, inbox: Inbox) -> None:
         self._shards, self._results, self._inbox = shards, results, inbox
         self._parcels: deque[Parcel] = deque()
-        self._progress: Progress = ()
+        self._progress: dict[str, Report] = {}  # by shard
         self._work = threading.Event()
         self._sending = threading.Lock()
 
     def post(self, parcel: Parcel) -> None:
         if parcel.last:  # what was noted before it would set the shard back
-            self._progress = [entry for entry in self._progress if entry[0] is not parcel.lease]
+            self._progress = {shard: report for shard, report in self._progress.items() if report[0] is not parcel.lease}
         self._parcels.append(parcel)
         self._work.set()
 
-    def report(self, progress: Progress) -> None:
-        self._progress = progress
+    def report(self, reports: Iterable[Report]) -> None:
+        self._progress = self._progress | {report[0].shard.id: report for report in reports}
         self._work.set()
 
     def is_full(self) -> bool:
@@ -82,10 +82,10 @@ class Outbox:
 
     def _send_all(self) -> None:
         """Progress, then the parcels that are there now: more of them must not keep the next progress waiting."""
-        progress, self._progress = self._progress, ()
-        if progress:
-            wanted = self._results.progress([(lease.shard, least, image_steps) for lease, least, image_steps in progress])
-            for (lease, _, _), stays in zip(progress, wanted, strict=True):
+        reports, self._progress = list(self._progress.values()), {}
+        if reports:
+            wanted = self._results.progress([(lease.shard, least, image_steps) for lease, least, image_steps in reports])
+            for (lease, _, _), stays in zip(reports, wanted, strict=True):
                 self._heed(lease, stays)
         for _ in range(len(self._parcels)):
             self._send(self._parcels[0])

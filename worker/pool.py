@@ -6,7 +6,7 @@ images is mostly its call, and NumPy's takes a third of torch's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models.noise import normal
 from models.plans import COLUMNS
+from models.sampling import Network
 from worker.copies import Copying, onto
 from worker.cpu_kernels import CompiledAdvance, library
 from worker.graphs import CudaRecorder, Graphs, Recorder
@@ -23,7 +24,6 @@ from worker.machine import make_current
 from worker.noise_ahead import NoiseAhead
 from worker.rows import ADDRESS, WIDTH, advance_on, next_state
 
-Network = Callable[[Tensor, Tensor], Tensor]
 _D, _S = len(ADDRESS) + COLUMNS.index("d"), len(ADDRESS) + COLUMNS.index("s")
 
 
@@ -59,7 +59,7 @@ class Pool:
     ) -> None:
         """`record`: how steps are recorded; None records them on CUDA and runs them one by one elsewhere."""
         self.network, self.shape, self.device = network, shape, device
-        self.dummy = capacity
+        self.capacity = self.dummy = capacity  # the slot behind the last
         self.x = torch.zeros(capacity + 1, *shape, device=device)
         self.x_0_hat = torch.zeros_like(self.x)
         make_current(device)

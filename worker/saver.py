@@ -12,7 +12,7 @@ from itertools import islice
 
 from worker.engine import Snapshot
 from worker.held import Held
-from worker.intake import Ended, Inbox
+from worker.inbox import Ended, Inbox
 from worker.loaded import LoadedModel
 from worker.results import Results
 from worker.rq_worker import ShardWorker
@@ -108,7 +108,7 @@ def _oldest_first(held: Iterable[Held]) -> list[Held]:
 
 
 def _is_due(shard: Held, now: float) -> bool:
-    """Every few seconds, if it has come on since."""
+    """SAVE_EVERY_S after its last copy, a suspect after _SUSPECT_EVERY_S, if it has done a step since."""
     age_s = now - shard.copied_at
     if age_s < _SUSPECT_EVERY_S:
         return False

@@ -41,11 +41,11 @@ class Given(NamedTuple):
     """Places that all steps before have given to each class: what one step cannot share, many do."""
 
     urgent: int = 0
-    patient: int = 0
+    bulk: int = 0
 
     def plus(self, picked: int, urgent: int) -> Given:
         """After a step of `picked` chains, of which so many are urgent."""
-        return Given(self.urgent + urgent, self.patient + picked - urgent)
+        return Given(self.urgent + urgent, self.bulk + picked - urgent)
 
 
 NOTHING_GIVEN = Given()
@@ -57,12 +57,12 @@ def waiting(lines: Iterable[Line], urgent: bool) -> int:
 
 def pick(lines: Sequence[Line], places: int, given: Given = NOTHING_GIVEN) -> list[Hashable]:
     """At most `places` chains, the urgent ones first."""
-    urgent, patient = ([line for line in lines if line.urgent is kind] for kind in (True, False))
+    urgent, bulk = ([line for line in lines if line.urgent is kind] for kind in (True, False))
     before = sum(given)
-    floor = min(waiting(patient, urgent=False), (before + places) // FLOOR - before // FLOOR)
+    floor = min(waiting(bulk, urgent=False), (before + places) // FLOOR - before // FLOOR)
     # each class goes round its owners by its own places: by all, or by turns, a period of theirs could favour an owner for ever
     chosen = _shared_out(urgent, places - floor, given.urgent)
-    return chosen + _shared_out(patient, places - len(chosen), given.patient)
+    return chosen + _shared_out(bulk, places - len(chosen), given.bulk)
 
 
 def _shared_out(lines: Sequence[Line], places: int, given: int) -> list[Hashable]:

@@ -17,8 +17,9 @@ from worker.crew import Crew
 from worker.engine import Finished
 from worker.expiry import Expiry
 from worker.held import Held
+from worker.inbox import Ended, Inbox, Lost, Taken
 from worker.info import WorkerInfo
-from worker.intake import Ended, Inbox, Intake, Listener, Load, Lost, Taken
+from worker.intake import Intake, Listener, Load
 from worker.loaded import CannotRun, LoadedModel
 from worker.outbox import PROGRESS_EVERY_S, Outbox, Parcel
 from worker.previews import Previews
@@ -33,6 +34,7 @@ from worker.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 _IDLE_S = 0.5
+_TELL_ALL_EVERY_S = 1.0
 _STOP_WITHIN_S = 3.0
 
 
@@ -56,7 +58,8 @@ class Worker:
         self._speed = Speed()
         self._turns = Turns[LoadedModel]()
         self._at_risk: Sequence[Lease] = ()
-        self._reported = 0.0
+        self._reported = self._told_all = 0.0
+        self._moved: set[str] = set()  # shards of which an image has left since the last report
 
     def run(self) -> None:
         self.crew.patiently("start", self._shards.beat)
@@ -184,6 +187,7 @@ class Worker:
             if held is None:  # a neighbour in the batch has just failed the job
                 continue
             held.left -= {index for index, _ in images}
+            self._moved.add(shard_id)
             last = not held.left
             self._let_go(held, len(images), for_good=last)
             self._outbox.post(Parcel(held.lease, images, model.precision, last=last))
@@ -205,10 +209,20 @@ class Worker:
         self._load.add(held.lease.shard, -images)
 
     def _report(self) -> None:
+        """Of the shards that have come on; now and then of all, as the answers say whose jobs have ended."""
         now = time.monotonic()
-        if self._held and now - self._reported >= PROGRESS_EVERY_S:
-            self._reported = now
-            self._outbox.report([(held.lease, *held.progress()) for held in self._held.values()])
+        if not self._held or now - self._reported < PROGRESS_EVERY_S:
+            return
+        self._reported = now
+        told, self._moved = self._moved.union(*(model.moved() for model in self._models.values())), set()
+        if now - self._told_all >= _TELL_ALL_EVERY_S:
+            self._told_all, told = now, set(self._held)
+        shards = [held for shard in told if (held := self._held.get(shard))]
+        self._outbox.report((held.lease, *held.progress()) for held in shards)
+
+    def _report_all(self) -> None:
+        self._reported = self._told_all = 0.0
+        self._report()
 
     def _save(self) -> None:
         if due := self._saver.due(self._held.values()):
@@ -231,8 +245,7 @@ class Worker:
     def _close(self) -> None:
         """Store what is finished, save the rest and give it back; without Redis the leases lapse, and others take over."""
         self.crew.stop(_STOP_WITHIN_S)
-        self._reported = 0.0
-        self._report()
+        self._report_all()
         for send in (self._save_all, self._outbox.flush):
             try:
                 send()
@@ -252,10 +265,9 @@ class Worker:
     def _break_off(self, error: Exception) -> None:
         """The shards at risk, or all where nobody knows, count this worker as lost and say why; the others are given back."""
         self.crew.stop(_STOP_WITHIN_S)
-        self._reported = 0.0
         said = reason_of(error)
         farewells = (
-            self._report,
+            self._report_all,
             self._save_all,
             self._outbox.flush,
             lambda: self._shards.abandon(self._at_risk, said),

@@ -38,14 +38,14 @@ class Turns(Generic[M]):
         """Those that step in this turn, each with the seconds that its batch may take."""
         urgent = [model for model in busy if model.is_urgent] or busy
         yield from ((model, math.inf) for model in urgent)
-        patient = [model for model in busy if model not in urgent]
-        if not patient:
+        bulk = [model for model in busy if model not in urgent]
+        if not bulk:
             self._saved_s = 0.0
             return
-        patient.sort(key=lambda model: self._served.index(model) if model in self._served else -1)
+        bulk.sort(key=lambda model: self._served.index(model) if model in self._served else -1)
         earned_s = (STRETCH - 1) * sum(model.lone_s for model in urgent)
-        self._saved_s = min(self._saved_s + earned_s, max(earned_s, patient[0].lone_s))
-        if patient[0].lone_s <= self._saved_s:
+        self._saved_s = min(self._saved_s + earned_s, max(earned_s, bulk[0].lone_s))
+        if bulk[0].lone_s <= self._saved_s:
             spent_s, self._saved_s = self._saved_s, 0.0
-            self._served = [*(model for model in self._served if model is not patient[0]), patient[0]]
-            yield patient[0], spent_s
+            self._served = [*(model for model in self._served if model is not bulk[0]), bulk[0]]
+            yield bulk[0], spent_s

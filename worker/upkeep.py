@@ -10,8 +10,8 @@ from typing import Any, cast
 from redis import Redis
 
 from worker import contract, roster
+from worker.inbox import Inbox, Lost
 from worker.info import WorkerInfo
-from worker.intake import Inbox, Lost
 from worker.queue import LEASE_S
 from worker.rescue import RESCUE_EVERY_S, Rescue
 from worker.rq_worker import ShardWorker

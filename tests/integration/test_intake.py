@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from redis import Redis
 
-from tests.integration.test_worker import post
 from tests.support.loaded import load_tiny
+from tests.support.parts import post
 from worker import contract
-from worker.intake import Inbox, Intake, Load
+from worker.inbox import Inbox
+from worker.intake import Intake, Load
 from worker.loaded import LoadedModel
 from worker.results import Results
 from worker.rq_worker import ShardWorker

@@ -9,13 +9,13 @@ import torch
 from redis import Redis
 from torch import Tensor
 
+from models.sampling import Network
 from tests.support.loaded import load_tiny
 from tests.support.processes import eventually
 from tests.support.supervised import Killed, Supervised, ended, post, state
 from worker import contract
 from worker.contract import Recipe, job_key, shards_of
 from worker.loaded import LoadedModel
-from worker.pool import Network
 from worker.queue import MAX_LOSSES
 from worker.reason import reason_of
 

@@ -23,7 +23,8 @@ from worker import previews
 from worker.contract import PREVIEWS, Recipe, Shard, preview_key, shards_of
 from worker.engine import ChainRequest
 from worker.held import Held
-from worker.intake import Inbox, Listener, Load
+from worker.inbox import Inbox
+from worker.intake import Listener, Load
 from worker.loaded import LoadedModel
 from worker.previews import Previews
 from worker.rq_worker import Lease

@@ -11,13 +11,13 @@ import torch
 from redis import Redis
 
 from models.catalog import Catalog
-from tests.integration.test_worker import begin, let_lapse, post, run_to_the_end, state
 from tests.support.folders import write_model
 from tests.support.networks import LatePool
+from tests.support.parts import begin, let_lapse, post, run_to_the_end, state
 from worker import contract, saver, transitions
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Shard
-from worker.intake import Ended
+from worker.inbox import Ended
 from worker.loaded import LoadedModel
 from worker.service import Worker
 from worker.store import InRedis, Store, StoreFault, open_store
@@ -148,12 +148,14 @@ def test_what_the_store_cannot_take_keeps_nothing_out_of_redis(redis, models, pi
 def test_what_cannot_be_saved_at_the_end_keeps_no_picture_and_no_shard(redis, models, monkeypatch, error):
     worker = worker_with(redis, models[0], InRedis())
     shard = start(redis, worker)
-    run_out = [model_of(worker).engine.step() for _ in range(STEPS - 6)]
-    assert not any(run_out), "each has a row left"
-    worker._turn()
+    for _ in range(STEPS - 6):
+        model_of(worker).engine.step([(shard.id, 0), (shard.id, 1)])
+    worker._turn()  # two take their last row
     monkeypatch.setattr(worker, "_save_all", throw(error))
     worker._close()
-    assert state(redis, shard) == "finished"
+    assert set(hashes(redis, shard)) == {b"0", b"1"}
+    assert redis.lrange(f"rq:queue:{shard.queue}", 0, -1) == [shard.id.encode()]
+    assert state(redis, shard) == "queued"
 
 
 def test_a_picture_that_could_not_leave_the_engine_is_no_other_pictures_loss(redis, models, monkeypatch):
@@ -206,11 +208,11 @@ def test_a_shard_that_has_not_come_on_is_not_saved_again(redis, models):
 def test_pictures_that_are_on_their_way_from_a_gpu_have_left_when_the_rest_is_saved(redis, models, monkeypatch):
     expected = undisturbed(redis, models[0], "ddpm")
     engine, pool = models[0].engine, models[0].engine.pool
-    monkeypatch.setattr(engine, "pool", LatePool(pool.network, pool.shape, pool.dummy, pool.device))
+    monkeypatch.setattr(engine, "pool", LatePool(pool.network, pool.shape, pool.capacity, pool.device))
     worker = worker_with(redis, models[0], InRedis())
     shard = start(redis, worker, turns=STEPS - 1)
     engine.step()
-    assert (len(engine), engine.room) == (3, pool.dummy)
+    assert (len(engine), engine.room) == (3, pool.capacity)
     worker._save_all()
     assert len(engine) == 0
     run_to_the_end(worker)

@@ -16,8 +16,8 @@ from tests.support.shards import QUEUES
 from tests.support.worker import say
 from worker import contract, roster
 from worker.contract import Precision
+from worker.inbox import Inbox
 from worker.info import ServedModel, WorkerInfo
-from worker.intake import Inbox
 from worker.rq_worker import ShardWorker
 from worker.upkeep import Upkeep
 

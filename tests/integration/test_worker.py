@@ -11,13 +11,15 @@ from redis import Redis
 from redis.exceptions import ConnectionError
 
 from tests.support.loaded import load_tiny
+from tests.support.parts import begin, let_lapse, post, run_to_the_end, state
 from worker import contract
-from worker.contract import Recipe, Shard, job_key, open_key, shards_of
-from worker.intake import Inbox, Intake, Load, Lost, Taken
+from worker.contract import job_key
+from worker.inbox import Inbox, Lost, Taken
+from worker.intake import Intake, Load
 from worker.loaded import LoadedModel
-from worker.queue import MAX_LOSSES, enqueue, make_queue, reap
+from worker.queue import MAX_LOSSES, make_queue, reap
 from worker.results import Results
-from worker.rq_worker import Lease, ShardWorker
+from worker.rq_worker import ShardWorker
 from worker.service import Worker
 from worker.store import InRedis
 from worker.upkeep import Upkeep
@@ -34,50 +36,6 @@ def worker(redis: Redis, model: LoadedModel) -> Worker:
     made = Worker(redis, {"tiny": model}, "cpu", InRedis())
     made._shards.beat()
     return made
-
-
-def post(redis: Redis, model: LoadedModel, count: int = 3, steps: int = 4, sampler: str = "ddpm") -> Shard:
-    """A job as the API records it; its first shard."""
-    recipe = Recipe("tiny", model.card.sha256, sampler, steps, "fixed_small", 0.0, 7)
-    shards = list(shards_of("a" * 32, recipe, 0, count, "local", "interactive"))
-    fields = {
-        "id": shards[0].job,
-        "state": "queued",
-        "count": count,
-        "priority": "interactive",
-        "results_ttl_s": 60,
-        "attempts": 0,
-    }
-    with redis.pipeline() as pipe:
-        pipe.hset(job_key(shards[0].job), mapping=fields)
-        pipe.zadd(open_key("interactive"), {shards[0].job: 1})
-        enqueue(shards, pipe)
-        pipe.execute()
-    return shards[0]
-
-
-def state(redis: Redis, shard: Shard) -> str:
-    return redis.hget(job_key(shard.job), "state").decode()
-
-
-def let_lapse(redis: Redis, lease: Lease) -> None:
-    """As if no heartbeat had come for long; whoever looks puts the shard back."""
-    redis.zadd(lease.started_key, {lease.execution.composite_key: 0})
-    assert reap([lease.queue]) == [(lease.shard.id, "requeued")]
-
-
-def begin(worker: Worker, shard: Shard, indices: list[int]) -> Lease:
-    """Taken and admitted, as by the intake and the loop."""
-    lease = worker._shards.take([shard.queue])
-    worker._results.start(shard, 1)
-    worker._heed(Taken(lease, indices, None))
-    return lease
-
-
-def run_to_the_end(worker: Worker) -> None:
-    while worker._held:
-        worker._turn()
-    worker._outbox.flush()
 
 
 def test_a_shard_that_was_taken_while_redis_went_away_is_handed_on_when_it_is_back(redis, model, monkeypatch):

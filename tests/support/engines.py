@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from models.plans import Plan, compile_plan
-from models.sampling import chain, sample, to_bytes
+from models.sampling import Network, chain, sample, to_bytes
 from tests.support.networks import SCHEDULE, SHAPE, gaussian_eps
 from worker.engine import ChainRequest, Engine
 from worker.graphs import Recorder
-from worker.pool import Network, Pool
+from worker.pool import Pool
 
 PLANS = [
     compile_plan(SCHEDULE, 1, "ddpm"),

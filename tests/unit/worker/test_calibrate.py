@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.sampling import Network
 from tests.support.networks import SHAPE, gaussian_eps
 from worker.calibrate import Calibration, calibrate, is_beaten
-from worker.pool import Network, Pool
+from worker.pool import Pool
 
 CPU = torch.device("cpu")
 

@@ -180,7 +180,7 @@ def test_a_step_may_be_for_some_chains_only_and_no_more_of_them_than_fit():
 
 def test_somebody_waits_until_the_last_urgent_picture_is_out():
     e = engine(pool=LatePool)
-    e.submit([replace(request("patient", compile_plan(SCHEDULE, 9)), urgent=False), request("urgent", compile_plan(SCHEDULE, 2))])
+    e.submit([replace(request("bulk", compile_plan(SCHEDULE, 9)), urgent=False), request("urgent", compile_plan(SCHEDULE, 2))])
     seen = []
     while len(e):
         seen.append((e.is_urgent, [done.request.chain for done in e.step()]))

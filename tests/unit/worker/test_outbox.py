@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -19,9 +20,11 @@ class Away:
 
     def __init__(self, calls: int) -> None:
         self.calls, self.published = calls, 0
+        self.told: list[list[tuple[str, int, int]]] = []
 
-    def progress(self, *_: object) -> bool:
-        return True
+    def progress(self, reports: list[tuple[Shard, int, int]]) -> list[bool]:
+        self.told.append([(shard.id, least, image_steps) for shard, least, image_steps in reports])
+        return [True] * len(reports)
 
     def settled(self, _shard: Shard) -> bool:
         return self.published > 0
@@ -79,3 +82,18 @@ def test_a_worker_that_stops_while_the_store_is_away_says_what_it_leaves_and_fin
     box.flush()
     assert shards.finished == []
     assert "1 parcels of finished images are left for another worker" in caplog.text
+
+
+def test_of_what_is_reported_before_it_is_sent_the_newest_of_each_shard_is_told() -> None:
+    results = Away(calls=0)
+    box, _ = outbox(results)
+    box.turn()
+    one, two = (Lease(replace(SHARD, number=number), *cast("Any", (None, None, None))) for number in (1, 2))
+    box.report([(one, 1, 1), (two, 1, 1)])
+    box.report([(one, 2, 2)])
+    box.turn()
+    assert results.told == [[("job-1", 2, 2), ("job-2", 1, 1)]]
+    box.report([(one, 3, 3), (two, 2, 2)])
+    box.post(Parcel(two, last=True))
+    box.turn()
+    assert results.told[1:] == [[("job-1", 3, 3)]]

@@ -135,14 +135,14 @@ def test_what_was_calibrated_with_other_kernels_is_measured_anew(tiny, measured,
 def test_the_pool_is_lowered_to_an_eighth_of_the_memory(tiny, measured, monkeypatch, caplog):
     monkeypatch.setattr(tuning, "memory_bytes", lambda device: 8 * 70 * 512)
     with caplog.at_level(logging.INFO):
-        assert tuned(tiny, capacity=128).pool.dummy == 70
+        assert tuned(tiny, capacity=128).pool.capacity == 70
     assert "holds 70 images instead of 128" in caplog.text
 
 
 def test_the_pool_holds_a_shard_where_half_of_the_memory_does_and_else_the_worker_does_not_start(tiny, measured, monkeypatch):
     """A worker that has no room for one would be ready, and never take any."""
     monkeypatch.setattr(tuning, "memory_bytes", lambda device: 2 * 64 * 512)
-    assert tuned(tiny, capacity=128).pool.dummy == 64
+    assert tuned(tiny, capacity=128).pool.capacity == 64
     monkeypatch.setattr(tuning, "memory_bytes", lambda device: 2 * 64 * 512 - 1)
     with pytest.raises(ValueError, match=r"holds 63 images of 1x8x8, and a worker takes 64 at once; give it 0\.0 GiB or more"):
         tuned(tiny, capacity=128)

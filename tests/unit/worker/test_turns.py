@@ -21,7 +21,7 @@ class Model:
 
     name: str
     urgent: int = 0
-    patient: int = 0
+    bulk: int = 0
     slower: float = 1.0
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class Model:
         return self.buckets.seconds[1]
 
     def step_s(self, within_s: float) -> float:
-        places = self.buckets.places(self.urgent, self.patient, within_s)
+        places = self.buckets.places(self.urgent, self.bulk, within_s)
         return self.buckets.seconds[self.buckets.holding(places)]
 
 
@@ -52,28 +52,28 @@ def run(turns: int, *models: Model) -> tuple[Counter[str], float]:
 
 @pytest.mark.parametrize("slower", [0.1, 1, 3, 100])
 def test_who_waits_for_an_image_is_held_up_by_another_models_bulk_no_more_than_by_its_own(slower: float) -> None:
-    steps, seconds = run(1000, Model("mine", urgent=1), Model("bulk", patient=128, slower=slower))
+    steps, seconds = run(1000, Model("mine", urgent=1), Model("bulk", bulk=128, slower=slower))
     assert steps["mine"] == 1000
     stretch = seconds / (1000 * SECONDS[1])
     assert 1 + 1 / FLOOR < stretch <= STRETCH + 0.01, "and bulk work moves"
 
 
 def test_bulk_of_several_models_takes_turns_however_heavy_they_are() -> None:
-    steps, seconds = run(3000, Model("mine", urgent=1), Model("light", patient=64), Model("heavy", patient=64, slower=40))
+    steps, seconds = run(3000, Model("mine", urgent=1), Model("light", bulk=64), Model("heavy", bulk=64, slower=40))
     assert abs(steps["light"] - steps["heavy"]) <= 1
     assert steps["heavy"] > 50
     assert seconds / (3000 * SECONDS[1]) <= STRETCH + 0.1
 
 
 def test_where_nobody_waits_or_everybody_does_all_step_as_they_like() -> None:
-    bulk = Model("a", patient=64), Model("b", patient=64)
+    bulk = Model("a", bulk=64), Model("b", bulk=64)
     assert list(Turns[Model]().of(bulk)) == [(model, math.inf) for model in bulk]
-    urgent = Model("a", urgent=64), Model("b", urgent=1, patient=64)
+    urgent = Model("a", urgent=64), Model("b", urgent=1, bulk=64)
     assert list(Turns[Model]().of(urgent)) == [(model, math.inf) for model in urgent]
 
 
 def test_time_is_not_saved_up_while_nobody_waits() -> None:
-    turns, mine, heavy = Turns[Model](), Model("mine", urgent=1), Model("heavy", patient=1, slower=3)
+    turns, mine, heavy = Turns[Model](), Model("mine", urgent=1), Model("heavy", bulk=1, slower=3)
     assert len(list(turns.of([mine, heavy]))) == 1
     list(turns.of([heavy]))
     assert len(list(turns.of([mine, heavy]))) == 1
