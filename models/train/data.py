@@ -19,6 +19,8 @@ from torch import Tensor
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _IDX_UINT8 = 0x08
+# A run is known by its pictures' names, so none may go. What a file holds is found by its content, not by its suffix.
+_REMEDY_IN_A_FOLDER = "put an 8-bit PNG or JPEG in its place, under the same name, and run the same command again"
 
 
 class BadData(ValueError):
@@ -78,10 +80,10 @@ class FolderImages:
         return torch.stack(list(self._readers.map(self._read, indices.tolist())))
 
     def _read(self, index: int) -> Tensor:
-        return read_picture(self.paths[index], self.size, self.channels)
+        return read_picture(self.paths[index], self.size, self.channels, _REMEDY_IN_A_FOLDER)
 
 
-def read_picture(path: Path, size: int, channels: int) -> Tensor:
+def read_picture(path: Path, size: int, channels: int, remedy: str = "give another, or save it anew as an 8-bit PNG") -> Tensor:
     """Upright, on white, centre-cropped and resized: uint8 (C, size, size). Raises BadData."""
     mode = "L" if channels == 1 else "RGB"
     try:
@@ -89,7 +91,7 @@ def read_picture(path: Path, size: int, channels: int) -> Tensor:
             upright = ImageOps.exif_transpose(image)
             fitted = ImageOps.fit(_on_white(_eight_bit(upright)).convert(mode), (size, size), Image.Resampling.LANCZOS)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadData(f"{path} cannot be read as an image ({error}); remove it, or save it anew as an 8-bit PNG") from None
+        raise BadData(f"{path} cannot be read as an image ({error}); {remedy}") from None
     return _channels_first(np.asarray(fitted))
 
 

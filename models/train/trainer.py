@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models import checkpoint
-from models.train.data import Images
+from models.train.data import BadData, Images
 from models.train.ema import EMA
 from models.train.loss import Diffusion, simple_loss
 from models.train.output import make_output
@@ -61,13 +61,21 @@ class Trainer:
         self.forward = torch.compile(self.net) if device.type == "cuda" else self.net
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
-        """Train until the recipe's last update, or until `stop` says so; then the state is saved."""
+        """Train until the recipe's last update, or until `stop` says so; then the state is saved.
+
+        Raises BadData for a picture that cannot be read, with all updates before it saved.
+        """
         updates, counters = self.recipe.training.updates, self.counters
         self.net.train()
         self._note_learning_rate()
         total, count, since = torch.zeros((), device=self.device), 0, time.perf_counter()
         while counters.update < updates and not stop():
-            total += self._update(counters.update)
+            try:
+                total += self._update(counters.update)
+            except BadData:  # nothing has changed since the update before
+                if self.made:
+                    self.save_state()
+                raise
             count += 1
             counters.update += 1
             if count == LOG_EVERY or counters.update == updates:

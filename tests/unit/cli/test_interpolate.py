@@ -62,4 +62,6 @@ def test_what_cannot_be_done_is_told_in_one_line_before_any_step(
 def test_what_is_no_picture_is_named(tiny_model: Path, pictures: tuple[Path, Path], tmp_path: Path):
     (tmp_path / "words.png").write_text("no picture")
     result = interpolate(tiny_model, pictures[0], tmp_path / "words.png", "--t", 5)
-    assert (result.exit_code, "words.png cannot be read as an image" in result.stderr) == (1, True)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "words.png cannot be read as an image" in result.stderr
+    assert "give another, or save it anew as an 8-bit PNG" in result.stderr

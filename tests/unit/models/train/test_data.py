@@ -83,7 +83,9 @@ def test_a_corrupt_picture_is_named(tmp_path, spoil):
     path = tmp_path / "broken.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(BadData, match=r"broken\.png cannot be read as an image .*; remove it"):
+    with pytest.raises(
+        BadData, match=r"broken\.png cannot be read as an image .*; put an 8-bit PNG or JPEG in its place, under the same name"
+    ):
         everything(open_images(tmp_path, 8, 3))
 
 
@@ -157,7 +159,7 @@ def test_half_transparent_is_half_white(tmp_path):
 
 def test_a_picture_of_floating_point_numbers_is_refused(tmp_path):
     Image.new("F", (8, 8), 0.7).save(tmp_path / "a.tif")
-    with pytest.raises(BadData, match=r"a\.tif .*floating-point numbers of unknown range.*save it anew as an 8-bit PNG"):
+    with pytest.raises(BadData, match=r"a\.tif .*floating-point numbers of unknown range.*put an 8-bit PNG or JPEG in its place"):
         everything(open_images(tmp_path, 8, 1))
 
 

@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from models.train.data import BadData, open_images
 from models.train.output import BadOutput
 from models.train.state import FILE, BadState
 from models.train.trainer import LOG_EVERY, Diverged, Trainer
@@ -196,6 +199,34 @@ def test_on_a_full_disk_the_last_state_stays(tmp_path, make_recipe, train, full_
     with full_disk(), pytest.raises(BadOutput, match=rf"{FILE} cannot be written .*; make room, and run the same command again"):
         trainer.save_state()
     assert [(p.name, p.read_bytes()) for p in (tmp_path / "out").iterdir()] == [(FILE, before)]
+
+
+def test_a_picture_that_cannot_be_read_costs_no_update_and_another_under_its_name_lets_the_run_go_on(tmp_path, make_recipe):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for level in range(12):
+        Image.new("L", (8, 8), 20 * level).save(folder / f"{level:02}.png")
+    recipe, out, whole = make_recipe(batch_size=4), tmp_path / "out", (folder / "07.png").read_bytes()
+
+    def begin(out: Path) -> Trainer:
+        return Trainer(recipe, open_images(folder, 8, 1), out, torch.device("cpu"))
+
+    def spoil() -> bool:
+        if broken.counters.update == 3:
+            (folder / "07.png").write_bytes(b"broken")
+        return False
+
+    straight = begin(tmp_path / "straight")
+    list(straight.run())
+    broken = begin(out)
+    with pytest.raises(BadData, match=r"07\.png cannot be read as an image .*; put an 8-bit PNG or JPEG in its place, under the"):
+        list(broken.run(spoil))
+    saved = begin(out)
+    assert saved.counters.update == broken.counters.update >= 3
+    assert_equal_runs(saved, broken)
+    Image.open(BytesIO(whole)).save(folder / "07.png", "TIFF")  # by its content, whatever it is called
+    list(saved.run())
+    assert_equal_runs(saved, straight)
 
 
 def test_progress_counts_to_the_last_update(tmp_path, make_recipe, images):
