@@ -89,7 +89,7 @@ def _run(trainer: Trainer, console: Console) -> None:
         with _Bar(trainer, console) if console.is_terminal else _Lines(console) as display:
             for reading in trainer.run(stop):
                 display.show(reading, time_left(reading, options.batch_size))
-                for job in jobs:
+                for job in () if stop() else jobs:  # after a stop all is saved below, and nobody waits for a sheet
                     job.perhaps()
         if trainer.counters.losses:
             _save(trainer)

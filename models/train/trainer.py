@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from models.train.state import Counters, load_state, save_state
 from models.unet import UNet
 
 LOG_EVERY = 50  # updates between two readings of the loss, each of which waits for the device
+READ_S = 30.0  # and no longer than this, where updates are slow: on a CPU one of the paper's network takes 13 s
 
 
 class Diverged(RuntimeError):
@@ -39,8 +40,25 @@ class Progress:
     images_per_s: float
 
 
+@dataclass(slots=True)
+class _Stretch:
+    """The updates since the last reading. `loss`: the sum of theirs, still on the device."""
+
+    loss: Tensor
+    updates: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+    def add(self, loss: Tensor) -> None:
+        self.loss += loss
+        self.updates += 1
+
+    @property
+    def is_over(self) -> bool:
+        return self.updates == LOG_EVERY or time.perf_counter() - self.began >= READ_S
+
+
 class Trainer:
-    """Owns the weights, their average and the optimizer. `run` yields a Progress every LOG_EVERY updates."""
+    """Owns the weights, their average and the optimizer. `run` yields a Progress for every LOG_EVERY updates or READ_S."""
 
     def __init__(self, recipe: Recipe, images: Images, out: Path, device: torch.device) -> None:
         self.recipe, self.images, self.out, self.device = recipe, images, out, device
@@ -68,25 +86,22 @@ class Trainer:
         updates, counters = self.recipe.training.updates, self.counters
         self.net.train()
         self._note_learning_rate()
-        total, count, since = torch.zeros((), device=self.device), 0, time.perf_counter()
+        stretch = self._stretch()
         while counters.update < updates and not stop():
             try:
-                total += self._update(counters.update)
+                stretch.add(self._update(counters.update))
             except BadData:  # nothing has changed since the update before
+                if stretch.updates:
+                    self._read(stretch)
                 if self.made:
                     self.save_state()
                 raise
-            count += 1
             counters.update += 1
-            if count == LOG_EVERY or counters.update == updates:
-                loss, now = float(total) / count, time.perf_counter()
-                self._check(loss)
-                counters.losses.append((counters.update, loss))
-                counters.seconds += now - since
-                yield Progress(counters.update, updates, loss, count * self.recipe.training.batch_size / (now - since))
-                total.zero_()
-                count, since = 0, time.perf_counter()
-        self._check(float(total))
+            if stretch.is_over:
+                yield self._read(stretch)
+                stretch = self._stretch()
+        if stretch.updates:
+            yield self._read(stretch)
         self.save_state()
 
     @property
@@ -107,9 +122,19 @@ class Trainer:
             raise self._diverged("a weight is not finite")
         save_state(self.out, self.counters, self.net, self.ema, self.optimizer)
 
-    def _check(self, loss: float) -> None:
+    def _stretch(self) -> _Stretch:
+        return _Stretch(torch.zeros((), device=self.device))
+
+    def _read(self, stretch: _Stretch) -> Progress:
+        """Its loss and seconds, counted; the stretch has one update or more. Raises Diverged."""
+        loss = float(stretch.loss) / stretch.updates
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {'infinite' if math.isinf(loss) else 'NaN'}")
+        seconds = time.perf_counter() - stretch.began
+        self.counters.losses.append((self.counters.update, loss))
+        self.counters.seconds += seconds
+        images = stretch.updates * self.recipe.training.batch_size
+        return Progress(self.counters.update, self.recipe.training.updates, loss, images / seconds)
 
     def _diverged(self, fact: str) -> Diverged:
         remedy = "lower learning_rate or gradient_clip in the recipe and run the same command: it resumes the last state"

@@ -91,6 +91,18 @@ def test_a_stop_saves_and_says_how_to_resume(tmp_path: Path) -> None:
     assert (out / "tiny" / "card.json").exists()
 
 
+@pytest.mark.parametrize(("updates", "exported"), [(3, True), (0, False)])
+def test_a_stop_within_the_first_fifty_updates_exports_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int, exported: bool
+) -> None:
+    asked = iter([False] * updates)
+    monkeypatch.setattr(StopRequest, "__call__", lambda _: next(asked, True))
+    result = ddpm_train(write_recipe(tmp_path, updates=60, save_every_s=1e-9), "--out", tmp_path / "run", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert f"stopped at update {updates} of 60, saved" in result.stdout
+    assert (tmp_path / "run" / "tiny" / "card.json").exists() == exported
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [

@@ -222,7 +222,7 @@ def test_a_picture_that_cannot_be_read_costs_no_update_and_another_under_its_nam
     with pytest.raises(BadData, match=r"07\.png cannot be read as an image .*; put an 8-bit PNG or JPEG in its place, under the"):
         list(broken.run(spoil))
     saved = begin(out)
-    assert saved.counters.update == broken.counters.update >= 3
+    assert saved.counters.update == saved.counters.losses[-1][0] == broken.counters.update >= 3
     assert_equal_runs(saved, broken)
     Image.open(BytesIO(whole)).save(folder / "07.png", "TIFF")  # by its content, whatever it is called
     list(saved.run())
@@ -235,6 +235,24 @@ def test_progress_counts_to_the_last_update(tmp_path, make_recipe, images):
     assert [r.update for r in readings] == [LOG_EVERY, LOG_EVERY + 3]
     assert all(r.updates == LOG_EVERY + 3 and r.images_per_s > 0 and 0 < r.loss < 3 for r in readings)
     assert trainer.counters.seconds > 0
+
+
+def test_slow_updates_are_read_by_the_clock(tmp_path, make_recipe, images, monkeypatch):
+    monkeypatch.setattr("models.train.trainer.READ_S", 0.0)
+    assert [r.update for r in Trainer(make_recipe(updates=3), images, tmp_path, torch.device("cpu")).run()] == [1, 2, 3]
+
+
+def test_a_run_in_short_parts_has_the_losses_and_seconds_of_each(tmp_path, make_recipe, train):
+    recipe, seconds = make_recipe(), 0.0
+    for end in (5, 10, 12):
+        trainer = train(recipe, tmp_path / "out", only=5)
+        assert trainer.counters.losses[-1][0] == trainer.counters.update == end
+        assert trainer.counters.seconds > seconds
+        seconds = trainer.counters.seconds
+    assert [update for update, _ in trainer.counters.losses] == [5, 10, 12]
+    whole = train(recipe, tmp_path / "whole")
+    parts = [loss for _, loss in trainer.counters.losses]
+    assert (5 * parts[0] + 5 * parts[1] + 2 * parts[2]) / 12 == pytest.approx(whole.recent_loss)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "auto"])
