@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from bench.machine import default_device
 from bench.model import DEFAULT, load
 from bench.report import OUT, Out, Report
-from bench.work import draw
+from bench.work import Images, draw
 from models.plans import Plan
 from models.train.data import open_images
 from worker.engine import ChainRequest
@@ -113,14 +113,17 @@ def main(
 ) -> None:
     """Distances of the shipped model's pictures from the test images."""
     steps = steps or [10, 25, 50]
-    report = Report(out, "quality", device)
     train, test = (open_images(data / f"{part}-images-idx3-ubyte.gz", 28, 1) for part in ("train", "t10k"))
+    if images > len(train):
+        fault = f"{images} is more than the {len(train)} training pictures to compare with; give {len(train)} or fewer"
+        raise typer.BadParameter(fault, param_hint="--images")
+    report = Report(out, "quality", device)
     every = torch.arange(len(train))
     net = trained(train.batch(every), labels(data / "train-labels-idx1-ubyte.gz"))
     real = Gaussian.of(net.features(test.batch(torch.arange(len(test)))))
     floor = Gaussian.of(net.features(train.batch(every[:: len(train) // images][:images]))).distance(real)
     report.say(f"{images} pictures each, of seed 0; as many of the training set: {floor:.2f}.\n")
-    model = load(DEFAULT, device, 256)
+    model = load(DEFAULT, device, images)
     found = {
         name: [Gaussian.of(net.features(p)).distance(real) for p in pictures(model, name, steps, images)] for name in SAMPLERS
     }
@@ -134,11 +137,14 @@ def main(
 
 
 def pictures(model: LoadedModel, name: str, steps: list[int], images: int) -> Iterator[Tensor]:
-    """Uint8 (N, 1, 28, 28) for each number of steps."""
+    """Uint8 (N, C, H, W) for each number of steps, as many at once as the model has room for."""
     sampler, variance = SAMPLERS[name]
     for K in steps:
         plan: Plan = model.plan(sampler, K, variance, 0.0)
-        drawn = draw(model.engine, [ChainRequest(index, "quality", plan, 0, index) for index in range(images)])
+        requests = [ChainRequest(index, "quality", plan, 0, index) for index in range(images)]
+        drawn: Images = {}
+        for first in range(0, images, model.capacity):
+            drawn |= draw(model.engine, requests[first : first + model.capacity])
         yield torch.stack([drawn[index] for index in range(images)])
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 
-from bench.quality import Classifier, Gaussian, labels, scaled, trained
+from bench.quality import Classifier, Gaussian, labels, main, pictures, scaled, trained
+from models.catalog import Catalog
+from tests.support.folders import write_model
+from worker.calibrate import Calibration
+from worker.loaded import LoadedModel
 
 
 def test_the_distance_of_gaussians_is_known_where_their_axes_agree():
@@ -41,3 +47,29 @@ def test_a_classifier_learns_and_has_features_for_each_picture():
 def test_labels_are_read(tmp_path: Path):
     (tmp_path / "labels.gz").write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x03" + bytes([7, 0, 9])))
     assert labels(tmp_path / "labels.gz").tolist() == [7, 0, 9]
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadedModel]:
+    """With room for 4 chains, 2 in a batch."""
+    before = torch.get_num_threads()
+    write_model(tmp_path, "tiny")
+    monkeypatch.setattr("worker.tuning.calibrate", lambda *_: Calibration({2: 1.0}, threads=1))
+    yield LoadedModel(Catalog.read(tmp_path), "tiny", torch.device("cpu"), 4, "fp32")
+    torch.set_num_threads(before)
+
+
+def test_pictures_may_be_more_than_the_model_has_room_for(model: LoadedModel):
+    few, many = (list(pictures(model, "ddim", [2, 3], images)) for images in (3, 9))
+    assert [drawn.shape for drawn in many] == [(9, 1, 8, 8)] * 2
+    assert all(torch.equal(one, other[:3]) for one, other in zip(few, many, strict=True))
+    assert len({picture.numpy().tobytes() for picture in many[1]}) == 9
+
+
+def test_more_pictures_than_there_are_to_compare_with_are_refused_before_a_report_is_begun(tmp_path: Path):
+    for part in ("train", "t10k"):
+        header = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (2, 28, 28))
+        (tmp_path / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(2 * 28 * 28)))
+    with pytest.raises(typer.BadParameter, match="100 is more than the 2 training pictures to compare with; give 2 or fewer"):
+        main(images=100, data=tmp_path, device="cpu", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
