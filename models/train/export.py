@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from models import checkpoint
 from models.card import make_card
-from models.catalog import Card, CatalogError, read_card, write_card
+from models.catalog import CARD, CatalogError, read_card, sha256_of, write_card
 from models.checkpoint import BadCheckpoint
+from models.files import flush
 from models.residual_variance import FILE, ResidualVariance
 from models.train.output import STAGING, check_output, written
 from models.train.trainer import Trainer
@@ -23,7 +25,7 @@ def export(trainer: Trainer) -> Path:
     try:
         with written(finished):
             folder = _stage(trainer, staging)
-            if not (trainer.made == 0 and _says(finished, read_card(folder))):
+            if not (trainer.made == 0 and _is_there(finished, folder)):
                 _replace(finished, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -52,17 +54,25 @@ def _stage(trainer: Trainer, staging: Path) -> Path:
     return folder
 
 
-def _says(finished: Path, card: Card) -> bool:
-    """Whether the finished folder has these weights and says the same of them, but for how they came to be."""
+def _is_there(finished: Path, folder: Path) -> bool:
+    """Whether the finished folder has these files, whole, and says the same of them, but for how they came to be."""
     try:
-        found = read_card(finished)
-    except CatalogError:
+        found, card = read_card(finished), read_card(folder)
+        others = [path for path in _files(folder) if path.name != CARD]
+        same = all(sha256_of(finished / path.relative_to(folder)) == sha256_of(path) for path in others)
+    except (CatalogError, OSError):
         return False
-    return found == card.model_copy(update={"provenance": found.provenance})
+    return same and found == card.model_copy(update={"provenance": found.provenance})
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
 
 
 def _replace(finished: Path, folder: Path) -> None:
     replaced = folder.with_name(".replaced")
+    for path in _files(folder):
+        flush(path)
     try:
         if finished.exists():
             finished.rename(replaced)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.files import flush
 from models.train.ema import EMA
 from models.train.output import written
 from models.unet import UNet
@@ -47,8 +47,7 @@ def save_state(folder: Path, counters: Counters, net: UNet, ema: EMA, optimizer:
     try:
         with written(folder / FILE):
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
+            flush(partial)
             partial.replace(folder / FILE)
     finally:
         partial.unlink(missing_ok=True)

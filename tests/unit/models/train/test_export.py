@@ -8,6 +8,7 @@ from diffusers import DDPMPipeline, UNet2DModel
 
 from models import checkpoint
 from models.catalog import Catalog, Defaults, sha256_of
+from models.files import flush
 from models.residual_variance import FILE, ResidualVariance
 from models.train import export as module
 from models.train.export import export
@@ -112,6 +113,23 @@ def test_a_run_that_makes_no_update_leaves_its_model_as_it_is_unless_the_card_is
     assert folder.stat().st_ino == before
     export(train(make_recipe("card", licence="CC0-1.0"), trainer.out))
     assert Catalog.read(trainer.out)["blobs-8"].licence == "CC0-1.0"
+
+
+@pytest.mark.parametrize("path", [f"unet/{checkpoint.WEIGHTS}", "unet/config.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_a_finished_run_that_is_run_again_mends_its_damaged_model(trainer, train, make_recipe, path, damage):
+    folder = export(trainer)
+    whole = (folder / path).read_bytes()
+    damage(folder / path)
+    export(train(make_recipe(), trainer.out))
+    assert (folder / path).read_bytes() == whole
+
+
+def test_a_model_is_on_the_disk_before_it_is_put_in_place(trainer, monkeypatch):
+    flushed: list[Path] = []
+    monkeypatch.setattr(module, "flush", lambda path: (flushed.append(path.relative_to(trainer.out / ".export")), flush(path)))
+    folder = export(trainer)
+    assert sorted(flushed) == sorted(path.relative_to(trainer.out) for path in folder.rglob("*") if path.is_file())
 
 
 def test_on_a_full_disk_the_finished_folder_stays_and_nothing_half_written_does(trainer, full_disk):
