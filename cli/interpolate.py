@@ -15,7 +15,7 @@ from cli.faults import Fault
 from cli.measure import faults_told, find
 from cli.train import choose_device
 from models import checkpoint
-from models.catalog import Variance
+from models.catalog import FixedVariance
 from models.checkpoint import Checkpoint
 from models.interpolation import interpolate
 from models.pictures import sheet
@@ -26,16 +26,29 @@ from models.train.data import read_picture
 
 
 def draw(
-    model: str, first: Path, second: Path, ts: Sequence[int], between: int, steps: int | None, seed: int, device: str, out: Path
+    model: str,
+    first: Path,
+    second: Path,
+    ts: Sequence[int],
+    between: int,
+    steps: int | None,
+    variance: FixedVariance | None,
+    seed: int,
+    device: str,
+    out: Path,
 ) -> None:
-    """As Fig. 8 of the paper, a row for each t: a picture, it decoded again, `between` weights, the other decoded, the other."""
+    """As Fig. 8 of the paper, a row for each t: a picture, it decoded again, `between` weights, the other decoded, the other.
+
+    `variance` None: fixed_small where `steps` leaves timesteps out, for which fixed_large has too much noise; else the model's.
+    """
     _check_out(out)
     with faults_told():
         folder, sha256 = find(model)
         loaded = checkpoint.load(folder, sha256)
         cfg, where = loaded.net.cfg, choose_device(device)
         pair = torch.stack([read_picture(path, cfg.sample_size, cfg.in_channels) for path in (first, second)])
-        plans = [_plan(loaded, checkpoint.read_variance(folder), t, steps) for t in ts]
+        variance = variance or ("fixed_small" if steps and steps <= max(ts) else checkpoint.read_variance(folder))
+        plans = [_plan(loaded, variance, t, steps) for t in ts]
         net, x_0 = loaded.net.to(where), pair.to(where).float() / 127.5 - 1
         weights = torch.linspace(0, 1, between + 2).tolist()
         rows = []
@@ -48,7 +61,7 @@ def draw(
         sheet(torch.cat(rows), columns=len(weights) + 2).save(out)
     except (OSError, ValueError) as error:
         raise Fault(f"{out} cannot be saved ({error}); name another PNG with --out") from None
-    Console().print(f"{out}: a row for t = {', '.join(map(str, ts))}", soft_wrap=True, highlight=False)
+    Console().print(f"{out}: a row for t = {', '.join(map(str, ts))}; variance {variance}", soft_wrap=True, highlight=False)
 
 
 def _check_out(out: Path) -> None:
@@ -65,7 +78,7 @@ def _check_out(out: Path) -> None:
     raise Fault(f"{out} cannot be saved ({reason}); name another PNG with --out")
 
 
-def _plan(loaded: Checkpoint, variance: Variance, t: int, steps: int | None) -> Plan:
+def _plan(loaded: Checkpoint, variance: FixedVariance, t: int, steps: int | None) -> Plan:
     """From timestep t down."""
     T = loaded.schedule.T
     if not 0 <= t < T:

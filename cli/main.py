@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -155,6 +155,10 @@ def interpolate(
     ] = None,
     between: Annotated[int, typer.Option(min=0, help="Pictures between the two")] = 9,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps back from t; default: all")] = None,
+    variance: Annotated[
+        Literal["fixed_small", "fixed_large"] | None,
+        typer.Option(help="Of the way back; default: fixed_small where --steps leaves timesteps out, else the model's"),
+    ] = None,
     seed: NoiseSeed = 0,
     device: Device = "auto",
     out: Annotated[Path, typer.Option(help="PNG for the sheet")] = Path("interpolation.png"),
@@ -165,7 +169,7 @@ def interpolate(
     """
     from cli.interpolate import draw as run
 
-    run(model, first, second, t or [500], between, steps, seed, device, out)
+    run(model, first, second, t or [500], between, steps, variance, seed, device, out)
 
 
 @keys_app.command()

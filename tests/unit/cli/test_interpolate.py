@@ -8,6 +8,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from models import checkpoint
+from models.catalog import ScheduleCard
+from tests.support.networks import TINY, random_unet
 
 
 @pytest.fixture
@@ -37,6 +40,24 @@ def test_a_sheet_has_a_row_for_each_t_between_the_two_pictures(tmp_path: Path, t
     again = tmp_path / "again.png"
     interpolate(tiny_model, *pictures, "--t", 5, "--t", 19, "--between", 3, "--out", again)
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_few_steps_take_the_smaller_variance_unless_another_is_named(tmp_path: Path, pictures: tuple[Path, Path]):
+    linear = ScheduleCard(kind="linear", T=20)
+    checkpoint.save(tmp_path / "large", TINY, random_unet().state_dict(), linear, "epsilon", "fixed_large")
+    drawn = {}
+    for steps, words, variance in (
+        (20, [], "fixed_large"),
+        (20, ["--variance", "fixed_small"], "fixed_small"),
+        (19, [], "fixed_small"),
+        (19, ["--variance", "fixed_small"], "fixed_small"),
+        (19, ["--variance", "fixed_large"], "fixed_large"),
+    ):
+        out = tmp_path / "sheet.png"
+        result = interpolate(tmp_path / "large", *pictures, "--t", 19, "--steps", steps, *words, "--out", out)
+        assert f"a row for t = 19; variance {variance}" in result.stdout, result.output
+        assert drawn.setdefault((steps, variance), out.read_bytes()) == out.read_bytes()
+    assert len(set(drawn.values())) == 4
 
 
 @pytest.mark.parametrize(
