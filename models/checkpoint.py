@@ -274,8 +274,8 @@ def _scheduler_config(schedule: ScheduleCard, prediction: Prediction, variance: 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadCheckpoint(f"{path} is not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:  # of what nests too deeply; a number too long is a plain ValueError
+        raise BadCheckpoint(f"{path} is not JSON that can be read ({error})") from None
     if not isinstance(content, dict):
         raise BadCheckpoint(f"{path} holds a {type(content).__name__}, not an object")
     return content

@@ -177,6 +177,10 @@ def fault(folder: Path, kind: str) -> None:
             config.write_bytes(b"\xff\xfe\x00")
         case "config is a list":
             config.write_text("[1, 2]")
+        case "config nests too deeply":
+            config.write_text("[" * 100_000)
+        case "config has an endless number":
+            config.write_text('{"sample_size": ' + "8" * 5000 + "}")
         case "unknown key":
             edit(config, mystery=3)
         case "class conditional":
@@ -227,6 +231,8 @@ def fault(folder: Path, kind: str) -> None:
         ("config is garbage", "unet/config.json", "is not JSON"),
         ("config is binary", "unet/config.json", "is not JSON"),
         ("config is a list", "unet/config.json", "holds a list, not an object"),
+        ("config nests too deeply", "unet/config.json", "is not JSON that can be read .*recursion"),
+        ("config has an endless number", "unet/config.json", "is not JSON that can be read .*5000 digits"),
         ("unknown key", "unet/config.json", "unknown key mystery=3; remove it or convert"),
         ("class conditional", "unet/config.json", "num_class_embeds=10 is not supported; only None is"),
         ("not square", "unet/config.json", r"sample_size=\[8, 16\] is not square"),
