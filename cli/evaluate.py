@@ -14,7 +14,7 @@ from cli.faults import Fault
 from cli.measure import Measure, Measured, faults_told
 from models.catalog import Variance
 from models.evaluate.likelihood import Likelihood
-from models.evaluate.report import write
+from models.evaluate.report import check_replaces, write
 
 VARIANCES: tuple[Variance, ...] = ("fixed_large", "fixed_small", "analytic")
 
@@ -28,24 +28,25 @@ def evaluate(model: str, wanted: Measure, steps: int | None, out: Path | None) -
         evaluation, unknown = measured.evaluation, measured.residual_variance
         visited = len(evaluation.tau)
         folder = _folder(out or Path("runs/evaluate") / f"{Path(model).resolve().name}-{visited}-steps")
+        fitted = f"estimated on {unknown.images} images of {unknown.data}" if unknown else "fitted to these images"
+        about = {
+            "model": model,
+            "weights": measured.checkpoint.sha256,
+            "data": str(wanted.data),
+            "images": wanted.images,
+            "steps": visited,
+            "seed": wanted.seed,
+            "analytic": fitted,
+        }
+        check_replaces(folder, about)
         terms = measured.terms()
     found = {variance: evaluation.likelihood(terms, variance) for variance in VARIANCES}
     _show(found)
-    fitted = f"estimated on {unknown.images} images of {unknown.data}" if unknown else "fitted to these images"
     said = f"of {len(terms)} images in {visited} steps; the analytic variance is {fitted}. More in {folder}"
     Console().print(said, soft_wrap=True, highlight=False)
-    about = {
-        "model": model,
-        "weights": measured.checkpoint.sha256,
-        "data": str(wanted.data),
-        "images": len(terms),
-        "steps": visited,
-        "seed": wanted.seed,
-        "analytic": fitted,
-    }
     best = min(VARIANCES, key=lambda variance: found[variance].bits)
     try:
-        write(folder, about, found, evaluation.coding(terms, best))
+        write(folder, about | {"images": len(terms)}, found, evaluation.coding(terms, best))
     except OSError as error:
         raise Fault(f"{folder} cannot be written to ({error.strerror}); the figures are above") from None
 

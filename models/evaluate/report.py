@@ -10,6 +10,25 @@ from typing import Any
 
 from models.catalog import Variance
 from models.evaluate.likelihood import Coding, Likelihood
+from models.files import write_whole
+
+FILE = "likelihood.json"
+_IDENTITY = ("weights", "data", "images", "steps", "seed")
+
+
+def check_replaces(folder: Path, about: Mapping[str, Any]) -> None:
+    """Raises ValueError where <folder>/likelihood.json is of another evaluation than `about`, or of none."""
+    path, remedy = folder / FILE, "name another folder with --out, or remove it"
+    try:
+        found = json.loads(path.read_bytes())
+        of = {key: found[key] for key in _IDENTITY}
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{path} is there, and cannot be read as an evaluation; {remedy}") from None
+    for key, value in of.items():
+        if value != about[key]:
+            raise ValueError(f"{path} is an evaluation with {key}={value}, this one has {key}={about[key]}; {remedy}")
 
 
 def write(folder: Path, about: Mapping[str, Any], likelihoods: Mapping[Variance, Likelihood], coding: Coding) -> None:
@@ -19,7 +38,7 @@ def write(folder: Path, about: Mapping[str, Any], likelihoods: Mapping[Variance,
         "bits_per_dimension": {name: asdict(found) for name, found in likelihoods.items()},
         "coding": asdict(coding),
     }
-    (folder / "likelihood.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    write_whole(folder / FILE, f"{json.dumps(found, indent=2, allow_nan=False)}\n".encode())
     draw_coding(folder / "coding.png", coding)
 
 

@@ -95,8 +95,49 @@ def test_what_is_stopped_reports_on_the_batches_before(
 
     assert stop_after(12).exit_code == 0
     assert found(tmp_path / "out")["images"] == 4
+    (tmp_path / "out" / "likelihood.json").unlink()
     result = stop_after(3)
     assert (result.exit_code, "before the first batch" in result.stderr) == (1, True)
+
+
+def test_an_evaluation_replaces_its_like_and_no_other(
+    tmp_path: Path, tiny_model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other.npz"
+    other.write_bytes(data.read_bytes())
+    same = {"--data": data, "--images": 4, "--steps": 3, "--seed": 0, "--out": out}
+
+    def evaluate_with(model: Path = tiny_model, **changes: object) -> Result:
+        options = same | {f"--{name}": value for name, value in changes.items()}
+        return ddpm_evaluate(model, *(word for option in options.items() for word in option))
+
+    assert [evaluate_with().exit_code for _ in range(2)] == [0, 0]
+    before = (out / "likelihood.json").read_bytes()
+    write_model(tmp_path, "retrained")
+    monkeypatch.setattr(Evaluation, "terms", lambda *_: pytest.fail("the work began"))
+    for name, result in {
+        "weights": evaluate_with(tmp_path / "retrained"),
+        "data": evaluate_with(data=other),
+        "images": evaluate_with(images=5),
+        "steps": evaluate_with(steps=4),
+        "seed": evaluate_with(seed=1),
+    }.items():
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.output
+        assert f"likelihood.json is an evaluation with {name}=" in result.stderr
+        assert "name another folder with --out, or remove it" in result.stderr
+    assert (out / "likelihood.json").read_bytes() == before
+    (out / "likelihood.json").write_text("[]")
+    assert "cannot be read as an evaluation; name another folder with --out" in evaluate_with().stderr
+
+
+def test_on_a_full_disk_the_evaluation_before_stays(tmp_path: Path, tiny_model: Path, data: Path, full_disk) -> None:
+    words = (tiny_model, "--data", data, "--images", 4, "--out", tmp_path / "out")
+    ddpm_evaluate(*words)
+    before = (tmp_path / "out" / "likelihood.json").read_bytes()
+    with full_disk():
+        result = ddpm_evaluate(*words)
+    assert (result.exit_code, "cannot be written to" in result.stderr) == (1, True)
+    assert (tmp_path / "out" / "likelihood.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

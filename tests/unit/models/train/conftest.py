@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -92,19 +89,3 @@ def train(images):
         return trainer
 
     return run
-
-
-@pytest.fixture
-def full_disk():
-    """`with full_disk():` no file grows beyond a kilobyte."""
-
-    @contextmanager
-    def full() -> Iterator[None]:
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-    return full
