@@ -23,6 +23,7 @@ from bench.model import DEFAULT, load
 from bench.report import OUT, Out, Report
 from bench.work import Images, draw
 from models.plans import Plan
+from models.sampling import from_bytes
 from models.train.data import open_images
 from worker.engine import ChainRequest
 from worker.loaded import LoadedModel
@@ -79,11 +80,7 @@ class Classifier(nn.Module):
     @torch.inference_mode()
     def features(self, pixels: Tensor) -> Tensor:
         """Of uint8 (N, 1, 28, 28)."""
-        return torch.cat([self.body(scaled(part)) for part in pixels.split(_BATCH)])
-
-
-def scaled(pixels: Tensor) -> Tensor:
-    return pixels.float() / 127.5 - 1
+        return torch.cat([self.body(from_bytes(part)) for part in pixels.split(_BATCH)])
 
 
 def labels(path: Path) -> Tensor:
@@ -99,7 +96,7 @@ def trained(pixels: Tensor, labels: Tensor, epochs: int = _EPOCHS) -> Classifier
     for _ in range(epochs):
         for batch in torch.randperm(len(pixels)).split(_BATCH):
             adam.zero_grad()
-            F.cross_entropy(net(scaled(pixels[batch])), labels[batch].long()).backward()
+            F.cross_entropy(net(from_bytes(pixels[batch])), labels[batch].long()).backward()
             adam.step()
     return net.eval()
 

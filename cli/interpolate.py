@@ -20,7 +20,7 @@ from models.checkpoint import Checkpoint
 from models.interpolation import interpolate
 from models.pictures import sheet
 from models.plans import Plan, ddpm
-from models.sampling import to_bytes
+from models.sampling import from_bytes, to_bytes
 from models.schedule import linspace_grid
 from models.train.data import read_picture
 
@@ -49,7 +49,7 @@ def draw(
         pair = torch.stack([read_picture(path, cfg.sample_size, cfg.in_channels) for path in (first, second)])
         variance = variance or ("fixed_small" if steps and steps <= max(ts) else checkpoint.read_variance(folder))
         plans = [_plan(loaded, variance, t, steps) for t in ts]
-        net, x_0 = loaded.net.to(where), pair.to(where).float() / 127.5 - 1
+        net, x_0 = loaded.net.to(where), from_bytes(pair.to(where))
         weights = torch.linspace(0, 1, between + 2).tolist()
         rows = []
         with Progress() as progress:

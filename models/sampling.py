@@ -51,6 +51,11 @@ def sample(
     return finished
 
 
+def from_bytes(pixels: Tensor) -> Tensor:
+    """0..255 to [-1, 1], float32; `to_bytes` takes it back."""
+    return pixels.float() / 127.5 - 1
+
+
 def to_bytes(x: Tensor) -> Tensor:
     """[-1, 1] to 0..255, rounded: truncation would map 95 of the 256 levels to their neighbour below."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -21,7 +21,7 @@ from torch import Tensor
 from models.catalog import Prediction, Variance
 from models.noise import normal
 from models.plans import reverse_variance, x_0_from
-from models.sampling import Network
+from models.sampling import Network, from_bytes
 from models.schedule import Posterior, Schedule, linspace_grid
 
 _NAT = 1 / math.log(2)  # in bits
@@ -100,7 +100,7 @@ class Evaluation:
         Picture i has the noise of image i of `seed`, whatever the batch. Raises FloatingPointError where the network's output
         is not finite.
         """
-        x_0 = pixels.to(self.device).float() / 127.5 - 1
+        x_0 = from_bytes(pixels.to(self.device))
         channels, height, width = x_0.shape[1:]
         index = torch.tensor(indices, device=self.device)
         errors, decoder = [], torch.empty(0)

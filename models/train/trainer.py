@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models import checkpoint
+from models.sampling import from_bytes
 from models.train.data import BadData, Images
 from models.train.ema import EMA
 from models.train.loss import Diffusion, simple_loss
@@ -163,7 +164,7 @@ class Trainer:
         return loss.detach()
 
     def _batch(self, n: int) -> Tensor:
-        """Batch of update n: without replacement within an epoch, x = u / 127.5 - 1, half of it mirrored. (B, C, H, W)."""
+        """Batch of update n: without replacement within an epoch, in [-1, 1], half of it mirrored. (B, C, H, W)."""
         size = self.recipe.training.batch_size
         first = n * size
         epochs = range(first // len(self.images), (first + size - 1) // len(self.images) + 1)
@@ -172,7 +173,7 @@ class Trainer:
         pixels = self.images.batch(order[offset : offset + size])
         if self.device.type == "cuda":
             pixels = pixels.pin_memory().to(self.device, non_blocking=True).to(memory_format=torch.channels_last)
-        x_0 = pixels.float() / 127.5 - 1
+        x_0 = from_bytes(pixels)
         if not self.recipe.data.horizontal_flip:
             return x_0
         mirrored = torch.rand(len(x_0), device=self.device) < 0.5

@@ -11,8 +11,9 @@ import pytest
 import torch
 import typer
 
-from bench.quality import Classifier, Gaussian, labels, main, pictures, scaled, trained
+from bench.quality import Classifier, Gaussian, labels, main, pictures, trained
 from models.catalog import Catalog
+from models.sampling import from_bytes
 from tests.support.folders import write_model
 from worker.calibrate import Calibration
 from worker.loaded import LoadedModel
@@ -39,7 +40,7 @@ def test_a_classifier_learns_and_has_features_for_each_picture():
     pixels[::2] = 255
     classes = torch.arange(256, dtype=torch.uint8) % 2
     net = trained(pixels, classes, epochs=8)
-    assert torch.equal(net(scaled(pixels)).argmax(1), classes.long())
+    assert torch.equal(net(from_bytes(pixels)).argmax(1), classes.long())
     assert net.features(pixels[:5]).shape == (5, 64)
     assert isinstance(net, Classifier)
 

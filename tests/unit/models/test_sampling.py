@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.noise import normal
 from models.plans import compile_plan, ddpm
-from models.sampling import chain, sample, to_bytes
+from models.sampling import chain, from_bytes, sample, to_bytes
 from models.schedule import Schedule, linspace_grid
 from tests.support.networks import points_eps
 
@@ -133,7 +133,9 @@ def test_the_numbers_of_diffusers_own_scheduler_test_come_out(paper, noise_of):
 
 def test_every_byte_survives_the_way_to_minus_one_and_one_and_back():
     levels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_bytes(levels.float() / 127.5 - 1), levels)
+    x = from_bytes(levels)
+    assert (x.dtype, x.min(), x.max()) == (torch.float32, -1, 1)
+    assert torch.equal(to_bytes(x), levels)
 
 
 def test_bytes_are_rounded_and_what_lies_outside_is_clipped():
