@@ -17,7 +17,7 @@ _IDENTITY = ("weights", "data", "images", "steps", "seed")
 
 
 def check_replaces(folder: Path, about: Mapping[str, Any]) -> None:
-    """Raises ValueError where <folder>/likelihood.json is of another evaluation than `about`, or of none."""
+    """Raises ValueError where <folder>/likelihood.json is of another evaluation than `about`, or of more images."""
     path, remedy = folder / FILE, "name another folder with --out, or remove it"
     try:
         found = json.loads(path.read_bytes())
@@ -27,7 +27,7 @@ def check_replaces(folder: Path, about: Mapping[str, Any]) -> None:
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(f"{path} is there, and cannot be read as an evaluation; {remedy}") from None
     for key, value in of.items():
-        if value != about[key]:
+        if value != about[key] and not (key == "images" and value < about[key]):  # fewer: the same, ended early
             raise ValueError(f"{path} is an evaluation with {key}={value}, this one has {key}={about[key]}; {remedy}")
 
 

@@ -100,7 +100,7 @@ def test_what_is_stopped_reports_on_the_batches_before(
     assert (result.exit_code, "before the first batch" in result.stderr) == (1, True)
 
 
-def test_an_evaluation_replaces_its_like_and_no_other(
+def test_an_evaluation_replaces_its_like_of_no_more_images_and_no_other(
     tmp_path: Path, tiny_model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, other = tmp_path / "out", tmp_path / "other.npz"
@@ -111,14 +111,14 @@ def test_an_evaluation_replaces_its_like_and_no_other(
         options = same | {f"--{name}": value for name, value in changes.items()}
         return ddpm_evaluate(model, *(word for option in options.items() for word in option))
 
-    assert [evaluate_with().exit_code for _ in range(2)] == [0, 0]
+    assert [evaluate_with(images=n).exit_code for n in (3, 4, 4)] == [0, 0, 0]
     before = (out / "likelihood.json").read_bytes()
     write_model(tmp_path, "retrained")
     monkeypatch.setattr(Evaluation, "terms", lambda *_: pytest.fail("the work began"))
     for name, result in {
         "weights": evaluate_with(tmp_path / "retrained"),
         "data": evaluate_with(data=other),
-        "images": evaluate_with(images=5),
+        "images": evaluate_with(images=3),
         "steps": evaluate_with(steps=4),
         "seed": evaluate_with(seed=1),
     }.items():
