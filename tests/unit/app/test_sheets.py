@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+from app.errors import ResultsUnreachable
 from app.record import Record
 from app.schemas import Image
 from app.sheets import Sheets
@@ -30,11 +31,14 @@ class HeldPictures:
 
     def __init__(self) -> None:
         self.read_by: list[str] = []
+        self.fails = False
         self.let = {owner: asyncio.Event() for owner in ("ann", "bob", "cat")}
 
     async def read(self, record: Record, hashes: Mapping[int, str | None]) -> list[bytes | None]:
         self.read_by.append(record.owner)
         await self.let[record.owner].wait()
+        if self.fails and record.external:
+            raise ResultsUnreachable
         return [png_of(index) for index in hashes]
 
 
@@ -52,8 +56,8 @@ def run(test: Callable[[HeldPictures, Callable[..., asyncio.Task[Any]]], Awaitab
         pictures = HeldPictures()
         sheets = Sheets(cast("Any", pictures))
 
-        def draw(owner: str, gone: Callable[[], Any] = stays) -> asyncio.Task[Any]:
-            return asyncio.create_task(sheets.draw(replace(RECORD, owner=owner), IMAGES, gone))
+        def draw(owner: str, gone: Callable[[], Any] = stays, *, external: bool = False) -> asyncio.Task[Any]:
+            return asyncio.create_task(sheets.draw(replace(RECORD, owner=owner, external=external), IMAGES, gone))
 
         try:
             await test(pictures, draw)
@@ -92,5 +96,21 @@ def test_nothing_is_drawn_for_a_client_that_has_gone_by_the_time_it_is_its_turn(
         assert await second is None
         assert await first is not None
         assert pictures.read_by == ["ann"]
+
+    run(test)
+
+
+def test_a_store_that_fails_one_has_failed_all_who_wait_for_it_and_nobody_else():
+    async def test(pictures: HeldPictures, draw: Callable[..., asyncio.Task[Any]]) -> None:
+        stored = [draw("ann", external=True) for _ in range(3)]
+        elsewhere = draw("ann")
+        await settled()
+        pictures.fails = True
+        pictures.let["ann"].set()
+        assert [type(said) for said in await asyncio.gather(*stored, return_exceptions=True)] == [ResultsUnreachable] * 3
+        assert await elsewhere is not None, "its pictures are in Redis"
+        assert pictures.read_by == ["ann"] * 2, "the others do not wait for the store as long again"
+        pictures.fails = False
+        assert await draw("ann", external=True) is not None, "who comes later asks anew"
 
     run(test)
