@@ -65,13 +65,14 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
 def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
     """What handlers ask for (app/dependencies.py), and what runs while the app does."""
     state.catalog = Catalog.read(SHIPPED, *([settings.models_dir] if settings.models_dir else []))
-    state.redis = store.connect(settings.redis_url)
-    state.patient_redis = store.connect(settings.redis_url, timeout_s=_PATIENT_S)
+    redis_url = str(settings.redis_url)
+    state.redis = store.connect(redis_url)
+    state.patient_redis = store.connect(redis_url, timeout_s=_PATIENT_S)
     state.notifier = Notifier(state.redis)
     state.watch = Watch(state.redis, state.notifier)
     state.pictures = Pictures(state.redis, open_store(settings.results_url.get_secret_value()))
     state.sheets = Sheets(state.pictures)
-    state.reaper = Reaper(store.connect_in_thread(settings.redis_url))
+    state.reaper = Reaper(store.connect_in_thread(redis_url))
     reach = Reach(settings.webhook_networks)
     state.delivery = Delivery(state.redis, Sender(reach), webhook_secret)
     bounds = Bounds(of_one=settings.max_open_image_steps_per_key, of_all=settings.max_open_image_steps)

@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator
+from pydantic import AnyUrl, Field, IPvAnyNetwork, SecretStr, UrlConstraints, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+RedisUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["redis", "rediss", "unix"])]  # as the workers have it
 _TEN_YEARS_S = 10 * 365 * 86_400  # far above it EXPIRE fails, and with it the script that ends a job
 
 
 class ApiSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="DDPM_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DDPM_", extra="ignore", frozen=True, hide_input_in_errors=True
+    )  # URLs hold passwords
 
-    redis_url: str = Field(
-        default="redis://127.0.0.1:6379/0",
-        pattern="^(rediss?|unix)://",
+    redis_url: RedisUrl = Field(
+        default=AnyUrl("redis://127.0.0.1:6379/0"),
         description="The server that holds the jobs: redis://, rediss:// or unix://",
     )
     results_url: SecretStr = Field(

@@ -73,7 +73,7 @@ def test_nothing_is_asked_for_a_client_that_has_gone(api: httpx.Client, url: str
 @contextmanager
 def served_apart(settings: ApiSettings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The API in a process of its own, whose memory is its own too. Listens before it runs: early requests wait for it."""
-    env = {**os.environ, "DDPM_REDIS_URL": settings.redis_url, "DDPM_MODELS_DIR": str(settings.models_dir)}
+    env = {**os.environ, "DDPM_REDIS_URL": str(settings.redis_url), "DDPM_MODELS_DIR": str(settings.models_dir)}
     with socket.create_server(("127.0.0.1", 0)) as listening:
         command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--fd", str(listening.fileno())]
         with subprocess.Popen(command, env=env, cwd=ROOT, pass_fds=[listening.fileno()]) as process:

@@ -119,7 +119,11 @@ def api_process(
 ) -> Iterator[Callable[[], tuple[httpx.Client, subprocess.Popen[bytes]]]]:
     """Starts `ddpm api` in a process of its own: a client of it, and the process."""
     with ExitStack() as stack:
-        settings = {"REDIS_URL": with_webhooks.redis_url, "MODELS_DIR": str(with_webhooks.models_dir), "WEBHOOK_SECRET": SECRET}
+        settings = {
+            "REDIS_URL": str(with_webhooks.redis_url),
+            "MODELS_DIR": str(with_webhooks.models_dir),
+            "WEBHOOK_SECRET": SECRET,
+        }
         env = {**os.environ, "DDPM_WEBHOOK_NETWORKS": "127.0.0.1", **{f"DDPM_{name}": value for name, value in settings.items()}}
 
         def start() -> tuple[httpx.Client, subprocess.Popen[bytes]]:

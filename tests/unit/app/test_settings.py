@@ -11,7 +11,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("DDPM_RESULTS_TTL_S", "60")
     monkeypatch.setenv("DDPM_SOMETHING_OF_A_WORKERS", "1")
     settings = ApiSettings()
-    assert (settings.redis_url, settings.results_ttl_s) == ("unix:///run/valkey.sock", 60)
+    assert (str(settings.redis_url), settings.results_ttl_s) == ("unix:///run/valkey.sock", 60)
 
 
 def test_the_server_listens_on_loopback_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
