@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 _TIMEOUT_S = 3.0
 
 
 def api() -> bool:
     """Whether the API of this container answers. Says nothing of Redis: restarting the API would not help that."""
-    with urlopen(f"http://127.0.0.1:{os.environ.get('DDPM_PORT', '8000')}/healthz", timeout=_TIMEOUT_S) as answer:
+    direct = build_opener(ProxyHandler({}))  # Docker hands containers the proxy of its config, where 127.0.0.1 is the proxy
+    with direct.open(f"http://127.0.0.1:{os.environ.get('DDPM_PORT') or 8000}/healthz", timeout=_TIMEOUT_S) as answer:
         return answer.status == 200
 
 

@@ -27,6 +27,10 @@ def test_an_api_is_healthy_that_answers(url: str) -> None:
     assert "refused" in healthy("api", DDPM_PORT="9")
 
 
+def test_an_api_is_asked_without_the_proxy_that_docker_hands_to_containers(url: str) -> None:
+    assert healthy("api", DDPM_PORT=url.rpartition(":")[2], http_proxy="http://127.0.0.1:9", no_proxy="") == ""
+
+
 @pytest.mark.parametrize(
     ("host", "lives_s", "said"),
     [(socket.gethostname(), 60, ""), ("elsewhere", 60, "not heard of"), (socket.gethostname(), -1, "not heard of")],
