@@ -8,7 +8,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 log = logging.getLogger(__name__)
 WAIT_S = 1.2  # `appendfsync everysec` takes a second, and a 503 is to go out within 2 s
@@ -39,7 +39,7 @@ class Disk:
         """Under `appendfsync no` the question is never answered: whoever set that does not want to wait."""
         try:
             setting = await self._redis.config_get("appendfsync")
-        except ResponseError:  # not for this user
+        except RedisError:  # not for this user, or no answer
             return False
         if setting.get("appendfsync") != "no":
             return False

@@ -244,7 +244,8 @@ class NotOnDisk(Problem):
 
     def __init__(self) -> None:
         super().__init__(
-            "the job store (Redis) was too slow to write the job to its disk, so it was not accepted; try again in 2 s."
+            "the job store (Redis) did not say in time that the job is on its disk, so it may not have been accepted; send it "
+            "again in 2 s, with the same Idempotency-Key if it had one."
         )
 
 

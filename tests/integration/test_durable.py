@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from redis import Redis
+from redis import exceptions as redis_errors
 
 from app.main import create_app
 from app.settings import ApiSettings
@@ -95,3 +96,15 @@ def test_a_disk_that_is_too_slow_is_a_503_and_the_job_is_not_there_unless_its_ke
     assert (keyed.status_code, keyed.headers["retry-after"]) == (503, "2")
     [there] = api_before.get("/v1/jobs").json()["jobs"]
     assert api_before.post("/v1/jobs", json={"model": "tiny"}, headers={"Idempotency-Key": "k"}).json()["id"] == there["id"]
+
+
+@pytest.mark.parametrize("api_before", [{"appendfsync": "no"}], indirect=True)
+def test_a_store_that_falls_silent_before_it_says_what_it_syncs_leaves_no_job(api_before: httpx.Client, monkeypatch):
+    async def silent(*_: object) -> None:
+        raise redis_errors.TimeoutError
+
+    monkeypatch.setattr("redis.asyncio.Redis.config_get", silent)
+    told = problem(api_before.post("/v1/jobs", json={"model": "tiny"}), 503)
+    assert told["type"].endswith("not-on-disk")
+    assert "may not have been accepted; send it again" in told["detail"]
+    assert api_before.get("/v1/jobs").json()["jobs"] == []
