@@ -73,6 +73,8 @@ class Connection(HttpToolsProtocol):
         if self._refusal:
             self._refuse(self._refusal)
         elif self._timer is not None:  # a request began to arrive meanwhile: its time begins now
+            if self._in_head:  # uvicorn takes the connection for idle, and would close it after 5 s
+                self._unset_keepalive_if_required()
             self._all_is_here()
             self._expect_the_rest()
 

@@ -10,9 +10,12 @@ import pytest
 from redis import Redis
 
 from app import connection as below
+from app.main import create_app
+from app.settings import ApiSettings
 from tests.integration.hostile_inputs import GROUPS
 from tests.support.processes import ROOT
 from tests.support.raw_http import Wire, ask, connection, get, post
+from tests.support.server import serve
 from tests.support.worker import IdleWorker
 
 PAGE = ROOT / "docs" / "hostile-inputs.md"
@@ -63,6 +66,15 @@ def test_a_second_request_on_a_connection_has_as_little_time(url: str) -> None:
         kept.send(get(b"/healthz") + b"GET /hea")
         assert [kept.answer().status, kept.answer().status] == [200, 408]
         assert kept.answer() is None
+
+
+def test_half_a_second_request_keeps_its_connection_from_being_closed_as_idle(
+    settings: ApiSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(below, "ARRIVES_WITHIN_S", 0.5)
+    with serve(create_app(settings), timeout_keep_alive=0) as url, connection(url) as kept:
+        kept.send(get(b"/healthz") + b"GET /hea")
+        assert [kept.answer().status, kept.answer().status] == [200, 408]
 
 
 @pytest.mark.usefixtures("impatient")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 from fastapi import FastAPI
@@ -14,9 +15,9 @@ from app.server import Server
 
 
 @contextmanager
-def serve(app: FastAPI) -> Iterator[str]:
-    """The base URL of `app` on a free port, served as `ddpm api` serves it."""
-    server = Server(app, port=0, log_level="warning", timeout_graceful_shutdown=1)
+def serve(app: FastAPI, **options: Any) -> Iterator[str]:
+    """The base URL of `app` on a free port, served as `ddpm api` serves it. `options` are uvicorn's."""
+    server = Server(app, port=0, log_level="warning", timeout_graceful_shutdown=1, **options)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
