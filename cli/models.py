@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,13 +65,24 @@ def add(folder: Path, name: str, said: Said, default: bool) -> None:
     """Nobody sees a model before it is whole: it is copied beside its place, and the last act is a rename."""
     root = read(CliSettings).models_root
     try:
-        _install(folder, root, _describe(folder, name, said, default))
+        replaced = _defaults(root) if default else {}
+        _install(folder, root, _describe(folder, name, said, default), replaced)
     except OSError as error:
         told = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or error
         raise Fault(
             f"{folder} cannot be added to {root} ({told}); correct that, or name another folder with DDPM_MODELS_DIR"
         ) from None
-    Console().print(f"added {name} to {root}; restart the service to serve it", soft_wrap=True, highlight=False)
+    instead = f" as the default instead of {', '.join(card.name for card in replaced.values())}" if replaced else ""
+    Console().print(f"added {name} to {root}{instead}; restart the service to serve it", soft_wrap=True, highlight=False)
+
+
+def _defaults(root: Path) -> dict[Path, Card]:
+    """The folders below `root` whose card is marked default: the last of several would be it, whichever was added last."""
+    try:
+        cards = {path.parent: read_card(path.parent) for path in sorted(root.glob(f"*/{CARD}"))}
+    except CatalogError as error:
+        raise Fault(str(error)) from None
+    return {folder: card for folder, card in cards.items() if card.default}
 
 
 def _describe(folder: Path, name: str, said: Said, default: bool) -> Card:
@@ -114,7 +126,8 @@ def _own_card(folder: Path) -> Card | None:
     return card
 
 
-def _install(folder: Path, root: Path, card: Card) -> None:
+def _install(folder: Path, root: Path, card: Card, replaced: Mapping[Path, Card]) -> None:
+    """`replaced`: cards that are the default no longer, by folder."""
     target = root / card.name
     if target.exists():
         raise Fault(f"{target} exists; remove it, or choose another --name")
@@ -123,6 +136,8 @@ def _install(folder: Path, root: Path, card: Card) -> None:
         copy = Path(scratch) / card.name
         _copy_parts(folder, copy)
         write_card(copy, card)
+        for other, marked in replaced.items():
+            write_card(other, marked.model_copy(update={"default": False}))
         copy.rename(target)
 
 

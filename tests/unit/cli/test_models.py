@@ -39,6 +39,24 @@ def test_an_added_model_is_listed_and_complete(tiny_model: Path, models_dir: Pat
     assert [path.name for path in models_dir.iterdir()] == ["tiny"]
 
 
+def test_a_model_that_is_added_as_the_default_is_the_only_one(tiny_model: Path, models_dir: Path) -> None:
+    """Of several the last in the alphabet would be it."""
+    ddpm("models", "add", tiny_model, "--name", "z", "--default")
+    ddpm("models", "add", tiny_model, "--name", "b")
+    assert Catalog.read(models_dir).default.name == "z"
+    added = ddpm("models", "add", tiny_model, "--name", "a", "--default")
+    assert f"added a to {models_dir} as the default instead of z; restart" in added.stdout
+    assert [(card.name, card.default) for card in Catalog.read(models_dir).values()] == [("a", True), ("b", False), ("z", False)]
+
+
+def test_a_card_that_cannot_be_read_is_named_before_another_becomes_the_default(tiny_model: Path, models_dir: Path) -> None:
+    (models_dir / "broken").mkdir(parents=True)
+    (models_dir / "broken" / "card.json").write_text("{")
+    added = ddpm("models", "add", tiny_model, "--name", "tiny", "--default")
+    assert (added.exit_code, str(models_dir / "broken" / "card.json") in added.stderr) == (1, True)
+    assert [path.name for path in models_dir.iterdir()] == ["broken"]
+
+
 def test_a_name_is_taken_once(tiny_model: Path) -> None:
     ddpm("models", "add", tiny_model, "--name", "tiny")
     again = ddpm("models", "add", tiny_model, "--name", "tiny")
