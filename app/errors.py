@@ -128,9 +128,9 @@ class MethodNotAllowed(Problem):
 class NotFinished(Problem):
     status, name, about = HTTPStatus.CONFLICT, "not-finished", "The image is not finished; `detail` says whether it will be."
 
-    def __init__(self, what: str, state: State) -> None:
+    def __init__(self, fact: str, state: State) -> None:
         remedy = "post the job again" if state.final else "poll the job until images_done grows, with ?wait=S"
-        super().__init__(f"{what} is not finished and the job is {state}; {remedy}.")
+        super().__init__(f"{fact}, and the job is {state}; {remedy}.")
 
 
 class NoPreview(Problem):
@@ -162,15 +162,15 @@ class BodyTooLarge(Problem):
     status, name, about = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body-too-large", "The body is larger than the limit."
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"the body is larger than {limit} bytes; a job needs less than 1024.")
+        super().__init__(f"the body is larger than {limit} bytes; send a job alone: it needs less than 1024 besides its webhook.")
 
 
 class NotHttp(Problem):
-    status, name, about = HTTPStatus.BAD_REQUEST, "not-http", "What was sent is no HTTP/1.1."
+    status, name, about = HTTPStatus.BAD_REQUEST, "not-http", "The bytes received are not an HTTP/1.1 request."
 
     def __init__(self) -> None:
         super().__init__(
-            "what was sent is no HTTP/1.1 request; use a client library, and send `http://` where no proxy takes TLS."
+            "the bytes received are not an HTTP/1.1 request; use a client library, and send `http://` where no proxy takes TLS."
         )
 
 

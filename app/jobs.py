@@ -121,7 +121,7 @@ class Jobs:
         if index not in record.indices:
             raise UnknownImage(index, record.start, record.count)
         if not digest:
-            raise NotFinished(f"image {index}", record.state)
+            raise NotFinished(f"image {index} is not finished", record.state)
         png = png or (await self._pictures.stored(record, {index: digest.decode()}))[index]
         if not png:
             raise Expired
@@ -143,7 +143,7 @@ class Jobs:
         """
         now, record = await self._seen(job, owner)
         if not now.progress.images_done:
-            raise NotFinished("any image", now.state)
+            raise NotFinished("no image is finished", now.state)
         drawn = await self._sheets.draw(record, now.images, gone)
         return drawn and (drawn[0], drawn[1] and now.state.final)
 
@@ -154,7 +154,7 @@ class Jobs:
             raise NotEnded(now.state)
         hashes = {image.index: image.sha256 for image in now.images if image.sha256}
         if not hashes:
-            raise NotFinished("any image", now.state)
+            raise NotFinished("no image is finished", now.state)
         return Archive(self._pictures, record, hashes)
 
     async def cancel(self, job: str, owner: str) -> Job:

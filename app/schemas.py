@@ -15,6 +15,7 @@ from worker.contract import MAX_COUNT, MAX_INDEX, MAX_SEED, Priority, State
 JOB_EXAMPLE = "9f1c2b7e4d5a4c0f8b6a3e2d1c0b9a87"
 _IDEMPOTENCY_KEY = re.compile("^[!-~]{1,255}$")
 _SHA256_EXAMPLE = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+_WEBHOOK = Field(max_length=2000, json_schema_extra={"pattern": "^https?://"})  # app/webhooks/request.py says it in better words
 
 
 def _only_with(option: str, sampler: str) -> dict[str, Any]:
@@ -76,10 +77,8 @@ class JobRequest(BaseModel):
         examples=["interactive"],
     )
 
-    webhook: str | None = Field(
+    webhook: Annotated[str, _WEBHOOK] | None = Field(
         default=None,
-        max_length=2000,
-        pattern="^https?://",
         description="Where a signed POST says that the job has ended (docs/webhooks.md): http or https, port 80, 443 or 1024 and "
         "above, a public address unless the operator allows others",
         examples=["https://example.com/hooks/ddpm"],

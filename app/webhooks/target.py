@@ -12,7 +12,7 @@ import httpx
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-_PRINTABLE = re.compile("[!-~]+")
+_PRINTABLE = re.compile("[!-~]*")
 _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
 _NUMBER = re.compile("[0-9]+|0x[0-9a-f]*")  # a name that ends in one is an address to most resolvers: 2130706433 is 127.0.0.1
 _PORTS = {"http": 80, "https": 443}

@@ -101,7 +101,7 @@ def test_another_content_type_is_refused(api: httpx.Client, content_type: str | 
 
 def test_a_body_of_10_mb_is_refused(api: httpx.Client) -> None:
     body = problem(api.post("/v1/jobs", content=b" " * 10_000_000, headers=JSON), 413)
-    assert "65536" in body["detail"]
+    assert body["detail"] == "the body is larger than 65536 bytes; send a job alone: it needs less than 1024 besides its webhook."
 
 
 def test_a_large_body_without_a_length_is_refused_too(api: httpx.Client) -> None:
@@ -226,6 +226,7 @@ def test_a_bad_wait_is_named(api: httpx.Client, wait: object) -> None:
 def test_an_unfinished_image_says_whether_to_wait(api: httpx.Client) -> None:
     job = api.post("/v1/jobs", json={"model": "tiny"}).json()["id"]
     assert "poll" in problem(api.get(f"/v1/jobs/{job}/images/0"), 409)["detail"]
+    assert problem(api.get(f"/v1/jobs/{job}/grid"), 409)["detail"].startswith("no image is finished, and the job is queued; poll")
     api.post(f"/v1/jobs/{job}/cancel")
     assert "post the job again" in problem(api.get(f"/v1/jobs/{job}/images/0"), 409)["detail"]
 

@@ -33,19 +33,21 @@ def test_an_address_that_is_not_public_is_refused_at_once_or_when_its_name_is_kn
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "remedy"),
     [
-        "https://user:secret@example.com/",
-        "http://2130706433/",
-        "http://example.com:25/",
-        "gopher://x",
-        "",
-        "http://" + "x" * 2000,
+        ("https://user:secret@example.com/", "into its path or query"),
+        ("http://2130706433/", "such as example.com or 192.0.2.7"),
+        ("http://example.com:25/", "use one of those"),
+        ("gopher://x", "send one such as https://example.com/hook"),
+        ("", "send one such as https://example.com/hook"),
+        ("http://example.com/ü", "send it percent-encoded"),
+        ("http://" + "x" * 2000, "at most 2000 characters"),
     ],
 )
-def test_a_url_that_is_odd_is_refused_with_the_remedy(api: httpx.Client, url: str) -> None:
+def test_a_url_that_is_odd_is_refused_with_the_remedy(api: httpx.Client, url: str, remedy: str) -> None:
     (error,) = problem(api.post("/v1/jobs", json={"model": "tiny", "webhook": url}), 422)["errors"]
     assert error["field"] == "webhook"
+    assert remedy in error["detail"]
 
 
 def test_a_service_without_a_secret_refuses_webhooks(url: str, redis: Redis) -> None:

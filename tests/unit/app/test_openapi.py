@@ -88,6 +88,7 @@ def test_webhooks_are_documented_where_they_are_sent(document: dict[str, Any], m
     assert "webhooks" not in document
     kinds = [part["components"]["schemas"]["JobRequest"]["properties"]["webhook"]["anyOf"] for part in (sends, document)]
     assert [[option["type"] for option in options] for options in kinds] == [["string", "null"], ["null"]]
+    assert (kinds[0][0]["pattern"], kinds[0][0]["maxLength"]) == ("^https?://", 2000)
 
 
 def test_an_index_is_documented_as_an_integer(document: dict[str, Any]) -> None:
