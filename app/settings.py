@@ -14,7 +14,7 @@ _TEN_YEARS_S = 10 * 365 * 86_400  # far above it EXPIRE fails, and with it the s
 
 class ApiSettings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix="DDPM_", extra="ignore", frozen=True, hide_input_in_errors=True
+        env_prefix="DDPM_", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
     )  # URLs hold passwords
 
     redis_url: RedisUrl = Field(

@@ -19,7 +19,7 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 class CliSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="DDPM_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="DDPM_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     data_dir: Path = Field(default=Path(".ddpm"), description="Folder of all state: the queue, the results, added models")
     redis_url: str | None = Field(default=None, description="A server of your own; unset, `ddpm up` starts one")

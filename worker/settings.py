@@ -16,7 +16,7 @@ RedisUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["redis", "rediss", 
 
 class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix="DDPM_", extra="ignore", frozen=True, hide_input_in_errors=True
+        env_prefix="DDPM_", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
     )  # URLs hold passwords
 
     redis_url: RedisUrl = Field(default=AnyUrl("redis://127.0.0.1:6379/0"), description="The server that holds the queue")

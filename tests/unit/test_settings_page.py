@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
 
 from app.settings import ApiSettings
 from cli.settings import CliSettings
@@ -32,3 +33,14 @@ def test_the_page_names_every_setting_and_no_other() -> None:
 def test_the_page_has_its_default(name: str, field: FieldInfo) -> None:
     (row,) = [line for line in PAGE.splitlines() if line.startswith("| `") and f"`{name}`" in line.split("|")[1]]
     assert f"`{field.default}`" in row.split("|")[3]
+
+
+@pytest.mark.parametrize("settings", [WorkerSettings, CliSettings, ApiSettings])
+def test_an_empty_variable_is_the_same_as_none(settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"DDPM_{name}".upper() for name in settings.model_fields]
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    without = settings()
+    for name in names:
+        monkeypatch.setenv(name, "")
+    assert settings() == without
