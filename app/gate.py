@@ -14,23 +14,25 @@ from app.pace import Pace
 from app.routers.page import PATHS
 from app.security import LOCAL, Key, Keyring, is_here
 
-OPEN = PATHS | {"/healthz", "/readyz", "/openapi.json"}  # to everybody: nothing there is anyone's
+_OPEN = PATHS | {"/healthz", "/readyz", "/openapi.json"}  # without a key, where there are some: nothing there is anyone's
+_BY_ANY_NAME = frozenset({"/healthz"})  # where there are none: health checks ask for a container's own address
 _ANY_HOST = "*"
 
 
 class Gate:
     """Finds whose request it is; here, not in the routes, so that one which forgets to ask is closed as well.
 
-    All but OPEN needs a key, which may ask only so often. Where there are none, it must be asked for under a name of this
+    What is not open needs a key, which may ask only so often. Where there are none, it must be asked for under a name of this
     machine's own or one of `anonymous_hosts`: a web page whose name was made to resolve to this machine ("DNS rebinding")
     asks under its own.
     """
 
     def __init__(self, app: ASGIApp, keyring: Keyring, pace: Pace, anonymous_hosts: frozenset[str]) -> None:
         self.app, self._keyring, self._pace, self._hosts = app, keyring, pace, anonymous_hosts
+        self._open = open_paths(keyring)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in OPEN:
+        if scope["type"] == "lifespan" or scope["path"] in self._open:
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         try:
@@ -57,6 +59,11 @@ class Gate:
         if not (is_here(name := _name(host)) or name in self._hosts or _ANY_HOST in self._hosts):
             raise WrongHost(host)
         return LOCAL
+
+
+def open_paths(keyring: Keyring) -> frozenset[str]:
+    """Those that are answered to everybody who asks."""
+    return _OPEN if keyring else _BY_ANY_NAME
 
 
 def host_names(text: str) -> frozenset[str]:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from app.errors import TooManyRequests, Unauthorized, WrongHost, problems
-from app.gate import OPEN
+from app.gate import open_paths
 from app.schemas import ImageEvent, PreviewEvent, ProblemDetails, StateEvent, WebhookMessage
 from app.security import Keyring
 from models.catalog import Catalog
@@ -82,8 +82,9 @@ def _guard(document: dict[str, Any], keyring: Keyring) -> None:
     """What app/gate.py does before a route is reached."""
     if keyring:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": _SCHEME}}
+    open_ = open_paths(keyring)
     closed = [
-        operation for path, operations in document["paths"].items() if path not in OPEN for operation in operations.values()
+        operation for path, operations in document["paths"].items() if path not in open_ for operation in operations.values()
     ]
     for operation in closed:
         kinds = (Unauthorized, TooManyRequests) if keyring else (WrongHost,)

@@ -15,6 +15,7 @@ from redis import Redis
 from app.main import create_app
 from app.security import new_key
 from app.settings import ApiSettings
+from cli.readiness import Readiness
 from tests.support.problems import problem
 from tests.support.server import serve
 from tests.support.worker import IdleWorker
@@ -186,11 +187,24 @@ REBOUND = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0
 @pytest.mark.parametrize("host", REBOUND)
 def test_without_keys_a_page_that_was_made_to_resolve_here_gets_nothing(api: httpx.Client, host: str) -> None:
     for response in (
-        api.get("/v1/jobs", headers={"host": host}),
+        *(
+            api.get(path, headers={"host": host})
+            for path in ("/v1/jobs", "/readyz", "/openapi.json", "/docs", "/", "/static/page.js")
+        ),
         api.post("/v1/jobs", json={"model": "tiny"}, headers={"host": host}),
     ):
         assert problem(response, 421)["detail"].endswith("or set DDPM_API_KEYS or DDPM_ANONYMOUS_HOSTS where it runs.")
     assert api.get("/v1/jobs").json()["jobs"] == []
+    assert api.get("/healthz", headers={"host": host}).json() == {"status": "alive"}, "to those who watch containers"
+
+
+def test_ddpm_up_finds_its_service_ready_on_an_address_that_is_no_name_of_its_own(url: str, worker: IdleWorker) -> None:
+    worker.announce()
+    elsewhere = url.replace("127.0.0.1", "0.0.0.0")
+    problem(httpx.get(f"{elsewhere}/readyz"), 421)
+    readiness = Readiness(elsewhere)
+    readiness()
+    assert readiness.ready
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.1.2.3:80", "[::1]:8000"])
