@@ -41,11 +41,8 @@ class InvalidRequest(Problem):
 
 
 class BrokenBody(Problem):
-    status, name, about = (
-        HTTPStatus.BAD_REQUEST,
-        "broken-body",
-        "The body is not JSON, nests too deeply or holds a number that is too long.",
-    )
+    status, name = HTTPStatus.BAD_REQUEST, "broken-body"
+    about = "The body is not JSON, nests too deeply or holds a number that is too long."
 
 
 class Unauthorized(Problem):
@@ -61,11 +58,8 @@ class Unauthorized(Problem):
 
 
 class TooManyRequests(Problem):
-    status, name, about = (
-        HTTPStatus.TOO_MANY_REQUESTS,
-        "too-many-requests",
-        "The key has sent more requests a second than it may.",
-    )
+    status, name = HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests"
+    about = "The key has sent more requests a second than it may."
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
     def __init__(self, per_s: float, wait_s: float) -> None:
@@ -178,15 +172,12 @@ class SlowRequest(Problem):
     status, name, about = HTTPStatus.REQUEST_TIMEOUT, "slow-request", "The request did not arrive in time."
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"the request had not arrived after {seconds:g} s; send it again, whole.")
+        super().__init__(f"the complete request did not arrive within {seconds:g} s; send it again.")
 
 
 class HeadTooLarge(Problem):
-    status, name, about = (
-        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-        "head-too-large",
-        "The request line and headers are larger than the limit.",
-    )
+    status, name = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large"
+    about = "The request line and headers are larger than the limit."
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the request's headers are larger than {limit} bytes; send fewer or shorter ones.")
@@ -217,7 +208,7 @@ class KeyReused(Problem):
 
 class QuotaExceeded(Problem):
     status, name = HTTPStatus.TOO_MANY_REQUESTS, "quota-exceeded"
-    about = "This key's open jobs are as much as it may have."
+    about = "This job would take the key's open jobs over its limit of image-steps."
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
 
     def __init__(self, open_: int, asked: int, most: int, wait_s: int) -> None:
@@ -228,7 +219,7 @@ class QuotaExceeded(Problem):
 
 class QueueFull(Problem):
     status, name = HTTPStatus.TOO_MANY_REQUESTS, "queue-full"
-    about = "All open jobs are as much as the service queues."
+    about = "This job would take all open jobs over the service's limit of image-steps."
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
 
     def __init__(self, open_: int, asked: int, most: int, wait_s: int) -> None:

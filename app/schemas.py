@@ -133,9 +133,9 @@ class QueuePlace(BaseModel):
     position: int = Field(description="Jobs that have not ended and come before this one", examples=[2])
     eta_s: float | None = Field(
         description="Estimate of the seconds from now until this job has finished if nothing else is posted, at the pace that "
-        "live workers measure. Interactive images come before bulk ones, which keep one place in eight; owners share equally, "
-        "of one owner's interactive jobs the one with the least left comes first; bulk work comes in the order in which it was "
-        "posted. Null without a worker that has the model, or behind more than 256 jobs",
+        "live workers measure. Interactive images come before bulk ones, which keep one place in eight; owners share equally; "
+        "of one owner's jobs the one with the least left comes first; a bulk job waits for bulk work posted before it only until "
+        "workers have room for it. Null without a worker that has the model, or behind more than 256 jobs",
         examples=[12.5],
     )
 
