@@ -24,7 +24,7 @@ local function place(id, record)
   local state, priority, owner = unpack(C('HMGET', record, 'state', 'priority', 'owner'))
   if state ~= 'queued' then return false end
   local mine = priority == 'interactive' and KEYS[1] or KEYS[2]
-  local urgent_jobs, patient_jobs = C('ZCARD', KEYS[1]), C('ZCARD', KEYS[2])
+  local urgent_jobs, bulk_jobs = C('ZCARD', KEYS[1]), C('ZCARD', KEYS[2])
   local before = (C('ZRANK', mine, id) or 0) + (mine == KEYS[2] and urgent_jobs or 0)
   local since, book = C('ZSCORE', mine, id), C('HGET', KEYS[3], id)
   if not (since and book) then return {before} end
@@ -85,7 +85,7 @@ local function place(id, record)
       end
     end
   end
-  local bulk_beside = (patient_jobs > 0 or earlier.work > 0 or left > own_urgent) and 1 or 0
+  local bulk_beside = (bulk_jobs > 0 or earlier.work > 0 or left > own_urgent) and 1 or 0
   local answer = {before, own_urgent, left - own_urgent, count, steps}
   for _, class in ipairs({urgent, earlier, later}) do
     for _, field in ipairs({'work', 'smaller', 'images', 'owners'}) do answer[#answer + 1] = class[field] end
@@ -138,7 +138,7 @@ class _Ahead:
     """What QUEUE_PLACE found."""
 
     own_urgent: int
-    own_patient: int
+    own_bulk: int
     count: int
     steps: int
     urgent: _Class
@@ -149,14 +149,14 @@ class _Ahead:
 
     @classmethod
     def of(cls, found: Sequence[int]) -> _Ahead:
-        own_urgent, own_patient, count, steps, *classes, other_models, bulk_beside = found
+        own_urgent, own_bulk, count, steps, *classes, other_models, bulk_beside = found
         urgent, earlier, later = (_Class(*classes[i : i + 4]) for i in (0, 4, 8))
-        return cls(own_urgent, own_patient, count, steps, urgent, earlier, later, other_models, bulk_beside)
+        return cls(own_urgent, own_bulk, count, steps, urgent, earlier, later, other_models, bulk_beside)
 
     def seconds(self, paces: Sequence[Pace]) -> float:
         """Until the job has finished, at the pace of the workers that have its model."""
         rate = sum(pace.image_steps_per_s for pace in paces)
-        own_s = max(self._urgent_s(paces, rate), self._patient_s(paces, rate))
+        own_s = max(self._urgent_s(paces, rate), self._bulk_s(paces, rate))
         return own_s + min(self.other_models / rate, own_s)  # models take turns in a worker
 
     def _urgent_s(self, paces: Sequence[Pace], rate: float) -> float:
@@ -169,24 +169,24 @@ class _Ahead:
         step_s = _step_s(paces, at_once, math.inf if self.bulk_beside else at_once)
         return max(work / rate, self.own_urgent * len(paces) / rate, self.own_urgent / images * step_s)
 
-    def _patient_s(self, paces: Sequence[Pace], rate: float) -> float:
+    def _bulk_s(self, paces: Sequence[Pace], rate: float) -> float:
         """After all that is interactive, but never with less than the floor.
 
         Until workers have room for the job, what was posted earlier comes first; from then on, what is less, and owners share.
         """
-        if not self.own_patient:
+        if not self.own_bulk:
             return 0.0
-        behind = self.earlier.images + self.own_patient / self.steps - sum(HOLDS * pace.largest for pace in paces)
+        behind = self.earlier.images + self.own_bulk / self.steps - sum(HOLDS * pace.largest for pace in paces)
         before = min(1.0, max(0.0, behind) / self.earlier.images) if self.earlier.images else 0.0
         beside = self.earlier.part(1 - before) + self.later
-        bulk = before * self.earlier.work + beside.shared_with(self.own_patient)
+        bulk = before * self.earlier.work + beside.shared_with(self.own_bulk)
         work = min(self.urgent.work + self.own_urgent + bulk, bulk * FLOOR)
         images = min(self.count, SHARD_IMAGES)
-        of_one_shard = min(self.own_patient, images * self.steps)
+        of_one_shard = min(self.own_bulk, images * self.steps)
         urgent = self.urgent.images_beside(self.steps)
         others = urgent + self.earlier.images_beside(self.steps) + self.later.images_beside(self.steps)
         step_s = _step_s(paces, urgent / len(paces), max(images, (others + images) / len(paces)))
-        own, in_one_worker = self.own_urgent + self.own_patient, self.own_urgent + of_one_shard
+        own, in_one_worker = self.own_urgent + self.own_bulk, self.own_urgent + of_one_shard
         return (work - own) / rate + max(own / rate, in_one_worker * len(paces) / rate, of_one_shard / images * step_s)
 
 

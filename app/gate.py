@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import Problem, TooManyRequests, Unauthorized, WrongHost
 from app.handlers import render
-from app.pace import Pace
+from app.rate_limit import RateLimit
 from app.routers.page import PATHS
 from app.security import LOCAL, Key, Keyring, is_here
 
@@ -27,8 +27,8 @@ class Gate:
     asks under its own.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, pace: Pace, anonymous_hosts: frozenset[str]) -> None:
-        self.app, self._keyring, self._pace, self._hosts = app, keyring, pace, anonymous_hosts
+    def __init__(self, app: ASGIApp, keyring: Keyring, limit: RateLimit, anonymous_hosts: frozenset[str]) -> None:
+        self.app, self._keyring, self._limit, self._hosts = app, keyring, limit, anonymous_hosts
         self._open = open_paths(keyring)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,9 +49,9 @@ class Gate:
         key = self._keyring.find(text.strip())
         if key is None:
             raise Unauthorized(sent=True)
-        wait_s = self._pace.wait_s(key.name, time.monotonic())
+        wait_s = self._limit.wait_s(key.name, time.monotonic())
         if wait_s:
-            raise TooManyRequests(self._pace.per_s, wait_s)
+            raise TooManyRequests(self._limit.per_s, wait_s)
         return key
 
     def _anonymous(self, headers: Headers) -> Key:

@@ -16,9 +16,9 @@ from app.gate import Gate, host_names
 from app.jobs import Jobs
 from app.middleware import BodyLimit, HeadAsGet
 from app.notifier import Notifier
-from app.pace import Pace
 from app.pictures import Pictures
 from app.polls import Polls
+from app.rate_limit import RateLimit
 from app.reaper import Reaper
 from app.routers import events, health, jobs, models, page
 from app.security import Keyring
@@ -55,8 +55,8 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Polls, jobs=app.state.jobs)
     app.add_middleware(HeadAsGet)
-    pace, hosts = Pace(settings.key_requests_per_s), host_names(settings.anonymous_hosts)
-    app.add_middleware(Gate, keyring=keyring, pace=pace, anonymous_hosts=hosts)
+    limit, hosts = RateLimit(settings.key_requests_per_s), host_names(settings.anonymous_hosts)
+    app.add_middleware(Gate, keyring=keyring, limit=limit, anonymous_hosts=hosts)
     handlers.install(app)
     openapi.describe(app, app.state.catalog, keyring, webhooks=bool(webhook_secret))
     return app

@@ -13,7 +13,7 @@ class _Bucket:
     filled_at: float
 
 
-class Pace:
+class RateLimit:
     """A bucket of tokens for each key: one request takes one, `per_s` are added a second. 0: no limit.
 
     Each API process keeps its own, as it is the process that a limit is to protect: with N of them a key has N times as much,
