@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from ipaddress import ip_address
 from typing import Any
 
 import httpx
 
+from app.security import is_here
 from cli.faults import Fault
 from cli.problem import detail
 
@@ -106,7 +106,4 @@ def is_loopback(url: str) -> bool:
         host = httpx.URL(url).host
     except httpx.InvalidURL as error:
         raise Fault(f"{url!r} is no URL ({error}); correct --url") from None
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name
+    return is_here(host)

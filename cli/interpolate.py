@@ -11,9 +11,9 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from cli.device import choose_device
 from cli.faults import Fault
 from cli.measure import faults_told, find
-from cli.train import choose_device
 from models import checkpoint
 from models.catalog import FixedVariance
 from models.checkpoint import Checkpoint

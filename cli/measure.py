@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cli.device import choose_device
 from cli.faults import Fault
 from cli.settings import CliSettings, read
-from cli.train import StopRequest, choose_device
+from cli.stop import StopRequest
 from models import checkpoint
 from models.catalog import SHIPPED, Catalog, CatalogError
 from models.checkpoint import BadCheckpoint

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,14 +11,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from cli.device import choose_device
 from cli.faults import Fault
 from cli.lock import Held, take
+from cli.stop import StopRequest
 from models.checkpoint import BadCheckpoint
 from models.train import export, report
 from models.train.data import BadData, open_images
@@ -67,18 +66,6 @@ def held(out: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def choose_device(asked: str) -> torch.device:
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(asked)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise Fault(f"--device {asked} cannot be used ({reason}); give cpu, cuda, cuda:1 or auto") from None
-    return device
-
-
 def _run(trainer: Trainer, console: Console) -> None:
     options = trainer.recipe.training
     jobs = (
@@ -107,32 +94,6 @@ def _save(trainer: Trainer) -> None:
 def time_left(reading: Reading, batch_size: int) -> timedelta:
     images = (reading.updates - reading.update) * batch_size
     return timedelta(seconds=round(images / reading.images_per_s))
-
-
-class StopRequest:
-    """True once SIGINT or SIGTERM came. The second one ends the program at once, with the state of the last save.
-
-    On leaving it the signals do again what they did before.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __call__(self) -> bool:
-        return self.requested
-
-    def _request(self, _number: int, _frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from cli.train import StopRequest, held
+from cli.stop import StopRequest
+from cli.train import held
 from models.catalog import read_card
 from models.checkpoint import BadCheckpoint
 
