@@ -18,6 +18,7 @@ export class JobView {
     this.element.id = `job-${job.id}`;
     this.#text("h2", `${job.count.toLocaleString("en")} × ${job.model}`);
     this.#text(".recipe", recipe(job));
+    this.#name();
     for (let index = job.start; index < job.start + Math.min(job.count, MOST_TILES); index++) {
       const tile = new Tile(job, index);
       this.#tiles.set(index, tile);
@@ -27,7 +28,7 @@ export class JobView {
       this.#part(name).addEventListener("click", () => Promise.resolve(action()).then(changed, failed));
     does(".archive", () => save(job.links.archive, `${job.id}.zip`));
     does(".cancel", () => ask(job.links.cancel, { method: "POST" }));
-    does(".delete", () => ask(job.links.self, { method: "DELETE" }));
+    does(".delete", () => this.#mayDelete() && ask(job.links.self, { method: "DELETE" }));
     this.#part(".again").addEventListener("click", () => again(job));
     this.update(job);
   }
@@ -59,6 +60,26 @@ export class JobView {
   remove() {
     for (const tile of this.#tiles.values()) tile.remove();
     this.element.remove();
+  }
+
+  /** So that who hears the page knows which job a button is of: its name, and what tells it from others of that name. */
+  #name() {
+    const { id } = this.element;
+    const [title, recipe] = [this.#part("h2"), this.#part(".recipe")];
+    title.id = `${id}-title`;
+    recipe.id = `${id}-recipe`;
+    this.element.setAttribute("aria-labelledby", title.id);
+    for (const button of this.element.querySelectorAll(".actions button")) {
+      button.id = `${id}-${button.className}`;
+      button.setAttribute("aria-labelledby", `${button.id} ${title.id}`);
+      button.setAttribute("aria-describedby", recipe.id);
+    }
+  }
+
+  #mayDelete() {
+    const { images, progress } = this.#job;
+    const hasPictures = images ? this.#hasPictures() : progress.images_done > 0;
+    return !hasPictures || confirm(`Delete ${this.#part("h2").textContent} and its pictures?`);
   }
 
   /** That can be fetched, as far as is known. */

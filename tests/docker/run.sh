@@ -85,6 +85,8 @@ for tool in gcc cc make; do
   ! docker run --rm --entrypoint sh "$DDPM_IMAGE" -c "command -v $tool" >/dev/null || fail "the image holds $tool"
 done
 ok "the image holds no compiler"
+docker run --rm --entrypoint python "$DDPM_IMAGE" -c 'import torch; from worker.cpu_kernels import library; assert library()' || fail "the image lacks worker/libcpu_kernels.so"
+ok "the image holds what was compiled"
 
 cpu up -d >"$work/up.log" 2>&1 || { cat "$work/up.log" >&2; fail "docker-compose.cpu.yml does not start"; }
 eventually 300 "ready through the published port" ready

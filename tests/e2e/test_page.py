@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -97,7 +98,7 @@ def test_a_job_is_asked_for_and_its_pictures_appear(page: Page, service: Service
 def test_a_picture_is_enlarged_and_saved_and_all_of_them_as_a_zip(page: Page, service: Service, tmp_path: Path) -> None:
     job = sample(page, count=2, steps=3, seed=1, start=5)
     job.locator(".tile.finished").nth(1).click()
-    dialog = page.locator("#picture")
+    dialog = page.get_by_role("dialog", name="image 6 of seed 1: ddpm, 3 steps")
     expect(dialog).to_contain_text("image 6 of seed 1: ddpm, 3 steps")
     with page.expect_download() as download:
         dialog.locator(".save").click()
@@ -121,13 +122,32 @@ def test_while_it_runs_its_images_are_seen_and_it_can_be_cancelled(page: Page) -
     expect(job.locator("progress")).to_be_hidden()
 
 
+def test_who_hears_the_page_knows_what_belongs_to_which_job(page: Page) -> None:
+    job = sample(page, count=4, steps=1000, seed=8)
+    expect(page.get_by_role("article", name="4 × tiny").first).to_have_id(str(job.get_attribute("id")))
+    expect(job.get_by_role("status")).to_have_text("running", timeout=30_000)
+    expect(job.get_by_role("progressbar", name="Progress")).to_be_visible()
+    for does in ("Again", "Cancel", "Delete"):
+        button = job.get_by_role("button", name=f"{does} 4 × tiny", exact=True)
+        expect(button).to_have_accessible_description(re.compile("1000 steps, seed 8"))
+    job.get_by_role("button", name="Cancel").click()
+    expect(job.get_by_role("status")).to_have_text("cancelled")
+
+
 def test_a_recipe_can_be_had_again_and_a_job_be_deleted(page: Page) -> None:
+    questions: list[str] = []
     first = sample(page, count=1, steps=9, seed=3, sampler="ddpm", variance="fixed_large")
     page.fill("[name=seed]", "")
     first.locator(".again").click()
     assert [page.input_value(f"[name={name}]") for name in ("steps", "seed", "variance")] == ["9", "3", "fixed_large"]
+    expect(first.locator(".tile.finished")).to_have_count(1, timeout=30_000)
+    page.once("dialog", lambda asked: (questions.append(asked.message), asked.dismiss()))
     first.locator(".delete").click()
+    page.once("dialog", lambda asked: asked.accept())
+    with page.expect_response(lambda answer: answer.request.method == "DELETE"):
+        first.locator(".delete").click()
     expect(first).to_have_count(0)
+    assert questions == ["Delete 1 × tiny and its pictures?"]
 
 
 def test_a_model_offers_the_variances_that_it_has(page: Page) -> None:
@@ -137,6 +157,7 @@ def test_a_model_offers_the_variances_that_it_has(page: Page) -> None:
     job = sample(page, model="fashion-mnist-28", count=1, sampler="ddpm", variance="analytic", priority="bulk")
     expect(job.locator(".recipe")).to_contain_text("ddpm (analytic)")
     job.locator(".delete").click()
+    expect(job).to_have_count(0)  # it has no picture, and nothing is asked
 
 
 def test_a_hidden_option_does_not_keep_a_job_from_being_asked_for(page: Page) -> None:
