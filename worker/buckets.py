@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 from worker.contract import STRETCH
 
@@ -15,8 +15,8 @@ class Buckets:
     def __init__(self, seconds: Mapping[int, float]) -> None:
         self.seconds = dict(sorted(seconds.items()))
         self.sizes = tuple(self.seconds)
-        self._first_of_rounds = cache(_first_of_rounds)
-        self.holding = cache(self._holding)
+        # asked before every step, behind a network that has filled the caches
+        self.holding, self.places = cache(self._holding), lru_cache(4096)(self._places)
 
     @property
     def largest(self) -> int:
@@ -27,7 +27,7 @@ class Buckets:
         fit = [size for size in self.sizes if size >= chains] or [self.largest]
         return min(fit, key=lambda size: self.seconds[size])
 
-    def places(self, urgent: int, bulk: int, within_s: float = math.inf) -> int:
+    def _places(self, urgent: int, bulk: int, within_s: float = math.inf) -> int:
         """How many of the waiting chains are to take the next step, which is to take `within_s` where a batch does.
 
         The largest batch of those that would give every one of them a step in the shortest time: 20 chains as 16 and 4 where
@@ -38,7 +38,7 @@ class Buckets:
         allowed = [size for size in allowed if self.seconds[size] <= within_s] or [self.holding(1)]
         if waiting > 2 * allowed[-1]:
             return max(allowed, key=lambda size: size / self.seconds[size])
-        size = self._first_of_rounds(waiting, tuple((size, self.seconds[size]) for size in allowed))
+        size = _first_of_rounds(waiting, tuple((size, self.seconds[size]) for size in allowed))
         return min(size, waiting)
 
     def _swift(self, urgent: int) -> Sequence[int]:

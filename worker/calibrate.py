@@ -86,7 +86,7 @@ def calibrate(pool: Pool, T: int, sizes: Sequence[int] = SIZES) -> Calibration:
     for threads in _by_speed(trial):
         torch.set_num_threads(threads)
         seconds = trial.agreeing()
-        same = [n for n in (threads // 2, 1) if 0 < n < threads and trial.same_by(n, min(seconds))]
+        same = [n for n in (threads // 2, 1) if 0 < n < threads and trial.same_by(n, seconds)]
         if threads == 1 or 1 in same:
             fewer = max(same, default=1)
             torch.set_num_threads(fewer)
@@ -150,13 +150,13 @@ class _Trial:
     def seconds(self, sizes: Iterable[int]) -> dict[int, float]:
         return {size: self._least(size) for size in sizes}
 
-    def same_by(self, fewer: int, size: int) -> bool:
-        """Whether so many threads give the bits that the present number gives."""
-        threads, bits = torch.get_num_threads(), self._bits(size)
+    def same_by(self, fewer: int, agreeing: Iterable[int]) -> bool:
+        """Whether so many threads give, in each of these sizes, the bits that the present number gives in all of them."""
+        threads, bits = torch.get_num_threads(), self._bits(min(agreeing))
         torch.set_num_threads(fewer)
-        by_fewer = self._bits(size)
+        same = all(torch.equal(bits, self._bits(size)) for size in agreeing)
         torch.set_num_threads(threads)
-        return torch.equal(bits, by_fewer)
+        return same
 
     def seconds_of_one(self) -> float:
         """A step of a middling batch, or of as many as may be stepped at once."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from redis import Redis
@@ -14,24 +17,29 @@ from worker.loaded import LoadedModel
 from worker.previews import Previews
 from worker.results import Results
 from worker.rq_worker import BadShard, Lease, ShardWorker
+from worker.store import StoreFault
 
+log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5  # should a published change have been missed
+_SAVED_WITHIN_S = 30.0
 
 
 class Load:
-    """Images that the worker holds, by model and priority; written by the intake and by the loop."""
+    """Images that the worker holds, by model, priority and owner; written by the intake and by the loop."""
 
     def __init__(self) -> None:
-        self._images: dict[tuple[str, Priority], int] = {}
+        self._images: dict[tuple[str, Priority, str], int] = {}
         self._lock = threading.Lock()
         self.changed = threading.Event()
         self.suspect: Lease | None = None  # while one is here no other shard is taken, so that its loss is nobody else's
 
     def add(self, shard: Shard, images: int) -> None:
         """As they come, and with a minus as they go."""
-        key = (shard.recipe.model, shard.priority)
+        key = (shard.recipe.model, shard.priority, shard.owner)
         with self._lock:
-            self._images[key] = self._images.get(key, 0) + images
+            left = self._images.pop(key, 0) + images
+            if left:
+                self._images[key] = left
         self.changed.set()
 
     def clear(self, lease: Lease) -> None:
@@ -41,7 +49,17 @@ class Load:
             self.changed.set()
 
     def of(self, model: str, *priorities: Priority) -> int:
-        return sum(self._images.get((model, priority), 0) for priority in priorities)
+        with self._lock:
+            return sum(images for (name, priority, _), images in self._images.items() if name == model and priority in priorities)
+
+    def by_owner(self) -> dict[str, int]:
+        """Interactive ones."""
+        images = Counter[str]()
+        with self._lock:
+            for (_, priority, owner), count in self._images.items():
+                if priority is Priority.INTERACTIVE:
+                    images[owner] += count
+        return images
 
 
 class Intake:
@@ -64,6 +82,7 @@ class Intake:
     ) -> None:
         self._shards, self._results, self._models, self._load, self._inbox = shards, results, models, load, inbox
         self._held_back = held_back
+        self._asked_at: float | None = None  # for the saved chains of the shard that is taken, in vain
         self._taken: Lease | None = None  # kept until it is handed on: its lease is prolonged, so nobody else would run it
 
     def turn(self) -> None:
@@ -78,7 +97,7 @@ class Intake:
     def _next(self) -> Lease | None:
         queues = [] if self._held_back() or self._load.suspect else self._wanted()
         try:
-            return self._shards.take(queues)
+            return self._shards.take(queues, self._load.by_owner())
         except BadShard as bad:
             message = "the job was written by another version of the service than the worker's; post it again"
             self._results.fail(job_of(bad.shard_id), "unknown_version", message)
@@ -92,12 +111,31 @@ class Intake:
             self._shards.finish(lease)
             return
         finished = self._results.finished_indices(lease.shard)
-        saved = self._results.saved(lease.shard)
+        saved = self._saved(lease.shard)
         indices = [i for i in lease.shard.indices if i not in finished]
         self._load.add(lease.shard, len(indices))
         if lease.suspect:
             self._load.suspect = lease
         self._inbox.put(Taken(lease, indices, saved))
+
+    def _saved(self, shard: Shard) -> bytes | None:
+        """Its chains. Where the results store does not give them for long they are drawn anew: others wait for this shard."""
+        now = time.monotonic()
+        try:
+            saved = self._results.saved(shard)
+        except StoreFault as fault:
+            self._asked_at = self._asked_at or now
+            if now - self._asked_at < _SAVED_WITHIN_S:
+                raise
+            log.warning(
+                "shard %s begins anew: for %.0f s what was saved of it could not be read (%s)",
+                shard.id,
+                now - self._asked_at,
+                fault,
+            )
+            saved = None
+        self._asked_at = None
+        return saved
 
     def _wanted(self) -> list[str]:
         interactive, bulk = [], []

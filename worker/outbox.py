@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from worker.store import StoreFault
 log = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 0.05
 _FLUSH_WAITS_S = 1.0
-_FULL_BYTES = 256 * 1024 * 1024
+_FULL_BYTES, _FULL_IMAGES = 256 * 1024 * 1024, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,9 @@ class Outbox:
         self._work.set()
 
     def is_full(self) -> bool:
-        """While the results store is away, Redis may still have shards to give: memory sets the end."""
-        images = (pixels for parcel in list(self._parcels) for _, pixels in parcel.images)
-        return sum(pixels.nbytes for pixels in images) >= _FULL_BYTES
+        """While the results store is away or slow Redis still gives shards: memory, and what a kill costs, set the end."""
+        images = [pixels for parcel in list(self._parcels) for _, pixels in parcel.images]
+        return len(images) >= _FULL_IMAGES or sum(pixels.nbytes for pixels in images) >= _FULL_BYTES
 
     def turn(self) -> None:
         """Send what there is, once it is there."""
@@ -81,17 +82,22 @@ class Outbox:
             self._sending.release()
 
     def _send_all(self) -> None:
-        """Progress, then the parcels that are there now: more of them must not keep the next progress waiting."""
+        """All parcels, and progress before the first of them and then as often as it is told: a store may be slow."""
+        self._send_progress()
+        told_at = time.monotonic()
+        while self._parcels:
+            self._send(self._parcels[0])
+            self._parcels.popleft()  # only when Redis has it, and the results store where there is one
+            if time.monotonic() - told_at >= PROGRESS_EVERY_S:
+                self._send_progress()
+                told_at = time.monotonic()
+
+    def _send_progress(self) -> None:
         reports, self._progress = list(self._progress.values()), {}
         if reports:
             wanted = self._results.progress([(lease.shard, least, image_steps) for lease, least, image_steps in reports])
             for (lease, _, _), stays in zip(reports, wanted, strict=True):
                 self._heed(lease, stays)
-        for _ in range(len(self._parcels)):
-            self._send(self._parcels[0])
-            self._parcels.popleft()  # only when Redis has it, and the results store where there is one
-        if self._parcels:
-            self._work.set()
 
     def _send(self, parcel: Parcel) -> None:
         shard = parcel.lease.shard

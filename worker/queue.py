@@ -17,7 +17,7 @@ from rq.registry import FailedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from worker import scripts
-from worker.contract import Priority, Shard, job_key
+from worker.contract import UNFINISHED_TTL_S, Priority, Shard, job_key
 
 LEASE_S = 15.0  # an execution not heard of for this long is anybody's
 MAX_LOSSES = 3  # a shard that loses this many workers, none of which got further than those before, is failed
@@ -57,6 +57,8 @@ def enqueue(shards: Iterable[Shard], pipe: Any) -> None:
             retry=Retry(max=MAX_LOSSES, enqueue_at_front=True),  # our budget of losses
         )
         make_queue(shard.queue, _NO_CONNECTION).enqueue_many([data], pipeline=pipe)
+        pipe.hset(Job.key_for(shard.id), "owner", shard.owner)  # for scripts.TAKE
+        pipe.expire(Job.key_for(shard.id), UNFINISHED_TTL_S)  # as its job's record, should nobody ever run it
 
 
 def withdraw_keys(shard: Shard) -> list[str]:

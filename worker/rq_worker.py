@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, cast
 from uuid import uuid4
 
@@ -30,6 +31,7 @@ from worker.contract import Shard, job_key
 from worker.queue import LEASE_S, MAX_LOSSES, make_queue
 
 log = logging.getLogger(__name__)
+_LOOKED_AT = 256  # shards of a queue: half a microsecond of Redis each
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,10 @@ class ShardWorker(BaseWorker):
         """Whether, as far as we know, the lease is still ours."""
         return lease.execution.id in self._leases
 
-    def take(self, queue_names: Sequence[str]) -> Lease | None:
+    def take(self, queue_names: Sequence[str], held: Mapping[str, int] = MappingProxyType({})) -> Lease | None:
         """Pop and lease a shard of the first queue that has one, in one script: a kill at any moment loses no shard.
 
+        `held`: interactive images that are here, by owner; of interactive shards one whose owner has least goes first.
         Asked again after an error, it finds the shard that it may have got. Raises BadShard.
         """
         wanted = [queue for queue in self.queues if queue.name in queue_names]
@@ -120,6 +123,8 @@ class ShardWorker(BaseWorker):
                 nobody.key[:-1],
                 ExecutionRegistry("", self.connection).key,
                 len(wanted),
+                _LOOKED_AT,
+                *(part for owner in held.items() for part in owner),
             ],
         )
         self._asking = None

@@ -5,11 +5,27 @@ from worker.contract import CHANGES, SHARD_IMAGES
 _NOW = "local t = redis.call('TIME'); local now = t[1] + t[2] / 1e6; local C = redis.call\n"
 
 # KEYS: worker executions, then (queue, wip) by priority: those that are wanted, then all others of the worker.
-# ARGV: execution id, worker, lease, iso now, prefixes of job / execution / executions keys, how many queues are wanted.
+# ARGV: execution id, worker, lease, iso now, prefixes of job / execution / executions keys, how many queues are wanted, how many
+# shards are looked at; then owners, each before the interactive images of it that the worker holds.
 # An id that was used already gets what it got then: its answer was lost, and nobody would hold that shard.
+# Of interactive shards the first whose owner has least in the worker goes first, so that nobody waits behind another's many jobs.
 TAKE = (
     _NOW
     + """
+local held = {}
+for i = 10, #ARGV, 2 do held[ARGV[i]] = tonumber(ARGV[i + 1]) end
+local function next_of(queue)
+  if not (next(held) and string.find(queue, ':interactive:', 1, true)) then return C('LPOP', queue) end
+  local chosen, least
+  for _, id in ipairs(C('LRANGE', queue, 0, ARGV[9] - 1)) do
+    local owner = C('HGET', ARGV[5] .. id, 'owner')
+    local images = owner and held[owner] or 0
+    if not least or images < least then chosen, least = id, images end
+    if least == 0 then break end
+  end
+  if chosen then C('LREM', queue, 1, chosen) end
+  return chosen or false
+end
 for _, member in ipairs(C('SMEMBERS', KEYS[1])) do
   local id = string.match(member, '^(.*):' .. ARGV[1] .. '$')
   for i = 2, id and #KEYS or 0, 2 do
@@ -17,7 +33,7 @@ for _, member in ipairs(C('SMEMBERS', KEYS[1])) do
   end
 end
 for i = 2, 2 * ARGV[8], 2 do
-  local id = C('LPOP', KEYS[i])
+  local id = next_of(KEYS[i])
   while id do
     local job, member = ARGV[5] .. id, id .. ':' .. ARGV[1]
     -- anything but 'queued' is a deleted, cancelled or doubly pushed id: drop it (RQ would run it)
@@ -34,7 +50,7 @@ for i = 2, 2 * ARGV[8], 2 do
       C('HDEL', job, 'reason')
       return {(i - 2) / 2, id, C('HGETALL', job)}
     end
-    id = C('LPOP', KEYS[i])
+    id = next_of(KEYS[i])
   end
 end
 return false"""

@@ -73,6 +73,7 @@ class Worker:
             *(["expiry"] if self._store.external else []),
         ):
             self.crew.start(name, getattr(self, f"_{name}").turn)
+        self.crew.start("rescue", self._upkeep.rescue)
         log.info("worker %s is ready", self._shards.name)
         try:
             while not self.crew.must_stop():
@@ -87,7 +88,11 @@ class Worker:
     def _turn(self) -> None:
         self._read_inbox()
         began, busy = time.monotonic(), [model for model in self._models.values() if len(model.engine)]
-        promised_s = sum(self._step(model, within_s) for model, within_s in self._turns.of(busy))
+        promised_s = 0.0
+        for model, within_s in self._turns.of(busy):
+            step_s = self._step(model, within_s)
+            self._turns.note(model, step_s or model.lone_s)  # else one that a suspect keeps from stepping would always be next
+            promised_s += step_s
         self._report()
         self._save()
         self._previews.take(self._held.values())

@@ -126,7 +126,7 @@ class _Bench:
 
 
 def _prepared(pool: Pool, calibration: Calibration) -> Calibration:
-    """Do at the start what the first step of each size would have to do."""
+    """Do at the start what the first step of each size would have to do. Raises ValueError where none fits."""
     calibration.use()
     ready = {}
     for size, seconds in sorted(calibration.seconds.items(), reverse=True):  # smaller ones then need no memory of their own
@@ -136,6 +136,8 @@ def _prepared(pool: Pool, calibration: Calibration) -> Calibration:
             log.warning("a batch of %d does not fit the memory any more; smaller ones are used", size)
             continue
         ready[size] = seconds
+    if not ready:
+        raise ValueError(f"no batch fits the memory that is free on {pool.device}; free some, or use another device")
     torch.cuda.empty_cache()  # what was only for recording
     return replace(calibration, seconds=ready)
 

@@ -21,7 +21,7 @@ BEAT_EVERY_S = RESCUE_EVERY_S
 
 
 class Upkeep:
-    """One turn every BEAT_EVERY_S."""
+    """One turn every BEAT_EVERY_S. The rescue has turns of its own: where Redis is slow they take longer than a lease may."""
 
     def __init__(self, redis: Redis, shards: ShardWorker, inbox: Inbox, info: Callable[[], WorkerInfo], stopping: Event) -> None:
         self._redis, self._shards, self._inbox, self._info, self._stopping = redis, shards, inbox, info, stopping
@@ -33,8 +33,11 @@ class Upkeep:
         for lease in self._shards.beat():
             self._inbox.put(Lost(lease))
         self._introduce()
-        self._rescue.turn()
         self._stopping.wait(BEAT_EVERY_S)
+
+    def rescue(self) -> None:
+        self._rescue.turn()
+        self._stopping.wait(RESCUE_EVERY_S)
 
     def sign_off(self) -> None:
         self._redis.hdel(contract.WORKERS, self._shards.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -10,13 +11,14 @@ from redis import Redis
 from tests.support.loaded import load_tiny
 from tests.support.parts import post
 from worker import contract
+from worker.contract import Recipe, Shard
 from worker.inbox import Inbox
 from worker.intake import Intake, Load
 from worker.loaded import LoadedModel
 from worker.results import Results
 from worker.rq_worker import ShardWorker
 from worker.service import Worker
-from worker.store import InRedis
+from worker.store import InRedis, StoreFault
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +77,34 @@ def test_of_a_big_job_a_worker_takes_no_more_than_it_can_soon_run(redis: Redis, 
     held = worker._load.of("tiny", contract.Priority.BULK)
     assert model.low_water <= held < model.low_water + 64
     assert redis.llen("rq:queue:bulk:tiny") >= 12
+
+
+def test_saved_chains_that_the_store_does_not_give_hold_nobody_up_for_long(redis, model, monkeypatch, caplog):
+    monkeypatch.setattr("worker.intake._SAVED_WITHIN_S", 0.05)
+    shard = post(redis, model)
+    results, inbox = Results(redis, InRedis()), Inbox()
+
+    def unreadable(_shard: Shard) -> bytes:
+        raise StoreFault("an object that may not be read")
+
+    monkeypatch.setattr(results, "saved", unreadable)
+    intake = Intake(ShardWorker(redis, [shard.queue]), results, {"tiny": model}, Load(), inbox, lambda: False)
+    with pytest.raises(StoreFault):
+        intake.turn()
+    assert inbox.empty()
+    time.sleep(0.06)
+    intake.turn()
+    taken = inbox.get_nowait()
+    assert (taken.lease.shard.id, taken.indices, taken.saved) == (shard.id, [0, 1, 2], None)
+    assert "begins anew" in caplog.text
+
+
+def test_what_the_worker_holds_of_each_owner_is_told_when_a_shard_is_taken():
+    load, shard = Load(), Shard("job", 0, 0, 64, "ann", "interactive", Recipe("tiny", "", "ddpm", 1, "fixed_small", 0.0, 1))
+    load.add(shard, 64)
+    load.add(replace(shard, owner="bob"), 2)
+    load.add(replace(shard, number=1), 64)  # bulk
+    load.add(shard, -60)
+    load.add(replace(shard, owner="bob"), -2)
+    assert load.by_owner() == {"ann": 4}
+    assert (load.of("tiny", *contract.Priority), load.of("tiny", contract.Priority.BULK)) == (68, 64)

@@ -46,6 +46,12 @@ def test_a_worker_that_is_gone_is_not_among_the_living_and_is_forgotten(redis: R
     assert set(redis.hkeys(contract.WORKERS)) == {b"alive", b"mine"}
 
 
+def test_no_heartbeat_waits_for_a_rescue(redis: Redis, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep._rescue, "turn", lambda: pytest.fail("where Redis is slow it takes longer than a lease"))
+    upkeep.turn()
+    assert roster.read(living(redis)) == [info("mine")]
+
+
 def test_whether_a_worker_lives_is_a_matter_of_the_servers_clock(
     redis: Redis, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
-from threading import Event
 
 import pytest
 from redis import Redis
@@ -18,11 +17,11 @@ from worker.inbox import Inbox, Lost, Taken
 from worker.intake import Intake, Load
 from worker.loaded import LoadedModel
 from worker.queue import MAX_LOSSES, make_queue, reap
+from worker.rescue import Rescue
 from worker.results import Results
 from worker.rq_worker import ShardWorker
 from worker.service import Worker
 from worker.store import InRedis
-from worker.upkeep import Upkeep
 
 
 @pytest.fixture(scope="module")
@@ -115,16 +114,12 @@ def test_losing_one_shard_leaves_the_other_shards_of_its_job_running(redis, work
 def test_a_job_whose_shard_lost_every_worker_fails_and_says_why(redis, model):
     shard = post(redis, model)
     shards = ShardWorker(redis, [shard.queue])
-    stopping = Event()
-    stopping.set()
-    upkeep = Upkeep(redis, shards, Inbox(), lambda: pytest.fail("not asked"), stopping)
-    upkeep._introduce = lambda: None
     for _ in range(MAX_LOSSES):
         assert state(redis, shard) == "queued"
         lease = shards.take([shard.queue])
         redis.zadd(lease.started_key, {lease.execution.composite_key: 0})
         reap([make_queue(shard.queue, redis)])
-    upkeep.turn()
+    Rescue(redis).turn()
     assert state(redis, shard) == "failed"
     assert redis.hget(job_key(shard.job), "error_code") == b"workers_lost"
     assert not redis.keys("rq:job:*")

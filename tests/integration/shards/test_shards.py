@@ -16,6 +16,7 @@ from rq.worker import BaseWorker
 
 from tests.support.processes import ROOT
 from tests.support.shards import LEASE_S, QUEUES, left, post, rescue, shard, taken, waiting, withdraw, worker
+from worker.contract import UNFINISHED_TTL_S
 from worker.queue import MAX_LOSSES, our_queues
 from worker.rescue import Rescue
 from worker.rq_worker import BadShard, Lease, ShardWorker
@@ -32,6 +33,14 @@ def test_one_worker_holds_many_shards_the_interactive_ones_first(redis):
 def test_a_shard_arrives_as_it_was_posted(redis):
     post(redis, shard("a", number=3))
     assert worker(redis).take(QUEUES).shard == shard("a", number=3)
+
+
+def test_a_shard_that_nobody_ever_takes_goes_as_its_jobs_record_does(redis):
+    post(redis, shard("a"), shard("b"))
+    assert 0 < redis.ttl("rq:job:a-0") <= UNFINISHED_TTL_S
+    redis.delete("rq:job:a-0")
+    assert taken(worker(redis)) == "b"
+    assert waiting(redis) == []
 
 
 def test_only_the_first_shard_of_a_job_is_interactive(redis):

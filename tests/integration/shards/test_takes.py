@@ -1,12 +1,14 @@
-"""A worker's takes of which it does not hear what came: Redis stalled, or the connection broke."""
+"""What a worker takes: whose shard, and what it has of a take whose answer is lost."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from tests.support.shards import LEASE_S, QUEUES, post, rescue, shard, taken, waiting, worker
+from worker.contract import Shard
 from worker.rq_worker import ShardWorker
 
 
@@ -73,3 +75,30 @@ def test_a_shard_that_lapsed_before_its_taker_asked_again_is_not_held_by_it(redi
     assert rescue(redis) == [("a-0", "requeued")]
     assert taken(other) == "a"
     assert w.take(QUEUES) is None
+
+
+def of(owner: str, job: str) -> Shard:
+    return replace(shard(job), owner=owner)
+
+
+def test_of_interactive_shards_one_whose_owner_has_least_goes_first(redis):
+    post(redis, *(of("ann", f"ann{n}") for n in range(100)), of("bob", "bob"), of("eve", "eve"))
+    w = worker(redis)
+    assert w.take(QUEUES, {}).shard.job == "ann0"
+    assert w.take(QUEUES, {"ann": 64}).shard.job == "bob"
+    assert w.take(QUEUES, {"ann": 64, "bob": 64}).shard.job == "eve"
+    assert w.take(QUEUES, {"ann": 64, "bob": 64, "eve": 1}).shard.job == "ann1"
+    assert waiting(redis) == [f"ann{n}-0" for n in range(2, 100)]
+
+
+def test_of_one_owners_shards_the_first_goes_first_and_withdrawn_ones_are_passed_over(redis):
+    post(redis, *(of("ann", f"ann{n}") for n in range(4)))
+    redis.hset("rq:job:ann0-0", "status", "canceled")
+    redis.delete("rq:job:ann1-0")
+    assert worker(redis).take(QUEUES, {"ann": 64}).shard.job == "ann2"
+    assert waiting(redis) == ["ann3-0"]
+
+
+def test_bulk_shards_go_as_they_came(redis):
+    post(redis, *(replace(of(owner, owner), job_priority="bulk") for owner in ("ann", "bob")))
+    assert worker(redis).take(QUEUES, {"ann": 64}).shard.job == "ann"

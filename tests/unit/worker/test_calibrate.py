@@ -67,6 +67,13 @@ def test_a_number_of_threads_whose_bits_are_not_those_of_one_thread_is_not_used(
     assert torch.get_num_threads() == 1
 
 
+def test_a_number_of_threads_has_to_agree_with_one_thread_in_every_size(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker.calibrate.available_cores", lambda: 2)
+    odd = with_other_bits(lambda x: len(x) == 4 and torch.get_num_threads() == 1)
+    found = calibrate(pool(odd), 1000, (1, 2, 4))
+    assert (found.threads, found.buckets) == (1, (1, 2))
+
+
 def test_what_fewer_threads_take_is_measured_by_them(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("worker.calibrate.available_cores", lambda: 2)
 

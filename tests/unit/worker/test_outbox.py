@@ -97,3 +97,28 @@ def test_of_what_is_reported_before_it_is_sent_the_newest_of_each_shard_is_told(
     box.post(Parcel(two, last=True))
     box.turn()
     assert results.told[1:] == [[("job-1", 3, 3)]]
+
+
+def test_progress_is_told_between_the_parcels_of_a_slow_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.outbox.PROGRESS_EVERY_S", 0)
+    results = Away(calls=0)
+    box, _ = outbox(results)
+    other = Lease(replace(SHARD, number=1), *cast("Any", (None, None, None)))
+    publish = results.publish
+
+    def slow(*parcel: Any) -> bool:
+        box.report([(other, results.published, 0)])
+        return publish(*parcel)
+
+    monkeypatch.setattr(results, "publish", slow)
+    for _ in range(2):
+        box.post(Parcel(other, [(0, torch.zeros(1, 4, 4, dtype=torch.uint8))]))
+    box.turn()
+    assert [least for told in results.told for _, least, _ in told] == [0, 1, 2]
+
+
+def test_it_is_full_of_many_small_pictures_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    box, _ = outbox(Away(calls=1))
+    assert not box.is_full()
+    monkeypatch.setattr("worker.outbox._FULL_IMAGES", 1)
+    assert box.is_full()

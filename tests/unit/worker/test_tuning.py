@@ -173,3 +173,14 @@ def test_a_batch_that_fitted_when_it_was_measured_and_does_not_now_is_not_used(t
 
     monkeypatch.setattr(Pool, "prepare", full)
     assert tuned(tiny, "fp32").calibration.buckets == (1, 2)
+
+
+def test_where_no_batch_fits_any_more_the_start_says_so(tiny, monkeypatch):
+    monkeypatch.setattr(tuning, "calibrate", lambda pool, T, sizes: Calibration({1: 1.0, 2: 1.5}, threads=1))
+
+    def full(pool: Pool, size: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Pool, "prepare", full)
+    with pytest.raises(ValueError, match="no batch fits the memory that is free on cpu"):
+        tuned(tiny, "fp32")

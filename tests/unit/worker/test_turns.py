@@ -47,6 +47,7 @@ def run(turns: int, *models: Model) -> tuple[Counter[str], float]:
         for model, within_s in order.of(models):
             steps[model.name] += 1
             seconds += model.step_s(within_s)
+            order.note(model, model.step_s(within_s))
     return steps, seconds
 
 
@@ -65,11 +66,27 @@ def test_bulk_of_several_models_takes_turns_however_heavy_they_are() -> None:
     assert seconds / (3000 * SECONDS[1]) <= STRETCH + 0.1
 
 
-def test_where_nobody_waits_or_everybody_does_all_step_as_they_like() -> None:
+def test_where_nobody_waits_all_step_as_they_like() -> None:
     bulk = Model("a", bulk=64), Model("b", bulk=64)
     assert list(Turns[Model]().of(bulk)) == [(model, math.inf) for model in bulk]
-    urgent = Model("a", urgent=64), Model("b", urgent=1, bulk=64)
-    assert list(Turns[Model]().of(urgent)) == [(model, math.inf) for model in urgent]
+
+
+@pytest.mark.parametrize("slower", [0.1, 1, 15])
+def test_models_that_somebody_waits_for_have_equal_time(slower: float) -> None:
+    light, heavy = Model("light", urgent=1), Model("heavy", urgent=64, slower=slower)
+    steps, seconds = run(5000, light, heavy)
+    of_light = steps["light"] * light.step_s(math.inf)
+    assert abs(of_light - (seconds - of_light)) <= heavy.step_s(math.inf)
+
+
+def test_a_model_that_nobody_waited_for_has_saved_no_time_up() -> None:
+    turns, one, other = Turns[Model](), Model("one", urgent=1), Model("other", urgent=1)
+    for _ in range(100):
+        list(turns.of([one]))
+        turns.note(one, 1.0)
+    for model in (one, other, one, other):
+        assert [due for due, _ in turns.of([one, other])] == [model]
+        turns.note(model, 1.0)
 
 
 def test_time_is_not_saved_up_while_nobody_waits() -> None:
