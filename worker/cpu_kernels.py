@@ -74,5 +74,5 @@ class CompiledAdvance:
     def __call__(self, columns: NDArray[np.float64], out: Tensor) -> None:
         """columns (12, B) as in `worker.pool.Batch`, out float32 (B, C, H, W). Draw k of a slot lies at k modulo the depth."""
         x, x_0_hat, noise = (tensor.data_ptr() for tensor in self._tensors)
-        out = out.contiguous()
+        out = out.float().contiguous()
         self._run(torch.from_numpy(columns).data_ptr(), x, x_0_hat, out.data_ptr(), noise, len(out), self._size, self._depth)
