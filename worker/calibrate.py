@@ -21,11 +21,11 @@ from worker.pool import Batch, Pool
 log = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-_BETWEEN = (3, 6, 12, 24, 48)  # where a size costs no memory of its own
+_BETWEEN = (3, 6, 12)  # where a size costs no memory of its own; larger ones gain nothing
 _BEYOND = (128, 256)  # what fills a GPU
 LONGEST_STEP_S = 1.0  # jobs join, stop and report once a step: no larger batch is tried than one that takes this long
 _CHAINS, _CHAINS_S = 32, 1.0  # this many chains are compared, or as many as the smallest batches step in this time
-_TIMED, _TIMED_S = 5, 1.0
+_TIMED, _TIMED_S = 3, 1.0
 _TRIALS, _MIDDLING = 5, 16
 _FEWEST_THREADS, _FEWER_THREADS_GAIN = 4, 1.15  # a busy moment is not to halve the worker for good
 _BEATEN = 2.0  # so much faster than it was, the machine was at other work then; neighbours alone seldom make that much
@@ -86,7 +86,7 @@ def calibrate(pool: Pool, T: int, sizes: Sequence[int] = SIZES) -> Calibration:
     for threads in _by_speed(trial):
         torch.set_num_threads(threads)
         seconds = trial.agreeing()
-        same = [n for n in (threads // 2, 1) if 0 < n < threads and trial.same_by(n, seconds)]
+        same = [n for n in dict.fromkeys([threads // 2, 1]) if 0 < n < threads and trial.same_by(n, seconds)]
         if threads == 1 or 1 in same:
             fewer = max(same, default=1)
             torch.set_num_threads(fewer)
