@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -32,14 +33,27 @@ class CalibrationCache:
 
         `beaten` is one that no longer holds.
         """
-        key = json.dumps([_FORMAT, *conditions])
-        path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        key, path = self._place(conditions)
         with self._alone(path):
             found = _read(path, key)
             if found is None or found == beaten:
                 found = measure()
-                _write(path, key, found)
+                _write_json(path, key, asdict(found))
             return found
+
+    def decide(self, conditions: tuple[str, ...], choose: Callable[[], str]) -> str:
+        """What was chosen under these conditions, or what `choose` chooses now: measured anew, it might be something else."""
+        key, path = self._place(("choice", *conditions))
+        with self._alone(path):
+            kept = _read_json(path, key)
+            if kept is None or not isinstance(kept.get("chosen"), str):
+                kept = {"chosen": choose()}
+                _write_json(path, key, kept)
+            return str(kept["chosen"])
+
+    def _place(self, conditions: tuple[str, ...]) -> tuple[str, Path]:
+        key = json.dumps([_FORMAT, *conditions])
+        return key, self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
     @contextmanager
     def _alone(self, path: Path) -> Iterator[None]:
@@ -58,20 +72,28 @@ class CalibrationCache:
 
 
 def _read(path: Path, key: str) -> Calibration | None:
+    kept = _read_json(path, key)
     try:
-        kept = json.loads(path.read_text())
-        if kept["key"] != key:
+        if kept is None:
             return None
         seconds, by_fewer = ({int(size): float(s) for size, s in kept[name].items()} for name in ("seconds", "by_fewer"))
         return Calibration(seconds, int(kept["threads"]), int(kept["fewer"]), by_fewer)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _write(path: Path, key: str, found: Calibration) -> None:
+def _read_json(path: Path, key: str) -> dict[str, Any] | None:
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text())
+        return kept if kept["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_json(path: Path, key: str, found: dict[str, Any]) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        part.write_text(json.dumps({"key": key, **asdict(found)}))
+        part.write_text(json.dumps({"key": key, **found}))
         part.replace(path)
     except OSError as error:
         log.info("the calibration is not kept: %s", error)

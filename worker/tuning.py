@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -49,8 +50,8 @@ def tune(
         )
     keep_freed_memory()
     bench = _Bench(loaded, weights, shape, device, _capacity(capacity, shape, device), cache)
-    chosen = max(offered, key=bench.worth) if precision == "auto" else precision
-    bench.make_sure(chosen)  # of its batches only: workers beside this one draw in the precision that was chosen before
+    chosen = bench.choose(offered) if precision == "auto" else precision
+    bench.make_sure(chosen)
     pool = bench.pool(chosen)
     return Tuned(pool, _prepared(pool, bench.calibration(chosen)), chosen)
 
@@ -76,6 +77,18 @@ class _Bench:
 
     def pool(self, precision: Precision) -> Pool:
         return self._made(precision)[1]
+
+    def choose(self, offered: Sequence[Precision]) -> Precision:
+        """What was chosen first stays, whatever is measured later: workers that run draw in it."""
+
+        def choose() -> Precision:
+            return max(offered, key=self.worth)
+
+        if self._cache is None or len(offered) == 1:
+            return choose()
+        kernels = kernels_on_a_cpu() if self._device.type == "cpu" else ""
+        conditions = (self._weights, description(self._device), torch.__version__, kernels, *offered)
+        return cast(Precision, self._cache.decide(conditions, choose))
 
     def calibration(self, precision: Precision) -> Calibration:
         if precision not in self._found:

@@ -184,3 +184,15 @@ def test_where_no_batch_fits_any_more_the_start_says_so(tiny, monkeypatch):
     monkeypatch.setattr(Pool, "prepare", full)
     with pytest.raises(ValueError, match="no batch fits the memory that is free on cpu"):
         tuned(tiny, "fp32")
+
+
+def test_the_precision_that_was_chosen_first_stays_whatever_is_measured_later(tiny, monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(tuning, "precisions", lambda device: ("fp32", "bf16"))
+    seconds = {"fp32": 1.0, "bf16": 2.0}
+    monkeypatch.setattr(tuning, "_prepared", lambda pool, calibration: calibration)
+    monkeypatch.setattr(tuning._Bench, "worth", lambda bench, precision: 1 / seconds[precision])
+    cache = CalibrationCache(tmp_path)
+    assert tune(tiny, "ab" * 32, SHAPE, CPU, 256, "auto", cache).precision == "fp32"
+    seconds["bf16"] = 0.1
+    assert tune(tiny, "ab" * 32, SHAPE, CPU, 256, "auto", cache).precision == "fp32"
+    assert tune(tiny, "ab" * 32, SHAPE, CPU, 256, "auto", CalibrationCache(tmp_path / "emptied")).precision == "bf16"
