@@ -14,22 +14,21 @@ from bench.report import Report
 from bench.service import Client
 
 WARM_UP = 3
-ALONE_S = 20.0  # the big job is watched by itself this long, before the small jobs come and after them
 IMAGES, STEPS = 1024, 1000  # of the big job: more than there is time for, so it is cancelled at the end
 
 T = TypeVar("T")
 
 
-def run(client: Client, steps: int, jobs: int, every_s: float, report: Report) -> None:
+def run(client: Client, steps: int, jobs: int, every_s: float, alone_s: float, report: Report) -> None:
     """Small jobs one after another; then the big one alone, with as many small ones coming by chance, and alone again."""
     unloaded = [small(client, steps) for _ in range(WARM_UP + jobs)][WARM_UP:]
     big = client.post(IMAGES, STEPS, priority="bulk")
     try:
         while not image_steps(client, big):
             time.sleep(0.1)
-        _, before = rate_during(client, big, lambda: leave_alone(client, big))
+        _, before = rate_during(client, big, lambda: leave_alone(client, big, alone_s))
         beside, rate = rate_during(client, big, lambda: coming_by_chance(client, steps, jobs, every_s))
-        _, after = rate_during(client, big, lambda: leave_alone(client, big))
+        _, after = rate_during(client, big, lambda: leave_alone(client, big, alone_s))
     finally:
         client.cancel(big)
     report.say(
@@ -62,13 +61,13 @@ def image_steps(client: Client, job: str) -> float:
     return float(client.job(job)["progress"]["fraction"]) * IMAGES * STEPS
 
 
-def leave_alone(client: Client, big: str) -> None:
-    """For a while, and until a step has been told of. Raises RuntimeError where there is none to come."""
+def leave_alone(client: Client, big: str, seconds: float) -> None:
+    """So long, and until a step has been told of. Raises RuntimeError where there is none to come."""
     done = image_steps(client, big)
-    time.sleep(ALONE_S)
+    time.sleep(seconds)
     while image_steps(client, big) == done:
         if (state := client.job(big)["state"]) != "running":
-            raise RuntimeError(f"the big job is {state} before it was measured by itself; ask for fewer small ones (--jobs)")
+            raise RuntimeError(f"the big job is {state} before it was measured by itself; take less of --jobs or --alone-s")
         time.sleep(0.1)
 
 

@@ -31,6 +31,7 @@ def main(
     over_http_: Annotated[bool, typer.Option("--service", help="The same arrivals over HTTP, in real time")] = False,
     bulk: Annotated[bool, typer.Option("--beside-bulk", help="One big job and small ones, over HTTP")] = False,
     every_s: Annotated[float, typer.Option(min=0, help="Beside a big job, a small one comes this often on average")] = 1.0,
+    alone_s: Annotated[float, typer.Option(min=1, help="The big job is watched by itself this long, before them and after")] = 20,
     out: Out = OUT,
 ) -> None:
     """Percentiles of latency against load, or what a big job and small ones cost each other."""
@@ -40,7 +41,7 @@ def main(
         return
     with data_folder(out) as folder, service(folder, model, device, precision) as client:
         if bulk:
-            beside_bulk.run(client, steps, jobs, every_s, Report(out, "beside-bulk", device))
+            beside_bulk.run(client, steps, jobs, every_s, alone_s, Report(out, "beside-bulk", device))
         else:
             servers = {"service": partial(over_http.serve, client, steps=steps)}
             load_curves(servers, client.precision(), jobs, steps, Report(out, "latency-service", device))

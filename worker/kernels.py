@@ -29,7 +29,8 @@ def convolution(
     convolved: tl.constexpr = SIDE * SIDE * parts  # steps; then those of the first source, and of the second
     of_first: tl.constexpr = C1 // DEPTH if SOURCES > 0 else 0
     of_second: tl.constexpr = C2 // DEPTH if SOURCES > 1 else 0
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    # with the bias, and not with zeros: a sum of one step Triton would begin with it, and add it at the end of a longer one
+    total = tl.broadcast_to(tl.load(bias + n)[None, :], (ROWS, COLUMNS))
     for step in range(convolved + of_first + of_second):  # one loop, as of several NVIDIA's assembler made wrong code
         source = x
         if SIDE == 1:
@@ -51,7 +52,6 @@ def convolution(
         w = tl.load(weight + (step * DEPTH + k)[:, None] * across + n[None, :])
         total = tl.dot(a, w, total, input_precision=PRECISION)
     inside = (m < M)[:, None] & (n < N)[None, :]
-    total += tl.load(bias + n)[None, :]
     if FEATURES:
         total += tl.load(features + image[:, None] * features_stride + n[None, :], inside, 0.0).to(tl.float32)
     if ADDED:

@@ -28,11 +28,8 @@ def test_arrivals_over_http_are_all_served(client: Client):
     assert all(0 < latency <= served.seconds for latency in served.latencies)
 
 
-def test_a_big_job_and_small_ones_are_measured_and_the_big_one_does_not_stay(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(beside_bulk, "ALONE_S", 0.5)
-    beside_bulk.run(client, steps=2, jobs=3, every_s=0.1, report=Report(tmp_path, "beside-bulk", "cpu"))
+def test_a_big_job_and_small_ones_are_measured_and_the_big_one_does_not_stay(client: Client, tmp_path: Path):
+    beside_bulk.run(client, steps=2, jobs=3, every_s=0.1, alone_s=0.5, report=Report(tmp_path, "beside-bulk", "cpu"))
     table = (tmp_path / "beside-bulk.md").read_text()
     assert "| big job, image-steps/s" in table
     assert (tmp_path / "beside-bulk.png").exists()

@@ -26,13 +26,14 @@ MODEL = SHIPPED / "fashion-mnist-28"
 SHAPE = (1, 28, 28)
 CUDA = torch.device("cuda")
 KINDS = pytest.mark.parametrize("precision", ["fp32", "bf16"])
-FAR_APART = {"fp32": 1, "bf16": 3}  # mean, in grey levels: kernels differ, pictures do not
+FAR_APART = {"fp32": 1, "bf16": 8}  # mean, in grey levels: kernels differ, pictures do not; of bf16 a CPU gives up to 4
 
 
 def make_pool(precision: Precision, capacity: int = 64, record: Recorder | None = None) -> Pool:
     if precision not in precisions(CUDA):
         pytest.skip(f"this GPU does not compute {precision}")
-    return Pool(ServedNetwork(checkpoint.load(MODEL), CUDA, precision), SHAPE, capacity, CUDA, record)
+    network = ServedNetwork(checkpoint.load(MODEL), CUDA, precision, sizes_on(CUDA))
+    return Pool(network, SHAPE, capacity, CUDA, record)
 
 
 def drain(engine: Engine) -> dict[object, torch.Tensor]:
@@ -89,14 +90,15 @@ def test_the_papers_network_is_as_exact_as_its_precision_in_batches_of_any_size(
     """Compared with float64: an error is a share of the norm."""
     net = random_unet(cfg=CONFIG)
     loaded = checkpoint.Checkpoint(net, checkpoint.load(MODEL).schedule, "epsilon", "")
-    served = ServedNetwork(loaded, CUDA, precision)
+    sizes = (1, 2, 3, 16, 33, 64)
+    served = ServedNetwork(loaded, CUDA, precision, sizes)
     x, t = torch.randn(64, 3, 32, 32).cuda(), torch.arange(64) * 15
     features = net.time_features(t[:2])
     expected = net.double().cuda().denoise(x[:2].double(), features.double().cuda())
     t = t.cuda()
     together = served(x, t)
     assert (together[:2] - expected).norm() <= error * expected.norm()
-    for size in (1, 2, 3, 16, 33):
+    for size in sizes[:-1]:
         assert torch.equal(served(x[:size], t[:size]), together[:size]), size
 
 

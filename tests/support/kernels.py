@@ -94,8 +94,24 @@ def tile(layer: nn.Conv2d, sources: list[int], positions: int, memory: int) -> t
         return astuple(_tile(positions, Weights.of(layer), [layer.in_channels, *sources], x))
 
 
+def intermediate_code(kernel: str, types: dict[str, str], constants: dict[str, Any], **options: int) -> list[str]:
+    """Lines of what Triton makes of a kernel, whatever the GPU. `types` of arguments; integers are i32."""
+    return str(_compiled(kernel, types, constants, 90, options).asm["ttir"]).splitlines()
+
+
 def machine_code(kernel: str, types: dict[str, str], constants: dict[str, Any], capability: int, **options: int) -> list[str]:
-    """Lines of what a kernel becomes on GPUs of that compute capability times ten. `types` of arguments; integers are i32."""
+    """Lines of what a kernel becomes on GPUs of that compute capability times ten."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(_compiled(kernel, types, constants, capability, options).asm["cubin"])
+        file.flush()
+        listing = subprocess.run([tool, "--dump-sass", file.name], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(.*?) ;", listing, re.MULTILINE)
+
+
+def _compiled(kernel: str, types: dict[str, str], constants: dict[str, Any], capability: int, options: dict[str, int]) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -106,10 +122,4 @@ def machine_code(kernel: str, types: dict[str, str], constants: dict[str, Any], 
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] in "*i"}
     source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
-        file.flush()
-        listing = subprocess.run([tool, "--dump-sass", file.name], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(.*?) ;", listing, re.MULTILINE)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

@@ -66,3 +66,12 @@ def test_nvidias_assembler_gets_a_convolution_with_a_shortcut_right(machine_code
     tiles = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}
     code = machine_code("convolution", convolution_of("*bf16"), PLAIN | sizes | tiles, 90, num_warps=warps, num_stages=stages)
     assert [line for line in code if re.search(r"\bR1\b", line) and not re.search(r"LDC R1,|\[R1", line)] == []
+
+
+@pytest.mark.parametrize("depth", [128, 64])
+def test_a_sum_of_one_step_begins_as_that_of_several(compiler, depth):
+    """Triton let the sum of one begin with the bias that was to be added to it: tiles of either depth gave other bits."""
+    sizes = {"C": 128, "C1": 128, "C2": 128, "SOURCES": 0, "PRECISION": "ieee", "ROWS": 64, "COLUMNS": 64, "DEPTH": depth}
+    code = compiler(support.intermediate_code, "convolution", convolution_of("*bf16"), PLAIN | sizes | {"SIDE": 1})
+    assert sum("tt.dot" in line for line in code) == 1
+    assert [line for line in code if "arith.addf" in line] == []
