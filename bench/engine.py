@@ -1,19 +1,17 @@
 """How much of the bare network's speed the engine keeps, and of the machine's: `python -m bench.engine`.
 
-For each precision and batch size, in one run and in turn: the network alone on a batch; the engine on as many chains; the noise
-alone, as the pool draws it. The peak is a product of two large matrices in the same precision, measured in the same turns.
+For each precision and batch size, in one run and in turn: the network alone on a batch; the engine on as many chains; their rows
+and noise alone. The peak is a product of two large matrices in the same precision, measured in the same turns.
 """
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from torch import Tensor
@@ -29,22 +27,21 @@ from worker.engine import ChainRequest
 from worker.graphs import CudaRecorder
 from worker.loaded import LoadedModel
 from worker.network import precisions
-from worker.noise_ahead import NoiseAhead
 from worker.rows import WIDTH
 
-ROUNDS, BURST = 9, 16  # noise is drawn for up to 16 steps at once
+ROUNDS, BURST = 9, 16
 _SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Seconds of one step of `size` chains: the network alone, the engine, the noise alone; and the peak in flop/s."""
+    """Seconds of one step of `size` chains: the network alone, the engine, the rows alone; and the peak in flop/s."""
 
     precision: Precision
     size: int
     network_s: float
     engine_s: float
-    noise_s: float
+    rows_s: float
     peak: float
     gflop: float
 
@@ -54,7 +51,7 @@ class Row:
 
     @property
     def cells(self) -> list[str]:
-        of_network, noise = f"{self.network_s / self.engine_s:.1%}", f"{self.noise_s / self.engine_s:.1%}"
+        of_network, rows = f"{self.network_s / self.engine_s:.1%}", f"{self.rows_s / self.engine_s:.1%}"
         of_peak = f"{self.per_s * self.gflop * 1e9 / self.peak:.0%}"
         return [
             self.precision,
@@ -62,7 +59,7 @@ class Row:
             f"{self.size / self.network_s:.0f}",
             f"{self.per_s:.0f}",
             of_network,
-            noise,
+            rows,
             of_peak,
         ]
 
@@ -78,7 +75,7 @@ def main(
     kinds = [precision] if precision else precisions(torch.device(device))
     largest = sizes_on(torch.device(device))[-1]
     rows = [row for kind in kinds for row in measure(load(model, device, largest, kind))]
-    head = ["precision", "batch", "network/s", "engine/s", "engine / network", "noise / step", "of the matmul peak"]
+    head = ["precision", "batch", "network/s", "engine/s", "engine / network", "rows and noise / step", "of the matmul peak"]
     report.say(f"{rows[0].gflop:g} GFLOP an image-step; medians of {ROUNDS} turns of {BURST} steps.\n")
     report.table(head, [row.cells for row in rows])
     plot(report, rows)
@@ -87,11 +84,11 @@ def main(
 def measure(model: LoadedModel) -> Iterator[Row]:
     model.calibration.use()
     for size in model.calibration.buckets:
-        runs = [_network(model, size), _engine(model, size), _noise(model, size), _product(model)]
+        runs = [_network(model, size), _engine(model, size), _rows(model, size), _product(model)]
         times = [[_burst(model, run) for run in runs] for _ in range(ROUNDS + 1)]  # the first warms up
-        network_s, engine_s, noise_s, product_s = (statistics.median(column) for column in zip(*times[1:], strict=True))
+        network_s, engine_s, rows_s, product_s = (statistics.median(column) for column in zip(*times[1:], strict=True))
         peak = 2 * _side(model) ** 3 / product_s
-        yield Row(model.precision, size, network_s, engine_s, noise_s, peak, model.card.gflop_per_image_step)
+        yield Row(model.precision, size, network_s, engine_s, rows_s, peak, model.card.gflop_per_image_step)
 
 
 def _network(model: LoadedModel, size: int) -> Callable[[], object]:
@@ -108,14 +105,12 @@ def _engine(model: LoadedModel, size: int) -> Callable[[], object]:
     return engine.step
 
 
-def _noise(model: LoadedModel, size: int) -> Callable[[], object]:
+def _rows(model: LoadedModel, size: int) -> Callable[[], object]:
     pool = model.engine.pool
-    if pool.device.type == "cpu":
-        chains, steps, ahead = np.arange(size), itertools.count(), NoiseAhead(size, pool.shape)
-        return lambda: ahead(chains, chains, chains, np.full(size, next(steps)))
-    batch = torch.zeros(WIDTH, size, dtype=torch.float64, device=pool.device)  # on CUDA noise and rows are one
+    columns = torch.ones(WIDTH, size, dtype=torch.float64, device=pool.device)
+    columns[0] = torch.arange(size)
     x, x_0_hat, out = torch.randn(3, size, *pool.shape, device=pool.device)
-    return _recorded(pool.device, lambda: pool.advance(batch, x, x_0_hat, out))
+    return _recorded(pool.device, lambda: pool.advance(columns, x, x_0_hat, out))
 
 
 def _recorded(device: torch.device, run: Callable[[], object]) -> Callable[[], object]:

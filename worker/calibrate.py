@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from worker.machine import available_cores
-from worker.pool import Batch, Pool
+from worker.pool import Pool, columns_of
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ def sizes_on(device: torch.device) -> tuple[int, ...]:
     return (*SIZES, *_BEYOND) if device.type == "cuda" else tuple(sorted((*SIZES, *_BETWEEN)))
 
 
+@torch.inference_mode()
 def calibrate(pool: Pool, T: int, sizes: Sequence[int] = SIZES) -> Calibration:
     """Overwrites the pool's chains. `sizes` beyond its capacity, its memory or a second a step are left out."""
     trial = _Trial(pool, T, [size for size in sorted(sizes) if size <= pool.capacity])
@@ -95,6 +96,7 @@ def calibrate(pool: Pool, T: int, sizes: Sequence[int] = SIZES) -> Calibration:
     raise AssertionError("one thread is always among the choices")
 
 
+@torch.inference_mode()
 def is_beaten(pool: Pool, T: int, kept: Calibration) -> bool:
     """Whether a step takes so much less than `kept` says that it must have been measured beside other work. As `calibrate`.
 
@@ -194,8 +196,8 @@ class _Trial:
 
     def _step(self, first: int, size: int) -> float:
         """Seconds of one step of the chains from `first` on."""
-        batch = Batch.of(self._numbers[first : first + size], size, self._pool.dummy)
+        columns = columns_of(self._numbers[first : first + size], size, self._pool.dummy)
         start = time.perf_counter()
-        self._pool.step(batch)
+        self._pool.step(columns)
         self._pool.wait()
         return time.perf_counter() - start

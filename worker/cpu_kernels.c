@@ -13,9 +13,10 @@
 #else
 #define FOR_EACH_PROCESSOR
 #endif
+#define TWO_PI 6.283185307179586
 #define INLINED static inline __attribute__((always_inline))
 
-enum { BLOCK = 64 }; // channels that are summed side by side, in registers
+enum { BLOCK = 64 }; // channels that are summed side by side, in registers; lanes that are drawn at once
 
 int omp_get_max_threads(void);
 
@@ -127,27 +128,71 @@ void group_norm(
     }
 }
 
-// worker/rows.py's next_state, in place. columns: those of worker/pool.py, 12 by B. x and x_0_hat: a row of `size` for each slot; out: one for
-// each of B; noise: `depth` for each slot.
-FOR_EACH_PROCESSOR void advance(
-    const double *columns, float *x, float *x_0_hat, const float *out, const float *noise, long B, long size, long depth
-) {
+// Of the chains in `columns`, those of worker/pool.py, 12 by B: x, of which the pool has a row of `size` for each slot, and t.
+void gather(const double *columns, const float *x, float *own_x, int64_t *t, long B, long size) {
     for (long i = 0; i < B; i++) {
-        const long slot = columns[i], draw = columns[4 * B + i];
-        float row[7]; // p, q, bound, a, b, d, s
-        for (int k = 0; k < 7; k++) row[k] = columns[(5 + k) * B + i];
-        const float p = row[0], q = row[1], bound = row[2], a = row[3], b = row[4], d = row[5], s = row[6];
-        float *restrict own_x = x + slot * size, *restrict own_x_0_hat = x_0_hat + slot * size;
-        const float *restrict own_out = out + i * size, *restrict own_noise = noise + (slot * depth + draw % depth) * size;
-        for (long k = 0; k < size; k++) {
+        memcpy(own_x + i * size, x + (long)columns[i] * size, size * sizeof *x);
+        t[i] = columns[B + i];
+    }
+}
+
+// Four words for each of `count` lanes, as models/noise.py's philox draws them: Philox4x32-10.
+INLINED void philox(uint64_t seed, uint32_t index, uint32_t draw, uint32_t lane, long count, uint32_t words[4][BLOCK]) {
+    for (long j = 0; j < count; j++) {
+        uint32_t a = lane + j, b = draw, c = index, d = 0, key[2] = {seed, seed >> 32};
+        for (int round = 0; round < 10; round++) {
+            const uint64_t first = 0xD2511F53ull * a, second = 0xCD9E8D57ull * c;
+            a = (second >> 32) ^ b ^ key[0], c = (first >> 32) ^ d ^ key[1], b = second, d = first;
+            key[0] += 0x9E3779B9, key[1] += 0xBB67AE85;
+        }
+        words[0][j] = a, words[1][j] = b, words[2][j] = c, words[3][j] = d;
+    }
+}
+
+// Standard normal values: of word 0, with word 1, the cosines and the sines, then those of word 2 with word 3.
+INLINED void box_muller(uint32_t words[4][BLOCK], long count, float z[4][BLOCK]) {
+    for (int k = 0; k < 4; k += 2)
+        for (long j = 0; j < count; j++) {
+            const double radius = sqrt(-2 * log((words[k][j] + 0.5) * 0x1p-32)), angle = (words[k + 1][j] + 0.5) * (TWO_PI * 0x1p-32);
+            z[k][j] = radius * cos(angle), z[k + 1][j] = radius * sin(angle);
+        }
+}
+
+// Of chain i the values of up to BLOCK lanes, each of which has four, a quarter of a picture apart.
+static void advance_block(
+    const double *columns, float *x, float *x_0_hat, const float *out, long B, long size, long i, long lane, long lanes
+) {
+    float row[7]; // p, q, bound, a, b, d, s
+    for (int k = 0; k < 7; k++) row[k] = columns[(5 + k) * B + i];
+    const float p = row[0], q = row[1], bound = row[2], a = row[3], b = row[4], d = row[5], s = row[6];
+    const long count = lanes - lane < BLOCK ? lanes - lane : BLOCK, slot = columns[i];
+    uint32_t words[4][BLOCK];
+    float z[4][BLOCK];
+    if (s) {
+        philox(columns[2 * B + i], columns[3 * B + i], columns[4 * B + i], lane, count, words);
+        box_muller(words, count, z);
+    }
+    for (int quarter = 0; quarter < 4; quarter++) {
+        const long first = quarter * lanes + lane, left = size - first < count ? size - first : count;
+        float *restrict own_x = x + slot * size + first, *restrict own_x_0_hat = x_0_hat + slot * size + first;
+        const float *restrict own_out = out + i * size + first, *restrict noise = z[quarter];
+        for (long k = 0; k < left; k++) {
             float y = p * own_x[k] + q * own_out[k];
             y = y < -bound ? -bound : y;
             y = y > bound ? bound : y;
             y += own_out[k] - own_out[k]; // of what is not finite, NaN
             float after = a * y + b * own_x[k];
             after = d ? after + d * own_x_0_hat[k] : after;
-            own_x[k] = s ? after + s * own_noise[k] : after;
+            own_x[k] = s ? after + s * noise[k] : after;
             own_x_0_hat[k] = y;
         }
     }
+}
+
+// worker/rows.py's advance, in place. x and x_0_hat: a row of `size` for each slot; out: one for each of B.
+void advance(const double *columns, float *x, float *x_0_hat, const float *out, long B, long size) {
+    const long lanes = (size + 3) / 4;
+#pragma omp parallel for collapse(2) schedule(static)
+    for (long i = 0; i < B; i++)
+        for (long lane = 0; lane < lanes; lane += BLOCK) advance_block(columns, x, x_0_hat, out, B, size, i, lane, lanes);
 }

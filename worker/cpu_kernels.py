@@ -7,11 +7,8 @@ import logging
 import re
 from functools import cache
 from pathlib import Path
-from typing import cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.unet import NormSiLU
@@ -35,8 +32,8 @@ def library() -> ctypes.CDLL | None:
         return None
     at, size, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     found.group_norm.argtypes = [at, at, at, at, size, size, size, size, ctypes.c_float, flag, flag]
-    found.advance.argtypes = [at, at, at, at, at, size, size, size]
-    found.group_norm.restype = found.advance.restype = None
+    found.gather.argtypes = found.advance.argtypes = [at, at, at, at, size, size]
+    found.group_norm.restype = found.gather.restype = found.advance.restype = None
     return found
 
 
@@ -51,7 +48,7 @@ class CompiledNorm(nn.Module):
         self.weight, self.bias = (parameter.detach().float().contiguous() for parameter in (norm.weight, norm.bias))
         self.groups, self.eps, self.silu = norm.num_groups, norm.eps, isinstance(norm, NormSiLU)
         self.bf16 = norm.weight.dtype == torch.bfloat16
-        self.run = cast(ctypes.CDLL, library()).group_norm
+        self.run = _functions().group_norm
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
@@ -62,17 +59,23 @@ class CompiledNorm(nn.Module):
         return out
 
 
-class CompiledAdvance:
-    """A pool's chains take their rows, as by `worker.rows.next_state`."""
+def gather(columns: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """As `worker.rows.gather`."""
+    B = columns.shape[1]
+    own_x, t = x.new_empty(B, *x.shape[1:]), torch.empty(B, dtype=torch.int64)
+    tensors = (tensor.data_ptr() for tensor in (columns, x, own_x, t))
+    _functions().gather(*tensors, B, x.stride(0))
+    return own_x, t
 
-    def __init__(self, x: Tensor, x_0_hat: Tensor, noise: Tensor) -> None:
-        """float32, and to be written in place: x and x_0_hat (slots, C, H, W), noise (slots, depth, C, H, W)."""
-        self._tensors = x, x_0_hat, noise
-        self._size, self._depth = x[0].numel(), noise.shape[1]
-        self._run = cast(ctypes.CDLL, library()).advance
 
-    def __call__(self, columns: NDArray[np.float64], out: Tensor) -> None:
-        """columns (12, B) as in `worker.pool.Batch`, out float32 (B, C, H, W). Draw k of a slot lies at k modulo the depth."""
-        x, x_0_hat, noise = (tensor.data_ptr() for tensor in self._tensors)
-        out = out.float().contiguous()
-        self._run(torch.from_numpy(columns).data_ptr(), x, x_0_hat, out.data_ptr(), noise, len(out), self._size, self._depth)
+def advance(columns: Tensor, x: Tensor, x_0_hat: Tensor, out: Tensor) -> None:
+    """As `worker.rows.advance`."""
+    out = out.contiguous()
+    tensors = (tensor.data_ptr() for tensor in (columns, x, x_0_hat, out))
+    _functions().advance(*tensors, len(out), x.stride(0))
+
+
+def _functions() -> ctypes.CDLL:
+    found = library()
+    assert found
+    return found

@@ -18,7 +18,7 @@ from models.plans import Plan
 from models.sampling import to_bytes
 from worker.buckets import Buckets
 from worker.copies import Copying
-from worker.pool import Batch, Pool
+from worker.pool import Pool, columns_of
 from worker.scheduler import NOTHING_GIVEN, Line, pick, waiting
 
 
@@ -194,7 +194,7 @@ class Engine:
             return self.settle()
         del picked[self.buckets.largest :]
         size = self.buckets.holding(len(picked))
-        self.pool.step(Batch.of([chain.numbers for chain in picked], size, self.pool.dummy))
+        self.pool.step(columns_of([chain.numbers for chain in picked], size, self.pool.dummy))
         for chain in picked:
             chain.row += 1
             chain.line.rows_left -= 1

@@ -16,7 +16,7 @@ _TO_ANGLE = tl.constexpr(2 * math.pi * 2.0**-32)
 def advance(columns: Tensor, x: Tensor, x_0_hat: Tensor, out: Tensor) -> None:
     """The chains of `columns` take their row: what `worker.rows.advance` does in a hundred operations.
 
-    columns float64 (12, B) as in `worker.pool.Batch`; x and x_0_hat float32 (slots, C, H, W); out float32 (B, C, H, W).
+    columns float64 (12, B) as of `worker.pool.columns_of`; x and x_0_hat float32 (slots, C, H, W); out float32 (B, C, H, W).
     """
     out = out.contiguous()
     chains, size = len(out), math.prod(out.shape[1:])

@@ -1,58 +1,55 @@
-"""What is done to chains once the network has spoken: each takes its plan's row, with its own noise."""
+"""What a step does around the network: chains come out of the pool, and go back with their plan's row taken, and their noise."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from models.noise import normal
 from models.plans import COLUMNS
+from worker import cpu_kernels
 
 log = logging.getLogger(__name__)
-Array = TypeVar("Array", Tensor, NDArray[np.float32])
+Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Advance = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 ADDRESS = ("slot", "t", "seed", "index", "draw")
 WIDTH = len(ADDRESS) + len(COLUMNS)
 
 
-def next_state(row: Sequence[Array], x: Array, out: Array, before: Array | None, noise: Array | None) -> tuple[Array, Array]:
-    """x' = a x_0_hat + b x + d x_0_hat_previous + s z, with x_0_hat = clip(p x + q out, -bound, bound); and x_0_hat.
-
-    The numbers of the row are (B, 1, 1, 1) each. `before`: x_0_hat of the row before.
-    """
-    p, q, bound, a, b, d, s = row
-    # clipped, an infinity would pass for black or white; out - out is 0 or, then, NaN, which stays until the engine sees it
-    x_0_hat = (p * x + q * out).clip(-bound, bound) + (out - out)
-    after = a * x_0_hat + b * x
-    if before is not None:
-        after += d * before
-    if noise is not None:
-        after += s * noise
-    return after, x_0_hat
+def gather(columns: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a batch's chains x float32 (B, C, H, W) and t int64 (B,). columns and x: as for `advance`."""
+    slots, t = columns[:2].long()
+    return x[slots], t
 
 
 def advance(columns: Tensor, x: Tensor, x_0_hat: Tensor, out: Tensor) -> None:
     """The chains of a batch, in place in the pool, by one operation after another.
 
-    columns float64 (12, B) as in `worker.pool.Batch`; x and x_0_hat float32 (slots, C, H, W); out float32 (B, C, H, W).
+    x' = a x_0_hat + b x + d x_0_hat_previous + s z, with x_0_hat = clip(p x + q out, -bound, bound).
+
+    columns float64 (12, B) as of `worker.pool.columns_of`; x and x_0_hat float32 (slots, C, H, W); out float32 (B, C, H, W).
     """
     slots, _, seed, index, draw = columns[: len(ADDRESS)].long()
-    row = columns[len(ADDRESS) :, :, None, None, None].float()
+    p, q, bound, a, b, d, s = columns[len(ADDRESS) :, :, None, None, None].float()
     _, C, H, W = out.shape
-    noise = normal(seed, index, draw, (C, H, W))
-    x[slots], x_0_hat[slots] = next_state(tuple(row), x[slots], out, x_0_hat[slots], noise)
+    own_x = x[slots]
+    # clipped, an infinity would pass for black or white; out - out is 0 or, then, NaN, which stays until the engine sees it
+    own_x_0_hat = (p * own_x + q * out).clip(-bound, bound) + (out - out)
+    after = a * own_x_0_hat + b * own_x
+    after += d * x_0_hat[slots]
+    after += s * normal(seed, index, draw, (C, H, W))
+    x[slots], x_0_hat[slots] = after, own_x_0_hat
 
 
-def advance_on(device: torch.device) -> Advance:
-    """On CUDA one kernel, where Triton can make it."""
+def fastest_on(device: torch.device) -> tuple[Gather, Advance]:
+    """On a CPU functions of ours, where they were compiled; on CUDA one kernel advances, where Triton can make it."""
+    if device.type == "cpu" and cpu_kernels.library():
+        return cpu_kernels.gather, cpu_kernels.advance
     if device.type != "cuda":
-        return advance
+        return gather, advance
     try:
         from worker import fused
 
@@ -60,5 +57,5 @@ def advance_on(device: torch.device) -> Advance:
         fused.advance(torch.zeros(WIDTH, 1, dtype=torch.float64, device=device), nothing, nothing.clone(), nothing.clone())
     except Exception as error:  # no Triton, no C compiler for it, a GPU that it does not know
         log.warning("rows and noise take a hundred operations a step instead of one, for Triton makes no kernel: %s", error)
-        return advance
-    return fused.advance
+        return gather, advance
+    return gather, fused.advance

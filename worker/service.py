@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from queue import Empty
 from typing import cast
 
+import torch
 from redis import Redis
 from redis.exceptions import RedisError
 from torch import Tensor
@@ -61,6 +62,7 @@ class Worker:
         self._reported = self._told_all = 0.0
         self._moved: set[str] = set()  # shards of which an image has left since the last report
 
+    @torch.inference_mode()  # once, and not for every step
     def run(self) -> None:
         self.crew.patiently("start", self._shards.beat)
         for name in (

@@ -11,7 +11,7 @@ from models.schedule import Schedule
 from models.unet import UNet
 from models.unet_config import UNetConfig
 from worker.copies import Copying
-from worker.pool import Batch, Pool
+from worker.pool import Pool
 
 SCHEDULE = Schedule.linear()
 SHAPE = (1, 4, 6)
@@ -68,9 +68,9 @@ class LatePool(Pool):
 
     steps = 0
 
-    def step(self, batch: Batch) -> None:
+    def step(self, columns: Tensor) -> None:
         self.steps += 1
-        super().step(batch)
+        super().step(columns)
 
     def copy_out(self, slots: Sequence[int]) -> Copying:
         return _Late(super().copy_out(slots).result(), self)

@@ -1,6 +1,7 @@
 """worker/cpu_kernels.c: what PyTorch and NumPy compute, and the same bits for every number of images and threads."""
 
 import logging
+import math
 import platform
 import re
 import sys
@@ -16,13 +17,17 @@ from torch.nn import functional as F
 
 from models import checkpoint
 from models.catalog import SHIPPED
+from models.noise import normal
+from models.plans import COLUMNS
 from models.unet import NormSiLU
-from worker import cpu_kernels
-from worker.cpu_kernels import CompiledAdvance, CompiledNorm, library
+from worker import cpu_kernels, rows
+from worker.cpu_kernels import CompiledNorm, library
 from worker.network import BY_PYTORCH, COMPILED, ServedNetwork, kernels_on_a_cpu
-from worker.rows import next_state
+from worker.rows import ADDRESS, WIDTH
 
 DTYPES = [torch.float32, torch.bfloat16]
+CPU = torch.device("cpu")
+BOUND = len(ADDRESS) + COLUMNS.index("bound")
 compiled = pytest.mark.skipif(not library(), reason="worker/cpu_kernels.c is not compiled")
 shapes = st.tuples(
     st.integers(1, 5),  # B
@@ -126,33 +131,61 @@ def test_a_tensor_laid_out_by_channels_is_laid_out_anew():
     assert torch.equal(CompiledNorm(norm)(x.contiguous()), CompiledNorm(norm)(x))
 
 
-@compiled
-@given(seed=st.integers(0, 2**32 - 1), remembers=st.booleans(), noisy=st.booleans(), size=st.integers(1, 40))
-def test_chains_take_their_rows_as_by_numpy(seed: int, remembers: bool, noisy: bool, size: int):
+def batch(size: int, count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Columns of so many chains, x and x_0_hat of five slots, and what the network said: pictures of `size` values."""
     rng = np.random.default_rng(seed)
-    slots, depth, B = 5, 3, 3
-    x, x_0_hat, noise = (
-        rng.standard_normal(shape, np.float32) for shape in [(slots, 1, 1, size)] * 2 + [(slots, depth, 1, 1, size)]
-    )
-    out = rng.standard_normal((B, 1, 1, size), np.float32)
-    out[0, ..., 0] = rng.choice(np.array([np.nan, np.inf, -np.inf, 1e30], np.float32))
-    columns = rng.standard_normal((12, B))
-    columns[0], columns[4] = rng.permutation(slots)[:B], rng.integers(0, 1000, B)
-    columns[7] = 1  # bound
-    columns[10] *= remembers
-    columns[11] *= noisy
-    own, draw = columns[0].astype(int), columns[4].astype(int)
-    row = columns[5:, :, None, None, None].astype(np.float32)
-    expected_x, expected_x_0_hat = x.copy(), x_0_hat.copy()
-    with np.errstate(all="ignore"):
-        after = next_state(
-            tuple(row), x[own], out, x_0_hat[own] if remembers else None, noise[own, draw % depth] if noisy else None
-        )
-    expected_x[own], expected_x_0_hat[own] = after
-    tensors = [torch.from_numpy(array) for array in (x, x_0_hat, noise)]
-    CompiledAdvance(*tensors)(columns, torch.from_numpy(out))
-    np.testing.assert_array_equal(x, expected_x)
-    np.testing.assert_array_equal(x_0_hat, expected_x_0_hat)
+    columns = torch.from_numpy(rng.standard_normal((WIDTH, count)))
+    for name, most in {"seed": 2**53, "index": 2**32, "draw": 2**32, "t": 1000}.items():
+        columns[ADDRESS.index(name)] = torch.from_numpy(rng.integers(0, most, count))
+    columns[0] = torch.from_numpy(rng.permutation(5)[:count])
+    columns[BOUND] = 1
+    x, x_0_hat = torch.from_numpy(rng.standard_normal((2, 5, 1, 1, size), np.float32))
+    return columns, x, x_0_hat, torch.from_numpy(rng.standard_normal((count, 1, 1, size), np.float32))
+
+
+@compiled
+@given(seed=st.integers(0, 2**32 - 1), remembers=st.booleans(), noisy=st.booleans(), size=st.integers(1, 600))
+def test_chains_take_their_rows_as_by_pytorch(seed: int, remembers: bool, noisy: bool, size: int):
+    columns, x, x_0_hat, out = batch(size, seed=seed)
+    out[0, ..., 0] = [math.nan, math.inf, -math.inf, 1e30][seed % 4]
+    columns[-2] *= remembers
+    columns[-1] *= noisy
+    ours, theirs = [x.clone(), x_0_hat.clone()], [x.clone(), x_0_hat.clone()]
+    cpu_kernels.advance(columns, *ours, out)
+    rows.advance(columns, *theirs, out)
+    for own, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, expected, rtol=3e-7, atol=1e-6, equal_nan=True)  # of logarithms the last bit may differ
+
+
+@compiled
+@pytest.mark.parametrize("size", [1, 3, 255, 257, 784])
+def test_noise_is_that_of_its_address(size: int):
+    columns, x, x_0_hat, out = batch(size, count=5)
+    columns[len(ADDRESS) :] = 0
+    columns[-1] = 1  # s
+    cpu_kernels.advance(columns, x, x_0_hat, out)
+    slots, _, *address = columns[: len(ADDRESS)].long()
+    assert (x[slots] - normal(*address, (1, 1, size))).abs().max() <= 3e-7
+
+
+@compiled
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 600), threads=st.integers(1, 3))
+def test_a_chain_takes_the_same_row_alone_and_with_others_by_any_number_of_threads(seed: int, size: int, threads: int):
+    columns, x, x_0_hat, out = batch(size, seed=seed)
+    together, alone = [x.clone(), x_0_hat.clone()], [x.clone(), x_0_hat.clone()]
+    torch.set_num_threads(threads)
+    cpu_kernels.advance(columns, *together, out)
+    torch.set_num_threads(1)
+    for i in range(3):
+        cpu_kernels.advance(columns[:, i : i + 1].contiguous(), *alone, out[i : i + 1])
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+
+
+@compiled
+def test_chains_are_gathered_as_by_pytorch():
+    columns, x, _, _ = batch(size=7)
+    for own, expected in zip(cpu_kernels.gather(columns, x), rows.gather(columns, x), strict=True):
+        assert torch.equal(own, expected)
 
 
 @compiled
@@ -162,12 +195,13 @@ def test_its_threads_are_torchs():
     assert len(mapped) == 1
 
 
-def test_without_the_library_the_network_is_pytorchs_and_the_log_says_how_to_get_it(monkeypatch, tmp_path, caplog):
+def test_without_the_library_a_step_is_pytorchs_and_the_log_says_how_to_get_it(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(cpu_kernels, "LIBRARY", tmp_path / "none.so")
     library.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
-            net = ServedNetwork(checkpoint.load(SHIPPED / "fashion-mnist-28"), torch.device("cpu"), "fp32")
+            net = ServedNetwork(checkpoint.load(SHIPPED / "fashion-mnist-28"), CPU, "fp32")
+        assert rows.fastest_on(CPU) == (rows.gather, rows.advance)
         assert net.kernels == kernels_on_a_cpu() == BY_PYTORCH
         assert [record.message for record in caplog.records if "install GCC 12" in record.message] != []
         assert net(torch.zeros(1, 1, 28, 28), torch.tensor([5])).isfinite().all()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from models import checkpoint
 from models.catalog import read_card
@@ -19,7 +20,7 @@ from worker import tuning
 from worker.calibrate import Calibration
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
-from worker.pool import Batch, Pool
+from worker.pool import Pool
 from worker.tuning import Tuned, tune
 
 CPU = torch.device("cpu")
@@ -153,10 +154,10 @@ def test_a_batch_that_is_kept_and_does_not_fit_any_more_is_not_used(tiny, monkey
     first = tune(tiny, "ab" * 32, SHAPE, CPU, 256, "fp32", cache).calibration.buckets
     step = Pool.step
 
-    def full(pool: Pool, batch: Batch) -> None:
-        if batch.columns.shape[1] > 2:
+    def full(pool: Pool, columns: Tensor) -> None:
+        if columns.shape[1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        step(pool, batch)
+        step(pool, columns)
 
     monkeypatch.setattr(Pool, "step", full)
     fitting = tune(tiny, "ab" * 32, SHAPE, CPU, 256, "fp32", cache).calibration.buckets
