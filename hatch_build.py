@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import subprocess
@@ -38,6 +39,10 @@ def compile_library(source: Path, library: Path) -> None:
     compiler = shlex.split(os.environ.get("CC", "cc"))
     with TemporaryDirectory(dir=library.parent) as folder:
         compiled, linked = Path(folder) / "kernels.o", Path(folder) / library.name
-        for arguments in ([*COMPILE, str(source), "-o", str(compiled)], ["-shared", str(compiled), "-lm", "-o", str(linked)]):
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+        for arguments in (
+            [*COMPILE, f'-DSOURCE="{digest}"', str(source), "-o", str(compiled)],
+            ["-shared", str(compiled), "-lm", "-o", str(linked)],
+        ):
             subprocess.run([*compiler, *arguments], check=True, capture_output=True, text=True)
         linked.replace(library)  # at once: a worker may have the old one open

@@ -15,6 +15,10 @@ class Health(BaseModel):
 
 class ServedModel(BaseModel):
     precision: Precision = Field(description="Of the network's weights and activations", examples=["bf16"])
+    kernels: str = Field(
+        description="Whose kernels compute it: with precision and device they decide the last bits",
+        examples=["pytorch, worker/cpu_kernels.c"],
+    )
     threads: int = Field(description="Threads of a CPU that compute a step now; 0 on a GPU", examples=[2])
     seconds: dict[int, float] = Field(
         description="Seconds of a step by batch size, of the sizes that agree to the bit, as calibrated for so many threads",

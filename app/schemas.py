@@ -27,7 +27,7 @@ def _only_with(option: str, sampler: str) -> dict[str, Any]:
 class JobRequest(BaseModel):
     """A number of images of one model. Image i depends on model, sampler and its option, steps, seed and i, and on no load.
 
-    Its last bits are those of the workers' precision and kind of device.
+    Its last bits are those of the workers' precision, kind of device and kernels: `/readyz` names them.
     """
 
     model_config = ConfigDict(

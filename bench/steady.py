@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -21,7 +22,8 @@ IMAGES, STEPS, JOB = 1000, 2, 250
 IDLE_S = 20.0
 
 
-def main(out: Out = OUT, thousands: int = 10) -> None:
+def main(out: Out = OUT, thousands: Annotated[int, typer.Option(min=1, help="Thousands of images after the first")] = 10) -> None:
+    """A worker's memory over thousands of images, and its share of a core when it has none."""
     report = Report(out, "steady", "cpu")
     with data_folder(out) as folder, service(folder, DEFAULT, "cpu", "fp32") as client:
         worker = worker_of(folder)

@@ -22,7 +22,7 @@ VARIANCES: tuple[Variance, ...] = ("fixed_large", "fixed_small", "analytic")
 def evaluate(model: str, wanted: Measure, steps: int | None, out: Path | None) -> None:
     """Ctrl-C leaves the batch that is under way, and reports on those before it."""
     if find_spec("matplotlib") is None:
-        raise Fault("matplotlib is not installed and draws the curves; install the extra: pip install 'ddpm-service[train]'")
+        raise Fault("matplotlib is not installed and draws the curves; install it: pip install '.[train]' in the repository")
     with faults_told():
         measured = Measured(model, wanted, steps)
         evaluation, unknown = measured.evaluation, measured.residual_variance

@@ -34,7 +34,7 @@ _LINE_EVERY_S = 30.0
 def train(recipe_path: Path, out: Path, device: str) -> None:
     """Until the recipe's last update, Ctrl-C or SIGTERM; whatever is done is saved."""
     if find_spec("matplotlib") is None:  # else it would be missed at the first save
-        raise Fault("matplotlib is not installed and draws the loss curve; install the extra: pip install 'ddpm-service[train]'")
+        raise Fault("matplotlib is not installed and draws the loss curve; install it: pip install '.[train]' in the repository")
     console = Console(highlight=False, soft_wrap=True)
     try:
         recipe = Recipe.read(recipe_path)

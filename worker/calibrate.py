@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -131,8 +132,8 @@ class _Trial:
     def __init__(self, pool: Pool, T: int, sizes: Sequence[int]) -> None:
         self._pool, self._sizes = pool, sizes
         self._numbers = [(i, i * (T - 1) // (_CHAINS - 1), 0, i, 1, *_ROW) for i in range(min(_CHAINS, pool.capacity))]
-        self._step(0, sizes[0])  # the first of all allocates, lays out weights and chooses kernels
-        self._image_s = self._step(0, sizes[0]) / sizes[0]
+        self._time(sizes[0])  # the first of all allocates, lays out weights and chooses kernels
+        self._image_s = self._time(sizes[0]) / sizes[0]
         self._numbers = self._numbers[: max(sizes[0], int(_CHAINS_S / self._image_s))]
 
     def agreeing(self) -> dict[int, float]:
@@ -163,7 +164,7 @@ class _Trial:
     def seconds_of_one(self) -> float:
         """A step of a middling batch, or of as many as may be stepped at once."""
         fit = [size for size in self._sizes if size <= _MIDDLING and size * self._image_s < LONGEST_STEP_S]
-        return self._step(0, max(fit, default=self._sizes[0]))
+        return self._time(max(fit, default=self._sizes[0]))
 
     def _runs(self) -> Iterable[tuple[int, Tensor, float]]:
         """Size, bits and seconds, up to the size that takes too long or does not fit."""
@@ -180,23 +181,32 @@ class _Trial:
                 return
 
     def _bits(self, size: int) -> Tensor:
-        """x and x_0_hat of all chains after one step in batches of `size`, float32 (2, chains, C, H, W)."""
-        n = len(self._numbers)
-        self._pool.start(range(n), [0] * n, range(n))
-        for first in range(0, n, size):
-            self._step(first, size)
-        return torch.stack([self._pool.read(range(n)), self._pool.read_x_0_hat(range(n))])
+        """x and x_0_hat of all chains after one step in batches of `size`, float32 (2, chains, C, H, W).
+
+        A larger batch is filled up with the same chains in other slots. Where they differ all is NaN, which equals nothing.
+        """
+        n, filled = len(self._numbers), max(len(self._numbers), size)
+        numbers = [(slot, *self._numbers[slot % n][1:]) for slot in range(filled)]
+        self._pool.start(range(filled), [0] * filled, [slot % n for slot in range(filled)])
+        for first in range(0, filled, size):
+            self._step(numbers[first : first + size], size)
+        bits = torch.stack([self._pool.read(range(filled)), self._pool.read_x_0_hat(range(filled))])
+        same = all(torch.equal(bits[:, first : first + n], bits[:, : min(n, filled - first)]) for first in range(0, filled, n))
+        return bits[:, :n] if same else torch.full_like(bits[:, :n], math.nan)
 
     def _least(self, size: int) -> float:
         """Seconds of a step, of a few that take no longer than a second together: other work can only make them longer."""
-        taken = [self._step(0, size)]
+        taken = [self._time(size)]
         while len(taken) < _TIMED and sum(taken) + min(taken) < _TIMED_S:
-            taken.append(self._step(0, size))
+            taken.append(self._time(size))
         return min(taken)
 
-    def _step(self, first: int, size: int) -> float:
-        """Seconds of one step of the chains from `first` on."""
-        columns = columns_of(self._numbers[first : first + size], size, self._pool.dummy)
+    def _time(self, size: int) -> float:
+        return self._step(self._numbers[:size], size)
+
+    def _step(self, chains: Sequence[tuple[float, ...]], size: int) -> float:
+        """Seconds of one step of these chains."""
+        columns = columns_of(chains, size, self._pool.dummy)
         start = time.perf_counter()
         self._pool.step(columns)
         self._pool.wait()

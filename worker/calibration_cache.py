@@ -17,7 +17,7 @@ from filelock import FileLock
 from worker.calibrate import Calibration
 
 log = logging.getLogger(__name__)
-_FORMAT = 9  # to be raised when calibrations of before no longer hold: another kernel, another way to measure
+_FORMAT = 10  # to be raised when calibrations of before no longer hold: another kernel, another way to measure
 
 
 class CalibrationCache:

@@ -17,6 +17,9 @@
 #define INLINED static inline __attribute__((always_inline))
 
 enum { BLOCK = 64 }; // channels that are summed side by side, in registers; lanes that are drawn at once
+enum { LONGEST = 1024 }; // positions that are summed in float32: many more would cost digits
+
+const char source[] = SOURCE; // the hash of this file, so that a library of another one is not taken for it
 
 int omp_get_max_threads(void);
 
@@ -57,17 +60,20 @@ INLINED float silu(float y) {
 }
 
 // Of `width` channels from the one at `x`: sums over all positions, or of squared distances from `mean` where that is given.
-INLINED void sum_block(const void *x, long first, long positions, long C, long width, const float *mean, float *sums, int bf16) {
-    float s[BLOCK] = {0};
-    for (long p = 0; p < positions; p++)
-        for (long c = 0; c < width; c++) {
-            float value = load(x, first + p * C + c, bf16), distance = mean ? value - mean[c] : value;
-            s[c] += mean ? distance * distance : value;
-        }
-    memcpy(sums, s, width * sizeof *s);
+INLINED void sum_block(const void *x, long first, long positions, long C, long width, const float *mean, double *sums, int bf16) {
+    for (long c = 0; c < width; c++) sums[c] = 0;
+    for (long start = 0; start < positions; start += LONGEST) {
+        float s[BLOCK] = {0};
+        for (long p = start; p < positions && p < start + LONGEST; p++)
+            for (long c = 0; c < width; c++) {
+                float value = load(x, first + p * C + c, bf16), distance = mean ? value - mean[c] : value;
+                s[c] += mean ? distance * distance : value;
+            }
+        for (long c = 0; c < width; c++) sums[c] += s[c];
+    }
 }
 
-INLINED void sum_all(const void *x, long first, long positions, long C, long channels, const float *mean, float *sums, int bf16) {
+INLINED void sum_all(const void *x, long first, long positions, long C, long channels, const float *mean, double *sums, int bf16) {
     long c = 0;
     for (; c + BLOCK <= channels; c += BLOCK) sum_block(x, first + c, positions, C, BLOCK, mean ? mean + c : 0, sums + c, bf16);
     if (c < channels) sum_block(x, first + c, positions, C, channels - c, mean ? mean + c : 0, sums + c, bf16);
@@ -79,16 +85,17 @@ INLINED void normalise(
     int with_silu, int bf16
 ) {
     float mean[channels], scale[channels];
-    sum_all(x, first, positions, C, channels, 0, mean, bf16);
+    double sums[channels];
+    sum_all(x, first, positions, C, channels, 0, sums, bf16);
     for (long g = 0; g < channels; g += D) {
         double sum = 0;
-        for (long c = g; c < g + D; c++) sum += mean[c];
+        for (long c = g; c < g + D; c++) sum += sums[c];
         for (long c = g; c < g + D; c++) mean[c] = sum / (positions * D);
     }
-    sum_all(x, first, positions, C, channels, mean, scale, bf16);
+    sum_all(x, first, positions, C, channels, mean, sums, bf16);
     for (long g = 0; g < channels; g += D) {
         double sum = 0;
-        for (long c = g; c < g + D; c++) sum += scale[c];
+        for (long c = g; c < g + D; c++) sum += sums[c];
         for (long c = g; c < g + D; c++) scale[c] = weight[c] / sqrt(sum / (positions * D) + eps);
     }
     for (long p = 0; p < positions; p++)

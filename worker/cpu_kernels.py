@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -15,20 +17,24 @@ from models.unet import NormSiLU
 
 LIBRARY = Path(__file__).with_name("libcpu_kernels.so")
 log = logging.getLogger(__name__)
-_OPENMP = re.compile(r"/\S*/lib(?:gomp|iomp5|omp)\b\S*")
+SOURCE = LIBRARY.with_name("cpu_kernels.c")
+_OPENMP = re.compile(r"/lib(gomp|iomp5|omp)\b[^/]*$")
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """Its functions, or None where it is not there or no use, and the log says why."""
+    if sys.platform != "linux":
+        log.info("steps are slower than they could be: worker/cpu_kernels.c is compiled on Linux only")
+        return None
     try:
-        if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
-            raise OSError("this processor has no AVX2")
-        # with torch's threads, whichever library of OpenMP they come from: a second one's would wait for the same cores
-        ctypes.CDLL(_OPENMP.findall(Path("/proc/self/maps").read_text())[0], mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(openmp(Path("/proc/self/maps").read_text()), mode=ctypes.RTLD_GLOBAL)
         found = ctypes.CDLL(str(LIBRARY))
-    except (OSError, IndexError) as error:
-        log.warning("steps are slower than they could be: %s; install GCC 12 or newer, and then this package again", error)
+        compiled = (ctypes.c_char * 64).in_dll(found, "source").raw.decode()
+        if compiled != hashlib.sha256(SOURCE.read_bytes()).hexdigest():
+            raise OSError(f"{LIBRARY} was compiled of another {SOURCE.name}")
+    except (OSError, ValueError) as error:
+        log.warning("steps are slower than they could be: %s; install this package again where GCC 12 or newer is", error)
         return None
     at, size, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     found.group_norm.argtypes = [at, at, at, at, size, size, size, size, ctypes.c_float, flag, flag]
@@ -37,10 +43,22 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
+def openmp(maps: str) -> str:
+    """Of what is loaded, the library that torch's threads come from: a second one's would wait for the same cores.
+
+    Raises OSError for none. `maps` is what Linux says of this process in /proc/self/maps.
+    """
+    paths = [line.split(maxsplit=5)[5] for line in maps.splitlines() if _OPENMP.search(line)]
+    if not paths:
+        raise OSError("torch has loaded no library of OpenMP")
+    packages = str(Path(torch.__file__).parents[1])
+    return max(paths, key=lambda path: path.startswith(packages))
+
+
 class CompiledNorm(nn.Module):
     """GroupNorm, with the SiLU of a NormSiLU: x (B, C, H, W), float32 or bf16 -> the same, channels_last.
 
-    All between x and the result is float32.
+    All between x and the result is float32 or wider.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -70,6 +88,7 @@ def gather(columns: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def advance(columns: Tensor, x: Tensor, x_0_hat: Tensor, out: Tensor) -> None:
     """As `worker.rows.advance`."""
+    assert (out.dtype, out.shape) == (torch.float32, (columns.shape[1], *x.shape[1:]))
     out = out.contiguous()
     tensors = (tensor.data_ptr() for tensor in (columns, x, x_0_hat, out))
     _functions().advance(*tensors, len(out), x.stride(0))

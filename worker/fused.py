@@ -1,4 +1,4 @@
-"""All of a step but the network as one kernel, from the pool into the pool: the rows and their noise. For CUDA, by Triton."""
+"""What follows the network in a step, as one kernel in place in the pool: the rows and their noise. For CUDA, by Triton."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class _Block:
         h = self.norm2([h], silu=True)
         if self.has_shortcut:
             return convolution(h, self.conv2, sources=sources)
-        return convolution(h, self.conv2, added=sources[0] if len(sources) == 1 else torch.cat(list(sources), 1))
+        return convolution(h, self.conv2, added=sources[0])  # of two there is a shortcut: they have more channels than come out
 
 
 class _Attention:

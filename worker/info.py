@@ -36,10 +36,12 @@ class Pace:
 class ServedModel:
     """How a worker runs a model now: by so many `threads` of a CPU, 0 elsewhere.
 
-    `seconds` of a step by batch size are what calibration found for so many.
+    `kernels`: whose they are, which decides the last bits. `seconds` of a step by batch size are what calibration found for so
+    many threads.
     """
 
     precision: Precision
+    kernels: str
     threads: int
     seconds: Mapping[int, float]
 
@@ -57,11 +59,15 @@ class WorkerInfo:
         return json.dumps(asdict(self))
 
     def unlike(self, other: WorkerInfo) -> Iterator[str]:
-        """Each model that both run, and not to the same bits, with what it runs on there and here."""
+        """Each model that both run, and not to the same bits, with what runs it there and here."""
         for name in sorted(self.models.keys() & other.models.keys()):
-            there, here = (f"{worker.models[name].precision} on {worker.device.partition(':')[0]}" for worker in (other, self))
+            there, here = (worker._runs(name) for worker in (other, self))
             if there != here:
                 yield f"{name} in {there}, this one in {here}"
+
+    def _runs(self, model: str) -> str:
+        served = self.models[model]
+        return f"{served.precision} on {self.device.partition(':')[0]} by {served.kernels}"
 
     def pace(self, model: str) -> Pace:
         return Pace.of(self.models[model].seconds, self.slowed)

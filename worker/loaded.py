@@ -56,18 +56,18 @@ class LoadedModel:
         self._residual_variance = self._read_residual_variance(catalog.folder(name))
         shape = (self.card.shape.channels, self.card.shape.height, self.card.shape.width)
         tuned = tune(loaded, self.card.sha256, shape, device, capacity, precision, cache)
-        self.calibration, self.precision = tuned.calibration, tuned.precision
+        self.calibration, self.precision, self.kernels = tuned.calibration, tuned.precision, tuned.kernels
         self.capacity = tuned.pool.capacity
         self._threads = Threads(self.calibration.threads, self.calibration.fewer)
         self._buckets = {n: Buckets(self.calibration.seconds_by(n)) for n in (self.calibration.threads, self.calibration.fewer)}
         self.engine = Engine(tuned.pool, self.calibration.seconds)
         self.plan = lru_cache(maxsize=256)(self._plan)
-        log.info("%s on %s in %s: %s", name, device, self.precision, self.calibration)
+        log.info("%s on %s in %s by %s: %s", name, device, self.precision, self.kernels, self.calibration)
 
     @property
     def info(self) -> ServedModel:
         """As it runs now."""
-        return ServedModel(self.precision, self._threads.count, self.engine.buckets.seconds)
+        return ServedModel(self.precision, self.kernels, self._threads.count, self.engine.buckets.seconds)
 
     @property
     def low_water(self) -> int:

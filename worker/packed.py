@@ -17,7 +17,7 @@ from worker.cpu_kernels import CompiledNorm, library
 def pack(net: UNet) -> None:
     """Replace the layers of a network that will be trained no more; its precision must be final."""
     bf16 = net.conv_in.weight.dtype == torch.bfloat16
-    for module in list(net.modules()):
+    for module in reversed(list(net.modules())):  # what lies inside first: attention takes its norm as it is by then
         for name, child in list(module.named_children()):
             if isinstance(child, Attention):
                 setattr(module, name, PackedAttention(child))

@@ -6,6 +6,7 @@ operation on a few images is mostly its call.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,11 +22,13 @@ from worker.graphs import CudaRecorder, Graphs, Recorder
 from worker.machine import make_current
 from worker.rows import WIDTH, fastest_on
 
+_DRAWN_AT_ONCE = 1 << 20  # values of new chains' noise: drawing one takes some 40 bytes
+
 
 def columns_of(chains: Sequence[tuple[float, ...]], size: int, dummy: int) -> Tensor:
     """A step of chains, as the host describes it: float64 (12, size), the five numbers of ADDRESS and the seven of a plan's row.
 
-    Padded to `size` with the dummy chain, which a row of zeros keeps at zero. One tensor, so that it is one copy to the device.
+    Padded to `size` with the dummy chain, whose row is zeros. One tensor, so that it is one copy to the device.
     float64 holds every seed (below 2^53) and every float32 exactly.
     """
     padding = (dummy, *[0] * (WIDTH - 1))
@@ -58,9 +61,10 @@ class Pool:
     @torch.inference_mode()
     def start(self, slots: Sequence[int], seeds: Sequence[int], indices: Sequence[int]) -> None:
         """Put x_T into the slots of new chains: draw 0 of their noise."""
-        where, seed, index = onto(self.device, torch.tensor([slots, seeds, indices]))
-        self.x[where] = normal(seed, index, torch.zeros_like(index), self.shape)
-        self.x_0_hat[where] = 0
+        addresses = onto(self.device, torch.tensor([slots, seeds, indices]))
+        for where, seed, index in addresses.split(max(1, _DRAWN_AT_ONCE // math.prod(self.shape)), dim=1):
+            self.x[where] = normal(seed, index, torch.zeros_like(index), self.shape)
+            self.x_0_hat[where] = 0
 
     def step(self, columns: Tensor) -> None:
         """The chains of `columns_of` take their next row. On CUDA one graph a batch size, captured when it is first met.

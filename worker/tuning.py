@@ -28,6 +28,7 @@ class Tuned:
     pool: Pool
     calibration: Calibration
     precision: Precision
+    kernels: str
 
 
 def tune(
@@ -53,7 +54,7 @@ def tune(
     chosen = bench.choose(offered) if precision == "auto" else precision
     bench.make_sure(chosen)
     pool = bench.pool(chosen)
-    return Tuned(pool, _prepared(pool, bench.calibration(chosen)), chosen)
+    return Tuned(pool, _prepared(pool, bench.calibration(chosen)), chosen, bench.kernels(chosen))
 
 
 class _Bench:
@@ -108,7 +109,7 @@ class _Bench:
             self._weights,
             description(self._device),
             torch.__version__,
-            self._kernels(precision),
+            self.kernels(precision),
             precision,
             enough,
         )
@@ -129,7 +130,7 @@ class _Bench:
             self._last = precision, network, Pool(network, self._shape, self._capacity, self._device)
         return self._last[1:]
 
-    def _kernels(self, precision: Precision) -> str:
+    def kernels(self, precision: Precision) -> str:
         """On a GPU the network has to be made to know: what ours cannot do is left to PyTorch's."""
         return self._made(precision)[0].kernels if self._device.type == "cuda" else kernels_on_a_cpu()
 
@@ -152,7 +153,8 @@ def _prepared(pool: Pool, calibration: Calibration) -> Calibration:
     if not ready:
         raise ValueError(f"no batch fits the memory that is free on {pool.device}; free some, or use another device")
     torch.cuda.empty_cache()  # what was only for recording
-    return replace(calibration, seconds=ready)
+    by_fewer = {size: seconds for size, seconds in calibration.by_fewer.items() if size in ready}
+    return replace(calibration, seconds=ready, by_fewer=by_fewer)
 
 
 def _capacity(asked: int, shape: tuple[int, int, int], device: torch.device) -> int:

@@ -54,7 +54,7 @@ class Upkeep:
                 for difference in info.unlike(other):
                     log.warning(
                         "worker %s runs %s: their pictures of one seed differ by a grey level here and there; "
-                        "give all workers of a fleet one kind of device and one DDPM_PRECISION",
+                        "give all workers of a fleet one kind of device and one DDPM_PRECISION, and install them alike",
                         other.name,
                         difference,
                     )

@@ -49,7 +49,7 @@ MIXES = {
 
 def announce(redis: Redis, workers: int, seconds: dict[int, float]) -> None:
     for name in map(str, range(workers)):
-        info = WorkerInfo(name, "cpu", {"tiny": ServedModel("fp32", 1, seconds)}, 1.0)
+        info = WorkerInfo(name, "cpu", {"tiny": ServedModel("fp32", "pytorch", 1, seconds)}, 1.0)
         say(redis, info)
 
 

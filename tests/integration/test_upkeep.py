@@ -22,8 +22,8 @@ from worker.rq_worker import ShardWorker
 from worker.upkeep import Upkeep
 
 
-def info(name: str, precision: Precision = "fp32", device: str = "cpu") -> WorkerInfo:
-    return WorkerInfo(name, device, {"tiny": ServedModel(precision, 1, {1: 0.1})}, 1.0)
+def info(name: str, precision: Precision = "fp32", device: str = "cpu", kernels: str = "pytorch") -> WorkerInfo:
+    return WorkerInfo(name, device, {"tiny": ServedModel(precision, kernels, 1, {1: 0.1})}, 1.0)
 
 
 def living(redis: Redis) -> list[bytes]:
@@ -94,20 +94,27 @@ def test_what_a_newer_worker_says_besides_is_overlooked(redis: Redis, api: httpx
     assert [worker["name"] for worker in api.get("/readyz").json()["workers"]] == ["newer"]
 
 
-@pytest.mark.parametrize(("precision", "device", "there"), [("bf16", "cpu", "bf16 on cpu"), ("fp32", "cuda:1", "fp32 on cuda")])
+@pytest.mark.parametrize(
+    ("other", "there"),
+    [
+        (info("other", precision="bf16"), "bf16 on cpu by pytorch"),
+        (info("other", device="cuda:1"), "fp32 on cuda by pytorch"),
+        (info("other", kernels="others"), "fp32 on cpu by others"),
+    ],
+)
 def test_a_worker_that_computes_otherwise_is_told_of_once(
-    redis: Redis, upkeep: Upkeep, caplog: pytest.LogCaptureFixture, precision: Precision, device: str, there: str
+    redis: Redis, upkeep: Upkeep, caplog: pytest.LogCaptureFixture, other: WorkerInfo, there: str
 ) -> None:
-    say(redis, info("other", precision, device))
+    say(redis, other)
     for _ in range(3):
         upkeep.turn()
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told.startswith(f"worker other runs tiny in {there}, this one in fp32 on cpu: ")
+    assert told.startswith(f"worker other runs tiny in {there}, this one in fp32 on cpu by pytorch: ")
     assert "DDPM_PRECISION" in told
 
 
 def test_workers_that_compute_alike_say_nothing(redis: Redis, upkeep: Upkeep, caplog: pytest.LogCaptureFixture) -> None:
     say(redis, info("other"))
-    say(redis, replace(info("for another model"), models={"large": ServedModel("bf16", 1, {1: 0.1})}))
+    say(redis, replace(info("for another model"), models={"large": ServedModel("bf16", "pytorch", 1, {1: 0.1})}))
     upkeep.turn()
     assert not caplog.records

@@ -32,7 +32,7 @@ class IdleWorker:
         self.redis, self.store = redis, store or InRedis()
 
     def announce(self, *, image_steps_per_s: float = 100.0, lives_s: float = 60.0, models: tuple[str, ...] = ("tiny",)) -> None:
-        served = ServedModel("fp32", 1, {1: 1 / image_steps_per_s})
+        served = ServedModel("fp32", "pytorch", 1, {1: 1 / image_steps_per_s})
         say(self.redis, WorkerInfo("worker-1", "cpu", dict.fromkeys(models, served), 1.0), lives_s)
 
     def start(self, job: str) -> bytes | None:

@@ -7,8 +7,8 @@ from app.schemas import QueuePlace
 from worker.contract import STRETCH
 from worker.info import Pace, ServedModel, WorkerInfo
 
-FLAT = ServedModel("bf16", 0, {1: 0.1, 32: 0.1})  # a GPU: a step takes what it takes, whatever is in it
-STEEP = ServedModel("fp32", 2, {1: 0.01, 32: 0.32})  # a CPU
+FLAT = ServedModel("bf16", "pytorch", 0, {1: 0.1, 32: 0.1})  # a GPU: a step takes what it takes, whatever is in it
+STEEP = ServedModel("fp32", "pytorch", 2, {1: 0.01, 32: 0.32})  # a CPU
 
 
 def worker(name: str, *models: str, model: ServedModel = FLAT) -> WorkerInfo:

@@ -48,6 +48,17 @@ def test_a_size_is_dropped_for_one_pixel():
     assert calibrate(pool(odd), 1000, (1, 2, 4)).buckets == (1, 2)
 
 
+def test_a_size_is_dropped_where_only_its_last_places_have_other_bits():
+    """A batch has more places than chains are compared."""
+
+    def odd(x: Tensor, t: Tensor) -> Tensor:
+        out = gaussian_eps(x, t)
+        out[63:] = torch.nextafter(out[63:], torch.tensor(9.0))
+        return out
+
+    assert calibrate(pool(odd), 1000, (16, 32, 64)).buckets == (16, 32)
+
+
 def test_where_sizes_fall_into_groups_the_larger_group_is_used():
     small_differ = with_other_bits(lambda x: len(x) <= 2)
     assert calibrate(pool(small_differ), 1000, (1, 2, 4, 8, 16)).buckets == (4, 8, 16)

@@ -25,7 +25,17 @@ def test_a_cpu_may_be_named_with_its_number(device: str):
     assert torch.equal(drain(e)["a"], plain(request("a")))
 
 
-@pytest.mark.parametrize("record", [None, one_by_one], ids=["in numpy", "recorded"])
+def test_new_chains_are_drawn_some_at_a_time_and_are_the_same(monkeypatch: pytest.MonkeyPatch):
+    """Noise of a shard of large pictures at once would take more memory than the pool."""
+    pools = [Pool(gaussian_eps, SHAPE, 8, torch.device("cpu")) for _ in range(2)]
+    for pool, at_once in zip(pools, (1 << 20, 3 * 24), strict=True):
+        monkeypatch.setattr("worker.pool._DRAWN_AT_ONCE", at_once)
+        pool.start([5, 0, 7, 2, 1, 3, 6], [9] * 7, range(7))
+    assert torch.equal(pools[0].x, pools[1].x)
+    assert pools[0].x[:8].flatten(1).any(1).sum() == 7
+
+
+@pytest.mark.parametrize("record", [None, one_by_one], ids=["at once", "recorded"])
 def test_a_size_that_was_prepared_draws_what_others_draw(record: Recorder | None):
     """A worker prepares each size with a batch of nothing but padding, and on CUDA records it then."""
     e = engine(record=record)

@@ -128,7 +128,7 @@ def test_what_was_measured_just_now_is_not_doubted(tiny, measured, monkeypatch, 
 def test_what_was_calibrated_with_other_kernels_is_measured_anew(tiny, measured, monkeypatch, tmp_path: Path):
     """On a GPU: without a C compiler, say, other kernels run, of which other sizes agree."""
     for kernels in ("ours", "pytorch", "ours"):
-        monkeypatch.setattr(tuning._Bench, "_kernels", lambda bench, precision, kernels=kernels: kernels)
+        monkeypatch.setattr(tuning._Bench, "kernels", lambda bench, precision, kernels=kernels: kernels)
         tuned(tiny, "fp32", CalibrationCache(tmp_path))
     assert len(measured) == 2
 
@@ -166,14 +166,15 @@ def test_a_batch_that_is_kept_and_does_not_fit_any_more_is_not_used(tiny, monkey
 
 
 def test_a_batch_that_fitted_when_it_was_measured_and_does_not_now_is_not_used(tiny, monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(tuning, "calibrate", lambda pool, T, sizes: Calibration({1: 1.0, 2: 1.5, 4: 2.0}, threads=1))
+    monkeypatch.setattr(tuning, "calibrate", lambda pool, T, sizes: Calibration({1: 1.0, 2: 1.5, 4: 2.0}, 2, 1, {1: 2.0, 4: 4.0}))
 
     def full(pool: Pool, size: int) -> None:
         if size > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Pool, "prepare", full)
-    assert tuned(tiny, "fp32").calibration.buckets == (1, 2)
+    calibration = tuned(tiny, "fp32").calibration
+    assert (calibration.buckets, calibration.by_fewer) == ((1, 2), {1: 2.0})
 
 
 def test_where_no_batch_fits_any_more_the_start_says_so(tiny, monkeypatch):
