@@ -16,12 +16,13 @@ from worker.inbox import Ended, Inbox, Taken
 from worker.loaded import LoadedModel
 from worker.previews import Previews
 from worker.results import Results
-from worker.rq_worker import BadShard, Lease, ShardWorker
+from worker.rq_worker import BadShard, Lease, Limit, ShardWorker
 from worker.store import StoreFault
 
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5  # should a published change have been missed
 _SAVED_WITHIN_S = 30.0
+_SMALL = 16  # a shard of this share of what would be left, or less, is small
 
 
 class Load:
@@ -69,6 +70,8 @@ class Intake:
     A big job's later shards are left for other workers and never fill the places of jobs that somebody waits for: after the
     first there is still room for a shard, unless the pool holds only one. That first one has a place of its own, however many
     interactive shards wait: bulk work is always there for the scheduler's floor.
+
+    An owner who holds more than what would be left gets only small shards, so that others, and its own small jobs, find room.
     """
 
     def __init__(
@@ -95,9 +98,9 @@ class Intake:
             self._taken = None
 
     def _next(self) -> Lease | None:
-        queues = [] if self._held_back() or self._load.suspect else self._wanted()
+        wanted = {} if self._held_back() or self._load.suspect else self._wanted()
         try:
-            return self._shards.take(queues, self._load.by_owner())
+            return self._shards.take(wanted, self._load.by_owner(), wanted)
         except BadShard as bad:
             message = "the job was written by another version of the service than the worker's; post it again"
             self._results.fail(job_of(bad.shard_id), "unknown_version", message)
@@ -137,16 +140,19 @@ class Intake:
         self._asked_at = None
         return saved
 
-    def _wanted(self) -> list[str]:
-        interactive, bulk = [], []
+    def _wanted(self) -> dict[str, Limit]:
+        """The queues of which a shard would be taken."""
+        wanted = {}
         for name, model in self._models.items():
             held, held_in_bulk = self._load.of(name, *Priority), self._load.of(name, Priority.BULK)
-            room = (model.capacity - held) // SHARD_IMAGES
-            if room >= (1 if held_in_bulk else 2) or not held:
-                interactive.append(queue_name(Priority.INTERACTIVE, name))
-            if (room >= (2 if held_in_bulk else 1) or not held) and held_in_bulk < model.low_water:
-                bulk.append(queue_name(Priority.BULK, name))
-        return interactive + bulk
+            left = model.capacity - held - SHARD_IMAGES  # once a shard is taken
+            left_to_interactive = left - (0 if held_in_bulk else SHARD_IMAGES)
+            if left_to_interactive >= 0 or not held:
+                most, small = max(SHARD_IMAGES, left_to_interactive), left_to_interactive // _SMALL
+                wanted[queue_name(Priority.INTERACTIVE, name)] = Limit(most, small)
+            if (left >= (SHARD_IMAGES if held_in_bulk else 0) or not held) and held_in_bulk < model.low_water:
+                wanted[queue_name(Priority.BULK, name)] = Limit()
+        return wanted
 
 
 class Listener:

@@ -57,7 +57,7 @@ def enqueue(shards: Iterable[Shard], pipe: Any) -> None:
             retry=Retry(max=MAX_LOSSES, enqueue_at_front=True),  # our budget of losses
         )
         make_queue(shard.queue, _NO_CONNECTION).enqueue_many([data], pipeline=pipe)
-        pipe.hset(Job.key_for(shard.id), "owner", shard.owner)  # for scripts.TAKE
+        pipe.hset(Job.key_for(shard.id), mapping={"owner": shard.owner, "images": len(shard.indices)})  # for scripts.TAKE
         pipe.expire(Job.key_for(shard.id), UNFINISHED_TTL_S)  # as its job's record, should nobody ever run it
 
 

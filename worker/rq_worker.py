@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 from uuid import uuid4
 
 from redis import Redis
@@ -31,7 +31,14 @@ from worker.contract import Shard, job_key
 from worker.queue import LEASE_S, MAX_LOSSES, make_queue
 
 log = logging.getLogger(__name__)
-_LOOKED_AT = 256  # shards of a queue: half a microsecond of Redis each
+_LOOKED_AT = 1000  # shards of a queue: half a microsecond of Redis each
+
+
+class Limit(NamedTuple):
+    """For an owner of whom more than `most` interactive images are here, a shard of more than `small` is not taken."""
+
+    most: int = 1 << 30
+    small: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +107,16 @@ class ShardWorker(BaseWorker):
         """Whether, as far as we know, the lease is still ours."""
         return lease.execution.id in self._leases
 
-    def take(self, queue_names: Sequence[str], held: Mapping[str, int] = MappingProxyType({})) -> Lease | None:
+    def take(
+        self,
+        queue_names: Collection[str],
+        held: Mapping[str, int] = MappingProxyType({}),
+        limits: Mapping[str, Limit] = MappingProxyType({}),
+    ) -> Lease | None:
         """Pop and lease a shard of the first queue that has one, in one script: a kill at any moment loses no shard.
 
         `held`: interactive images that are here, by owner; of interactive shards one whose owner has least goes first.
-        Asked again after an error, it finds the shard that it may have got. Raises BadShard.
+        `limits` by queue. Asked again after an error, it finds the shard that it may have got. Raises BadShard.
         """
         wanted = [queue for queue in self.queues if queue.name in queue_names]
         if not (wanted or self._asking):
@@ -124,6 +136,7 @@ class ShardWorker(BaseWorker):
                 ExecutionRegistry("", self.connection).key,
                 len(wanted),
                 _LOOKED_AT,
+                *(number for queue in wanted for number in limits.get(queue.name, Limit())),
                 *(part for owner in held.items() for part in owner),
             ],
         )

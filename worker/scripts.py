@@ -6,21 +6,22 @@ _NOW = "local t = redis.call('TIME'); local now = t[1] + t[2] / 1e6; local C = r
 
 # KEYS: worker executions, then (queue, wip) by priority: those that are wanted, then all others of the worker.
 # ARGV: execution id, worker, lease, iso now, prefixes of job / execution / executions keys, how many queues are wanted, how many
-# shards are looked at; then owners, each before the interactive images of it that the worker holds.
+# shards are looked at; for each wanted queue what an owner may hold already, and the images of a shard for which that does not
+# count; then owners, each before the interactive images of it that the worker holds.
 # An id that was used already gets what it got then: its answer was lost, and nobody would hold that shard.
 # Of interactive shards the first whose owner has least in the worker goes first, so that nobody waits behind another's many jobs.
 TAKE = (
     _NOW
     + """
 local held = {}
-for i = 10, #ARGV, 2 do held[ARGV[i]] = tonumber(ARGV[i + 1]) end
-local function next_of(queue)
+for i = 10 + 2 * ARGV[8], #ARGV, 2 do held[ARGV[i]] = tonumber(ARGV[i + 1]) end
+local function next_of(queue, most, small)
   if not (next(held) and string.find(queue, ':interactive:', 1, true)) then return C('LPOP', queue) end
   local chosen, least
   for _, id in ipairs(C('LRANGE', queue, 0, ARGV[9] - 1)) do
-    local owner = C('HGET', ARGV[5] .. id, 'owner')
-    local images = owner and held[owner] or 0
-    if not least or images < least then chosen, least = id, images end
+    local said = C('HMGET', ARGV[5] .. id, 'owner', 'images')
+    local owned, images = said[1] and held[said[1]] or 0, tonumber(said[2] or 0)
+    if (owned <= most or images <= small) and (not least or owned < least) then chosen, least = id, owned end
     if least == 0 then break end
   end
   if chosen then C('LREM', queue, 1, chosen) end
@@ -33,7 +34,8 @@ for _, member in ipairs(C('SMEMBERS', KEYS[1])) do
   end
 end
 for i = 2, 2 * ARGV[8], 2 do
-  local id = next_of(KEYS[i])
+  local most, small = tonumber(ARGV[8 + i]), tonumber(ARGV[9 + i])
+  local id = next_of(KEYS[i], most, small)
   while id do
     local job, member = ARGV[5] .. id, id .. ':' .. ARGV[1]
     -- anything but 'queued' is a deleted, cancelled or doubly pushed id: drop it (RQ would run it)
@@ -50,7 +52,7 @@ for i = 2, 2 * ARGV[8], 2 do
       C('HDEL', job, 'reason')
       return {(i - 2) / 2, id, C('HGETALL', job)}
     end
-    id = next_of(KEYS[i])
+    id = next_of(KEYS[i], most, small)
   end
 end
 return false"""

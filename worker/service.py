@@ -54,11 +54,12 @@ class Worker:
         self._outbox = Outbox(self._shards, self._results, self._inbox)
         self._saver = Saver(self._shards, self._results, self._inbox)
         self._intake = Intake(self._shards, self._results, models, self._load, self._inbox, self._outbox.is_full)
-        self._upkeep = Upkeep(redis, self._shards, self._inbox, self._info, self.crew.stopping)
+        self._upkeep = Upkeep(redis, self._shards, self._inbox, self._info, lambda: self._turned, self.crew.stopping)
         self._expiry = Expiry(redis, store, self.crew.stopping)
         self._speed = Speed()
         self._turns = Turns[LoadedModel]()
         self._at_risk: Sequence[Lease] = ()
+        self._turned = 0
         self._reported = self._told_all = 0.0
         self._moved: set[str] = set()  # shards of which an image has left since the last report
 
@@ -88,6 +89,7 @@ class Worker:
         self._close()
 
     def _turn(self) -> None:
+        self._turned += 1
         self._read_inbox()
         began, busy = time.monotonic(), [model for model in self._models.values() if len(model.engine)]
         promised_s = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from threading import Event
 from typing import Any, cast
@@ -18,18 +19,31 @@ from worker.rq_worker import ShardWorker
 
 log = logging.getLogger(__name__)
 BEAT_EVERY_S = RESCUE_EVERY_S
+HUNG_BEATS = 40
 
 
 class Upkeep:
     """One turn every BEAT_EVERY_S. The rescue has turns of its own: where Redis is slow they take longer than a lease may."""
 
-    def __init__(self, redis: Redis, shards: ShardWorker, inbox: Inbox, info: Callable[[], WorkerInfo], stopping: Event) -> None:
-        self._redis, self._shards, self._inbox, self._info, self._stopping = redis, shards, inbox, info, stopping
+    def __init__(
+        self,
+        redis: Redis,
+        shards: ShardWorker,
+        inbox: Inbox,
+        info: Callable[[], WorkerInfo],
+        turns: Callable[[], int],
+        stopping: Event,
+    ) -> None:
+        """`turns`: how many the loop that steps has made."""
+        self._redis, self._shards, self._inbox, self._stopping = redis, shards, inbox, stopping
+        self._info, self._turns = info, turns
+        self._turned, self._unturned = 0, 0  # the loop's turns at the last beat, and beats since it made one
         self._say = cast("Any", redis.register_script(roster.SAY))
         self._compared: set[str] = set()  # names of workers
         self._rescue = Rescue(redis, shards.lease_s)
 
     def turn(self) -> None:
+        self._end_if_hung()
         for lease in self._shards.beat():
             self._inbox.put(Lost(lease))
         self._introduce()
@@ -38,6 +52,23 @@ class Upkeep:
     def rescue(self) -> None:
         self._rescue.turn()
         self._stopping.wait(RESCUE_EVERY_S)
+
+    def _end_if_hung(self) -> None:
+        """A step that never ends, as of a GPU that does not answer, would hold its shards for ever: their leases are prolonged.
+
+        Beats are counted and not seconds, of which a process that was stopped knows nothing.
+        """
+        turned = self._turns()
+        self._unturned = self._unturned + 1 if turned == self._turned else 0
+        self._turned = turned
+        if self._unturned < HUNG_BEATS:
+            return
+        said = f"no step has ended for {HUNG_BEATS * BEAT_EVERY_S:.0f} s"
+        log.critical("worker %s ends: %s", self._shards.name, said)
+        try:
+            self._shards.abandon(None, said)
+        finally:
+            os._exit(1)  # nothing else ends a thread that waits for a device
 
     def sign_off(self) -> None:
         self._redis.hdel(contract.WORKERS, self._shards.name)

@@ -45,11 +45,33 @@ def test_however_many_interactive_shards_wait_bulk_work_has_a_place(redis, model
     bulk = replace(shard, number=1)
     while shard.queue in intake._wanted():
         load.add(shard, 64)
-    assert intake._wanted() == [bulk.queue]
+    assert list(intake._wanted()) == [bulk.queue]
     load.add(bulk, 64)
-    assert intake._wanted() == [], "the pool is full"
+    assert not intake._wanted(), "the pool is full"
     load.add(shard, -64)
-    assert intake._wanted() == [shard.queue], "the next place is for who is waited for"
+    assert list(intake._wanted()) == [shard.queue], "the next place is for who is waited for"
+
+
+def test_one_owners_many_big_jobs_leave_room_for_others_and_for_its_small_ones(redis, model, monkeypatch):
+    """Those wait in the pool for the next step, and not outside until 64 images have left."""
+    monkeypatch.setattr("worker.intake._LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(model, "capacity", 1024)
+    big = [post(redis, model, count=64, owner="ann", job=f"big{number}") for number in range(20)]
+    shards = ShardWorker(redis, [contract.queue_name("interactive", "tiny")])
+    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, load := Load(), inbox := Inbox(), lambda: False)
+
+    def taken() -> list[str]:
+        for _ in range(20):
+            intake.turn()
+        return [inbox.get_nowait().lease.shard.job for _ in range(inbox.qsize())]
+
+    assert taken() == [f"big{number}" for number in range(8)]
+    for owner, count in {"ann": 1, "bob": 64}.items():
+        post(redis, model, count=count, owner=owner, job=f"{owner}s")
+    assert taken() == ["bobs", "anns"]
+    for ended in big[:2]:
+        load.add(ended, -64)
+    assert taken() == ["big8"]
 
 
 @pytest.mark.parametrize(("capacity", "bulk"), [(64, 1), (127, 1), (191, 1), (192, 2), (256, 2)])

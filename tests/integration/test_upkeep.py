@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from itertools import count
 from threading import Event
 
 import httpx
@@ -12,14 +13,15 @@ import pytest
 from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
-from tests.support.shards import QUEUES
+from tests.support.shards import QUEUES, post, shard
 from tests.support.worker import say
 from worker import contract, roster
 from worker.contract import Precision
 from worker.inbox import Inbox
 from worker.info import ServedModel, WorkerInfo
+from worker.queue import reap
 from worker.rq_worker import ShardWorker
-from worker.upkeep import Upkeep
+from worker.upkeep import HUNG_BEATS, Upkeep
 
 
 def info(name: str, precision: Precision = "fp32", device: str = "cpu", kernels: str = "pytorch") -> WorkerInfo:
@@ -35,7 +37,7 @@ def upkeep(redis: Redis) -> Upkeep:
     """Of a worker that runs `tiny` in fp32 on a CPU, and waits for nothing between its turns."""
     stopping = Event()
     stopping.set()
-    return Upkeep(redis, ShardWorker(redis, QUEUES), Inbox(), lambda: info("mine"), stopping)
+    return Upkeep(redis, ShardWorker(redis, QUEUES), Inbox(), lambda: info("mine"), count().__next__, stopping)
 
 
 def test_a_worker_that_is_gone_is_not_among_the_living_and_is_forgotten(redis: Redis, upkeep: Upkeep) -> None:
@@ -44,6 +46,26 @@ def test_a_worker_that_is_gone_is_not_among_the_living_and_is_forgotten(redis: R
     assert roster.read(living(redis)) == [info("alive")]
     upkeep.turn()
     assert set(redis.hkeys(contract.WORKERS)) == {b"alive", b"mine"}
+
+
+def test_a_worker_whose_step_never_ends_ends_itself_and_says_so(
+    redis: Redis, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    post(redis, shard("job"))
+    lease = upkeep._shards.take(QUEUES)
+    for _ in range(2 * HUNG_BEATS):
+        upkeep.turn()
+    assert not ended, "its loop turns"
+    upkeep._turns = lambda: 7
+    for _ in range(HUNG_BEATS):
+        upkeep.turn()
+    assert not ended
+    upkeep.turn()
+    assert ended == [1]
+    assert reap([lease.queue]) == [("job-0", "requeued")]
+    assert redis.hget(lease.job.key, "reason") == b"no step has ended for 120 s"
 
 
 def test_no_heartbeat_waits_for_a_rescue(redis: Redis, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,18 @@ from worker.rq_worker import Lease
 from worker.service import Worker
 
 
-def post(redis: Redis, model: LoadedModel, count: int = 3, steps: int = 4, sampler: str = "ddpm") -> Shard:
+def post(
+    redis: Redis,
+    model: LoadedModel,
+    count: int = 3,
+    steps: int = 4,
+    sampler: str = "ddpm",
+    owner: str = "local",
+    job: str = "a" * 32,
+) -> Shard:
     """A job as the API records it; its first shard."""
     recipe = Recipe("tiny", model.card.sha256, sampler, steps, "fixed_small", 0.0, 7)
-    shards = list(shards_of("a" * 32, recipe, 0, count, "local", "interactive"))
+    shards = list(shards_of(job, recipe, 0, count, owner, "interactive"))
     fields = {
         "id": shards[0].job,
         "state": "queued",

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.shards import LEASE_S, QUEUES, post, rescue, shard, taken, waiting, worker
 from worker.contract import Shard
-from worker.rq_worker import ShardWorker
+from worker.rq_worker import Limit, ShardWorker
 
 
 def lose_the_answer(w: ShardWorker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +89,16 @@ def test_of_interactive_shards_one_whose_owner_has_least_goes_first(redis):
     assert w.take(QUEUES, {"ann": 64, "bob": 64}).shard.job == "eve"
     assert w.take(QUEUES, {"ann": 64, "bob": 64, "eve": 1}).shard.job == "ann1"
     assert waiting(redis) == [f"ann{n}-0" for n in range(2, 100)]
+
+
+def test_of_an_owner_who_holds_more_than_the_limit_only_small_shards_are_taken(redis):
+    sizes = {"big": 64, "middling": 3, "small": 2}
+    post(redis, *(replace(of("ann", job), count=count) for job, count in sizes.items()), of("bob", "bob"))
+    w, limits = worker(redis), dict.fromkeys(QUEUES, Limit(most=64, small=2))
+    assert w.take(QUEUES, {"ann": 65}, limits).shard.job == "bob"
+    assert w.take(QUEUES, {"ann": 65, "bob": 1}, limits).shard.job == "small"
+    assert w.take(QUEUES, {"ann": 65}, limits) is None
+    assert w.take(QUEUES, {"ann": 64}, limits).shard.job == "big"
 
 
 def test_of_one_owners_shards_the_first_goes_first_and_withdrawn_ones_are_passed_over(redis):
