@@ -1,7 +1,7 @@
 """The connection below the app: a request must arrive whole and in time, and what is no HTTP is told so as everything else is.
 
-uvicorn waits for ever for a request that is sent byte by byte, keeps a head of any size, and answers what it cannot parse
-in text/plain.
+uvicorn waits for ever for a request that is sent byte by byte, and for a client that does not read its answer, keeps a head of
+any size, and answers what it cannot parse in text/plain.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from app.errors import HeadTooLarge, NotHttp, Problem, SlowRequest
 from app.handlers import render
 
 ARRIVES_WITHIN_S = 20.0  # from its first byte to its last; the largest body needs 3.3 KB a second
+READ_WITHIN_S = 60.0  # what was written and waits, 64 KB of it: the rest would wait for ever for a client that reads nothing
 _MAX_HEAD_BYTES = 64 * 1024
 
 
@@ -25,13 +26,23 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._timer: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._in_head, self._head_bytes, self._one_ended = False, 0, False
         self._owed: deque[RequestResponseCycle] = deque()  # arrived whole, and not answered yet
         self._refusal: Problem | None = None  # of what came behind those
         self._expect_the_rest()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(READ_WITHIN_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_read()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._all_is_here()
+        self._is_read()
         for cycle in self._owed:  # uvicorn tells the latest request only
             cycle.disconnected = True
             cycle.message_event.set()
@@ -90,6 +101,11 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _too_late(self) -> None:
         self._timer, cycle = None, self.cycle

@@ -76,4 +76,5 @@ def _passing(error: RedisError | StoreFault) -> bool:
     """Faults that time mends: no connection, no answer, a server that loads its data, is full, or is a replica for now."""
     if isinstance(error, ConnectionError | TimeoutError | StoreFault | OutOfMemoryError | ReadOnlyError):
         return True
-    return any(word in str(error) for word in ("BUSY ", "MISCONF ", "NOREPLICAS "))  # the client has no classes for these
+    # the client has no classes for these
+    return any(word in str(error) for word in ("BUSY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN "))

@@ -44,17 +44,20 @@ class Outbox:
         self._shards, self._results, self._inbox = shards, results, inbox
         self._parcels: deque[Parcel] = deque()
         self._progress: dict[str, Report] = {}  # by shard
+        self._noting = threading.Lock()
         self._work = threading.Event()
         self._sending = threading.Lock()
 
     def post(self, parcel: Parcel) -> None:
         if parcel.last:  # what was noted before it would set the shard back
-            self._progress = {shard: report for shard, report in self._progress.items() if report[0] is not parcel.lease}
+            with self._noting:
+                self._progress = {shard: report for shard, report in self._progress.items() if report[0] is not parcel.lease}
         self._parcels.append(parcel)
         self._work.set()
 
     def report(self, reports: Iterable[Report]) -> None:
-        self._progress = self._progress | {report[0].shard.id: report for report in reports}
+        with self._noting:
+            self._progress |= {report[0].shard.id: report for report in reports}
         self._work.set()
 
     def is_full(self) -> bool:
@@ -93,7 +96,8 @@ class Outbox:
                 told_at = time.monotonic()
 
     def _send_progress(self) -> None:
-        reports, self._progress = list(self._progress.values()), {}
+        with self._noting:
+            reports, self._progress = list(self._progress.values()), {}
         if reports:
             wanted = self._results.progress([(lease.shard, least, image_steps) for lease, least, image_steps in reports])
             for (lease, _, _), stays in zip(reports, wanted, strict=True):

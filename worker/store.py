@@ -126,6 +126,9 @@ class InObjects:
                 self._fs.makedirs(self._folder(job), exist_ok=True)
                 for path, blob in paths.items():
                     self._put_whole(path, blob)
+                if self._local:  # the names as well, of the files and of their folder
+                    for folder in (self._folder(job), self._root):
+                        _sync(folder)
 
     def _get(self, job: str, names: Sequence[str]) -> list[bytes | None]:
         with self._faults():
@@ -158,6 +161,14 @@ class InObjects:
 
     def _faults(self) -> _Faults:
         return _Faults(self._name)
+
+
+def _sync(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class _Faults:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from contextlib import ExitStack, suppress
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from fastapi import Response
 from redis import Redis
 
 from app import connection as below
@@ -58,6 +61,28 @@ def test_a_request_that_comes_byte_by_byte_is_given_up(url: str, at_once: int) -
         slow.send(request[: at_once + 10])
         assert slow.answer().status == 408
         assert slow.answer() is None
+
+
+def test_a_client_that_does_not_read_is_cut_off(settings: ApiSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an answer that no buffer of the system holds."""
+    monkeypatch.setattr(below, "READ_WITHIN_S", 0.3)
+    app, size = create_app(settings), 64 << 20
+    app.get("/big")(lambda: Response(bytes(size)))
+    with serve(app) as url:
+        for idle_s, whole in ((0.0, True), (1.5, False)):
+            with socket.create_connection(urlsplit(url).netloc.split(":")) as client:
+                client.sendall(get(b"/big"))
+                time.sleep(idle_s)
+                assert (read_all(client, size) >= size) is whole
+
+
+def read_all(client: socket.socket, enough: int) -> int:
+    """Bytes until so many are here, or the other end is closed."""
+    seen = 0
+    with suppress(ConnectionError):
+        while seen < enough and (data := client.recv(1 << 16)):
+            seen += len(data)
+    return seen
 
 
 @pytest.mark.usefixtures("impatient")
