@@ -238,7 +238,7 @@ def test_readiness_needs_a_live_worker(api: httpx.Client, worker: IdleWorker) ->
     worker.announce()
     response = api.get("/readyz")
     assert response.status_code == 200
-    tiny = {"precision": "fp32", "threads": 1, "seconds": {"1": 0.01}}
+    tiny = {"precision": "fp32", "kernels": "pytorch", "threads": 1, "seconds": {"1": 0.01}}
     assert response.json()["workers"] == [
         {"name": "worker-1", "device": "cpu", "models": {"tiny": tiny}, "image_steps_per_s": 100.0},
     ]
