@@ -11,6 +11,7 @@ from torch import Tensor
 from models.noise import normal
 from models.plans import COLUMNS
 from worker import cpu_kernels
+from worker.cpu_kernels import library
 
 log = logging.getLogger(__name__)
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -46,7 +47,7 @@ def advance(columns: Tensor, x: Tensor, x_0_hat: Tensor, out: Tensor) -> None:
 
 def fastest_on(device: torch.device) -> tuple[Gather, Advance]:
     """On a CPU functions of ours, where they were compiled; on CUDA one kernel advances, where Triton can make it."""
-    if device.type == "cpu" and cpu_kernels.library():
+    if device.type == "cpu" and library():
         return cpu_kernels.gather, cpu_kernels.advance
     if device.type != "cuda":
         return gather, advance
