@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import pytest
 import torch
 
@@ -26,7 +28,7 @@ MODEL = SHIPPED / "fashion-mnist-28"
 SHAPE = (1, 28, 28)
 CUDA = torch.device("cuda")
 KINDS = pytest.mark.parametrize("precision", ["fp32", "bf16"])
-FAR_APART = {"fp32": 1, "bf16": 8}  # mean, in grey levels: kernels differ, pictures do not; of bf16 a CPU gives up to 4
+FAR_APART = {"fp32": 1, "bf16": 3}  # mean, in grey levels: kernels differ, pictures do not
 
 
 def make_pool(precision: Precision, capacity: int = 64, record: Recorder | None = None) -> Pool:
@@ -57,10 +59,12 @@ def test_the_engine_draws_what_the_plain_loop_draws_on_the_cpu(precision: Precis
     plans = [compile_plan(loaded.schedule, 20), compile_plan(loaded.schedule, 10, "dpmpp_2m")]
     engine.submit([ChainRequest((p, i), p, plan, 5, i) for p, plan in enumerate(plans) for i in range(4)])
     pixels = drain(engine)
+    apart = []
     for p, plan in enumerate(plans):
         expected = to_bytes(sample(loaded.net, plan, 5, range(4), SHAPE))
-        for i in range(4):
-            assert (pixels[p, i].int() - expected[i].int()).abs().float().mean() < FAR_APART[precision]
+        apart += [(pixels[p, i].int() - expected[i].int()).abs().float().mean().item() for i in range(4)]
+    # in bf16 a single one may be further apart, on a CPU as well: 3.6, of 2.3 in the mean; different pictures are by 45 or more
+    assert (max(apart) if precision == "fp32" else fmean(apart)) < FAR_APART[precision]
 
 
 @KINDS
