@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from app import jobs, security, watch
 from app.errors import WrongContentType
-from models import catalog
+from models.checkpoints import catalog
 
 
 async def _jobs(request: Request) -> jobs.Jobs:

@@ -31,7 +31,7 @@ from app.sheets import Gone, Sheets
 from app.watch import Followed
 from app.webhooks.request import check_webhook
 from app.webhooks.target import Reach
-from models.catalog import Catalog
+from models.checkpoints.catalog import Catalog
 from worker import contract, scripts, transitions
 from worker.contract import State, chains_key, job_key, open_key, owner_key, png_key, sha256_key
 from worker.queue import enqueue, withdraw_keys

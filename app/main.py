@@ -28,7 +28,7 @@ from app.watch import Watch
 from app.webhooks.delivery import Delivery
 from app.webhooks.sender import Sender
 from app.webhooks.target import Reach
-from models.catalog import SHIPPED, Catalog
+from models.checkpoints.catalog import SHIPPED, Catalog
 from worker.store import open_store
 
 _PATIENT_S = WAIT_S + 0.3

@@ -10,7 +10,7 @@ from app.errors import TooManyRequests, Unauthorized, WrongHost, problems
 from app.gate import open_paths
 from app.schemas import ImageEvent, PreviewEvent, ProblemDetails, StateEvent, WebhookMessage
 from app.security import Keyring
-from models.catalog import Catalog
+from models.checkpoints.catalog import Catalog
 
 _SCHEME = "A key of `DDPM_API_KEYS`; it sees the jobs that were posted with it"
 

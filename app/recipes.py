@@ -7,7 +7,8 @@ import secrets
 from app.errors import unknown_model
 from app.schemas import JobRequest
 from app.validation import invalid
-from models.catalog import Card, Catalog, Sampler, Variance
+from models.checkpoints.catalog import Card, Catalog
+from models.diffusion.options import Sampler, Variance
 from worker.contract import MAX_SEED, Recipe
 
 

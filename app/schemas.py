@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import Header
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from models.catalog import Card, Sampler, Variance
+from models.checkpoints.catalog import Card
+from models.diffusion.options import Sampler, Variance
 from worker.contract import MAX_COUNT, MAX_INDEX, MAX_SEED, Priority, State
 
 JOB_EXAMPLE = "9f1c2b7e4d5a4c0f8b6a3e2d1c0b9a87"

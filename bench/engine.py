@@ -19,8 +19,8 @@ from torch import Tensor
 from bench.machine import default_device
 from bench.model import DEFAULT, Model, engine_on, load
 from bench.report import OUT, Out, Report
-from models.noise import normal
-from models.plans import compile_plan
+from models.diffusion.noise import normal
+from models.diffusion.plans import compile_plan
 from worker.calibrate import sizes_on
 from worker.contract import Precision
 from worker.engine import ChainRequest

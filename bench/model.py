@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 import typer
 
-from models.catalog import SHIPPED, Catalog, read_card
+from models.checkpoints.catalog import SHIPPED, Catalog, read_card
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
 from worker.engine import Engine

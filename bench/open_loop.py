@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from bench.arrivals import Arrival
-from models.plans import Plan
+from models.diffusion.plans import Plan
 from worker.engine import ChainRequest, Engine
 
 Request = Callable[[int, int, Arrival, Plan], ChainRequest]

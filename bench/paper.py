@@ -12,11 +12,11 @@ from typing import Annotated
 import torch
 import typer
 
-from models import checkpoint
-from models.card import make_card
-from models.catalog import DataCard, Defaults, ScheduleCard, write_card
-from models.unet import UNet
-from models.unet_config import UNetConfig
+from models.checkpoints import diffusers_format
+from models.checkpoints.card import make_card
+from models.checkpoints.catalog import DataCard, Defaults, ScheduleCard, write_card
+from models.networks.unet import UNet
+from models.networks.unet_config import UNetConfig
 
 NAME = "cifar10-32-random"
 CONFIG = UNetConfig(
@@ -43,7 +43,7 @@ def main(folder: Annotated[Path, typer.Argument(help="The model's folder")] = Pa
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
     schedule = ScheduleCard(kind="linear", T=1000, beta_start=1e-4, beta_end=0.02)
-    checkpoint.save(folder, CONFIG, net.state_dict(), schedule, "epsilon")
+    diffusers_format.save(folder, CONFIG, net.state_dict(), schedule, "epsilon")
     card = make_card(
         folder,
         NAME,

@@ -22,8 +22,8 @@ from bench.machine import default_device
 from bench.model import DEFAULT, load
 from bench.report import OUT, Out, Report
 from bench.work import Images, draw
-from models.plans import Plan
-from models.sampling import from_bytes
+from models.diffusion.plans import Plan
+from models.diffusion.sampling import from_bytes
 from models.train.data import open_images
 from worker.engine import ChainRequest
 from worker.loaded import LoadedModel

@@ -19,7 +19,7 @@ from zipfile import ZipFile
 import httpx
 from PIL import Image
 
-from models.catalog import read_card
+from models.checkpoints.catalog import read_card
 
 Asked = Literal["fp32", "bf16", "auto"]
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from models.plans import compile_plan
-from models.schedule import Schedule
+from models.diffusion.plans import compile_plan
+from models.diffusion.schedule import Schedule
 from worker.engine import ChainRequest, Engine
 from worker.pool import Pool
 from worker.saver import SAVE_EVERY_S

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bench.model import load
-from models.plans import Plan
+from models.diffusion.plans import Plan
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
 from worker.engine import ChainRequest, Engine, Finished

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cli.faults import Fault
 from cli.measure import Measure, Measured, faults_told
-from models.catalog import Variance
+from models.diffusion.options import Variance
 from models.evaluate.likelihood import Likelihood
 from models.evaluate.report import check_replaces, write
 

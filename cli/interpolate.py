@@ -14,14 +14,14 @@ from rich.progress import Progress
 from cli.device import choose_device
 from cli.faults import Fault
 from cli.measure import faults_told, find
-from models import checkpoint
-from models.catalog import FixedVariance
-from models.checkpoint import Checkpoint
-from models.interpolation import interpolate
-from models.pictures import sheet
-from models.plans import Plan, ddpm
-from models.sampling import from_bytes, to_bytes
-from models.schedule import linspace_grid
+from models.checkpoints import diffusers_format
+from models.checkpoints.diffusers_format import Checkpoint
+from models.checkpoints.png import sheet
+from models.diffusion.interpolation import interpolate
+from models.diffusion.options import FixedVariance
+from models.diffusion.plans import Plan, ddpm
+from models.diffusion.sampling import from_bytes, to_bytes
+from models.diffusion.schedule import linspace_grid
 from models.train.data import read_picture
 
 
@@ -44,10 +44,10 @@ def draw(
     _check_out(out)
     with faults_told():
         folder, sha256 = find(model)
-        loaded = checkpoint.load(folder, sha256)
+        loaded = diffusers_format.load(folder, sha256)
         cfg, where = loaded.net.cfg, choose_device(device)
         pair = torch.stack([read_picture(path, cfg.sample_size, cfg.in_channels) for path in (first, second)])
-        variance = variance or ("fixed_small" if steps and steps <= max(ts) else checkpoint.read_variance(folder))
+        variance = variance or ("fixed_small" if steps and steps <= max(ts) else diffusers_format.read_variance(folder))
         plans = [_plan(loaded, variance, t, steps) for t in ts]
         net, x_0 = loaded.net.to(where), from_bytes(pair.to(where))
         weights = torch.linspace(0, 1, between + 2).tolist()

@@ -15,11 +15,11 @@ from cli.device import choose_device
 from cli.faults import Fault
 from cli.settings import CliSettings, read
 from cli.stop import StopRequest
-from models import checkpoint
-from models.catalog import SHIPPED, Catalog, CatalogError
-from models.checkpoint import BadCheckpoint
+from models.checkpoints import diffusers_format
+from models.checkpoints.catalog import SHIPPED, Catalog, CatalogError
+from models.checkpoints.diffusers_format import BadCheckpoint
+from models.checkpoints.residual_variance import ResidualVariance
 from models.evaluate.likelihood import Evaluation, Terms
-from models.residual_variance import ResidualVariance
 from models.train.data import BadData, Images, open_images
 
 
@@ -63,7 +63,7 @@ class Measured:
     def __init__(self, model: str, wanted: Measure, steps: int | None = None, *, anew: bool = False) -> None:
         """`steps`: timesteps that are visited; None: all. `anew`: the residual variance that may be there is not looked at."""
         self.folder, sha256 = find(model)
-        loaded = self.checkpoint = checkpoint.load(self.folder, sha256)
+        loaded = self.checkpoint = diffusers_format.load(self.folder, sha256)
         cfg = loaded.net.cfg
         self.pictures: Images = open_images(wanted.data, cfg.sample_size, cfg.in_channels)
         if wanted.images > len(self.pictures):

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from cli.faults import Fault
 from cli.settings import CliSettings, read
-from models.catalog import CARD, SHIPPED, Card, Catalog, CatalogError, DataCard, read_card, sha256_of, write_card
+from models.checkpoints.catalog import CARD, SHIPPED, Card, Catalog, CatalogError, DataCard, read_card, sha256_of, write_card
 
 _PARTS = (
     "model_index.json",
@@ -87,8 +87,8 @@ def _defaults(root: Path) -> dict[Path, Card]:
 
 def _describe(folder: Path, name: str, said: Said, default: bool) -> Card:
     """Measured from the files; in words and defaults the folder's own card, where the options say nothing else."""
-    from models.card import make_card
-    from models.checkpoint import BadCheckpoint
+    from models.checkpoints.card import make_card
+    from models.checkpoints.diffusers_format import BadCheckpoint
 
     try:
         own = _own_card(folder)
@@ -111,7 +111,7 @@ def _describe(folder: Path, name: str, said: Said, default: bool) -> Card:
 
 def _own_card(folder: Path) -> Card | None:
     """The folder's, as `ddpm train` writes it, where it is of these very weights."""
-    from models.checkpoint import network_files
+    from models.checkpoints.diffusers_format import network_files
 
     if not (folder / CARD).exists():
         return None

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from cli.client import LEAVING_S, Client, Refused, is_loopback, read_job
 from cli.faults import Fault
-from models.files import write_whole
+from models.checkpoints.atomic_files import write_whole
 
 CANCELLED = 130  # as a shell reports Ctrl-C
 _POLL_S = 0.2

@@ -63,7 +63,7 @@ def _without_password(url: str) -> str:
 
 def check_models(folder: Path | None) -> None:
     """Before anything starts, and without a traceback."""
-    from models.catalog import SHIPPED, Catalog, CatalogError
+    from models.checkpoints.catalog import SHIPPED, Catalog, CatalogError
 
     try:
         Catalog.read(SHIPPED, *([folder] if folder else []))

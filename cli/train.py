@@ -19,7 +19,7 @@ from cli.device import choose_device
 from cli.faults import Fault
 from cli.lock import Held, take
 from cli.stop import StopRequest
-from models.checkpoint import BadCheckpoint
+from models.checkpoints.diffusers_format import BadCheckpoint
 from models.train import export, report
 from models.train.data import BadData, open_images
 from models.train.output import BadOutput, check_output, make_output

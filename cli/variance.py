@@ -8,8 +8,8 @@ from rich.console import Console
 
 from cli.faults import Fault
 from cli.measure import Measure, Measured, faults_told
-from models.catalog import read_card, write_card
-from models.residual_variance import ResidualVariance
+from models.checkpoints.catalog import read_card, write_card
+from models.checkpoints.residual_variance import ResidualVariance
 
 
 def estimate(model: str, wanted: Measure) -> None:

@@ -12,8 +12,8 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from models.catalog import SHIPPED, Catalog, CatalogError
-from models.checkpoint import BadCheckpoint
+from models.checkpoints.catalog import SHIPPED, Catalog, CatalogError
+from models.checkpoints.diffusers_format import BadCheckpoint
 from worker.calibration_cache import CalibrationCache
 from worker.loaded import LoadedModel
 from worker.service import Worker

@@ -143,7 +143,7 @@ void gather(const double *columns, const float *x, float *own_x, int64_t *t, lon
     }
 }
 
-// Four words for each of `count` lanes, as models/noise.py's philox draws them: Philox4x32-10.
+// Four words for each of `count` lanes, as models/diffusion/noise.py's philox draws them: Philox4x32-10.
 INLINED void philox(uint64_t seed, uint32_t index, uint32_t draw, uint32_t lane, long count, uint32_t words[4][BLOCK]) {
     for (long j = 0; j < count; j++) {
         uint32_t a = lane + j, b = draw, c = index, d = 0, key[2] = {seed, seed >> 32};

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.unet import NormSiLU
+from models.networks.unet import NormSiLU
 
 LIBRARY = Path(__file__).with_name("libcpu_kernels.so")
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.plans import Plan
-from models.sampling import to_bytes
+from models.diffusion.plans import Plan
+from models.diffusion.sampling import to_bytes
 from worker.buckets import Buckets
 from worker.copies import Copying
 from worker.pool import Pool, columns_of

@@ -49,7 +49,7 @@ def _row(number):
 
 @triton.jit
 def _normal(seed, index, draw, value, quarter):
-    """As `models.noise.normal`: a lane's four values lie a quarter of the image apart."""
+    """As `models.diffusion.noise.normal`: a lane's four values lie a quarter of the image apart."""
     lane, part = value % quarter, value // quarter
     zero = tl.zeros_like(lane).to(tl.uint32)
     w0, w1, w2, w3 = tl.philox(seed, lane.to(tl.uint32), draw.to(tl.uint32), index.to(tl.uint32), zero)

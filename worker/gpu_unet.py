@@ -1,4 +1,4 @@
-"""The U-Net of models/unet.py as a GPU runs it: module by module the same sums, with the same bits in every batch."""
+"""The U-Net of models/networks/unet.py as a GPU runs it: module by module the same sums, with the same bits in every batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.unet import Attention, DownLevel, Downsample, ResidualBlock, UNet, UpLevel, Upsample
+from models.networks.unet import Attention, DownLevel, Downsample, ResidualBlock, UNet, UpLevel, Upsample
 from worker.gpu_layers import Weights, convolution, normalised, patches
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -13,10 +13,11 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from models import checkpoint
-from models.catalog import Card, Catalog, Sampler, Variance
-from models.plans import Plan, compile_plan
-from models.residual_variance import ResidualVariance
+from models.checkpoints import diffusers_format
+from models.checkpoints.catalog import Card, Catalog
+from models.checkpoints.residual_variance import ResidualVariance
+from models.diffusion.options import Sampler, Variance
+from models.diffusion.plans import Plan, compile_plan
 from worker.buckets import Buckets
 from worker.calibrate import compute_by
 from worker.calibration_cache import CalibrationCache
@@ -51,7 +52,7 @@ class LoadedModel:
         cache: CalibrationCache | None = None,
     ) -> None:
         self.card: Card = catalog[name]
-        loaded = checkpoint.load(catalog.folder(name), self.card.sha256)
+        loaded = diffusers_format.load(catalog.folder(name), self.card.sha256)
         self.schedule, self.prediction = loaded.schedule, loaded.prediction
         self._residual_variance = self._read_residual_variance(catalog.folder(name))
         shape = (self.card.shape.channels, self.card.shape.height, self.card.shape.width)

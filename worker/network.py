@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.checkpoint import Checkpoint
-from models.unet import UNet
+from models.checkpoints.diffusers_format import Checkpoint
+from models.networks.unet import UNet
 from worker.contract import Precision
 from worker.cpu_kernels import library
 from worker.machine import make_current

@@ -1,7 +1,7 @@
 """The U-Net's layers as a CPU runs them fastest: weights are laid out once instead of in every step.
 
-The same sums as in models/unet.py, made by the same kernels (oneDNN). Laid out beforehand they also give the same bits for
-every batch size, 1 included, where PyTorch's own convolution changes its kernel.
+The same sums as in models/networks/unet.py, made by the same kernels (oneDNN). Laid out beforehand they also give the same bits
+for every batch size, 1 included, where PyTorch's own convolution changes its kernel.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.unet import Attention, Pointwise, UNet
+from models.networks.unet import Attention, Pointwise, UNet
 from worker.cpu_kernels import CompiledNorm, library
 
 

@@ -15,8 +15,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from models.noise import normal
-from models.sampling import Network
+from models.diffusion.noise import normal
+from models.diffusion.sampling import Network
 from worker.copies import Copying, onto
 from worker.graphs import CudaRecorder, Graphs, Recorder
 from worker.machine import make_current

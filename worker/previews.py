@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from redis import Redis
 
-from models.sampling import to_bytes
+from models.diffusion.sampling import to_bytes
 from worker.contract import PREVIEW_LIVES_MS, preview_key
 from worker.engine import Preview
 from worker.held import Held

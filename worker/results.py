@@ -11,7 +11,7 @@ from redis import Redis
 from redis.client import Pipeline
 from torch import Tensor
 
-from models.pictures import png
+from models.checkpoints.png import png
 from worker import contract, rescue, transitions
 from worker.contract import Precision, Recipe, Shard, State
 from worker.store import Store, StoreFault

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.noise import normal
-from models.plans import COLUMNS
+from models.diffusion.noise import normal
+from models.diffusion.plans import COLUMNS
 from worker import cpu_kernels
 from worker.cpu_kernels import library
 

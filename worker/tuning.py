@@ -10,7 +10,7 @@ from typing import Literal, cast
 
 import torch
 
-from models.checkpoint import Checkpoint
+from models.checkpoints.diffusers_format import Checkpoint
 from worker.calibrate import Calibration, calibrate, is_beaten, sizes_on
 from worker.calibration_cache import CalibrationCache
 from worker.contract import SHARD_IMAGES, Precision

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.catalog import Prediction, Variance
-from models.noise import normal
-from models.plans import reverse_variance, x_0_from
-from models.sampling import Network, from_bytes
-from models.schedule import Posterior, Schedule, linspace_grid
+from models.diffusion.noise import normal
+from models.diffusion.options import Prediction, Variance
+from models.diffusion.plans import reverse_variance, x_0_from
+from models.diffusion.sampling import Network, from_bytes
+from models.diffusion.schedule import Posterior, Schedule, linspace_grid
 
 _NAT = 1 / math.log(2)  # in bits
 _HALF_BIN = 1 / 255  # a grey level in [-1, 1] is this far from its edges

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from models.catalog import Variance
+from models.checkpoints.atomic_files import write_whole
+from models.diffusion.options import Variance
 from models.evaluate.likelihood import Coding, Likelihood
-from models.files import write_whole
 
 FILE = "likelihood.json"
 _IDENTITY = ("weights", "data", "images", "steps", "seed")

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from models import checkpoint
-from models.card import make_card
-from models.catalog import CARD, CatalogError, read_card, sha256_of, write_card
-from models.checkpoint import BadCheckpoint
-from models.files import flush
-from models.residual_variance import FILE, ResidualVariance
+from models.checkpoints import diffusers_format
+from models.checkpoints.atomic_files import flush
+from models.checkpoints.card import make_card
+from models.checkpoints.catalog import CARD, CatalogError, read_card, sha256_of, write_card
+from models.checkpoints.diffusers_format import BadCheckpoint
+from models.checkpoints.residual_variance import FILE, ResidualVariance
 from models.train.output import STAGING, check_output, written
 from models.train.trainer import Trainer
 
@@ -37,7 +37,7 @@ def _stage(trainer: Trainer, staging: Path) -> Path:
     recipe, finished = trainer.recipe, trainer.out / trainer.recipe.card.name
     folder = staging / recipe.card.name
     process = recipe.schedule, recipe.prediction, recipe.card.defaults.variance
-    weights = checkpoint.save(folder, recipe.network, trainer.ema.averages, *process)
+    weights = diffusers_format.save(folder, recipe.network, trainer.ema.averages, *process)
     with suppress(BadCheckpoint):  # of other weights
         if ResidualVariance.find(finished, weights, recipe.schedule.T):
             shutil.copy(finished / FILE, folder)

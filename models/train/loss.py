@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.catalog import Prediction
-from models.schedule import Schedule
+from models.diffusion.options import Prediction
+from models.diffusion.schedule import Schedule
 
 
 class Diffusion:

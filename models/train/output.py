@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from models.catalog import CARD
+from models.checkpoints.catalog import CARD
 
 STAGING = ".export"
 _FILES = (".safetensors", ".partial", ".png")  # of the run itself, beside the model

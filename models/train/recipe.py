@@ -8,9 +8,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.catalog import DataCard, Defaults, ModelName, Prediction, ScheduleCard
-from models.checkpoint import schedule_of
-from models.unet_config import UNetConfig
+from models.checkpoints.catalog import DataCard, Defaults, ModelName, ScheduleCard
+from models.checkpoints.diffusers_format import schedule_of
+from models.diffusion.options import Prediction
+from models.networks.unet_config import UNetConfig
 
 
 class BadRecipe(ValueError):

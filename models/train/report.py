@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import Tensor
 from torch.func import functional_call
 
-from models import checkpoint
-from models.pictures import sheet
-from models.plans import compile_plan
-from models.sampling import sample, to_bytes
+from models.checkpoints import diffusers_format
+from models.checkpoints.png import sheet
+from models.diffusion.plans import compile_plan
+from models.diffusion.sampling import sample, to_bytes
 from models.train.output import written
 from models.train.precision import autocast
 from models.train.trainer import Trainer
@@ -40,7 +40,7 @@ def draw_loss(trainer: Trainer) -> Path:
 def draw_samples(trainer: Trainer, images: int = SHEET_IMAGES) -> Path:
     """<out>/samples-<update>.png: images of the averaged weights, always from the same noise."""
     recipe, cfg = trainer.recipe, trainer.recipe.network
-    plan = compile_plan(checkpoint.schedule_of(recipe.schedule), recipe.training.sample_steps, prediction=recipe.prediction)
+    plan = compile_plan(diffusers_format.schedule_of(recipe.schedule), recipe.training.sample_steps, prediction=recipe.prediction)
 
     def net(x: Tensor, t: Tensor) -> Tensor:
         with autocast(trainer.counters.precision, trainer.device):

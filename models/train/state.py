@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.files import flush
+from models.checkpoints.atomic_files import flush
+from models.networks.unet import UNet
 from models.train.ema import EMA
 from models.train.output import written
-from models.unet import UNet
 
 FILE = "state.safetensors"
 

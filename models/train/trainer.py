@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models import checkpoint
-from models.sampling import from_bytes
+from models.checkpoints import diffusers_format
+from models.diffusion.sampling import from_bytes
+from models.networks.unet import UNet
 from models.train.data import BadData, Images
 from models.train.ema import EMA
 from models.train.loss import Diffusion, simple_loss
@@ -21,7 +22,6 @@ from models.train.output import make_output
 from models.train.precision import autocast, faster_precision
 from models.train.recipe import Recipe
 from models.train.state import Counters, load_state, save_state
-from models.unet import UNet
 
 LOG_EVERY = 50  # updates between two readings of the loss, each of which waits for the device
 READ_S = 30.0  # and no longer than this, where updates are slow: on a CPU one of the paper's network takes 13 s
@@ -72,7 +72,7 @@ class Trainer:
         self.parameters = dict(self.net.named_parameters())
         self.ema = EMA(self.parameters, options.ema_decay)
         self.optimizer = torch.optim.Adam(self.parameters.values(), options.learning_rate, fused=True)
-        self.diffusion = Diffusion(checkpoint.schedule_of(recipe.schedule), device)
+        self.diffusion = Diffusion(diffusers_format.schedule_of(recipe.schedule), device)
         fingerprint = hashlib.sha256(_identity(recipe).encode()).hexdigest()
         saved = load_state(out, fingerprint, images.identity, self.net, self.ema, self.optimizer)
         self.counters = saved or Counters(fingerprint, self._choose_precision(), data=images.identity)

@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from models import checkpoint
-from models.catalog import SHIPPED
-from models.plans import compile_plan
-from models.residual_variance import ResidualVariance
-from models.sampling import sample, to_bytes
+from models.checkpoints import diffusers_format
+from models.checkpoints.catalog import SHIPPED
+from models.checkpoints.residual_variance import ResidualVariance
+from models.diffusion.plans import compile_plan
+from models.diffusion.sampling import sample, to_bytes
 from tests.e2e.conftest import Service
 from tests.support import sse
 from tests.support.processes import eventually
@@ -63,7 +63,7 @@ def test_a_picture_is_what_the_plain_loop_makes_of_the_recipe_in_it(calm: Servic
 def made_again(found: dict[str, Any], analytic: bool) -> torch.Tensor:
     """Grey levels, int (28, 28)."""
     folder = SHIPPED / found["model"]
-    loaded = checkpoint.load(folder, found["weights"])
+    loaded = diffusers_format.load(folder, found["weights"])
     assert analytic == ("residual_variance" in found)
     unknown = (
         ResidualVariance.read(folder, loaded.sha256, loaded.schedule.T, found["residual_variance"]).tensor if analytic else None

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from bench.paper import CONFIG
-from models import checkpoint
-from models.catalog import SHIPPED
-from models.noise import normal
-from models.plans import compile_plan
-from models.sampling import chain, sample, to_bytes
+from models.checkpoints import diffusers_format
+from models.checkpoints.catalog import SHIPPED
+from models.diffusion.noise import normal
+from models.diffusion.plans import compile_plan
+from models.diffusion.sampling import chain, sample, to_bytes
 from tests.support.fused import differences
 from tests.support.networks import one_by_one, random_unet
 from worker import fused, rows
@@ -34,7 +34,7 @@ FAR_APART = {"fp32": 1, "bf16": 3}  # mean, in grey levels: kernels differ, pict
 def make_pool(precision: Precision, capacity: int = 64, record: Recorder | None = None) -> Pool:
     if precision not in precisions(CUDA):
         pytest.skip(f"this GPU does not compute {precision}")
-    network = ServedNetwork(checkpoint.load(MODEL), CUDA, precision, sizes_on(CUDA))
+    network = ServedNetwork(diffusers_format.load(MODEL), CUDA, precision, sizes_on(CUDA))
     return Pool(network, SHAPE, capacity, CUDA, record)
 
 
@@ -54,7 +54,7 @@ def test_noise_is_that_of_the_cpu_to_a_millionth():
 
 @KINDS
 def test_the_engine_draws_what_the_plain_loop_draws_on_the_cpu(precision: Precision):
-    loaded = checkpoint.load(MODEL)
+    loaded = diffusers_format.load(MODEL)
     engine = Engine(make_pool(precision), {2: 1.0, 8: 2.0})
     plans = [compile_plan(loaded.schedule, 20), compile_plan(loaded.schedule, 10, "dpmpp_2m")]
     engine.submit([ChainRequest((p, i), p, plan, 5, i) for p, plan in enumerate(plans) for i in range(4)])
@@ -75,7 +75,7 @@ def test_every_batch_size_agrees(precision: Precision):
 
 @KINDS
 def test_an_image_does_not_depend_on_its_batch_mates(precision: Precision):
-    plan = compile_plan(checkpoint.load(MODEL).schedule, 20)
+    plan = compile_plan(diffusers_format.load(MODEL).schedule, 20)
     pool = make_pool(precision)
     seconds = calibrate(pool, 1000).seconds
 
@@ -93,7 +93,7 @@ def test_an_image_does_not_depend_on_its_batch_mates(precision: Precision):
 def test_the_papers_network_is_as_exact_as_its_precision_in_batches_of_any_size(precision: Precision, error: float):
     """Compared with float64: an error is a share of the norm."""
     net = random_unet(cfg=CONFIG)
-    loaded = checkpoint.Checkpoint(net, checkpoint.load(MODEL).schedule, "epsilon", "")
+    loaded = diffusers_format.Checkpoint(net, diffusers_format.load(MODEL).schedule, "epsilon", "")
     sizes = (1, 2, 3, 16, 33, 64)
     served = ServedNetwork(loaded, CUDA, precision, sizes)
     x, t = torch.randn(64, 3, 32, 32).cuda(), torch.arange(64) * 15
@@ -108,7 +108,7 @@ def test_the_papers_network_is_as_exact_as_its_precision_in_batches_of_any_size(
 
 @KINDS
 def test_a_step_is_one_recorded_graph_and_gives_the_bits_of_the_step_it_recorded(precision: Precision):
-    plan = compile_plan(checkpoint.load(MODEL).schedule, 20)
+    plan = compile_plan(diffusers_format.load(MODEL).schedule, 20)
     recorded, eager = make_pool(precision), make_pool(precision, record=one_by_one)
     for pool in (recorded, eager):
         engine = Engine(pool, {8: 1.0})
@@ -126,7 +126,7 @@ def test_rows_and_noise_in_one_kernel_have_the_bits_of_the_operations_one_by_one
 
 def test_pictures_arrive_while_later_steps_run_and_are_those_of_their_own_step():
     """One chain ends at each step, and another takes its slot at once."""
-    loaded = checkpoint.load(MODEL)
+    loaded = diffusers_format.load(MODEL)
     plans = [compile_plan(loaded.schedule, steps) for steps in range(1, 9)]
     waited, overlapped = (Engine(make_pool("fp32", 8), {8: 1.0}) for _ in range(2))
     pictures: list[dict[object, torch.Tensor]] = []
@@ -145,7 +145,7 @@ def test_pictures_arrive_while_later_steps_run_and_are_those_of_their_own_step()
 
 
 def test_a_preview_is_of_its_own_step_while_later_steps_run():
-    loaded = checkpoint.load(MODEL)
+    loaded = diffusers_format.load(MODEL)
     plan = compile_plan(loaded.schedule, 10)
     engine = Engine(make_pool("fp32"), {4: 1.0})
     engine.submit([ChainRequest(i, "job", plan, 5, i) for i in range(4)])

@@ -9,7 +9,7 @@ import torch
 from redis import Redis
 from torch import Tensor
 
-from models.sampling import Network
+from models.diffusion.sampling import Network
 from tests.support.loaded import load_tiny
 from tests.support.processes import eventually
 from tests.support.supervised import Killed, Supervised, ended, post, state

@@ -15,8 +15,8 @@ from PIL import Image
 from redis import Redis
 from redis.exceptions import ConnectionError
 
-from models.plans import compile_plan
-from models.sampling import chain, to_bytes
+from models.diffusion.plans import compile_plan
+from models.diffusion.sampling import chain, to_bytes
 from tests.support.loaded import load_tiny
 from tests.support.processes import eventually
 from worker import previews

@@ -10,7 +10,7 @@ import pytest
 import torch
 from redis import Redis
 
-from models.catalog import Catalog
+from models.checkpoints.catalog import Catalog
 from tests.support.folders import write_model
 from tests.support.networks import LatePool
 from tests.support.parts import begin, let_lapse, post, run_to_the_end, state

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from models.catalog import Card, DataCard, Defaults, ScheduleCard, Shape, write_card
+from models.checkpoints.catalog import Card, DataCard, Defaults, ScheduleCard, Shape, write_card
 
 
 def card_of(name: str, **changes: Any) -> Card:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.plans import Plan, compile_plan
-from models.sampling import Network, chain, sample, to_bytes
+from models.diffusion.plans import Plan, compile_plan
+from models.diffusion.sampling import Network, chain, sample, to_bytes
 from tests.support.networks import SCHEDULE, SHAPE, gaussian_eps
 from worker.engine import ChainRequest, Engine
 from worker.graphs import Recorder

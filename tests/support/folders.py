@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models import checkpoint
-from models.card import make_card
-from models.catalog import Card, DataCard, Defaults, ScheduleCard, write_card
-from models.residual_variance import ResidualVariance
+from models.checkpoints import diffusers_format
+from models.checkpoints.card import make_card
+from models.checkpoints.catalog import Card, DataCard, Defaults, ScheduleCard, write_card
+from models.checkpoints.residual_variance import ResidualVariance
 from tests.support.networks import TINY, random_unet
 
 LINEAR = ScheduleCard(kind="linear", T=1000, beta_start=1e-4, beta_end=0.02)
@@ -22,10 +22,10 @@ def write_model(root: Path, name: str, *, blow_up: bool = False, analytic: bool 
     state = net.state_dict()
     if blow_up:
         state["conv_out.weight"] = state["conv_out.weight"].sign() * 3e38
-    checkpoint.save(root / name, TINY, state, LINEAR, "epsilon")
+    diffusers_format.save(root / name, TINY, state, LINEAR, "epsilon")
     if analytic:
         values = tuple(k / LINEAR.T for k in range(LINEAR.T))
-        found = ResidualVariance(weights=checkpoint.load(root / name).sha256, data="none", images=1, seed=0, values=values)
+        found = ResidualVariance(weights=diffusers_format.load(root / name).sha256, data="none", images=1, seed=0, values=values)
         found.write(root / name)
     card = make_card(
         root / name,

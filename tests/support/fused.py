@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.plans import COLUMNS
+from models.diffusion.plans import COLUMNS
 from worker import rows
 
 SLOTS = 9

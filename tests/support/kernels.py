@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.unet_config import UNetConfig
+from models.networks.unet_config import UNetConfig
 from tests.support.networks import random_unet
 
 NHWC = torch.channels_last

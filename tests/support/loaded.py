@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from models.catalog import Catalog
+from models.checkpoints.catalog import Catalog
 from tests.support.folders import write_model
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from models.schedule import Schedule
-from models.unet import UNet
-from models.unet_config import UNetConfig
+from models.diffusion.schedule import Schedule
+from models.networks.unet import UNet
+from models.networks.unet_config import UNetConfig
 from worker.copies import Copying
 from worker.pool import Pool
 

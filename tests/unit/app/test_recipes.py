@@ -7,7 +7,7 @@ import pytest
 from app.errors import InvalidRequest
 from app.recipes import recipe_of
 from app.schemas import JobRequest
-from models.catalog import Card, Catalog, Defaults
+from models.checkpoints.catalog import Card, Catalog, Defaults
 from tests.support.cards import card_of
 from worker.contract import MAX_SEED, Recipe
 

@@ -8,7 +8,7 @@ import torch
 
 from bench.arrivals import SIZES, Arrival
 from bench.open_loop import Request, Served, as_the_service, first_come_first_served, serve
-from models.plans import compile_plan
+from models.diffusion.plans import compile_plan
 from tests.support.networks import SCHEDULE, SHAPE, gaussian_eps
 from worker.engine import Engine
 from worker.pool import Pool

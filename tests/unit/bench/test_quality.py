@@ -12,8 +12,8 @@ import torch
 import typer
 
 from bench.quality import Classifier, Gaussian, labels, main, pictures, trained
-from models.catalog import Catalog
-from models.sampling import from_bytes
+from models.checkpoints.catalog import Catalog
+from models.diffusion.sampling import from_bytes
 from tests.support.folders import write_model
 from worker.calibrate import Calibration
 from worker.loaded import LoadedModel

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from models import checkpoint
-from models.catalog import ScheduleCard
-from models.unet import UNet
+from models.checkpoints import diffusers_format
+from models.checkpoints.catalog import ScheduleCard
+from models.networks.unet import UNet
 from tests.support.networks import TINY
 from tests.support.played import Played, playing
 
@@ -16,7 +16,7 @@ from tests.support.played import Played, playing
 def tiny_model(tmp_path: Path) -> Path:
     """A model folder without a card, as somebody else's training would leave it."""
     folder = tmp_path / "elsewhere"
-    checkpoint.save(folder, TINY, UNet(TINY).state_dict(), ScheduleCard(kind="linear", T=20), "epsilon")
+    diffusers_format.save(folder, TINY, UNet(TINY).state_dict(), ScheduleCard(kind="linear", T=20), "epsilon")
     return folder
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from models import checkpoint
-from models.catalog import ScheduleCard
+from models.checkpoints import diffusers_format
+from models.checkpoints.catalog import ScheduleCard
 from tests.support.networks import TINY, random_unet
 
 
@@ -44,7 +44,7 @@ def test_a_sheet_has_a_row_for_each_t_between_the_two_pictures(tmp_path: Path, t
 
 def test_few_steps_take_the_smaller_variance_unless_another_is_named(tmp_path: Path, pictures: tuple[Path, Path]):
     linear = ScheduleCard(kind="linear", T=20)
-    checkpoint.save(tmp_path / "large", TINY, random_unet().state_dict(), linear, "epsilon", "fixed_large")
+    diffusers_format.save(tmp_path / "large", TINY, random_unet().state_dict(), linear, "epsilon", "fixed_large")
     drawn = {}
     for steps, words, variance in (
         (20, [], "fixed_large"),

@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from models.card import make_card
-from models.catalog import Catalog, DataCard, Defaults, sha256_of, write_card
-from models.checkpoint import WEIGHTS
-from models.residual_variance import FILE, ResidualVariance
+from models.checkpoints.card import make_card
+from models.checkpoints.catalog import Catalog, DataCard, Defaults, sha256_of, write_card
+from models.checkpoints.diffusers_format import WEIGHTS
+from models.checkpoints.residual_variance import FILE, ResidualVariance
 
 
 @pytest.fixture(autouse=True)

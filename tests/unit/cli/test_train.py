@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from cli.stop import StopRequest
 from cli.train import held
-from models.catalog import read_card
-from models.checkpoint import BadCheckpoint
+from models.checkpoints.catalog import read_card
+from models.checkpoints.diffusers_format import BadCheckpoint
 
 RECIPE = """
 [data]

@@ -10,10 +10,10 @@ import torch
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from models import checkpoint
-from models.catalog import read_card, sha256_of, write_card
+from models.checkpoints import diffusers_format
+from models.checkpoints.catalog import read_card, sha256_of, write_card
+from models.checkpoints.residual_variance import FILE, ResidualVariance
 from models.evaluate.likelihood import Evaluation
-from models.residual_variance import FILE, ResidualVariance
 from tests.support.cards import card_of
 
 
@@ -31,7 +31,7 @@ def data(tmp_path: Path, pixels: np.ndarray) -> Path:
 
 @pytest.fixture
 def model(tiny_model: Path) -> Path:
-    write_card(tiny_model, card_of("tiny", sha256=checkpoint.load(tiny_model).sha256))
+    write_card(tiny_model, card_of("tiny", sha256=diffusers_format.load(tiny_model).sha256))
     return tiny_model
 
 
@@ -42,7 +42,7 @@ def estimate(*words: object) -> Result:
 def test_an_estimate_is_the_networks_squared_error_at_every_timestep(model: Path, data: Path, pixels: np.ndarray) -> None:
     result = estimate(model, "--data", data, "--images", 6, "--batch-size", 4, "--seed", 3)
     assert result.exit_code == 0, result.output
-    loaded = checkpoint.load(model)
+    loaded = diffusers_format.load(model)
     found = ResidualVariance.read(model, loaded.sha256, 20, read_card(model).residual_variance)
     assert (found.images, found.seed, found.data) == (6, 3, str(data))
     evaluation = Evaluation(loaded.net, loaded.schedule, "epsilon", 20)

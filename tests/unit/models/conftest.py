@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import checkpoint
-from models.catalog import ScheduleCard
-from models.schedule import Schedule
-from models.unet import UNet
-from models.unet_config import UNetConfig
+from models.checkpoints import diffusers_format
+from models.checkpoints.catalog import ScheduleCard
+from models.diffusion.schedule import Schedule
+from models.networks.unet import UNet
+from models.networks.unet_config import UNetConfig
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DISABLE_TELEMETRY", "YES")
@@ -77,7 +77,7 @@ def folder(tmp_path: Path, small_net: UNet) -> Path:
     """A model folder as `checkpoint.save` leaves it."""
     path = tmp_path / "model"
     schedule = ScheduleCard(kind="linear", T=1000, beta_start=1e-4, beta_end=0.02)
-    checkpoint.save(path, small_net.cfg, small_net.state_dict(), schedule, "epsilon")
+    diffusers_format.save(path, small_net.cfg, small_net.state_dict(), schedule, "epsilon")
     return path
 
 
@@ -86,6 +86,6 @@ def noise_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Tenso
     """`noise_of(f)`: let models.sampling take f(draw), shape (B, C, H, W), as its noise. Draw 0 is x_T."""
 
     def replace(draws: Callable[[int], Tensor]) -> None:
-        monkeypatch.setattr("models.sampling.normal", lambda seed, index, draw, shape: draws(int(draw[0])))
+        monkeypatch.setattr("models.diffusion.sampling.normal", lambda seed, index, draw, shape: draws(int(draw[0])))
 
     return replace

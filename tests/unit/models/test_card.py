@@ -6,13 +6,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from models import checkpoint
-from models.card import gflop_per_image_step, make_card
-from models.catalog import SHIPPED, DataCard, read_card, sha256_of, write_card
-from models.residual_variance import FILE, ResidualVariance
+from models.checkpoints import diffusers_format
+from models.checkpoints.card import gflop_per_image_step, make_card
+from models.checkpoints.catalog import SHIPPED, DataCard, read_card, sha256_of, write_card
+from models.checkpoints.residual_variance import FILE, ResidualVariance
+from models.networks.unet import UNet
+from models.networks.unet_config import UNetConfig
 from models.train.recipe import Recipe
-from models.unet import UNet
-from models.unet_config import UNetConfig
 
 WORDS = {"data": DataCard(name="noise", licence="CC0-1.0"), "licence": "MIT", "provenance": "made up"}
 
@@ -21,7 +21,7 @@ def test_a_card_says_what_the_files_are(folder, small_net):
     card = make_card(folder, "tiny", **WORDS)
     assert (card.shape.channels, card.shape.height, card.shape.width) == (3, 8, 8)
     assert card.parameters == sum(p.numel() for p in small_net.parameters())
-    assert card.sha256 == sha256_of(folder / "unet" / checkpoint.WEIGHTS)
+    assert card.sha256 == sha256_of(folder / "unet" / diffusers_format.WEIGHTS)
     assert (card.schedule.T, card.prediction, card.defaults.steps, card.defaults.variance) == (
         1000,
         "epsilon",
@@ -30,18 +30,18 @@ def test_a_card_says_what_the_files_are(folder, small_net):
     )
     write_card(folder, card)
     assert read_card(folder) == card
-    checkpoint.load(folder, read_card(folder).sha256)
+    diffusers_format.load(folder, read_card(folder).sha256)
 
 
 def test_a_card_names_the_estimate_that_lies_beside_it(folder):
-    weights = checkpoint.load(folder).sha256
+    weights = diffusers_format.load(folder).sha256
     found = ResidualVariance(weights=weights, data="noise", images=1, seed=0, values=(0.5,) * 1000)
     assert make_card(folder, "tiny", **WORDS).residual_variance is None
     assert make_card(folder, "tiny", **WORDS).model_copy(update={"residual_variance": found.write(folder)}) == make_card(
         folder, "tiny", **WORDS
     )
     found.model_copy(update={"weights": "ab" * 32}).write(folder)
-    with pytest.raises(checkpoint.BadCheckpoint, match=FILE):
+    with pytest.raises(diffusers_format.BadCheckpoint, match=FILE):
         make_card(folder, "tiny", **WORDS)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.catalog import Card, Catalog, CatalogError, DataCard, Defaults, ScheduleCard, Shape, read_card, write_card
+from models.checkpoints.catalog import Card, Catalog, CatalogError, DataCard, Defaults, ScheduleCard, Shape, read_card, write_card
 
 
 def add(root: Path, folder: str, name: str | None = None, **changes: object) -> Path:

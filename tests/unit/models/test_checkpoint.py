@@ -11,18 +11,18 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models import checkpoint
-from models.catalog import ScheduleCard
-from models.checkpoint import BadCheckpoint
-from models.plans import compile_plan
-from models.sampling import sample
-from models.schedule import Schedule
+from models.checkpoints import diffusers_format
+from models.checkpoints.catalog import ScheduleCard
+from models.checkpoints.diffusers_format import BadCheckpoint
+from models.diffusion.plans import compile_plan
+from models.diffusion.sampling import sample
+from models.diffusion.schedule import Schedule
 
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
 def weights_of(folder: Path) -> Path:
-    return folder / "unet" / checkpoint.WEIGHTS
+    return folder / "unet" / diffusers_format.WEIGHTS
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -47,7 +47,7 @@ def theirs(small_config, randomise) -> UNet2DModel:
 
 
 def test_what_is_saved_is_what_is_loaded(folder, small_net):
-    loaded = checkpoint.load(folder)
+    loaded = diffusers_format.load(folder)
     assert all(torch.equal(v, small_net.state_dict()[k]) for k, v in loaded.net.state_dict().items())
     assert not loaded.net.training
     assert torch.equal(loaded.schedule.beta, Schedule.linear().beta)
@@ -62,9 +62,9 @@ def test_a_file_that_this_user_may_not_read_is_named(folder, monkeypatch):
     def refuse(path: Path) -> str:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(checkpoint, "sha256_of", refuse)  # root may read any
-    with pytest.raises(BadCheckpoint, match=rf"{checkpoint.WEIGHTS} cannot be read \(Permission denied\); give the user"):
-        checkpoint.load(folder)
+    monkeypatch.setattr(diffusers_format, "sha256_of", refuse)  # root may read any
+    with pytest.raises(BadCheckpoint, match=rf"{diffusers_format.WEIGHTS} cannot be read \(Permission denied\); give the user"):
+        diffusers_format.load(folder)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
@@ -72,10 +72,10 @@ def test_a_file_that_this_user_may_not_read_is_named(folder, monkeypatch):
     "card", [ScheduleCard(kind="cosine", T=500), ScheduleCard(kind="linear", T=100, beta_start=1e-3, beta_end=0.2)]
 )
 def test_the_process_survives_being_saved_and_loaded(tmp_path, small_net, card, prediction):
-    sha256 = checkpoint.save(tmp_path / "m", small_net.cfg, small_net.state_dict(), card, prediction)
-    loaded = checkpoint.load(tmp_path / "m", sha256)
-    assert checkpoint.read_scheduler(tmp_path / "m") == (card, prediction)
-    torch.testing.assert_close(loaded.schedule.beta, checkpoint.schedule_of(card).beta)
+    sha256 = diffusers_format.save(tmp_path / "m", small_net.cfg, small_net.state_dict(), card, prediction)
+    loaded = diffusers_format.load(tmp_path / "m", sha256)
+    assert diffusers_format.read_scheduler(tmp_path / "m") == (card, prediction)
+    torch.testing.assert_close(loaded.schedule.beta, diffusers_format.schedule_of(card).beta)
     theirs = DDPMScheduler.from_pretrained(tmp_path / "m", subfolder="scheduler")
     torch.testing.assert_close(theirs.betas.double(), loaded.schedule.beta, rtol=1e-5, atol=1e-8)
     assert theirs.config.prediction_type == prediction
@@ -89,16 +89,16 @@ def test_a_folder_that_diffusers_saved_is_loaded(tmp_path, theirs, form):
     else:
         theirs.save_pretrained(tmp_path)
         scheduler.save_pretrained(tmp_path)
-    loaded = checkpoint.load(tmp_path)
+    loaded = diffusers_format.load(tmp_path)
     torch.testing.assert_close(output(loaded.net), output(theirs), rtol=0, atol=1e-5)
-    assert checkpoint.read_variance(tmp_path) == "fixed_large"
+    assert diffusers_format.read_variance(tmp_path) == "fixed_large"
 
 
 def test_a_lone_network_means_the_papers_process(tmp_path, theirs):
     theirs.save_pretrained(tmp_path)
-    loaded = checkpoint.load(tmp_path)
+    loaded = diffusers_format.load(tmp_path)
     assert torch.equal(loaded.schedule.beta, Schedule.linear().beta)
-    assert (loaded.prediction, checkpoint.read_variance(tmp_path)) == ("epsilon", "fixed_small")
+    assert (loaded.prediction, diffusers_format.read_variance(tmp_path)) == ("epsilon", "fixed_small")
 
 
 def test_the_old_names_of_attention_are_read_too(folder, small_net):
@@ -111,12 +111,12 @@ def test_the_old_names_of_attention_are_read_too(folder, small_net):
 
     change_weights(folder, rename)
     assert any("query" in name for name in load_file(weights_of(folder)))
-    torch.testing.assert_close(output(checkpoint.load(folder).net), output(small_net), rtol=0, atol=0)
+    torch.testing.assert_close(output(diffusers_format.load(folder).net), output(small_net), rtol=0, atol=0)
 
 
 def test_half_precision_weights_are_loaded_as_float32(folder, small_net):
     change_weights(folder, lambda tensors: tensors.update({k: v.half() for k, v in tensors.items()}))
-    loaded = checkpoint.load(folder).net
+    loaded = diffusers_format.load(folder).net
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     torch.testing.assert_close(output(loaded), output(small_net), rtol=0, atol=0.05)
 
@@ -126,7 +126,7 @@ def test_our_folder_samples_in_diffusers_pipeline_as_it_does_here(folder, noise_
     """K = 107 is one of the numbers of steps at which a timestep lies halfway between two integers."""
     noise = torch.randn(K + 1, 2, 3, 8, 8)
     noise_of(lambda draw: noise[draw])
-    loaded = checkpoint.load(folder)
+    loaded = diffusers_format.load(folder)
     ours = sample(loaded.net, compile_plan(loaded.schedule, K), 0, [0, 1], (3, 8, 8))
 
     draws = iter(noise)
@@ -212,22 +212,22 @@ def fault(folder: Path, kind: str) -> None:
     [
         ("no folder", "model", "holds no unet/config.json.*give a folder"),
         ("pickle only", "unet", "pickled weights are not read.*safe_serialization=True"),
-        ("missing key", checkpoint.WEIGHTS, r"mid_block\.attentions\.0\.to_q\.weight is missing; config.json"),
-        ("extra key", checkpoint.WEIGHTS, "surplus belongs to no layer"),
-        ("wrong shape", checkpoint.WEIGHTS, r"to_q\.weight has shape \[3, 5\], config.json asks for \[32, 32\]"),
-        ("NaN", checkpoint.WEIGHTS, r"to_q\.weight holds NaN or infinity in float32; the training diverged"),
-        ("infinite in float32", checkpoint.WEIGHTS, r"to_q\.weight holds NaN or infinity in float32"),
-        ("fp8", checkpoint.WEIGHTS, r"to_q\.weight is of type F8_E4M3; convert it to one of F64, F32, F16, BF16"),
-        ("complex", checkpoint.WEIGHTS, r"to_q\.weight is of type C64; convert it"),
+        ("missing key", diffusers_format.WEIGHTS, r"mid_block\.attentions\.0\.to_q\.weight is missing; config.json"),
+        ("extra key", diffusers_format.WEIGHTS, "surplus belongs to no layer"),
+        ("wrong shape", diffusers_format.WEIGHTS, r"to_q\.weight has shape \[3, 5\], config.json asks for \[32, 32\]"),
+        ("NaN", diffusers_format.WEIGHTS, r"to_q\.weight holds NaN or infinity in float32; the training diverged"),
+        ("infinite in float32", diffusers_format.WEIGHTS, r"to_q\.weight holds NaN or infinity in float32"),
+        ("fp8", diffusers_format.WEIGHTS, r"to_q\.weight is of type F8_E4M3; convert it to one of F64, F32, F16, BF16"),
+        ("complex", diffusers_format.WEIGHTS, r"to_q\.weight is of type C64; convert it"),
         (
             "two names",
-            checkpoint.WEIGHTS,
+            diffusers_format.WEIGHTS,
             r"0\.(query|to_q)\.weight and .*0\.(query|to_q)\.weight are names of one layer; remove",
         ),
-        ("too large for any memory", checkpoint.WEIGHTS, "has shape .* config.json asks for"),
-        ("truncated", checkpoint.WEIGHTS, "is not a safetensors file.*download or save it again"),
-        ("empty", checkpoint.WEIGHTS, "is not a safetensors file"),
-        ("not safetensors", checkpoint.WEIGHTS, "is not a safetensors file"),
+        ("too large for any memory", diffusers_format.WEIGHTS, "has shape .* config.json asks for"),
+        ("truncated", diffusers_format.WEIGHTS, "is not a safetensors file.*download or save it again"),
+        ("empty", diffusers_format.WEIGHTS, "is not a safetensors file"),
+        ("not safetensors", diffusers_format.WEIGHTS, "is not a safetensors file"),
         ("config is garbage", "unet/config.json", "is not JSON"),
         ("config is binary", "unet/config.json", "is not JSON"),
         ("config is a list", "unet/config.json", "holds a list, not an object"),
@@ -250,12 +250,12 @@ def fault(folder: Path, kind: str) -> None:
 def test_a_bad_folder_is_refused_with_file_key_and_remedy(folder, kind, file, says):
     fault(folder, kind)
     with pytest.raises(BadCheckpoint, match=says) as error:
-        checkpoint.load(folder)
+        diffusers_format.load(folder)
     assert file in str(error.value)
 
 
 def test_weights_that_are_not_the_cards_are_refused(folder):
     with pytest.raises(
-        BadCheckpoint, match=rf"{checkpoint.WEIGHTS} has sha256 [0-9a-f]{{64}}, its card says {'0' * 64}; restore"
+        BadCheckpoint, match=rf"{diffusers_format.WEIGHTS} has sha256 [0-9a-f]{{64}}, its card says {'0' * 64}; restore"
     ):
-        checkpoint.load(folder, "0" * 64)
+        diffusers_format.load(folder, "0" * 64)

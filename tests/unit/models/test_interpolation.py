@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.interpolation import encode, interpolate
-from models.noise import normal
-from models.plans import Plan, ddpm
-from models.schedule import Schedule, linspace_grid
+from models.diffusion.interpolation import encode, interpolate
+from models.diffusion.noise import normal
+from models.diffusion.plans import Plan, ddpm
+from models.diffusion.schedule import Schedule, linspace_grid
 from tests.support.networks import gaussian_eps, points_eps
 
 WEIGHTS = (0.0, 0.25, 0.5, 1.0)

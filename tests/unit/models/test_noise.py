@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models import noise
-from models.noise import normal, philox
+from models.diffusion import noise
+from models.diffusion.noise import normal, philox
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 5, 7), (1, 3, 3), (3, 17, 13), (1, 1, 1)]
 ALL = 0xFFFFFFFF

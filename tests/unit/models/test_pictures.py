@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.pictures import picture, png, sheet
+from models.checkpoints.png import picture, png, sheet
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])

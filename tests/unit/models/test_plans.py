@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.plans import COLUMNS, Plan, compile_plan, ddim, ddpm, dpmpp_2m
-from models.schedule import Schedule, linspace_grid
+from models.diffusion.plans import COLUMNS, Plan, compile_plan, ddim, ddpm, dpmpp_2m
+from models.diffusion.schedule import Schedule, linspace_grid
 
 S = COLUMNS.index("s")
 KS = (1, 2, 5, 10, 50, 100, 1000)

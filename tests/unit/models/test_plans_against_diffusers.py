@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from models.plans import compile_plan, ddim, dpmpp_2m
-from models.sampling import chain
-from models.schedule import Schedule, linspace_grid
+from models.diffusion.plans import compile_plan, ddim, dpmpp_2m
+from models.diffusion.sampling import chain
+from models.diffusion.schedule import Schedule, linspace_grid
 
 SHAPE = (2, 3, 4, 4)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import BadCheckpoint
-from models.residual_variance import FILE, ResidualVariance
+from models.checkpoints.diffusers_format import BadCheckpoint
+from models.checkpoints.residual_variance import FILE, ResidualVariance
 
 WEIGHTS = "ab" * 32
 FOUND = ResidualVariance(weights=WEIGHTS, data="noise.npz", images=3, seed=7, values=(1 / 3, math.pi / 4, 5e-324))

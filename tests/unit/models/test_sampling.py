@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.noise import normal
-from models.plans import compile_plan, ddpm
-from models.sampling import chain, from_bytes, sample, to_bytes
-from models.schedule import Schedule, linspace_grid
+from models.diffusion.noise import normal
+from models.diffusion.plans import compile_plan, ddpm
+from models.diffusion.sampling import chain, from_bytes, sample, to_bytes
+from models.diffusion.schedule import Schedule, linspace_grid
 from tests.support.networks import points_eps
 
 

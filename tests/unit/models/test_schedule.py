@@ -9,8 +9,8 @@ from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.plans import compile_plan
-from models.schedule import Posterior, Schedule, linspace_grid
+from models.diffusion.plans import compile_plan
+from models.diffusion.schedule import Posterior, Schedule, linspace_grid
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ import pytest
 import torch
 from diffusers import HeunDiscreteScheduler, PNDMScheduler
 
-from models import checkpoint
-from models.checkpoint import BadCheckpoint
+from models.checkpoints import diffusers_format
+from models.checkpoints.diffusers_format import BadCheckpoint
 
 
 @pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler, PNDMScheduler])
 def test_the_process_of_other_schedulers_of_diffusers_is_read_also_where_keys_are_absent(tmp_path, scheduler):
     (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": scheduler.__name__}))
-    card, prediction = checkpoint.read_scheduler(tmp_path)
+    card, prediction = diffusers_format.read_scheduler(tmp_path)
     theirs = inspect.signature(scheduler).parameters
     assert (card.T, card.beta_start, card.beta_end, prediction) == tuple(
         theirs[name].default for name in ("num_train_timesteps", "beta_start", "beta_end", "prediction_type")
@@ -25,15 +25,15 @@ def test_the_process_of_other_schedulers_of_diffusers_is_read_also_where_keys_ar
 
 
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers, with NumPy 2
-@pytest.mark.parametrize("name", checkpoint._SCHEDULERS)
+@pytest.mark.parametrize("name", diffusers_format._SCHEDULERS)
 def test_what_each_of_these_schedulers_saves_is_read(tmp_path, name):
     try:
         theirs = getattr(diffusers, name)()
     except ImportError as error:
         pytest.skip(f"diffusers needs more for it: {str(error).strip()}")
     theirs.save_pretrained(tmp_path)
-    card, prediction = checkpoint.read_scheduler(tmp_path)
-    torch.testing.assert_close(theirs.betas.double(), checkpoint.schedule_of(card).beta, rtol=1e-5, atol=1e-8)
+    card, prediction = diffusers_format.read_scheduler(tmp_path)
+    torch.testing.assert_close(theirs.betas.double(), diffusers_format.schedule_of(card).beta, rtol=1e-5, atol=1e-8)
     assert prediction == theirs.config.prediction_type
 
 
@@ -62,4 +62,4 @@ def test_a_process_that_cannot_be_sampled_is_refused_by_key_and_value(tmp_path, 
     path = tmp_path / "scheduler_config.json"
     path.write_text(json.dumps(changes))
     with pytest.raises(BadCheckpoint, match=f"{path}: {says}"):
-        checkpoint.read_scheduler(tmp_path)
+        diffusers_format.read_scheduler(tmp_path)

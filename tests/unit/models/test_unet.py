@@ -10,8 +10,8 @@ from diffusers import UNet2DModel
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 
-from models.unet import TimeEmbedding, UNet
-from models.unet_config import UNetConfig
+from models.networks.unet import TimeEmbedding, UNet
+from models.networks.unet_config import UNetConfig
 
 PUBLISHED = {
     "attention_head_dim": None,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from diffusers import UNet2DModel
 
-from models.unet_config import UNetConfig, UnsupportedConfig
+from models.networks.unet_config import UNetConfig, UnsupportedConfig
 
 
 def test_absent_keys_mean_what_they_mean_in_diffusers():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.sampling import Network
+from models.diffusion.sampling import Network
 from tests.support.networks import SHAPE, gaussian_eps
 from worker.calibrate import Calibration, calibrate, is_beaten
 from worker.pool import Pool

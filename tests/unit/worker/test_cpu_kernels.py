@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import checkpoint
-from models.catalog import SHIPPED
-from models.noise import normal
-from models.plans import COLUMNS
-from models.unet import NormSiLU
+from models.checkpoints import diffusers_format
+from models.checkpoints.catalog import SHIPPED
+from models.diffusion.noise import normal
+from models.diffusion.plans import COLUMNS
+from models.networks.unet import NormSiLU
 from tests.support.networks import random_unet
 from worker import cpu_kernels, rows
 from worker.cpu_kernels import CompiledNorm, library
@@ -256,7 +256,7 @@ def test_without_the_library_a_step_is_pytorchs_and_the_log_says_how_to_get_it(m
     library.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
-            net = ServedNetwork(checkpoint.load(SHIPPED / "fashion-mnist-28"), CPU, "fp32")
+            net = ServedNetwork(diffusers_format.load(SHIPPED / "fashion-mnist-28"), CPU, "fp32")
         assert rows.fastest_on(CPU) == (rows.gather, rows.advance)
         assert net.kernels == kernels_on_a_cpu() == BY_PYTORCH
         assert [record.message for record in caplog.records if "again where GCC 12" in record.message] != []

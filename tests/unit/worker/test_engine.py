@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.plans import Plan, compile_plan
-from models.sampling import sample, to_bytes
+from models.diffusion.plans import Plan, compile_plan
+from models.diffusion.sampling import sample, to_bytes
 from tests.support.engines import PLANS, SECONDS, drain, engine, plain, plain_x_0_hat, request
 from tests.support.networks import SCHEDULE, SHAPE, LatePool, gaussian_eps, one_by_one, random_unet
 from worker.engine import ChainRequest, Engine

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from models.plans import Plan
+from models.diffusion.plans import Plan
 from tests.support.engines import PLANS, drain, engine, plain, plain_x_0_hat
 from tests.support.networks import LatePool, one_by_one
 from worker.engine import ChainRequest, Finished, Snapshot

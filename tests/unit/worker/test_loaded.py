@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.catalog import Catalog, write_card
-from models.checkpoint import BadCheckpoint
-from models.plans import compile_plan
-from models.residual_variance import ResidualVariance
+from models.checkpoints.catalog import Catalog, write_card
+from models.checkpoints.diffusers_format import BadCheckpoint
+from models.checkpoints.residual_variance import ResidualVariance
+from models.diffusion.plans import compile_plan
 from tests.support.folders import write_model
 from worker.calibrate import Calibration
 from worker.contract import Recipe, Shard, shards_of

@@ -9,25 +9,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import checkpoint
+from models.checkpoints import diffusers_format
 from tests.support.folders import write_model
 from worker.__main__ import main
 
 
 def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    path = folder / "unet" / checkpoint.WEIGHTS
+    path = folder / "unet" / diffusers_format.WEIGHTS
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
 
 
 def truncate(folder: Path) -> None:
-    path = folder / "unet" / checkpoint.WEIGHTS
+    path = folder / "unet" / diffusers_format.WEIGHTS
     path.write_bytes(path.read_bytes()[:-100])
 
 
 def pickle_only(folder: Path) -> None:
-    (folder / "unet" / checkpoint.WEIGHTS).rename(folder / "unet" / "diffusion_pytorch_model.bin")
+    (folder / "unet" / diffusers_format.WEIGHTS).rename(folder / "unet" / "diffusion_pytorch_model.bin")
 
 
 def other_weights(folder: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import checkpoint
-from models.catalog import SHIPPED, ScheduleCard
-from models.checkpoint import Checkpoint
-from models.unet_config import UNetConfig
+from models.checkpoints import diffusers_format
+from models.checkpoints.catalog import SHIPPED, ScheduleCard
+from models.checkpoints.diffusers_format import Checkpoint
+from models.networks.unet_config import UNetConfig
 from tests.support.networks import TINY, random_unet
 from worker.network import ServedNetwork, by_our_kernels, precisions
 
@@ -22,7 +22,7 @@ CLOSE = {"fp32": 1e-5, "bf16": 5e-2}
 
 @pytest.fixture(scope="module")
 def shipped() -> Checkpoint:
-    return checkpoint.load(SHIPPED / "fashion-mnist-28")
+    return diffusers_format.load(SHIPPED / "fashion-mnist-28")
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +40,8 @@ def inputs(n: int, size: int = 28) -> tuple[Tensor, Tensor]:
 def checkpoint_of(folder: Path, cfg: UNetConfig) -> Checkpoint:
     """Written and read again, with weights by chance."""
     schedule = ScheduleCard(kind="linear", T=1000, beta_start=1e-4, beta_end=0.02)
-    checkpoint.save(folder, cfg, random_unet(cfg=cfg).state_dict(), schedule, "epsilon")
-    return checkpoint.load(folder)
+    diffusers_format.save(folder, cfg, random_unet(cfg=cfg).state_dict(), schedule, "epsilon")
+    return diffusers_format.load(folder)
 
 
 @pytest.mark.parametrize("precision", precisions(CPU))

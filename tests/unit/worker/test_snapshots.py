@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from models.plans import compile_plan
+from models.diffusion.plans import compile_plan
 from tests.support.networks import SCHEDULE, SHAPE
 from worker.engine import ChainRequest, Snapshot
 from worker.snapshots import BadSnapshot, pack, unpack

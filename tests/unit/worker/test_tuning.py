@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import checkpoint
-from models.catalog import read_card
-from models.checkpoint import Checkpoint
+from models.checkpoints import diffusers_format
+from models.checkpoints.catalog import read_card
+from models.checkpoints.diffusers_format import Checkpoint
 from tests.support.folders import write_model
 from tests.support.networks import one_by_one
 from worker import tuning
@@ -31,7 +31,7 @@ SHAPE = (1, 8, 8)
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     root = tmp_path_factory.mktemp("models")
     write_model(root, "tiny")
-    return checkpoint.load(root / "tiny", read_card(root / "tiny").sha256)
+    return diffusers_format.load(root / "tiny", read_card(root / "tiny").sha256)
 
 
 @pytest.fixture

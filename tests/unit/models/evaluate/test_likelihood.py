@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from models.diffusion.noise import normal
+from models.diffusion.plans import reverse_variance
+from models.diffusion.schedule import Posterior, Schedule, linspace_grid
 from models.evaluate.likelihood import Evaluation, Terms, decoder_bits, prior_bits, transition_bits
-from models.noise import normal
-from models.plans import reverse_variance
-from models.schedule import Posterior, Schedule, linspace_grid
 
 SIGMA_1 = 0.00738457
 LEVELS = torch.tensor([0, 1, 127, 128, 254, 255], dtype=torch.uint8).reshape(1, 1, 1, 6)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
-from models import checkpoint
-from models.catalog import Catalog, Defaults, sha256_of
-from models.files import flush
-from models.residual_variance import FILE, ResidualVariance
+from models.checkpoints import diffusers_format
+from models.checkpoints.atomic_files import flush
+from models.checkpoints.catalog import Catalog, Defaults, sha256_of
+from models.checkpoints.residual_variance import FILE, ResidualVariance
 from models.train import export as module
 from models.train.export import export
 from models.train.output import BadOutput
@@ -24,7 +24,7 @@ def test_the_exported_folder_holds_the_averaged_weights_and_an_honest_card(train
     folder = export(trainer)
     assert folder == trainer.out / "blobs-8"
     card = Catalog.read(trainer.out)["blobs-8"]
-    loaded = checkpoint.load(folder, card.sha256)
+    loaded = diffusers_format.load(folder, card.sha256)
     assert all(torch.equal(v, trainer.ema.averages[k]) for k, v in loaded.net.state_dict().items())
     assert not torch.equal(loaded.net.conv_in.weight, trainer.net.conv_in.weight)
     assert (card.schedule.T, card.defaults.sampler, card.defaults.steps, card.licence) == (100, "ddim", 20, "MIT")
@@ -48,7 +48,7 @@ def test_diffusers_opens_the_exported_folder(trainer):
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_the_exported_scheduler_has_the_reverse_variance_of_the_card(tmp_path, make_recipe, train, variance):
     folder = export(train(make_recipe("card", defaults=Defaults(steps=20, variance=variance)), tmp_path / "out", only=1))
-    assert checkpoint.read_variance(folder) == variance
+    assert diffusers_format.read_variance(folder) == variance
     assert DDPMPipeline.from_pretrained(folder, local_files_only=True).scheduler.config.variance_type == variance
 
 
@@ -59,7 +59,7 @@ def test_a_second_export_replaces_the_first(trainer):
         trainer.ema.averages["conv_in.bias"].add_(1)
     export(trainer)
     second = Catalog.read(trainer.out)["blobs-8"].sha256
-    assert first != second == sha256_of(folder / "unet" / checkpoint.WEIGHTS)
+    assert first != second == sha256_of(folder / "unet" / diffusers_format.WEIGHTS)
     assert sorted(p.name for p in trainer.out.iterdir()) == ["blobs-8", "state.safetensors"]
 
 
@@ -115,7 +115,7 @@ def test_a_run_that_makes_no_update_leaves_its_model_as_it_is_unless_the_card_is
     assert Catalog.read(trainer.out)["blobs-8"].licence == "CC0-1.0"
 
 
-@pytest.mark.parametrize("path", [f"unet/{checkpoint.WEIGHTS}", "unet/config.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("path", [f"unet/{diffusers_format.WEIGHTS}", "unet/config.json", "scheduler/scheduler_config.json"])
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])])
 def test_a_finished_run_that_is_run_again_mends_its_damaged_model(trainer, train, make_recipe, path, damage):
     folder = export(trainer)
@@ -138,7 +138,7 @@ def test_on_a_full_disk_the_finished_folder_stays_and_nothing_half_written_does(
     trainer.ema.averages["conv_in.bias"].add_(1)
     with full_disk(), pytest.raises(BadOutput, match=r"blobs-8 cannot be written .*; make room, and run the same command again"):
         export(trainer)
-    assert checkpoint.load(folder, before.sha256)
+    assert diffusers_format.load(folder, before.sha256)
     assert sorted(p.name for p in trainer.out.iterdir()) == ["blobs-8", "state.safetensors"]
 
 
@@ -156,7 +156,7 @@ def test_a_model_that_cannot_be_put_in_place_gives_way_to_the_one_before(trainer
     trainer.ema.averages["conv_in.bias"].add_(1)
     with pytest.raises(BadOutput):
         export(trainer)
-    assert checkpoint.load(folder, before.sha256)
+    assert diffusers_format.load(folder, before.sha256)
 
 
 def test_the_card_names_every_learning_rate(tmp_path, make_recipe, train):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.schedule import Schedule
+from models.diffusion.schedule import Schedule
 from models.train.loss import Diffusion, simple_loss
 
 MU, S2 = 0.3, 0.25

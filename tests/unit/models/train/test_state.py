@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.networks.unet import UNet
 from models.train.ema import EMA
 from models.train.state import Counters, load_state, save_state
-from models.unet import UNet
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from models.noise import normal
-from models.plans import Plan
+from models.diffusion.noise import normal
+from models.diffusion.plans import Plan
 
 Network = Callable[[Tensor, Tensor], Tensor]
 

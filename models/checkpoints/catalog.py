@@ -12,17 +12,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.files import write_whole
+from models.checkpoints.atomic_files import write_whole
+from models.diffusion.options import SAMPLERS, FixedVariance, Prediction, Sampler
 
 CARD = "card.json"
-SHIPPED = Path(__file__).parent / "weights"
+SHIPPED = Path(__file__).parents[1] / "weights"
 
-Sampler = Literal["ddpm", "ddim", "dpmpp_2m"]
-FixedVariance = Literal["fixed_small", "fixed_large"]
-Variance = Literal[FixedVariance, "analytic"]
-Prediction = Literal["epsilon", "sample", "v_prediction"]
 _SHA256 = r"^[0-9a-f]{64}$"
-SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim", "dpmpp_2m")
 
 
 class CatalogError(Exception):

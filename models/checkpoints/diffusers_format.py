@@ -21,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.catalog import FixedVariance, Prediction, ScheduleCard, sha256_of
-from models.schedule import LINEAR_END, LINEAR_START, LINEAR_T, Schedule
-from models.unet import UNet
-from models.unet_config import UNetConfig, UnsupportedConfig
+from models.checkpoints.catalog import ScheduleCard, sha256_of
+from models.diffusion.options import FixedVariance, Prediction
+from models.diffusion.schedule import LINEAR_END, LINEAR_START, LINEAR_T, Schedule
+from models.networks.unet import UNet
+from models.networks.unet_config import UNetConfig, UnsupportedConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _DTYPES = ("F64", "F32", "F16", "BF16")

@@ -9,9 +9,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from models.catalog import sha256_of
-from models.checkpoint import BadCheckpoint
-from models.files import write_whole
+from models.checkpoints.atomic_files import write_whole
+from models.checkpoints.catalog import sha256_of
+from models.checkpoints.diffusers_format import BadCheckpoint
 
 FILE = "residual_variance.json"
 _REMEDY = "remove it, or estimate it again with `ddpm models variance`"

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from models.noise import normal
-from models.plans import Plan
-from models.sampling import Network, chain
-from models.schedule import Schedule
+from models.diffusion.noise import normal
+from models.diffusion.plans import Plan
+from models.diffusion.sampling import Network, chain
+from models.diffusion.schedule import Schedule
 
 
 @torch.inference_mode()

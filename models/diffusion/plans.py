@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from models.catalog import Prediction, Sampler, Variance
-from models.schedule import Posterior, Schedule, linspace_grid
+from models.diffusion.options import Prediction, Sampler, Variance
+from models.diffusion.schedule import Posterior, Schedule, linspace_grid
 
 _VISIBLE = math.sqrt(math.pi / 2) * 4 / 255  # sigma of noise that is two grey levels in the mean
 COLUMNS = ("p", "q", "bound", "a", "b", "d", "s")

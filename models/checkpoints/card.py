@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import checkpoint
-from models.catalog import Card, DataCard, Defaults, Shape, sha256_of
-from models.residual_variance import FILE, ResidualVariance
-from models.unet import UNet
+from models.checkpoints import diffusers_format
+from models.checkpoints.catalog import Card, DataCard, Defaults, Shape, sha256_of
+from models.checkpoints.residual_variance import FILE, ResidualVariance
+from models.networks.unet import UNet
 
 
 def make_card(
@@ -24,8 +24,8 @@ def make_card(
     default: bool = False,
 ) -> Card:
     """Load the folder, which checks it, and describe it. Raises BadCheckpoint, and ValueError for a name that no URL can hold."""
-    loaded = checkpoint.load(folder)
-    schedule, prediction = checkpoint.read_scheduler(folder)
+    loaded = diffusers_format.load(folder)
+    schedule, prediction = diffusers_format.read_scheduler(folder)
     cfg = loaded.net.cfg
     return Card(
         name=name,
@@ -33,7 +33,7 @@ def make_card(
         shape=Shape(channels=cfg.in_channels, height=cfg.sample_size, width=cfg.sample_size),
         schedule=schedule,
         prediction=prediction,
-        defaults=defaults or Defaults(steps=schedule.T, variance=checkpoint.read_variance(folder)),
+        defaults=defaults or Defaults(steps=schedule.T, variance=diffusers_format.read_variance(folder)),
         parameters=loaded.net.parameter_count(),
         gflop_per_image_step=round(gflop_per_image_step(loaded.net), 3),
         data=data,
@@ -44,7 +44,7 @@ def make_card(
     )
 
 
-def _residual_variance(folder: Path, loaded: checkpoint.Checkpoint) -> str | None:
+def _residual_variance(folder: Path, loaded: diffusers_format.Checkpoint) -> str | None:
     """The sha256 of the estimate that may lie there."""
     found = ResidualVariance.find(folder, loaded.sha256, loaded.schedule.T)
     return sha256_of(folder / FILE) if found else None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.unet_config import UNetConfig
+from models.networks.unet_config import UNetConfig
 
 
 class Pointwise(nn.Conv2d):

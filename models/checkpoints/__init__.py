@@ -1,0 +1,1 @@
+"""Model folders: how they are read, written, described and listed."""

@@ -1,0 +1,1 @@
+"""eps_theta: the U-Net and its configuration."""
