@@ -20,7 +20,7 @@ ARG PIP_FIND_LINKS
 ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
-# For worker/cpu_kernels.c, below.
+# For worker/backends/cpu/kernels.c, below.
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN python -m venv --without-pip /opt/venv
 COPY constraints.txt ./

@@ -21,7 +21,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-compile -c constraints.txt
 SERVE = .venv/.installed-serve
 TEST = .venv/.installed-test
-INSTALLED = pyproject.toml constraints.txt hatch_build.py worker/cpu_kernels.c
+INSTALLED = pyproject.toml constraints.txt hatch_build.py worker/backends/cpu/kernels.c
 
 .DEFAULT_GOAL = help
 .PHONY: help serve test check format train bench chaos docker-test lock clean

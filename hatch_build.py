@@ -1,4 +1,4 @@
-"""Compiles worker/cpu_kernels.c when the package is built or installed. Without a compiler for it the package does without."""
+"""Compiles worker/backends/cpu/kernels.c when the package is built or installed; without a compiler the package does without."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE, LIBRARY = "worker/cpu_kernels.c", "worker/libcpu_kernels.so"
+SOURCE, LIBRARY = "worker/backends/cpu/kernels.c", "worker/backends/cpu/libcpu_kernels.so"
 COMPILE = ["-std=c11", "-O3", "-ffp-contract=off", "-fopenmp", "-fPIC", "-c"]
 
 
 class CompileKernels(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if sys.platform != "linux":
-            return  # worker/cpu_kernels.py finds torch's OpenMP there only
+            return  # worker/backends/cpu/kernels.py finds torch's OpenMP there only
         root = Path(self.root)
         try:
             compile_library(root / SOURCE, root / LIBRARY)

@@ -21,12 +21,12 @@ from bench.model import DEFAULT, Model, engine_on, load
 from bench.report import OUT, Out, Report
 from models.diffusion.noise import normal
 from models.diffusion.plans import compile_plan
+from worker.backends.served_network import precisions
 from worker.calibrate import sizes_on
 from worker.contract import Precision
 from worker.engine import ChainRequest
 from worker.graphs import CudaRecorder
 from worker.loaded import LoadedModel
-from worker.network import precisions
 from worker.rows import WIDTH
 
 ROUNDS, BURST = 9, 16

@@ -20,8 +20,8 @@ from bench.model import DEFAULT, Model
 from bench.report import OUT, Out, Report
 from bench.ways import alone, ways
 from bench.work import Images, Work
+from worker.backends.served_network import precisions
 from worker.contract import Precision
-from worker.network import precisions
 
 SHOWN = 12  # images of each way in the plot
 

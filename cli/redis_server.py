@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cli.child import Child
 from cli.faults import Fault
-from worker.memory import host_memory_bytes
+from worker.backends.memory import host_memory_bytes
 
 _SOCKET = "valkey.sock"
 _SOCKET_PATH_BYTES = 100  # the kernel's limit is 108 on Linux and 104 on macOS, with a zero at the end

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from worker.machine import available_cores
+from worker.backends.host import available_cores
 from worker.pool import Pool, columns_of
 
 log = logging.getLogger(__name__)

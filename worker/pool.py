@@ -17,9 +17,9 @@ from torch import Tensor
 
 from models.diffusion.noise import normal
 from models.diffusion.sampling import Network
+from worker.backends.host import make_current
 from worker.copies import Copying, onto
 from worker.graphs import CudaRecorder, Graphs, Recorder
-from worker.machine import make_current
 from worker.rows import WIDTH, fastest_on
 
 _DRAWN_AT_ONCE = 1 << 20  # values of new chains' noise: drawing one takes some 40 bytes

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from models.diffusion.noise import normal
 from models.diffusion.plans import COLUMNS
-from worker import cpu_kernels
-from worker.cpu_kernels import library
+from worker.backends.cpu import kernels
+from worker.backends.cpu.kernels import library
 
 log = logging.getLogger(__name__)
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -48,15 +48,15 @@ def advance(columns: Tensor, x: Tensor, x_0_hat: Tensor, out: Tensor) -> None:
 def fastest_on(device: torch.device) -> tuple[Gather, Advance]:
     """On a CPU functions of ours, where they were compiled; on CUDA one kernel advances, where Triton can make it."""
     if device.type == "cpu" and library():
-        return cpu_kernels.gather, cpu_kernels.advance
+        return kernels.gather, kernels.advance
     if device.type != "cuda":
         return gather, advance
     try:
-        from worker import fused
+        from worker.backends.cuda import step_kernel
 
         nothing = torch.zeros(1, 1, 1, 1, device=device)
-        fused.advance(torch.zeros(WIDTH, 1, dtype=torch.float64, device=device), nothing, nothing.clone(), nothing.clone())
+        step_kernel.advance(torch.zeros(WIDTH, 1, dtype=torch.float64, device=device), nothing, nothing.clone(), nothing.clone())
     except Exception as error:  # no Triton, no C compiler for it, a GPU that it does not know
         log.warning("rows and noise take a hundred operations a step instead of one, for Triton makes no kernel: %s", error)
         return gather, advance
-    return gather, fused.advance
+    return gather, step_kernel.advance

@@ -11,11 +11,11 @@ from typing import Literal, cast
 import torch
 
 from models.checkpoints.diffusers_format import Checkpoint
+from worker.backends.host import description, keep_freed_memory, memory_bytes
+from worker.backends.served_network import ServedNetwork, kernels_on_a_cpu, precisions
 from worker.calibrate import Calibration, calibrate, is_beaten, sizes_on
 from worker.calibration_cache import CalibrationCache
 from worker.contract import SHARD_IMAGES, Precision
-from worker.machine import description, keep_freed_memory, memory_bytes
-from worker.network import ServedNetwork, kernels_on_a_cpu, precisions
 from worker.pool import Pool
 
 log = logging.getLogger(__name__)

@@ -89,7 +89,7 @@ else
   for tool in gcc cc make; do ! holds "command -v $tool" || fail "the image holds $tool"; done
   ok "the image holds no compiler"
 fi
-docker run --rm --entrypoint python "$DDPM_IMAGE" -c 'import torch; from worker.cpu_kernels import library; assert library()' || fail "the image lacks worker/libcpu_kernels.so"
+docker run --rm --entrypoint python "$DDPM_IMAGE" -c 'import torch; from worker.backends.cpu.kernels import library; assert library()' || fail "the image lacks worker/backends/cpu/libcpu_kernels.so"
 ok "the image holds what was compiled"
 
 cpu up -d >"$work/up.log" 2>&1 || { cat "$work/up.log" >&2; fail "docker-compose.cpu.yml does not start"; }

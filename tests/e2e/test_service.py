@@ -24,7 +24,7 @@ from models.diffusion.sampling import sample, to_bytes
 from tests.e2e.conftest import Service
 from tests.support import sse
 from tests.support.processes import eventually
-from worker.network import ServedNetwork
+from worker.backends.served_network import ServedNetwork
 
 CONFIGURATION = {"rq:queues", "rq:workers"}  # sets of names; they do not grow with the number of jobs
 

@@ -8,7 +8,7 @@ import torch
 from bench.exact import Row, compare
 from bench.model import DEFAULT
 from bench.work import Work
-from worker.network import precisions
+from worker.backends.served_network import precisions
 
 
 @pytest.fixture(scope="module", params=precisions(torch.device("cpu")))

@@ -17,7 +17,7 @@ def differences(shape: tuple[int, int, int], outputs: float, device: torch.devic
 
     `outputs` is what the network said of one value; chances are fixed.
     """
-    from worker import fused
+    from worker.backends.cuda import step_kernel
 
     random, torch_random = np.random.default_rng(0), torch.Generator().manual_seed(0)
     chains = [
@@ -30,7 +30,7 @@ def differences(shape: tuple[int, int, int], outputs: float, device: torch.devic
     out = torch.randn(6, *shape, generator=torch_random)
     out[1, 0, 0, 0] = outputs
     pools = [(x.clone(), x_0_hat.clone()) for _ in range(2)]
-    for advance, (ours, hats) in zip((fused.advance, rows.advance), pools, strict=True):
+    for advance, (ours, hats) in zip((step_kernel.advance, rows.advance), pools, strict=True):
         there = [tensor.to(device) for tensor in (columns, ours, hats, out)]
         advance(*there)
         ours.copy_(there[1]), hats.copy_(there[2])
@@ -50,10 +50,10 @@ def machine_code(capability: int) -> bytes:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from worker import fused
+    from worker.backends.cuda import step_kernel
 
     types = dict.fromkeys(("x", "x_0_hat", "out"), "*fp32") | {"columns": "*fp64", "chains": "i32", "size": "i32"}
-    source = ASTSource(fused._advance, types | {"VALUES": "constexpr"}, constexprs={"VALUES": 256})
+    source = ASTSource(step_kernel._advance, types | {"VALUES": "constexpr"}, constexprs={"VALUES": 256})
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
     assert "fma.rn.f32" not in made.asm["ptx"]
     return made.asm["cubin"]

@@ -29,13 +29,13 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
 
 def gpu(multiprocessors: float, memory: int = 232448) -> Any:
     """As if there were one, for the choice of tiles: an H200's shared memory."""
-    return patch("worker.gpu_layers._gpu", lambda device: (multiprocessors, memory))
+    return patch("worker.backends.cuda.layers._gpu", lambda device: (multiprocessors, memory))
 
 
 @torch.inference_mode()
 def convolution(stride: int, pad: int, up: bool, extras: bool, multiprocessors: float) -> float:
     """48 channels of 32, 3x3, of three images; with all that may be added, if `extras`."""
-    from worker import gpu_layers
+    from worker.backends.cuda import layers
 
     torch.manual_seed(0)
     conv, shortcut = nn.Conv2d(32, 48, 3, stride, pad), nn.Conv2d(48, 48, 1)
@@ -44,36 +44,36 @@ def convolution(stride: int, pad: int, up: bool, extras: bool, multiprocessors: 
     expected = conv(F.pad(seen, (0, 1, 0, 1)) if pad == 0 else seen)
     if not extras:
         with gpu(multiprocessors):
-            planes = gpu_layers.convolution(x, gpu_layers.Weights.of(conv), stride=stride, pad=pad, up=up, planes=True)
+            planes = layers.convolution(x, layers.Weights.of(conv), stride=stride, pad=pad, up=up, planes=True)
         assert planes.is_contiguous()
         return apart(planes, expected)
     sources = [torch.randn(3, channels, *expected.shape[2:]).to(memory_format=NHWC) for channels in (32, 16)]
     features, added = torch.randn(3, 50)[:, 2:], torch.randn_like(expected).to(memory_format=NHWC)
-    weights = gpu_layers.Weights.of(conv, shortcut)
+    weights = layers.Weights.of(conv, shortcut)
     added_to = {"features": features, "added": added, "sources": sources}
     with gpu(multiprocessors):
-        ours = gpu_layers.convolution(x, weights, stride=stride, pad=pad, up=up, **added_to)
+        ours = layers.convolution(x, weights, stride=stride, pad=pad, up=up, **added_to)
     return apart(ours, expected + features[:, :, None, None] + added + shortcut(torch.cat(sources, 1)))
 
 
 @torch.inference_mode()
 def normalised(channels: tuple[int, ...], groups: int, silu: bool) -> float:
     """Of images of 9x15 positions, more than one program sums."""
-    from worker import gpu_layers
+    from worker.backends.cuda import layers
 
     torch.manual_seed(0)
     sources = [(3 * torch.randn(2, count, 9, 15) + 1).to(memory_format=NHWC) for count in channels]
     norm = nn.GroupNorm(groups, sum(channels), eps=1e-6)
     nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
     expected = norm(torch.cat(sources, 1))
-    ours = gpu_layers.normalised(sources, groups, norm.eps, norm.weight, norm.bias, silu)
+    ours = layers.normalised(sources, groups, norm.eps, norm.weight, norm.bias, silu)
     return apart(ours, F.silu(expected) if silu else expected)
 
 
 @torch.inference_mode()
 def network(cfg: UNetConfig) -> list[float]:
     """Differences from the network as it is: of two images in one batch, and of the first alone, in other tiles."""
-    from worker.gpu_unet import GpuUNet
+    from worker.backends.cuda.unet import GpuUNet
 
     net = random_unet(cfg=cfg)
     x, features = torch.randn(2, cfg.in_channels, cfg.sample_size, cfg.sample_size), net.time_features(torch.tensor([3, 999]))
@@ -87,7 +87,7 @@ def network(cfg: UNetConfig) -> list[float]:
 
 def tile(layer: nn.Conv2d, sources: list[int], positions: int, memory: int) -> tuple[int, int, int, int, int]:
     """Rows, columns, depth, warps and stages of a layer's tile for a GPU of 132 multiprocessors."""
-    from worker.gpu_layers import Weights, _tile
+    from worker.backends.cuda.layers import Weights, _tile
 
     x = torch.empty(1, layer.in_channels, 1, 1, dtype=torch.bfloat16)
     with gpu(0.9 * 132, memory):
@@ -116,7 +116,7 @@ def _compiled(kernel: str, types: dict[str, str], constants: dict[str, Any], cap
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from worker import kernels
+    from worker.backends.cuda import kernels
 
     function = getattr(kernels, kernel)
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}

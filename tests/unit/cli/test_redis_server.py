@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from cli import data_dir, redis_server
-from worker.memory import host_memory_bytes
+from worker.backends.memory import host_memory_bytes
 
 
 def test_the_socket_lies_in_the_data_folder() -> None:

@@ -1,4 +1,4 @@
-"""worker/cpu_kernels.c: what PyTorch and NumPy compute, and the same bits for every number of images and threads."""
+"""worker/backends/cpu/kernels.c: what PyTorch and NumPy compute, and the same bits for every number of images and threads."""
 
 import logging
 import math
@@ -24,16 +24,17 @@ from models.diffusion.noise import normal
 from models.diffusion.plans import COLUMNS
 from models.networks.unet import NormSiLU
 from tests.support.networks import random_unet
-from worker import cpu_kernels, rows
-from worker.cpu_kernels import CompiledNorm, library
-from worker.network import BY_PYTORCH, COMPILED, ServedNetwork, kernels_on_a_cpu
-from worker.packed import pack
+from worker import rows
+from worker.backends.cpu import kernels
+from worker.backends.cpu.kernels import CompiledNorm, library
+from worker.backends.cpu.layers import pack
+from worker.backends.served_network import BY_PYTORCH, COMPILED, ServedNetwork, kernels_on_a_cpu
 from worker.rows import ADDRESS, WIDTH
 
 DTYPES = [torch.float32, torch.bfloat16]
 CPU = torch.device("cpu")
 BOUND = len(ADDRESS) + COLUMNS.index("bound")
-compiled = pytest.mark.skipif(not library(), reason="worker/cpu_kernels.c is not compiled")
+compiled = pytest.mark.skipif(not library(), reason="worker/backends/cpu/kernels.c is not compiled")
 shapes = st.tuples(
     st.integers(1, 5),  # B
     st.sampled_from([1, 2, 8, 32]),  # groups
@@ -169,7 +170,7 @@ def test_chains_take_their_rows_as_by_pytorch(seed: int, remembers: bool, noisy:
     columns[-2] *= remembers
     columns[-1] *= noisy
     ours, theirs = [x.clone(), x_0_hat.clone()], [x.clone(), x_0_hat.clone()]
-    cpu_kernels.advance(columns, *ours, out)
+    kernels.advance(columns, *ours, out)
     rows.advance(columns, *theirs, out)
     for own, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(own, expected, rtol=3e-7, atol=1e-6, equal_nan=True)  # of logarithms the last bit may differ
@@ -181,7 +182,7 @@ def test_noise_is_that_of_its_address(size: int):
     columns, x, x_0_hat, out = batch(size, count=5)
     columns[len(ADDRESS) :] = 0
     columns[-1] = 1  # s
-    cpu_kernels.advance(columns, x, x_0_hat, out)
+    kernels.advance(columns, x, x_0_hat, out)
     slots, _, *address = columns[: len(ADDRESS)].long()
     assert (x[slots] - normal(*address, (1, 1, size))).abs().max() <= 3e-7
 
@@ -192,17 +193,17 @@ def test_a_chain_takes_the_same_row_alone_and_with_others_by_any_number_of_threa
     columns, x, x_0_hat, out = batch(size, seed=seed)
     together, alone = [x.clone(), x_0_hat.clone()], [x.clone(), x_0_hat.clone()]
     torch.set_num_threads(threads)
-    cpu_kernels.advance(columns, *together, out)
+    kernels.advance(columns, *together, out)
     torch.set_num_threads(1)
     for i in range(3):
-        cpu_kernels.advance(columns[:, i : i + 1].contiguous(), *alone, out[i : i + 1])
+        kernels.advance(columns[:, i : i + 1].contiguous(), *alone, out[i : i + 1])
     assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
 
 
 @compiled
 def test_chains_are_gathered_as_by_pytorch():
     columns, x, _, _ = batch(size=7)
-    for own, expected in zip(cpu_kernels.gather(columns, x), rows.gather(columns, x), strict=True):
+    for own, expected in zip(kernels.gather(columns, x), rows.gather(columns, x), strict=True):
         assert torch.equal(own, expected)
 
 
@@ -215,14 +216,14 @@ def test_many_positions_far_from_zero_cost_no_digits():
 
 @compiled
 def test_a_library_of_another_source_is_not_used(monkeypatch, tmp_path, caplog):
-    changed = tmp_path / "cpu_kernels.c"
-    changed.write_bytes(cpu_kernels.SOURCE.read_bytes() + b"\n")
-    monkeypatch.setattr(cpu_kernels, "SOURCE", changed)
+    changed = tmp_path / "kernels.c"
+    changed.write_bytes(kernels.SOURCE.read_bytes() + b"\n")
+    monkeypatch.setattr(kernels, "SOURCE", changed)
     library.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             assert library() is None
-        assert "was compiled of another cpu_kernels.c" in caplog.text
+        assert "was compiled of another kernels.c" in caplog.text
     finally:
         library.cache_clear()
 
@@ -231,10 +232,10 @@ def test_of_several_libraries_of_openmp_torchs_is_found_wherever_it_lies():
     packages = Path(torch.__file__).parents[1]
     line = "7f00-7f01 r-xp 00000000 fe:01 4242                       {}\n"
     other, own = "/usr/lib/my libraries/libgomp.so.1.0.0", f"{packages}/torch/lib/libgomp-a34b3233.so.1"
-    assert cpu_kernels.openmp(line.format(other) + line.format("/lib/libgompel.so") + line.format(own)) == own
-    assert cpu_kernels.openmp(line.format(other)) == other
+    assert kernels.openmp(line.format(other) + line.format("/lib/libgompel.so") + line.format(own)) == own
+    assert kernels.openmp(line.format(other)) == other
     with pytest.raises(OSError, match="no library of OpenMP"):
-        cpu_kernels.openmp(line.format("/lib/libc.so.6"))
+        kernels.openmp(line.format("/lib/libc.so.6"))
 
 
 @compiled
@@ -252,7 +253,7 @@ def test_its_threads_are_torchs():
 
 
 def test_without_the_library_a_step_is_pytorchs_and_the_log_says_how_to_get_it(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(cpu_kernels, "LIBRARY", tmp_path / "none.so")
+    monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "none.so")
     library.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):

@@ -56,7 +56,7 @@ def test_every_layer_has_a_tile_on_gpus_with_little_shared_memory_too(channels, 
 
 def test_a_kernel_that_cannot_be_compiled_is_nobody_elses_trouble(monkeypatch: pytest.MonkeyPatch):
     """Triton's mode, when it ends with an error, stays what the context has."""
-    from worker.gpu_layers import compile_side_by_side
+    from worker.backends.cuda.layers import compile_side_by_side
 
     mode: ContextVar[object] = ContextVar("mode", default=None)
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from worker import machine
-from worker.machine import available_cores, description, memory_bytes
+from worker.backends import host
+from worker.backends.host import available_cores, description, memory_bytes
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def eight_cores(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(machine, "_PHYSICAL_CORES", 8)
+    monkeypatch.setattr(host, "_PHYSICAL_CORES", 8)
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("1000 100000", 1)])

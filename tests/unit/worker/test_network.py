@@ -14,7 +14,7 @@ from models.checkpoints.catalog import SHIPPED, ScheduleCard
 from models.checkpoints.diffusers_format import Checkpoint
 from models.networks.unet_config import UNetConfig
 from tests.support.networks import TINY, random_unet
-from worker.network import ServedNetwork, by_our_kernels, precisions
+from worker.backends.served_network import ServedNetwork, by_our_kernels, precisions
 
 CPU = torch.device("cpu")
 CLOSE = {"fp32": 1e-5, "bf16": 5e-2}

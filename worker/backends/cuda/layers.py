@@ -1,4 +1,4 @@
-"""The U-Net's layers on a GPU, by the kernels of worker/kernels.py: tensors are (B, C, H, W) in channels_last.
+"""The U-Net's layers on a GPU, by the kernels of worker/backends/cuda/kernels.py: tensors are (B, C, H, W) in channels_last.
 
 cuDNN and cuBLAS take another kernel for another batch size, and with it another last bit. Here an output is summed in the order
 of its layer's weights, whatever tile it is in; only the tile depends on the batch. What comes before and after a convolution is
@@ -20,8 +20,8 @@ import triton
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worker import kernels
-from worker.machine import available_cores
+from worker.backends.cuda import kernels
+from worker.backends.host import available_cores
 
 _CHUNK = 128  # positions whose moments one program sums
 _LARGEST = 2**31  # offsets are 32 bits wide

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.networks.unet import Attention, Pointwise, UNet
-from worker.cpu_kernels import CompiledNorm, library
+from worker.backends.cpu.kernels import CompiledNorm, library
 
 
 def pack(net: UNet) -> None:

@@ -1,4 +1,4 @@
-"""The U-Net's kernels for a GPU, in Triton; worker/gpu_layers.py launches them. Images lie as (B, H, W, C).
+"""The U-Net's kernels for a GPU, in Triton; worker/backends/cuda/layers.py launches them. Images lie as (B, H, W, C).
 
 Here a sum is made in the order of its layer's weights, and in nothing does it depend on how many images there are.
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from worker.memory import CGROUP, host_memory_bytes, text_of
+from worker.backends.memory import CGROUP, host_memory_bytes, text_of
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _PHYSICAL_CORES = torch.get_num_threads()  # PyTorch's own count, before anybody sets it

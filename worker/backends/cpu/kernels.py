@@ -1,4 +1,4 @@
-"""worker/cpu_kernels.c, where it was compiled when the package was installed."""
+"""worker/backends/cpu/kernels.c, where it was compiled when the package was installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from models.networks.unet import NormSiLU
 
 LIBRARY = Path(__file__).with_name("libcpu_kernels.so")
 log = logging.getLogger(__name__)
-SOURCE = LIBRARY.with_name("cpu_kernels.c")
+SOURCE = LIBRARY.with_name("kernels.c")
 _OPENMP = re.compile(r"/lib(gomp|iomp5|omp)\b[^/]*$")
 
 
@@ -25,7 +25,7 @@ _OPENMP = re.compile(r"/lib(gomp|iomp5|omp)\b[^/]*$")
 def library() -> ctypes.CDLL | None:
     """Its functions, or None where it is not there or no use, and the log says why."""
     if sys.platform != "linux":
-        log.info("steps are slower than they could be: worker/cpu_kernels.c is compiled on Linux only")
+        log.info("steps are slower than they could be: worker/backends/cpu/kernels.c is compiled on Linux only")
         return None
     try:
         ctypes.CDLL(openmp(Path("/proc/self/maps").read_text()), mode=ctypes.RTLD_GLOBAL)

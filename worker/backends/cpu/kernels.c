@@ -1,6 +1,6 @@
 // What PyTorch and NumPy do slowly on a CPU: GroupNorm of channels_last tensors with the SiLU that may follow (PyTorch takes three times
 // as long, and in bf16 lays a copy out), and the rest of a step (of a few images the calls take longer than the work).
-// worker/cpu_kernels.py calls these, hatch_build.py compiles them.
+// worker/backends/cpu/kernels.py calls these, hatch_build.py compiles them.
 //
 // An image's numbers come about in the same order however many images and threads there are, so batches of all sizes agree to the bit.
 

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from models.checkpoints.diffusers_format import Checkpoint
 from models.networks.unet import UNet
+from worker.backends.cpu.kernels import library
+from worker.backends.cpu.layers import pack
+from worker.backends.host import make_current
 from worker.contract import Precision
-from worker.cpu_kernels import library
-from worker.machine import make_current
-from worker.packed import pack
 from worker.reason import reason_of
 
 if TYPE_CHECKING:
-    from worker.gpu_unet import GpuUNet  # for which Triton has to be there
+    from worker.backends.cuda.unet import GpuUNet  # for which Triton has to be there
 
 log = logging.getLogger(__name__)
-Denoise = Callable[[Tensor, Tensor], Tensor]  # of x float32 (B, C, H, W) and the time features, as float32
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # of x float32 (B, C, H, W) and the time features, as float32
 BY_PYTORCH, COMPILED = "pytorch", "pytorch, worker/cpu_kernels.c"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -52,7 +52,7 @@ class ServedNetwork:
             ours = by_our_kernels(net, self.features[:1], sizes)
             if ours:
                 self.kernels = ours.kernels
-            self._denoise: Denoise = ours or _by_pytorch(net, dtype)
+            self._denoise: Denoiser = ours or _by_pytorch(net, dtype)
         else:
             pack(net)
             self._denoise = _by_pytorch(net, dtype)
@@ -69,8 +69,8 @@ def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> GpuUNet
     features (1, F): those of any timestep. `sizes`: batches to compile kernels for.
     """
     try:
-        from worker.gpu_layers import compile_side_by_side
-        from worker.gpu_unet import GpuUNet
+        from worker.backends.cuda.layers import compile_side_by_side
+        from worker.backends.cuda.unet import GpuUNet
 
         denoise, cfg = GpuUNet(net), net.cfg
 
@@ -95,7 +95,7 @@ def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> GpuUNet
     return denoise
 
 
-def _by_pytorch(net: UNet, dtype: torch.dtype) -> Denoise:
+def _by_pytorch(net: UNet, dtype: torch.dtype) -> Denoiser:
     def denoise(x: Tensor, features: Tensor) -> Tensor:
         out: Tensor = net.denoise(x.to(dtype, memory_format=torch.channels_last), features)
         return out.to(torch.float32, memory_format=torch.contiguous_format)

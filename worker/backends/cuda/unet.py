@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.networks.unet import Attention, DownLevel, Downsample, ResidualBlock, UNet, UpLevel, Upsample
-from worker.gpu_layers import Weights, convolution, normalised, patches
+from worker.backends.cuda.layers import Weights, convolution, normalised, patches
 
 Module = TypeVar("Module", bound=nn.Module)
 Sources = Sequence[Tensor]  # one tensor, or two side by side
