@@ -11,7 +11,7 @@ from bench.drawing import Draw
 from bench.model import load
 from bench.service import Asked
 from worker.calibrate import sizes_on
-from worker.engine import ChainRequest
+from worker.engine.chain import ChainRequest
 
 
 def drawing(folder: Path, device: str, precision: Asked) -> tuple[str, Draw]:

@@ -12,9 +12,9 @@ from unittest.mock import patch
 
 from bench.model import engine_on
 from bench.work import Images, Work, draw, pictures
-from worker.engine import Snapshot
+from worker.engine.chain import Snapshot
+from worker.engine.snapshot_codec import pack, unpack
 from worker.loaded import LoadedModel
-from worker.snapshots import pack, unpack
 
 
 class Elsewhere:

@@ -24,10 +24,10 @@ from models.diffusion.plans import compile_plan
 from worker.backends.served_network import precisions
 from worker.calibrate import sizes_on
 from worker.contract import Precision
-from worker.engine import ChainRequest
-from worker.graphs import CudaRecorder
+from worker.engine.chain import ChainRequest
+from worker.engine.cuda_graphs import CudaRecorder
+from worker.engine.step import WIDTH
 from worker.loaded import LoadedModel
-from worker.rows import WIDTH
 
 ROUNDS, BURST = 9, 16
 _SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices

@@ -12,7 +12,7 @@ import typer
 from models.checkpoints.catalog import SHIPPED, Catalog, read_card
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.loaded import LoadedModel
 
 _CATALOG = Catalog.read(SHIPPED)

@@ -10,7 +10,8 @@ from typing import cast
 
 from bench.arrivals import Arrival
 from models.diffusion.plans import Plan
-from worker.engine import ChainRequest, Engine
+from worker.engine.chain import ChainRequest
+from worker.engine.engine import Engine
 
 Request = Callable[[int, int, Arrival, Plan], ChainRequest]
 

@@ -25,7 +25,7 @@ from bench.work import Images, draw
 from models.diffusion.plans import Plan
 from models.diffusion.sampling import from_bytes
 from models.train.data import open_images
-from worker.engine import ChainRequest
+from worker.engine.chain import ChainRequest
 from worker.loaded import LoadedModel
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

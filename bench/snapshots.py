@@ -13,10 +13,11 @@ import torch
 
 from models.diffusion.plans import compile_plan
 from models.diffusion.schedule import Schedule
-from worker.engine import ChainRequest, Engine
-from worker.pool import Pool
+from worker.engine.chain import ChainRequest
+from worker.engine.engine import Engine
+from worker.engine.pool import Pool
+from worker.engine.snapshot_codec import pack
 from worker.saver import SAVE_EVERY_S
-from worker.snapshots import pack
 
 CASES = [((1, 28, 28), 1024), ((3, 256, 256), 64)]
 SHARD = 64

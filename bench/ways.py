@@ -10,7 +10,8 @@ from dataclasses import replace
 from bench.elsewhere import Elsewhere
 from bench.model import engine_on
 from bench.work import Images, Work, draw, pictures, plans_of
-from worker.engine import ChainRequest, Engine, Snapshot
+from worker.engine.chain import ChainRequest, Snapshot
+from worker.engine.engine import Engine
 from worker.loaded import LoadedModel
 
 Way = Callable[[LoadedModel, Work, random.Random], Images]

@@ -12,7 +12,8 @@ from bench.model import load
 from models.diffusion.plans import Plan
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
-from worker.engine import ChainRequest, Engine, Finished
+from worker.engine.chain import ChainRequest, Finished
+from worker.engine.engine import Engine
 from worker.loaded import LoadedModel
 from worker.settings import WorkerSettings
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from worker.backends.host import available_cores
-from worker.pool import Pool, columns_of
+from worker.engine.pool import Pool, columns_of
 
 log = logging.getLogger(__name__)
 

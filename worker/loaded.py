@@ -18,13 +18,14 @@ from models.checkpoints.catalog import Card, Catalog
 from models.checkpoints.residual_variance import ResidualVariance
 from models.diffusion.options import Sampler, Variance
 from models.diffusion.plans import Plan, compile_plan
-from worker.buckets import Buckets
 from worker.calibrate import compute_by
 from worker.calibration_cache import CalibrationCache
 from worker.contract import HOLDS, Precision, Shard
-from worker.engine import ChainRequest, Engine, Finished, Snapshot
+from worker.engine.batch_sizes import BatchSizes
+from worker.engine.chain import ChainRequest, Finished, Snapshot
+from worker.engine.engine import Engine
+from worker.engine.snapshot_codec import BadSnapshot, unpack
 from worker.info import ServedModel
-from worker.snapshots import BadSnapshot, unpack
 from worker.threads import Threads
 from worker.tuning import tune
 
@@ -60,7 +61,9 @@ class LoadedModel:
         self.calibration, self.precision, self.kernels = tuned.calibration, tuned.precision, tuned.kernels
         self.capacity = tuned.pool.capacity
         self._threads = Threads(self.calibration.threads, self.calibration.fewer)
-        self._buckets = {n: Buckets(self.calibration.seconds_by(n)) for n in (self.calibration.threads, self.calibration.fewer)}
+        self._buckets = {
+            n: BatchSizes(self.calibration.seconds_by(n)) for n in (self.calibration.threads, self.calibration.fewer)
+        }
         self.engine = Engine(tuned.pool, self.calibration.seconds)
         self.plan = lru_cache(maxsize=256)(self._plan)
         log.info("%s on %s in %s by %s: %s", name, device, self.precision, self.kernels, self.calibration)

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from worker.engine import Snapshot
+from worker.engine.chain import Snapshot
+from worker.engine.snapshot_codec import pack
 from worker.held import Held
 from worker.inbox import Ended, Inbox
 from worker.loaded import LoadedModel
 from worker.results import Results
 from worker.rq_worker import ShardWorker
-from worker.snapshots import pack
 
 log = logging.getLogger(__name__)
 SAVE_EVERY_S = 1.0  # what a kill costs, at most

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from worker.contract import Priority, queue_name
 from worker.crew import Crew
-from worker.engine import Finished
+from worker.engine.chain import Finished
+from worker.engine.model_scheduler import ModelScheduler
 from worker.expiry import Expiry
 from worker.held import Held
 from worker.inbox import Ended, Inbox, Lost, Taken
@@ -30,7 +31,6 @@ from worker.rq_worker import Lease, ShardWorker
 from worker.saver import Saver
 from worker.speed import Speed
 from worker.store import Store
-from worker.turns import Turns
 from worker.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Worker:
         self._upkeep = Upkeep(redis, self._shards, self._inbox, self._info, lambda: self._turned, self.crew.stopping)
         self._expiry = Expiry(redis, store, self.crew.stopping)
         self._speed = Speed()
-        self._turns = Turns[LoadedModel]()
+        self._turns = ModelScheduler[LoadedModel]()
         self._at_risk: Sequence[Lease] = ()
         self._turned = 0
         self._reported = self._told_all = 0.0

@@ -16,7 +16,7 @@ from worker.backends.served_network import ServedNetwork, kernels_on_a_cpu, prec
 from worker.calibrate import Calibration, calibrate, is_beaten, sizes_on
 from worker.calibration_cache import CalibrationCache
 from worker.contract import SHARD_IMAGES, Precision
-from worker.pool import Pool
+from worker.engine.pool import Pool
 
 log = logging.getLogger(__name__)
 _POOL_SHARE, _MOST_SHARE = 1 / 8, 1 / 2  # of the memory, the latter where a shard needs it; the rest is for the network

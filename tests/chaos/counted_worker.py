@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.main import app
-from worker.engine import Engine
+from worker.engine.engine import Engine
 
 _COUNTS = struct.Struct("<QQ")  # image-steps computed, and those of the latest step
 

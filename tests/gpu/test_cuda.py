@@ -15,14 +15,15 @@ from models.diffusion.plans import compile_plan
 from models.diffusion.sampling import chain, sample, to_bytes
 from tests.support.fused import differences
 from tests.support.networks import one_by_one, random_unet
-from worker import rows
 from worker.backends.cuda import step_kernel
 from worker.backends.served_network import ServedNetwork, precisions
 from worker.calibrate import calibrate, sizes_on
 from worker.contract import Precision
-from worker.engine import ChainRequest, Engine
-from worker.graphs import Recorder
-from worker.pool import Pool
+from worker.engine import step
+from worker.engine.chain import ChainRequest
+from worker.engine.cuda_graphs import Recorder
+from worker.engine.engine import Engine
+from worker.engine.pool import Pool
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")]
 MODEL = SHIPPED / "fashion-mnist-28"
@@ -121,7 +122,7 @@ def test_a_step_is_one_recorded_graph_and_gives_the_bits_of_the_step_it_recorded
 
 @pytest.mark.parametrize("outputs", [0.5, float("nan"), float("inf")])
 def test_rows_and_noise_in_one_kernel_have_the_bits_of_the_operations_one_by_one(outputs: float):
-    assert rows.fastest_on(CUDA) == (rows.gather, step_kernel.advance)
+    assert step.fastest_on(CUDA) == (step.gather, step_kernel.advance)
     assert differences((3, 32, 32), outputs, CUDA) == [0, 0]
 
 

@@ -21,7 +21,7 @@ from tests.support.loaded import load_tiny
 from tests.support.processes import eventually
 from worker import previews
 from worker.contract import PREVIEWS, Recipe, Shard, preview_key, shards_of
-from worker.engine import ChainRequest
+from worker.engine.chain import ChainRequest
 from worker.held import Held
 from worker.inbox import Inbox
 from worker.intake import Listener, Load

@@ -10,9 +10,10 @@ from torch import Tensor
 from models.diffusion.plans import Plan, compile_plan
 from models.diffusion.sampling import Network, chain, sample, to_bytes
 from tests.support.networks import SCHEDULE, SHAPE, gaussian_eps
-from worker.engine import ChainRequest, Engine
-from worker.graphs import Recorder
-from worker.pool import Pool
+from worker.engine.chain import ChainRequest
+from worker.engine.cuda_graphs import Recorder
+from worker.engine.engine import Engine
+from worker.engine.pool import Pool
 
 PLANS = [
     compile_plan(SCHEDULE, 1, "ddpm"),

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from models.diffusion.plans import COLUMNS
-from worker import rows
+from worker.engine import step
 
 SLOTS = 9
 CPU = torch.device("cpu")
@@ -24,13 +24,13 @@ def differences(shape: tuple[int, int, int], outputs: float, device: torch.devic
         (slot, random.integers(1000), random.integers(2**53), random.integers(2**32), random.integers(2**32), *_row(random))
         for slot in (3, 0, 8, 5, 7)
     ]
-    padding = (SLOTS, *[0] * (rows.WIDTH - 1))
+    padding = (SLOTS, *[0] * (step.WIDTH - 1))
     columns = torch.from_numpy(np.array([*chains, padding], np.float64).T.copy())
     x, x_0_hat = (torch.randn(SLOTS + 1, *shape, generator=torch_random) for _ in range(2))
     out = torch.randn(6, *shape, generator=torch_random)
     out[1, 0, 0, 0] = outputs
     pools = [(x.clone(), x_0_hat.clone()) for _ in range(2)]
-    for advance, (ours, hats) in zip((step_kernel.advance, rows.advance), pools, strict=True):
+    for advance, (ours, hats) in zip((step_kernel.advance, step.advance), pools, strict=True):
         there = [tensor.to(device) for tensor in (columns, ours, hats, out)]
         advance(*there)
         ours.copy_(there[1]), hats.copy_(there[2])

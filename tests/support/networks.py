@@ -10,8 +10,8 @@ from torch import Tensor
 from models.diffusion.schedule import Schedule
 from models.networks.unet import UNet
 from models.networks.unet_config import UNetConfig
-from worker.copies import Copying
-from worker.pool import Pool
+from worker.engine.pool import Pool
+from worker.engine.transfers import HostCopy
 
 SCHEDULE = Schedule.linear()
 SHAPE = (1, 4, 6)
@@ -58,7 +58,7 @@ def random_unet(seed: int = 0, cfg: UNetConfig = TINY) -> UNet:
 
 
 def one_by_one(advance: Callable[[Tensor], None], inputs: Tensor) -> Callable[[], None]:
-    """A recorder of steps (worker/graphs.py) that runs them when they are replayed."""
+    """A recorder of steps (worker/engine/cuda_graphs.py) that runs them when they are replayed."""
     advance(inputs)
     return lambda: advance(inputs)
 
@@ -72,11 +72,11 @@ class LatePool(Pool):
         self.steps += 1
         super().step(columns)
 
-    def copy_out(self, slots: Sequence[int]) -> Copying:
+    def copy_out(self, slots: Sequence[int]) -> HostCopy:
         return _Late(super().copy_out(slots).result(), self)
 
 
-class _Late(Copying):
+class _Late(HostCopy):
     def __init__(self, tensor: Tensor, pool: LatePool) -> None:
         super().__init__(tensor)
         self._pool, self._told = pool, pool.steps

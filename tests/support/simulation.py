@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from worker.buckets import Buckets
 from worker.contract import SHARD_IMAGES, Shard
-from worker.scheduler import NOTHING_GIVEN, Given, Line, pick, waiting
+from worker.engine.batch_sizes import BatchSizes
+from worker.engine.scheduler import NOTHING_SERVED, ChainGroup, Served, pick, waiting
 
 CAPACITY = 1024
 
@@ -23,11 +23,11 @@ class _Queues:
 
 @dataclass(slots=True)
 class _Worker:
-    buckets: Buckets
-    lines: dict[object, Line] = field(default_factory=dict)
+    buckets: BatchSizes
+    lines: dict[object, ChainGroup] = field(default_factory=dict)
     rows_left: dict[tuple[str, int], int] = field(default_factory=dict)
-    line_of: dict[tuple[str, int], Line] = field(default_factory=dict)
-    given: Given = NOTHING_GIVEN
+    line_of: dict[tuple[str, int], ChainGroup] = field(default_factory=dict)
+    given: Served = NOTHING_SERVED
 
     def take(self, queues: _Queues) -> bool:
         """One shard, by the rules of worker/intake.py; False where none is wanted."""
@@ -51,7 +51,7 @@ class _Worker:
         return self.buckets.seconds[self.buckets.holding(len(chosen))], [job for job in map(self._advance, chosen) if job]
 
     def _admit(self, shard: Shard) -> None:
-        line = Line(shard.job, shard.owner, shard.priority == "interactive")
+        line = ChainGroup(shard.job, shard.owner, shard.priority == "interactive")
         line = self.lines.setdefault(line.key, line)
         for index in shard.indices:
             self.rows_left[shard.job, index] = shard.recipe.steps
@@ -78,7 +78,7 @@ def finished_at(jobs: Iterable[Sequence[Shard]], workers: int, seconds: Mapping[
     """
     shards = [shard for job in jobs for shard in job]
     queues = _Queues(*(deque(s for s in shards if (s.priority == "interactive") is urgent) for urgent in (True, False)))
-    crew = [_Worker(Buckets(seconds)) for _ in range(workers)]
+    crew = [_Worker(BatchSizes(seconds)) for _ in range(workers)]
     while any(worker.take(queues) for worker in luck.sample(crew, workers)):
         pass
     ends: dict[str, float] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cli.main import app
-from worker.engine import Engine
+from worker.engine.engine import Engine
 
 if __name__ == "__main__":
     step = Engine.step

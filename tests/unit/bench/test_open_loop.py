@@ -10,8 +10,8 @@ from bench.arrivals import SIZES, Arrival
 from bench.open_loop import Request, Served, as_the_service, first_come_first_served, serve
 from models.diffusion.plans import compile_plan
 from tests.support.networks import SCHEDULE, SHAPE, gaussian_eps
-from worker.engine import Engine
-from worker.pool import Pool
+from worker.engine.engine import Engine
+from worker.engine.pool import Pool
 
 ONE, EIGHT, BULK = SIZES
 PLAN = compile_plan(SCHEDULE, 5)

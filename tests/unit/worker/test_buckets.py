@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.buckets import Buckets
 from worker.contract import STRETCH
+from worker.engine.batch_sizes import BatchSizes
 
 SECONDS = {1: 10, 2: 12, 4: 17, 8: 24, 16: 36, 32: 58, 64: 103}  # measured in ms, two cores, bf16
 
 
-def seconds_for_all(buckets: Buckets, chains: int) -> float:
+def seconds_for_all(buckets: BatchSizes, chains: int) -> float:
     """What it takes to give each of them one step, as the buckets choose."""
     total = 0.0
     while chains:
@@ -26,12 +26,12 @@ def seconds_for_all(buckets: Buckets, chains: int) -> float:
     ("waiting", "places"), [(1, 1), (2, 2), (3, 3), (5, 5), (16, 16), (20, 16), (40, 32), (64, 64), (65, 64)]
 )
 def test_as_many_take_the_step_as_gets_all_of_them_on_soonest(waiting, places):
-    assert Buckets(SECONDS).places(0, waiting) == places
+    assert BatchSizes(SECONDS).places(0, waiting) == places
 
 
 @given(st.dictionaries(st.sampled_from([1, 2, 4, 8, 16]), st.floats(0.001, 1), min_size=1), st.integers(1, 24))
 def test_no_other_batches_would_have_been_faster(seconds, chains):
-    buckets = Buckets(seconds)
+    buckets = BatchSizes(seconds)
     if chains > 2 * buckets.largest:
         return
     sets = (
@@ -45,11 +45,11 @@ def test_no_other_batches_would_have_been_faster(seconds, chains):
 
 
 def test_of_very_many_the_batch_that_does_most_a_second_takes_the_step():
-    assert Buckets({1: 1, 8: 2, 16: 5}).places(0, 1000) == 8
+    assert BatchSizes({1: 1, 8: 2, 16: 5}).places(0, 1000) == 8
 
 
 def test_beside_bulk_work_an_urgent_step_is_stretched_so_far_and_no_further():
-    buckets = Buckets(SECONDS)
+    buckets = BatchSizes(SECONDS)
     for urgent in (1, 2, 5, 16, 64):
         without_bulk = SECONDS[buckets.holding(urgent)]
         assert SECONDS[buckets.holding(buckets.places(urgent, 1000))] <= max(without_bulk, STRETCH * SECONDS[1])
@@ -57,9 +57,9 @@ def test_beside_bulk_work_an_urgent_step_is_stretched_so_far_and_no_further():
 
 
 def test_urgent_work_alone_is_not_held_to_that():
-    assert Buckets(SECONDS).places(1, 0) == 1
-    assert Buckets(SECONDS).places(40, 0) == 32
+    assert BatchSizes(SECONDS).places(1, 0) == 1
+    assert BatchSizes(SECONDS).places(40, 0) == 32
 
 
 def test_with_nobody_waiting_nobody_is_picked():
-    assert Buckets(SECONDS).places(0, 0) == 0
+    assert BatchSizes(SECONDS).places(0, 0) == 0

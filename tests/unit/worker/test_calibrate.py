@@ -10,7 +10,7 @@ from torch import Tensor
 from models.diffusion.sampling import Network
 from tests.support.networks import SHAPE, gaussian_eps
 from worker.calibrate import Calibration, calibrate, is_beaten
-from worker.pool import Pool
+from worker.engine.pool import Pool
 
 CPU = torch.device("cpu")
 

@@ -24,12 +24,12 @@ from models.diffusion.noise import normal
 from models.diffusion.plans import COLUMNS
 from models.networks.unet import NormSiLU
 from tests.support.networks import random_unet
-from worker import rows
 from worker.backends.cpu import kernels
 from worker.backends.cpu.kernels import CompiledNorm, library
 from worker.backends.cpu.layers import pack
 from worker.backends.served_network import BY_PYTORCH, COMPILED, ServedNetwork, kernels_on_a_cpu
-from worker.rows import ADDRESS, WIDTH
+from worker.engine import step
+from worker.engine.step import ADDRESS, WIDTH
 
 DTYPES = [torch.float32, torch.bfloat16]
 CPU = torch.device("cpu")
@@ -171,7 +171,7 @@ def test_chains_take_their_rows_as_by_pytorch(seed: int, remembers: bool, noisy:
     columns[-1] *= noisy
     ours, theirs = [x.clone(), x_0_hat.clone()], [x.clone(), x_0_hat.clone()]
     kernels.advance(columns, *ours, out)
-    rows.advance(columns, *theirs, out)
+    step.advance(columns, *theirs, out)
     for own, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(own, expected, rtol=3e-7, atol=1e-6, equal_nan=True)  # of logarithms the last bit may differ
 
@@ -203,7 +203,7 @@ def test_a_chain_takes_the_same_row_alone_and_with_others_by_any_number_of_threa
 @compiled
 def test_chains_are_gathered_as_by_pytorch():
     columns, x, _, _ = batch(size=7)
-    for own, expected in zip(kernels.gather(columns, x), rows.gather(columns, x), strict=True):
+    for own, expected in zip(kernels.gather(columns, x), step.gather(columns, x), strict=True):
         assert torch.equal(own, expected)
 
 
@@ -258,7 +258,7 @@ def test_without_the_library_a_step_is_pytorchs_and_the_log_says_how_to_get_it(m
     try:
         with caplog.at_level(logging.WARNING):
             net = ServedNetwork(diffusers_format.load(SHIPPED / "fashion-mnist-28"), CPU, "fp32")
-        assert rows.fastest_on(CPU) == (rows.gather, rows.advance)
+        assert step.fastest_on(CPU) == (step.gather, step.advance)
         assert net.kernels == kernels_on_a_cpu() == BY_PYTORCH
         assert [record.message for record in caplog.records if "again where GCC 12" in record.message] != []
         assert net(torch.zeros(1, 1, 28, 28), torch.tensor([5])).isfinite().all()

@@ -13,9 +13,10 @@ from models.diffusion.plans import Plan, compile_plan
 from models.diffusion.sampling import sample, to_bytes
 from tests.support.engines import PLANS, SECONDS, drain, engine, plain, plain_x_0_hat, request
 from tests.support.networks import SCHEDULE, SHAPE, LatePool, gaussian_eps, one_by_one, random_unet
-from worker.engine import ChainRequest, Engine
-from worker.graphs import Recorder
-from worker.pool import Pool
+from worker.engine.chain import ChainRequest
+from worker.engine.cuda_graphs import Recorder
+from worker.engine.engine import Engine
+from worker.engine.pool import Pool
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])
@@ -29,7 +30,7 @@ def test_new_chains_are_drawn_some_at_a_time_and_are_the_same(monkeypatch: pytes
     """Noise of a shard of large pictures at once would take more memory than the pool."""
     pools = [Pool(gaussian_eps, SHAPE, 8, torch.device("cpu")) for _ in range(2)]
     for pool, at_once in zip(pools, (1 << 20, 3 * 24), strict=True):
-        monkeypatch.setattr("worker.pool._DRAWN_AT_ONCE", at_once)
+        monkeypatch.setattr("worker.engine.pool._DRAWN_AT_ONCE", at_once)
         pool.start([5, 0, 7, 2, 1, 3, 6], [9] * 7, range(7))
     assert torch.equal(pools[0].x, pools[1].x)
     assert pools[0].x[:8].flatten(1).any(1).sum() == 7

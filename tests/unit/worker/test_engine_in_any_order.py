@@ -10,9 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from models.diffusion.plans import Plan
 from tests.support.engines import PLANS, drain, engine, plain, plain_x_0_hat
 from tests.support.networks import LatePool, one_by_one
-from worker.engine import ChainRequest, Finished, Snapshot
-from worker.graphs import Recorder
-from worker.pool import Pool
+from worker.engine.chain import ChainRequest, Finished, Snapshot
+from worker.engine.cuda_graphs import Recorder
+from worker.engine.pool import Pool
 
 
 class EngineAgainstPlainLoop(RuleBasedStateMachine):

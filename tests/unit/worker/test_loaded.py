@@ -17,7 +17,7 @@ from models.diffusion.plans import compile_plan
 from tests.support.folders import write_model
 from worker.calibrate import Calibration
 from worker.contract import Recipe, Shard, shards_of
-from worker.engine import ChainRequest
+from worker.engine.chain import ChainRequest
 from worker.loaded import CannotRun, LoadedModel
 
 

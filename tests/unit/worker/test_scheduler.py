@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.contract import FLOOR
-from worker.scheduler import NOTHING_GIVEN, Given, Line, pick
+from worker.engine.scheduler import NOTHING_SERVED, ChainGroup, Served, pick
 
 
-def line(count: int, owner: str = "a", urgent: bool = True, rows_left: int = 10, job: str = "") -> Line:
-    made = Line(job or owner, owner, urgent)
+def line(count: int, owner: str = "a", urgent: bool = True, rows_left: int = 10, job: str = "") -> ChainGroup:
+    made = ChainGroup(job or owner, owner, urgent)
     for i in range(count):
         made.join((owner, urgent, made.job, i), rows_left)
     return made
@@ -35,21 +35,21 @@ def owner_of(chain: Hashable) -> str:
     return chain[0]
 
 
-def picks(lines: Sequence[Line], places: Iterable[int]) -> Iterator[Hashable]:
+def picks(lines: Sequence[ChainGroup], places: Iterable[int]) -> Iterator[Hashable]:
     """Those of some turns in which nobody finishes."""
-    given = NOTHING_GIVEN
+    given = NOTHING_SERVED
     for count in places:
         chosen = pick(lines, count, given)
         given = given.plus(len(chosen), sum(urgent for _, urgent, *_ in chosen))
         yield from chosen
 
 
-def run(lines: Sequence[Line], places: int, turns: int) -> Counter[str]:
+def run(lines: Sequence[ChainGroup], places: int, turns: int) -> Counter[str]:
     """Places given to each owner."""
     return Counter(map(owner_of, picks(lines, [places] * turns)))
 
 
-@given(lines_of_many, st.integers(1, 40), st.builds(Given, st.integers(0, 1000), st.integers(0, 1000)))
+@given(lines_of_many, st.integers(1, 40), st.builds(Served, st.integers(0, 1000), st.integers(0, 1000)))
 def test_no_place_stays_empty_while_somebody_waits_and_none_is_given_twice(lines, places, given_before):
     chosen = pick(lines, places, given_before)
     assert len(chosen) == min(places, sum(len(line.chains) for line in lines))

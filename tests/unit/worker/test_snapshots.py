@@ -8,8 +8,8 @@ from safetensors.torch import load, save
 
 from models.diffusion.plans import compile_plan
 from tests.support.networks import SCHEDULE, SHAPE
-from worker.engine import ChainRequest, Snapshot
-from worker.snapshots import BadSnapshot, pack, unpack
+from worker.engine.chain import ChainRequest, Snapshot
+from worker.engine.snapshot_codec import BadSnapshot, pack, unpack
 
 PLANS = {"ddpm": compile_plan(SCHEDULE, 20), "dpmpp_2m": compile_plan(SCHEDULE, 20, "dpmpp_2m")}
 

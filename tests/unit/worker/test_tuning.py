@@ -20,7 +20,7 @@ from worker import tuning
 from worker.calibrate import Calibration
 from worker.calibration_cache import CalibrationCache
 from worker.contract import Precision
-from worker.pool import Pool
+from worker.engine.pool import Pool
 from worker.tuning import Tuned, tune
 
 CPU = torch.device("cpu")

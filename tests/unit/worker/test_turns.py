@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from worker.buckets import Buckets
 from worker.contract import FLOOR, STRETCH
-from worker.turns import Turns
+from worker.engine.batch_sizes import BatchSizes
+from worker.engine.model_scheduler import ModelScheduler
 
 SECONDS = {1: 0.005, 2: 0.0065, 4: 0.009, 8: 0.014, 16: 0.022, 32: 0.038, 64: 0.065}
 
@@ -25,7 +25,7 @@ class Model:
     slower: float = 1.0
 
     def __post_init__(self) -> None:
-        self.buckets = Buckets({size: self.slower * seconds for size, seconds in SECONDS.items()})
+        self.buckets = BatchSizes({size: self.slower * seconds for size, seconds in SECONDS.items()})
 
     @property
     def is_urgent(self) -> bool:
@@ -42,7 +42,7 @@ class Model:
 
 def run(turns: int, *models: Model) -> tuple[Counter[str], float]:
     """Steps of each model, and the seconds of all."""
-    order, steps, seconds = Turns[Model](), Counter[str](), 0.0
+    order, steps, seconds = ModelScheduler[Model](), Counter[str](), 0.0
     for _ in range(turns):
         for model, within_s in order.of(models):
             steps[model.name] += 1
@@ -68,7 +68,7 @@ def test_bulk_of_several_models_takes_turns_however_heavy_they_are() -> None:
 
 def test_where_nobody_waits_all_step_as_they_like() -> None:
     bulk = Model("a", bulk=64), Model("b", bulk=64)
-    assert list(Turns[Model]().of(bulk)) == [(model, math.inf) for model in bulk]
+    assert list(ModelScheduler[Model]().of(bulk)) == [(model, math.inf) for model in bulk]
 
 
 @pytest.mark.parametrize("slower", [0.1, 1, 15])
@@ -80,7 +80,7 @@ def test_models_that_somebody_waits_for_have_equal_time(slower: float) -> None:
 
 
 def test_a_model_that_nobody_waited_for_has_saved_no_time_up() -> None:
-    turns, one, other = Turns[Model](), Model("one", urgent=1), Model("other", urgent=1)
+    turns, one, other = ModelScheduler[Model](), Model("one", urgent=1), Model("other", urgent=1)
     for _ in range(100):
         list(turns.of([one]))
         turns.note(one, 1.0)
@@ -90,7 +90,7 @@ def test_a_model_that_nobody_waited_for_has_saved_no_time_up() -> None:
 
 
 def test_time_is_not_saved_up_while_nobody_waits() -> None:
-    turns, mine, heavy = Turns[Model](), Model("mine", urgent=1), Model("heavy", bulk=1, slower=3)
+    turns, mine, heavy = ModelScheduler[Model](), Model("mine", urgent=1), Model("heavy", bulk=1, slower=3)
     assert len(list(turns.of([mine, heavy]))) == 1
     list(turns.of([heavy]))
     assert len(list(turns.of([mine, heavy]))) == 1

@@ -135,7 +135,7 @@ void group_norm(
     }
 }
 
-// Of the chains in `columns`, those of worker/pool.py, 12 by B: x, of which the pool has a row of `size` for each slot, and t.
+// Of the chains in `columns`, those of worker/engine/pool.py, 12 by B: x, of which the pool has a row of `size` for each slot, and t.
 void gather(const double *columns, const float *x, float *own_x, int64_t *t, long B, long size) {
     for (long i = 0; i < B; i++) {
         memcpy(own_x + i * size, x + (long)columns[i] * size, size * sizeof *x);
@@ -196,7 +196,7 @@ static void advance_block(
     }
 }
 
-// worker/rows.py's advance, in place. x and x_0_hat: a row of `size` for each slot; out: one for each of B.
+// worker/engine/step.py's advance, in place. x and x_0_hat: a row of `size` for each slot; out: one for each of B.
 void advance(const double *columns, float *x, float *x_0_hat, const float *out, long B, long size) {
     const long lanes = (size + 3) / 4;
 #pragma omp parallel for collapse(2) schedule(static)

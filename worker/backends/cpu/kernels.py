@@ -78,7 +78,7 @@ class CompiledNorm(nn.Module):
 
 
 def gather(columns: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """As `worker.rows.gather`."""
+    """As `worker.engine.step.gather`."""
     B = columns.shape[1]
     own_x, t = x.new_empty(B, *x.shape[1:]), torch.empty(B, dtype=torch.int64)
     tensors = (tensor.data_ptr() for tensor in (columns, x, own_x, t))
@@ -87,7 +87,7 @@ def gather(columns: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def advance(columns: Tensor, x: Tensor, x_0_hat: Tensor, out: Tensor) -> None:
-    """As `worker.rows.advance`."""
+    """As `worker.engine.step.advance`."""
     assert (out.dtype, out.shape) == (torch.float32, (columns.shape[1], *x.shape[1:]))
     out = out.contiguous()
     tensors = (tensor.data_ptr() for tensor in (columns, x, x_0_hat, out))

@@ -14,9 +14,9 @@ _TO_ANGLE = tl.constexpr(2 * math.pi * 2.0**-32)
 
 
 def advance(columns: Tensor, x: Tensor, x_0_hat: Tensor, out: Tensor) -> None:
-    """The chains of `columns` take their row: what `worker.rows.advance` does in a hundred operations.
+    """The chains of `columns` take their row: what `worker.engine.step.advance` does in a hundred operations.
 
-    columns float64 (12, B) as of `worker.pool.columns_of`; x and x_0_hat float32 (slots, C, H, W); out float32 (B, C, H, W).
+    columns float64 (12, B) of `engine.pool.columns_of`; x and x_0_hat float32 (slots, C, H, W); out float32 (B, C, H, W).
     """
     out = out.contiguous()
     chains, size = len(out), math.prod(out.shape[1:])
@@ -35,7 +35,7 @@ def _advance(columns, x, x_0_hat, out, chains, size, VALUES: tl.constexpr):
     seed, index, draw = tl.load(column + 2 * chains), tl.load(column + 3 * chains), tl.load(column + 4 * chains)
     x_now, before = tl.load(x + here, inside), tl.load(x_0_hat + here, inside)
     said = tl.load(out + chain.to(tl.int64) * size + value, inside)
-    # as in worker/rows.py: out - out keeps what is not finite
+    # as in worker/engine/step.py: out - out keeps what is not finite
     after = tl.clamp(p * x_now + q * said, -bound, bound) + (said - said)
     z = _normal(seed.to(tl.int64), index.to(tl.int64), draw.to(tl.int64), value, (size + 3) // 4)
     tl.store(x_0_hat + here, after, inside)

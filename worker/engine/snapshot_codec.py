@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from worker.contract import Precision
-from worker.engine import ChainRequest, Snapshot
+from worker.engine.chain import ChainRequest, Snapshot
 
 
 class BadSnapshot(Exception):

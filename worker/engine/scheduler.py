@@ -15,7 +15,7 @@ from worker.contract import FLOOR
 
 
 @dataclass(slots=True)
-class Line:
+class ChainGroup:
     """The chains of one job and class, in the order in which they came. `rows_left` is what all of them still have to run."""
 
     job: Hashable
@@ -37,25 +37,25 @@ class Line:
         self.rows_left -= rows
 
 
-class Given(NamedTuple):
+class Served(NamedTuple):
     """Places that all steps before have given to each class: what one step cannot share, many do."""
 
     urgent: int = 0
     bulk: int = 0
 
-    def plus(self, picked: int, urgent: int) -> Given:
+    def plus(self, picked: int, urgent: int) -> Served:
         """After a step of `picked` chains, of which so many are urgent."""
-        return Given(self.urgent + urgent, self.bulk + picked - urgent)
+        return Served(self.urgent + urgent, self.bulk + picked - urgent)
 
 
-NOTHING_GIVEN = Given()
+NOTHING_SERVED = Served()
 
 
-def waiting(lines: Iterable[Line], urgent: bool) -> int:
+def waiting(lines: Iterable[ChainGroup], urgent: bool) -> int:
     return sum(len(line.chains) for line in lines if line.urgent is urgent)
 
 
-def pick(lines: Sequence[Line], places: int, given: Given = NOTHING_GIVEN) -> list[Hashable]:
+def pick(lines: Sequence[ChainGroup], places: int, given: Served = NOTHING_SERVED) -> list[Hashable]:
     """At most `places` chains, the urgent ones first."""
     urgent, bulk = ([line for line in lines if line.urgent is kind] for kind in (True, False))
     before = sum(given)
@@ -65,11 +65,11 @@ def pick(lines: Sequence[Line], places: int, given: Given = NOTHING_GIVEN) -> li
     return chosen + _shared_out(bulk, places - len(chosen), given.bulk)
 
 
-def _shared_out(lines: Sequence[Line], places: int, given: int) -> list[Hashable]:
+def _shared_out(lines: Sequence[ChainGroup], places: int, given: int) -> list[Hashable]:
     """Owners take one chain each in turn, from where the `given` places so far left off; each offers its shortest job first."""
     if not lines or not places:
         return []
-    by_owner: dict[str, list[Line]] = defaultdict(list)
+    by_owner: dict[str, list[ChainGroup]] = defaultdict(list)
     for line in lines:
         by_owner[line.owner].append(line)
     offers = [_shortest_first(by_owner[owner]) for owner in _rotated(sorted(by_owner), given)]
@@ -80,7 +80,7 @@ def _shared_out(lines: Sequence[Line], places: int, given: int) -> list[Hashable
 _NOBODY = object()
 
 
-def _shortest_first(lines: Sequence[Line]) -> Iterator[Hashable]:
+def _shortest_first(lines: Sequence[ChainGroup]) -> Iterator[Hashable]:
     """A job's first images come first, so that they finish first."""
     return chain.from_iterable(line.chains for line in sorted(lines, key=lambda line: line.rows_left))
 

@@ -12,69 +12,20 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from models.diffusion.plans import Plan
 from models.diffusion.sampling import to_bytes
-from worker.buckets import Buckets
-from worker.copies import Copying
-from worker.pool import Pool, columns_of
-from worker.scheduler import NOTHING_GIVEN, Line, pick, waiting
-
-
-@dataclass(frozen=True, slots=True)
-class ChainRequest:
-    """One image to make. `chain` names it, `job` groups chains for the scheduler, `urgent` is the upper class."""
-
-    chain: Hashable
-    job: Hashable
-    plan: Plan
-    seed: int
-    index: int
-    owner: str = ""
-    urgent: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A chain between two steps: `row` rows are done. x and x_0_hat: float32 (C, H, W) on the host.
-
-    Where no plan of those copied together remembers its x_0_hat, it is zero.
-    """
-
-    request: ChainRequest
-    row: int
-    x: Tensor
-    x_0_hat: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """An image that left the engine: uint8 (C, H, W), or None where the network's numbers were not finite."""
-
-    request: ChainRequest
-    pixels: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """How a chain looks with `row` rows done: x_0_hat, in a copy that is on its way to the host with others'."""
-
-    request: ChainRequest
-    row: int
-    place: int
-    copy: Copying
-
-    def x_0_hat(self) -> Tensor:
-        """float32 (C, H, W); waits until it is here."""
-        return self.copy.result()[self.place]
+from worker.engine.batch_sizes import BatchSizes
+from worker.engine.chain import ChainRequest, Finished, Preview, Snapshot
+from worker.engine.pool import Pool, columns_of
+from worker.engine.scheduler import NOTHING_SERVED, ChainGroup, pick, waiting
+from worker.engine.transfers import HostCopy
 
 
 @dataclass(slots=True)
 class _Chain:
     request: ChainRequest
     slot: int
-    line: Line
+    line: ChainGroup
     admitted_at: int  # row
     row: int
 
@@ -84,7 +35,7 @@ class _Chain:
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """What the next step is to know of the chain, as in worker/pool.py: its address, and its plan's row."""
+        """What the next step is to know of the chain, as in worker/engine/pool.py: its address, and its plan's row."""
         plan = self.request.plan
         return self.slot, plan.timesteps[self.row], self.request.seed, self.request.index, self.row + 1, *plan.numbers[self.row]
 
@@ -94,7 +45,7 @@ class _Leaving:
     """Chains that one step finished, by name, with their places in the copy that is on its way to the host."""
 
     places: dict[Hashable, tuple[int, ChainRequest]]
-    x: Copying
+    x: HostCopy
 
     def finished(self) -> list[Finished]:
         x = self.x.result()
@@ -112,13 +63,13 @@ class Engine:
     def __init__(self, pool: Pool, seconds: Mapping[int, float]) -> None:
         """`seconds`: what a step of each batch size takes; the sizes are those that may be used."""
         self.pool = pool
-        self.buckets = Buckets(seconds)
+        self.buckets = BatchSizes(seconds)
         self.image_steps = 0  # done since the start, padding not counted
         self._chains: dict[Hashable, _Chain] = {}
-        self._lines: dict[Hashable, Line] = {}
+        self._lines: dict[Hashable, ChainGroup] = {}
         self._leaving: deque[_Leaving] = deque()
         self._free = list(range(pool.capacity))
-        self._given = NOTHING_GIVEN
+        self._given = NOTHING_SERVED
         self._moved: set[Hashable] = set()
 
     @property
@@ -224,8 +175,8 @@ class Engine:
     def _knows(self, name: Hashable) -> bool:
         return name in self._chains or any(name in leaving.places for leaving in self._leaving)
 
-    def _line(self, request: ChainRequest) -> Line:
-        line = Line(request.job, request.owner, request.urgent)
+    def _line(self, request: ChainRequest) -> ChainGroup:
+        line = ChainGroup(request.job, request.owner, request.urgent)
         return self._lines.setdefault(line.key, line)
 
     def _pick(self, within_s: float) -> list[_Chain]:

@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from worker.contract import STRETCH
 
 
-class Buckets:
+class BatchSizes:
     """`seconds` of a step by batch size, padding included."""
 
     def __init__(self, seconds: Mapping[int, float]) -> None:

@@ -18,9 +18,9 @@ from torch import Tensor
 from models.diffusion.noise import normal
 from models.diffusion.sampling import Network
 from worker.backends.host import make_current
-from worker.copies import Copying, onto
-from worker.graphs import CudaRecorder, Graphs, Recorder
-from worker.rows import WIDTH, fastest_on
+from worker.engine.cuda_graphs import CudaRecorder, Recorder, StepGraphs
+from worker.engine.step import WIDTH, fastest_on
+from worker.engine.transfers import HostCopy, to_device
 
 _DRAWN_AT_ONCE = 1 << 20  # values of new chains' noise: drawing one takes some 40 bytes
 
@@ -56,12 +56,12 @@ class Pool:
         if record is None and device.type == "cuda":
             record = CudaRecorder(device)
         self.gather, self.advance = fastest_on(device)
-        self._step = Graphs(self._whole_step, self.dummy, device, record).replay if record else self._whole_step
+        self._step = StepGraphs(self._whole_step, self.dummy, device, record).replay if record else self._whole_step
 
     @torch.inference_mode()
     def start(self, slots: Sequence[int], seeds: Sequence[int], indices: Sequence[int]) -> None:
         """Put x_T into the slots of new chains: draw 0 of their noise."""
-        addresses = onto(self.device, torch.tensor([slots, seeds, indices]))
+        addresses = to_device(self.device, torch.tensor([slots, seeds, indices]))
         for where, seed, index in addresses.split(max(1, _DRAWN_AT_ONCE // math.prod(self.shape)), dim=1):
             self.x[where] = normal(seed, index, torch.zeros_like(index), self.shape)
             self.x_0_hat[where] = 0
@@ -89,18 +89,18 @@ class Pool:
             torch.cuda.synchronize(self.device)
 
     @torch.inference_mode()
-    def copy_out(self, slots: Sequence[int]) -> Copying:
+    def copy_out(self, slots: Sequence[int]) -> HostCopy:
         """x of the slots as it is now, on its way to the host, float32 (B, C, H, W); the slots may be used again at once."""
-        return Copying(self.x[onto(self.device, torch.tensor(slots))])
+        return HostCopy(self.x[to_device(self.device, torch.tensor(slots))])
 
     def read(self, slots: Sequence[int]) -> Tensor:
         """Likewise, and here."""
         return self.copy_out(slots).result()
 
     @torch.inference_mode()
-    def copy_out_x_0_hat(self, slots: Sequence[int]) -> Copying:
+    def copy_out_x_0_hat(self, slots: Sequence[int]) -> HostCopy:
         """As `copy_out`, of x_0_hat."""
-        return Copying(self.x_0_hat[onto(self.device, torch.tensor(slots))])
+        return HostCopy(self.x_0_hat[to_device(self.device, torch.tensor(slots))])
 
     def read_x_0_hat(self, slots: Sequence[int]) -> Tensor:
         """As `read`, of x_0_hat."""
@@ -108,5 +108,5 @@ class Pool:
 
     @torch.inference_mode()
     def write(self, slots: Sequence[int], x: Tensor, x_0_hat: Tensor) -> None:
-        where = onto(self.device, torch.tensor(slots))
-        self.x[where], self.x_0_hat[where] = onto(self.device, x), onto(self.device, x_0_hat)
+        where = to_device(self.device, torch.tensor(slots))
+        self.x[where], self.x_0_hat[where] = to_device(self.device, x), to_device(self.device, x_0_hat)

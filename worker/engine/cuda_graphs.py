@@ -14,8 +14,8 @@ _AHEAD = 2
 _WARM_UPS = 3  # cuDNN and cuBLAS choose and allocate before what they do is recorded
 
 
-class Graphs:
-    """`step` takes the columns of a batch (worker/pool.py), and works on tensors that stay where they are."""
+class StepGraphs:
+    """`step` takes the columns of a batch (worker/engine/pool.py), and works on tensors that stay where they are."""
 
     def __init__(self, step: Step, dummy: int, device: torch.device, record: Recorder) -> None:
         self._step, self._dummy, self._device, self._record = step, dummy, device, record

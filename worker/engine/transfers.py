@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Copying:
+class HostCopy:
     """A tensor of the device on its way to the host, after all that the device was told before."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -27,6 +27,6 @@ class Copying:
         return self._host
 
 
-def onto(device: torch.device, tensor: Tensor) -> Tensor:
+def to_device(device: torch.device, tensor: Tensor) -> Tensor:
     """A tensor of the host on the device. From ordinary memory the host would wait until the device has done all else."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from worker.contract import STRETCH
 
 
-class Stepping(Protocol):
+class SteppingModel(Protocol):
     """`is_urgent`: interactive images are in it. `lone_s`: what a step of one image takes."""
 
     @property
@@ -21,10 +21,10 @@ class Stepping(Protocol):
     def lone_s(self) -> float: ...
 
 
-M = TypeVar("M", bound=Stepping)
+M = TypeVar("M", bound=SteppingModel)
 
 
-class Turns(Generic[M]):
+class ModelScheduler(Generic[M]):
     """Models that somebody waits for have equal time, not equal steps: the one that has had least is next.
 
     Meanwhile models with nothing but bulk work have the time by which a step may be stretched, one at a time. What is too short

@@ -31,7 +31,7 @@ def advance(columns: Tensor, x: Tensor, x_0_hat: Tensor, out: Tensor) -> None:
 
     x' = a x_0_hat + b x + d x_0_hat_previous + s z, with x_0_hat = clip(p x + q out, -bound, bound).
 
-    columns float64 (12, B) as of `worker.pool.columns_of`; x and x_0_hat float32 (slots, C, H, W); out float32 (B, C, H, W).
+    columns float64 (12, B) of `engine.pool.columns_of`; x and x_0_hat float32 (slots, C, H, W); out float32 (B, C, H, W).
     """
     slots, _, seed, index, draw = columns[: len(ADDRESS)].long()
     p, q, bound, a, b, d, s = columns[len(ADDRESS) :, :, None, None, None].float()
