@@ -10,7 +10,7 @@ from bench import work
 from bench.drawing import Draw
 from bench.model import load
 from bench.service import Asked
-from worker.calibrate import sizes_on
+from worker.calibration.calibrate import sizes_on
 from worker.engine.chain import ChainRequest
 
 

@@ -22,7 +22,7 @@ from bench.report import OUT, Out, Report
 from models.diffusion.noise import normal
 from models.diffusion.plans import compile_plan
 from worker.backends.served_network import precisions
-from worker.calibrate import sizes_on
+from worker.calibration.calibrate import sizes_on
 from worker.contract import Precision
 from worker.engine.chain import ChainRequest
 from worker.engine.cuda_graphs import CudaRecorder

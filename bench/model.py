@@ -10,7 +10,7 @@ import torch
 import typer
 
 from models.checkpoints.catalog import SHIPPED, Catalog, read_card
-from worker.calibration_cache import CalibrationCache
+from worker.calibration.cache import CalibrationCache
 from worker.contract import Precision
 from worker.engine.engine import Engine
 from worker.loaded import LoadedModel

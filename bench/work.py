@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.model import load
 from models.diffusion.plans import Plan
-from worker.calibration_cache import CalibrationCache
+from worker.calibration.cache import CalibrationCache
 from worker.contract import Precision
 from worker.engine.chain import ChainRequest, Finished
 from worker.engine.engine import Engine

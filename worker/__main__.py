@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from models.checkpoints.catalog import SHIPPED, Catalog, CatalogError
 from models.checkpoints.diffusers_format import BadCheckpoint
-from worker.calibration_cache import CalibrationCache
+from worker.calibration.cache import CalibrationCache
 from worker.loaded import LoadedModel
 from worker.service import Worker
 from worker.settings import WorkerSettings

@@ -18,16 +18,16 @@ from models.checkpoints.catalog import Card, Catalog
 from models.checkpoints.residual_variance import ResidualVariance
 from models.diffusion.options import Sampler, Variance
 from models.diffusion.plans import Plan, compile_plan
-from worker.calibrate import compute_by
-from worker.calibration_cache import CalibrationCache
+from worker.calibration.adaptive_threads import AdaptiveThreads
+from worker.calibration.cache import CalibrationCache
+from worker.calibration.calibrate import compute_by
+from worker.calibration.tune import tune
 from worker.contract import HOLDS, Precision, Shard
 from worker.engine.batch_sizes import BatchSizes
 from worker.engine.chain import ChainRequest, Finished, Snapshot
 from worker.engine.engine import Engine
 from worker.engine.snapshot_codec import BadSnapshot, unpack
 from worker.info import ServedModel
-from worker.threads import Threads
-from worker.tuning import tune
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class LoadedModel:
         tuned = tune(loaded, self.card.sha256, shape, device, capacity, precision, cache)
         self.calibration, self.precision, self.kernels = tuned.calibration, tuned.precision, tuned.kernels
         self.capacity = tuned.pool.capacity
-        self._threads = Threads(self.calibration.threads, self.calibration.fewer)
+        self._threads = AdaptiveThreads(self.calibration.threads, self.calibration.fewer)
         self._buckets = {
             n: BatchSizes(self.calibration.seconds_by(n)) for n in (self.calibration.threads, self.calibration.fewer)
         }

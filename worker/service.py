@@ -13,6 +13,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from torch import Tensor
 
+from worker.calibration.slowdown import Slowdown
 from worker.contract import Priority, queue_name
 from worker.crew import Crew
 from worker.engine.chain import Finished
@@ -29,7 +30,6 @@ from worker.reason import reason_of
 from worker.results import Results
 from worker.rq_worker import Lease, ShardWorker
 from worker.saver import Saver
-from worker.speed import Speed
 from worker.store import Store
 from worker.upkeep import Upkeep
 
@@ -56,7 +56,7 @@ class Worker:
         self._intake = Intake(self._shards, self._results, models, self._load, self._inbox, self._outbox.is_full)
         self._upkeep = Upkeep(redis, self._shards, self._inbox, self._info, lambda: self._turned, self.crew.stopping)
         self._expiry = Expiry(redis, store, self.crew.stopping)
-        self._speed = Speed()
+        self._speed = Slowdown()
         self._turns = ModelScheduler[LoadedModel]()
         self._at_risk: Sequence[Lease] = ()
         self._turned = 0

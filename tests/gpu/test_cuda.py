@@ -17,7 +17,7 @@ from tests.support.fused import differences
 from tests.support.networks import one_by_one, random_unet
 from worker.backends.cuda import step_kernel
 from worker.backends.served_network import ServedNetwork, precisions
-from worker.calibrate import calibrate, sizes_on
+from worker.calibration.calibrate import calibrate, sizes_on
 from worker.contract import Precision
 from worker.engine import step
 from worker.engine.chain import ChainRequest

@@ -15,7 +15,7 @@ from tests.support.folders import write_model
 from tests.support.networks import LatePool
 from tests.support.parts import begin, let_lapse, post, run_to_the_end, state
 from worker import contract, saver, transitions
-from worker.calibration_cache import CalibrationCache
+from worker.calibration.cache import CalibrationCache
 from worker.contract import Shard
 from worker.inbox import Ended
 from worker.loaded import LoadedModel

@@ -15,7 +15,7 @@ from bench.quality import Classifier, Gaussian, labels, main, pictures, trained
 from models.checkpoints.catalog import Catalog
 from models.diffusion.sampling import from_bytes
 from tests.support.folders import write_model
-from worker.calibrate import Calibration
+from worker.calibration.calibrate import Calibration
 from worker.loaded import LoadedModel
 
 
@@ -55,7 +55,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadedMod
     """With room for 4 chains, 2 in a batch."""
     before = torch.get_num_threads()
     write_model(tmp_path, "tiny")
-    monkeypatch.setattr("worker.tuning.calibrate", lambda *_: Calibration({2: 1.0}, threads=1))
+    monkeypatch.setattr("worker.calibration.tune.calibrate", lambda *_: Calibration({2: 1.0}, threads=1))
     yield LoadedModel(Catalog.read(tmp_path), "tiny", torch.device("cpu"), 4, "fp32")
     torch.set_num_threads(before)
 

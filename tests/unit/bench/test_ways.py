@@ -14,15 +14,17 @@ from bench.ways import alone, any_few, joined, parked, set_aside, shuffled, toge
 from bench.work import Work
 from tests.support.folders import write_model
 from tests.support.networks import LatePool
-from worker.calibrate import Calibration
+from worker.calibration.calibrate import Calibration
 from worker.loaded import LoadedModel
 
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     write_model(tmp_path, "tiny")
-    monkeypatch.setattr("worker.tuning.Pool", LatePool)
-    monkeypatch.setattr("worker.tuning.calibrate", lambda pool, T, sizes: Calibration({1: 1.0, 4: 2.0}, threads=1, fewer=1))
+    monkeypatch.setattr("worker.calibration.tune.Pool", LatePool)
+    monkeypatch.setattr(
+        "worker.calibration.tune.calibrate", lambda pool, T, sizes: Calibration({1: 1.0, 4: 2.0}, threads=1, fewer=1)
+    )
     return Work(tmp_path / "tiny", "cpu", "fp32", images=12, steps=4)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.diffusion.sampling import Network
 from tests.support.networks import SHAPE, gaussian_eps
-from worker.calibrate import Calibration, calibrate, is_beaten
+from worker.calibration.calibrate import Calibration, calibrate, is_beaten
 from worker.engine.pool import Pool
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def test_of_groups_of_one_length_the_one_with_the_larger_size_is_used():
 
 
 def test_a_number_of_threads_whose_bits_are_not_those_of_one_thread_is_not_used(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("worker.calibrate.available_cores", lambda: 2)
+    monkeypatch.setattr("worker.calibration.calibrate.available_cores", lambda: 2)
     odd = with_other_bits(lambda x: torch.get_num_threads() > 1)
     found = calibrate(pool(odd), 1000, (1, 2))
     assert found.threads == 1
@@ -79,14 +79,14 @@ def test_a_number_of_threads_whose_bits_are_not_those_of_one_thread_is_not_used(
 
 
 def test_a_number_of_threads_has_to_agree_with_one_thread_in_every_size(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("worker.calibrate.available_cores", lambda: 2)
+    monkeypatch.setattr("worker.calibration.calibrate.available_cores", lambda: 2)
     odd = with_other_bits(lambda x: len(x) == 4 and torch.get_num_threads() == 1)
     found = calibrate(pool(odd), 1000, (1, 2, 4))
     assert (found.threads, found.buckets) == (1, (1, 2))
 
 
 def test_what_fewer_threads_take_is_measured_by_them(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("worker.calibrate.available_cores", lambda: 2)
+    monkeypatch.setattr("worker.calibration.calibrate.available_cores", lambda: 2)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         time.sleep(0.02 if torch.get_num_threads() == 1 else 0.001)
@@ -113,7 +113,7 @@ def test_a_size_that_does_not_fit_the_memory_costs_the_size_and_not_the_worker(c
 
 
 def test_no_larger_batch_is_tried_than_one_that_takes_half_of_the_longest_step(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("worker.calibrate.LONGEST_STEP_S", 0.0)
+    monkeypatch.setattr("worker.calibration.calibrate.LONGEST_STEP_S", 0.0)
     sizes: list[int] = []
 
     def watched(x: Tensor, t: Tensor) -> Tensor:

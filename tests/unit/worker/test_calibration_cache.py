@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.calibrate import Calibration
-from worker.calibration_cache import CalibrationCache
+from worker.calibration.cache import CalibrationCache
+from worker.calibration.calibrate import Calibration
 
 FOUND = Calibration({1: 0.25, 16: 1.0}, threads=2, fewer=1, by_fewer={1: 0.5, 16: 2.0})
 CONDITIONS = ("weights", "cpu", "torch 2.13")

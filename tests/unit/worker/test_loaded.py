@@ -15,7 +15,7 @@ from models.checkpoints.diffusers_format import BadCheckpoint
 from models.checkpoints.residual_variance import ResidualVariance
 from models.diffusion.plans import compile_plan
 from tests.support.folders import write_model
-from worker.calibrate import Calibration
+from worker.calibration.calibrate import Calibration
 from worker.contract import Recipe, Shard, shards_of
 from worker.engine.chain import ChainRequest
 from worker.loaded import CannotRun, LoadedModel
@@ -33,7 +33,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]) -> I
     before = torch.get_num_threads()
     write_model(tmp_path, "tiny")
     monkeypatch.setattr(
-        "worker.tuning.calibrate", lambda pool, T, sizes: Calibration({1: 1e-9}, threads=2, fewer=1, by_fewer={1: 2e-9})
+        "worker.calibration.tune.calibrate", lambda pool, T, sizes: Calibration({1: 1e-9}, threads=2, fewer=1, by_fewer={1: 2e-9})
     )
     model = LoadedModel(Catalog.read(tmp_path), "tiny", torch.device("cpu"), 4, "fp32")
     network = model.engine.pool.network
@@ -50,7 +50,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]) -> I
 def test_a_worker_that_cannot_keep_its_promise_tries_fewer_threads_and_promises_what_they_take(
     model: LoadedModel, used: list[int], monkeypatch
 ):
-    monkeypatch.setattr("worker.threads._STRETCH_S", 0.0)  # every step is a stretch
+    monkeypatch.setattr("worker.calibration.adaptive_threads._STRETCH_S", 0.0)  # every step is a stretch
     model.engine.submit([ChainRequest("a", "job", model.plan("ddpm", 10, "fixed_small", 0.0), 1, 0)])
     said = set()
     for _ in range(10):

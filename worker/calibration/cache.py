@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from worker.calibrate import Calibration
+from worker.calibration.calibrate import Calibration
 
 log = logging.getLogger(__name__)
 _FORMAT = 10  # to be raised when calibrations of before no longer hold: another kernel, another way to measure

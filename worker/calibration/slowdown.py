@@ -8,7 +8,7 @@ from __future__ import annotations
 _MEASURED_S, _REMEMBERED_S = 2.0, 10.0
 
 
-class Speed:
+class Slowdown:
     """Short stretches of work add up, and what is longer ago than ten seconds of work counts less and less."""
 
     def __init__(self) -> None:

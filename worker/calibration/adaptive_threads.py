@@ -12,7 +12,7 @@ _GAIN = 0.9  # of the time of the present number; the other is taken where it ne
 _REST_S, _LONGEST_REST_S = 1.0, 60.0  # of steps, from one trial to the next; after each in vain twice as long
 
 
-class Threads:
+class AdaptiveThreads:
     """`most` while they keep what calibration promises; else the better of `most` and `fewer`, found by trying now and then."""
 
     def __init__(self, most: int, fewer: int) -> None:

@@ -13,8 +13,8 @@ import torch
 from models.checkpoints.diffusers_format import Checkpoint
 from worker.backends.host import description, keep_freed_memory, memory_bytes
 from worker.backends.served_network import ServedNetwork, kernels_on_a_cpu, precisions
-from worker.calibrate import Calibration, calibrate, is_beaten, sizes_on
-from worker.calibration_cache import CalibrationCache
+from worker.calibration.cache import CalibrationCache
+from worker.calibration.calibrate import Calibration, calibrate, is_beaten, sizes_on
 from worker.contract import SHARD_IMAGES, Precision
 from worker.engine.pool import Pool
 
@@ -24,7 +24,7 @@ _GAIN = 1.1  # bf16 costs accuracy: it has to be this much faster
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class TunedNetwork:
     pool: Pool
     calibration: Calibration
     precision: Precision
@@ -39,7 +39,7 @@ def tune(
     capacity: int,
     precision: Precision | Literal["auto"],
     cache: CalibrationCache | None = None,
-) -> Tuned:
+) -> TunedNetwork:
     """`weights` is the checkpoint's sha256. `capacity` is lowered where the memory does not hold that many chains.
 
     Raises ValueError for a precision that the device does not compute natively.
@@ -54,7 +54,7 @@ def tune(
     chosen = bench.choose(offered) if precision == "auto" else precision
     bench.make_sure(chosen)
     pool = bench.pool(chosen)
-    return Tuned(pool, _prepared(pool, bench.calibration(chosen)), chosen, bench.kernels(chosen))
+    return TunedNetwork(pool, _prepared(pool, bench.calibration(chosen)), chosen, bench.kernels(chosen))
 
 
 class _Bench:
