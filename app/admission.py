@@ -16,8 +16,9 @@ from app.look import Found, found, look
 from app.record import Record
 from app.schemas import JobRequest
 from app.validation import invalid
-from worker.contract import LEFT, LOAD, UNFINISHED_TTL_S, idempotency_key, job_key
-from worker.info import WorkerInfo
+from worker.jobs.keys import LEFT, LOAD, idempotency_key, job_key
+from worker.jobs.policy import UNFINISHED_TTL_S
+from worker.jobs.worker_registry import WorkerInfo
 
 Part = str | bytes | int | float
 Command = Sequence[Part]

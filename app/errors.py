@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from starlette.exceptions import HTTPException
 
 from app.schemas import InvalidField
-from worker.contract import State
+from worker.jobs.domain import State
 
 
 class Problem(HTTPException):

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from app.schemas import QueuePlace
-from worker.contract import FLOOR, HOLDS, LEFT, SHARD_IMAGES, STRETCH, Priority, open_key
-from worker.info import Pace, WorkerInfo
+from worker.jobs.domain import SHARD_IMAGES, Priority
+from worker.jobs.keys import LEFT, open_key
+from worker.jobs.policy import FLOOR, HOLDS, STRETCH
+from worker.jobs.worker_registry import Pace, WorkerInfo
 
 # Jobs of each class that an estimate looks at: 2 microseconds of Redis each, which does nothing else meanwhile.
 _LOOKED_AT = 256

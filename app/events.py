@@ -14,7 +14,7 @@ from fastapi.sse import format_sse_event
 
 from app.record import Record, utc
 from app.schemas import ImageEvent, Progress, StateEvent
-from worker.contract import MAX_COUNT, State
+from worker.jobs.domain import MAX_COUNT, State
 
 LAST_EVENT_ID_PATTERN = f"^[0-4]-[0-9a-f]{{1,{MAX_COUNT // 4}}}$"
 _NOTHING, _QUEUED, _RUNNING, _ENDED, _QUEUED_AGAIN = range(5)  # the state that was told last, as ids have it

@@ -32,9 +32,11 @@ from app.watch import Followed
 from app.webhooks.request import check_webhook
 from app.webhooks.target import Reach
 from models.checkpoints.catalog import Catalog
-from worker import contract, scripts, transitions
-from worker.contract import State, chains_key, job_key, open_key, owner_key, png_key, sha256_key
-from worker.queue import enqueue, withdraw_keys
+from worker.jobs import scripts, transitions
+from worker.jobs.domain import State
+from worker.jobs.keys import CHANGES, chains_key, job_key, open_key, owner_key, png_key, sha256_key
+from worker.jobs.policy import RECORD_TTL_S, UNFINISHED_TTL_S
+from worker.jobs.shard_queue import enqueue, withdraw_keys
 
 log = logging.getLogger(__name__)
 _MAX_SCAN = 1000  # records read by one listing, however few match
@@ -61,7 +63,7 @@ class Jobs:
         self._redis, self._catalog, self._notifier = redis, catalog, notifier
         self._pictures, self._sheets, self._admission, self._results_ttl_s = pictures, sheets, admission, results_ttl_s
         self._reach = reach
-        self._index_ttl_s = contract.UNFINISHED_TTL_S + results_ttl_s + contract.RECORD_TTL_S  # as long as a record can be there
+        self._index_ttl_s = UNFINISHED_TTL_S + results_ttl_s + RECORD_TTL_S  # as long as a record can be there
         self._looks, self._states, self._previews = Looks(redis), States(redis), Previews(redis, notifier)
 
     async def submit(self, request: JobRequest, owner: str, key: str | None = None) -> Job:
@@ -180,7 +182,7 @@ class Jobs:
             pipe.delete(sha256_key(job), png_key(job), chains_key(job))
             pipe.zrem(open_key(record.priority), job)
             pipe.zrem(owner_key(record.owner), job)
-            pipe.publish(contract.CHANGES, f"{job} deleted")
+            pipe.publish(CHANGES, f"{job} deleted")
             _withdraw(pipe, record)
             # A full server cannot mark what runs, and need not: the job is gone.
             external, existed, *_ = await pipe.execute(raise_on_error=False)
@@ -227,13 +229,13 @@ class Jobs:
         """Those that post a job."""
         pipe = self._redis.pipeline()
         pipe.hset(job_key(record.id), mapping=record.to_hash(self._results_ttl_s))
-        pipe.expire(job_key(record.id), contract.UNFINISHED_TTL_S)
+        pipe.expire(job_key(record.id), UNFINISHED_TTL_S)
         pipe.zadd(owner_key(record.owner), {record.id: record.created_at})
         pipe.zremrangebyscore(owner_key(record.owner), "-inf", record.created_at - self._index_ttl_s)
         pipe.expire(owner_key(record.owner), self._index_ttl_s)
         pipe.zadd(open_key(record.priority), {record.id: record.created_at})
         enqueue(record.shards, pipe)
-        pipe.publish(contract.CHANGES, f"{record.id} {record.state}")
+        pipe.publish(CHANGES, f"{record.id} {record.state}")
         return [args for args, _ in pipe.command_stack]
 
     async def _forget(self, record: Record) -> None:

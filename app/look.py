@@ -14,9 +14,9 @@ from app.errors import UnknownJob
 from app.estimate import PLACE_ARGS, PLACE_KEYS, QUEUE_PLACE, queue_place
 from app.record import Record
 from app.schemas import Job, QueuePlace
-from worker import roster
-from worker.contract import WORKERS, job_key, png_key, sha256_key
-from worker.info import WorkerInfo
+from worker.jobs import worker_registry
+from worker.jobs.keys import WORKERS, job_key, png_key, sha256_key
+from worker.jobs.worker_registry import WorkerInfo
 
 _ID = re.compile("[0-9a-f]{32}")
 
@@ -24,7 +24,7 @@ _ID = re.compile("[0-9a-f]{32}")
 # One command, since redis-py takes longer over one than Redis does.
 _LOOK = (
     QUEUE_PLACE
-    + roster.ALIVE
+    + worker_registry.ALIVE
     + """
 local found = {}
 for i = 1, #ARGV - 2 do
@@ -59,7 +59,7 @@ class Found:
 
     def alive(self) -> list[WorkerInfo]:
         """Workers that were, at the look."""
-        return roster.read(self.workers)
+        return worker_registry.read(self.workers)
 
     def _queue(self, record: Record) -> QueuePlace | None:
         return queue_place(self.place, record.recipe.model, self.alive()) if self.place else None

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from redis.asyncio import Redis
 
 from app.look import Found, found, look
-from worker.contract import job_key
+from worker.jobs.keys import job_key
 
 K = TypeVar("K")
 A = TypeVar("A")

@@ -19,7 +19,7 @@ from app.notifier import Notifier
 from app.pictures import Pictures
 from app.polls import Polls
 from app.rate_limit import RateLimit
-from app.reaper import Reaper
+from app.reaper import ReaperTask
 from app.routers import events, health, jobs, models, page
 from app.security import Keyring
 from app.settings import ApiSettings
@@ -72,7 +72,7 @@ def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
     state.watch = Watch(state.redis, state.notifier)
     state.pictures = Pictures(state.redis, open_store(settings.results_url.get_secret_value()))
     state.sheets = Sheets(state.pictures)
-    state.reaper = Reaper(store.connect_in_thread(redis_url))
+    state.reaper = ReaperTask(store.connect_in_thread(redis_url))
     reach = Reach(settings.webhook_networks)
     state.delivery = Delivery(state.redis, Sender(reach), webhook_secret)
     bounds = Bounds(of_one=settings.max_open_image_steps_per_key, of_all=settings.max_open_image_steps)

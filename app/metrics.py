@@ -9,22 +9,23 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from redis.asyncio import Redis
 
-from worker import roster
-from worker.contract import LOAD, WORKERS, Priority, open_key
-from worker.info import WorkerInfo
+from worker.jobs import worker_registry
+from worker.jobs.domain import Priority
+from worker.jobs.keys import LOAD, WORKERS, open_key
+from worker.jobs.worker_registry import WorkerInfo
 
 
 async def scrape(redis: Redis) -> bytes:
     """The text format of Prometheus, in one round trip to Redis."""
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.eval(roster.LOOK, 1, WORKERS)
+        pipe.eval(worker_registry.LOOK, 1, WORKERS)
         pipe.hvals(LOAD)
         for priority in Priority:
             pipe.zcard(open_key(priority))
         workers, loads, *counts = await pipe.execute()
     jobs = {str(priority): count for priority, count in zip(Priority, counts, strict=True)}
     registry = CollectorRegistry()
-    registry.register(_Snapshot(jobs, sum(map(float, loads)), roster.read(workers)))
+    registry.register(_Snapshot(jobs, sum(map(float, loads)), worker_registry.read(workers)))
     return generate_latest(registry)
 
 

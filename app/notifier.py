@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.background import background
-from worker.contract import CHANGES, job_key
+from worker.jobs.keys import CHANGES, job_key
 
 log = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 2.0

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from app.errors import ResultsUnreachable
 from app.record import Record
-from worker.contract import png_key
+from worker.jobs.keys import png_key
 from worker.store import Store, StoreFault
 
 log = logging.getLogger(__name__)

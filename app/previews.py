@@ -13,7 +13,8 @@ from redis.exceptions import RedisError
 from app.errors import NoPreview, UnknownImage
 from app.look import Hash, as_hash, check, known
 from app.notifier import Notifier
-from worker.contract import PREVIEWS, State, job_key, preview_asked_key, preview_key, sha256_key
+from worker.jobs.domain import State
+from worker.jobs.keys import PREVIEWS, job_key, preview_asked_key, preview_key, sha256_key
 
 _WITHIN_S = 3.0  # a step takes a second at most, and a worker may have others to take first
 _LOOK_EVERY_S = 0.05  # a tenth of a preview's life

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from worker.contract import Precision
+from worker.jobs.domain import Precision
 
 
 class Health(BaseModel):

@@ -11,16 +11,16 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app.background import background
-from worker.rescue import RESCUE_EVERY_S, Rescue
+from worker.jobs.reaper import REAP_EVERY_S, Reaper
 
 log = logging.getLogger(__name__)
 
 
-class Reaper:
+class ReaperTask:
     """One turn every few seconds, in a thread: the scripts are those of the workers, who know no asyncio."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis, self._rescue = redis, Rescue(redis)
+        self._redis, self._reaper = redis, Reaper(redis)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -31,7 +31,7 @@ class Reaper:
     async def _run(self) -> None:
         while True:
             try:
-                await asyncio.to_thread(self._rescue.turn)
+                await asyncio.to_thread(self._reaper.turn)
             except RedisError as error:
-                log.warning("lost shards cannot be looked for (%s); again in %.0f s", error, RESCUE_EVERY_S)
-            await asyncio.sleep(RESCUE_EVERY_S)
+                log.warning("lost shards cannot be looked for (%s); again in %.0f s", error, REAP_EVERY_S)
+            await asyncio.sleep(REAP_EVERY_S)

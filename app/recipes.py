@@ -9,7 +9,7 @@ from app.schemas import JobRequest
 from app.validation import invalid
 from models.checkpoints.catalog import Card, Catalog
 from models.diffusion.options import Sampler, Variance
-from worker.contract import MAX_SEED, Recipe
+from worker.jobs.domain import MAX_SEED, Recipe
 
 
 def recipe_of(request: JobRequest, catalog: Catalog) -> Recipe:

@@ -10,7 +10,8 @@ from typing import Any, Literal, cast
 from redis.typing import EncodableT, FieldT
 
 from app.schemas import Image, Job, JobError, JobSummary, Progress, QueuePlace, WebhookStatus
-from worker.contract import Priority, Recipe, Shard, State, progress_field, shard_count, shards_of
+from worker.jobs.domain import Priority, Recipe, Shard, State, shard_count, shards_of
+from worker.jobs.keys import progress_field
 
 
 @dataclass(frozen=True, slots=True)

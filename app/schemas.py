@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from models.checkpoints.catalog import Card
 from models.diffusion.options import Sampler, Variance
-from worker.contract import MAX_COUNT, MAX_INDEX, MAX_SEED, Priority, State
+from worker.jobs.domain import MAX_COUNT, MAX_INDEX, MAX_SEED, Priority, State
 
 JOB_EXAMPLE = "9f1c2b7e4d5a4c0f8b6a3e2d1c0b9a87"
 _IDEMPOTENCY_KEY = re.compile("^[!-~]{1,255}$")

@@ -20,7 +20,8 @@ from app.look import Hash, as_hash, check
 from app.looks import Together
 from app.notifier import Notifier, set_within
 from app.record import Record
-from worker.contract import State, job_key, sha256_key
+from worker.jobs.domain import State
+from worker.jobs.keys import job_key, sha256_key
 
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.05  # and workers report as often, so that what is told of a running job is at most 0.1 s old

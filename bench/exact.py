@@ -21,7 +21,7 @@ from bench.report import OUT, Out, Report
 from bench.ways import alone, ways
 from bench.work import Images, Work
 from worker.backends.served_network import precisions
-from worker.contract import Precision
+from worker.jobs.domain import Precision
 
 SHOWN = 12  # images of each way in the plot
 

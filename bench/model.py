@@ -11,8 +11,8 @@ import typer
 
 from models.checkpoints.catalog import SHIPPED, Catalog, read_card
 from worker.calibration.cache import CalibrationCache
-from worker.contract import Precision
 from worker.engine.engine import Engine
+from worker.jobs.domain import Precision
 from worker.loaded import LoadedModel
 
 _CATALOG = Catalog.read(SHIPPED)

@@ -12,8 +12,9 @@ from typing import Any
 
 from redis import Redis
 
-from worker import contract, transitions
-from worker.contract import SHARD_IMAGES, shard_count
+from worker.jobs import transitions
+from worker.jobs.domain import SHARD_IMAGES, shard_count
+from worker.jobs.keys import progress_field
 
 REPORT_EVERY_S = 0.05
 STEPS = 1000
@@ -37,9 +38,7 @@ class Pretence:
     def report(self, jobs: Sequence[Job], step: int) -> None:
         """Every shard of every job, as if all were in an engine."""
         shards = [(job, shard) for job in jobs for shard in range(shard_count(job.count))]
-        self._run(
-            transitions.PROGRESS, [(job, [contract.progress_field(n), f"{step},{step * SHARD_IMAGES}"]) for job, n in shards]
-        )
+        self._run(transitions.PROGRESS, [(job, [progress_field(n), f"{step},{step * SHARD_IMAGES}"]) for job, n in shards])
 
     def finish(self, jobs: Sequence[Job]) -> None:
         for job in jobs:

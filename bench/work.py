@@ -11,9 +11,9 @@ from torch import Tensor
 from bench.model import load
 from models.diffusion.plans import Plan
 from worker.calibration.cache import CalibrationCache
-from worker.contract import Precision
 from worker.engine.chain import ChainRequest, Finished
 from worker.engine.engine import Engine
+from worker.jobs.domain import Precision
 from worker.loaded import LoadedModel
 from worker.settings import WorkerSettings
 

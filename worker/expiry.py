@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from redis import Redis
 
-from worker.contract import EXPIRING, NOW
+from worker.jobs.keys import EXPIRING, NOW
 from worker.store import Store
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from redis import Redis
 from redis.client import PubSub
 
-from worker.contract import CHANGES, PREVIEWS, SHARD_IMAGES, Priority, Shard, job_of, queue_name
 from worker.inbox import Ended, Inbox, Taken
+from worker.jobs.domain import SHARD_IMAGES, Priority, Shard, job_of
+from worker.jobs.keys import CHANGES, PREVIEWS, queue_name
 from worker.loaded import LoadedModel
 from worker.previews import Previews
 from worker.results import Results

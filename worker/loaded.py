@@ -22,12 +22,13 @@ from worker.calibration.adaptive_threads import AdaptiveThreads
 from worker.calibration.cache import CalibrationCache
 from worker.calibration.calibrate import compute_by
 from worker.calibration.tune import tune
-from worker.contract import HOLDS, Precision, Shard
 from worker.engine.batch_sizes import BatchSizes
 from worker.engine.chain import ChainRequest, Finished, Snapshot
 from worker.engine.engine import Engine
 from worker.engine.snapshot_codec import BadSnapshot, unpack
-from worker.info import ServedModel
+from worker.jobs.domain import Precision, Shard
+from worker.jobs.policy import HOLDS
+from worker.jobs.worker_registry import ModelInfo
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +70,9 @@ class LoadedModel:
         log.info("%s on %s in %s by %s: %s", name, device, self.precision, self.kernels, self.calibration)
 
     @property
-    def info(self) -> ServedModel:
+    def info(self) -> ModelInfo:
         """As it runs now."""
-        return ServedModel(self.precision, self.kernels, self._threads.count, self.engine.buckets.seconds)
+        return ModelInfo(self.precision, self.kernels, self._threads.count, self.engine.buckets.seconds)
 
     @property
     def low_water(self) -> int:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from worker.contract import Precision
 from worker.inbox import Ended, Inbox
+from worker.jobs.domain import Precision
 from worker.results import Results, encode
 from worker.rq_worker import Lease, ShardWorker
 from worker.store import StoreFault

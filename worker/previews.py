@@ -16,9 +16,9 @@ import torch
 from redis import Redis
 
 from models.diffusion.sampling import to_bytes
-from worker.contract import PREVIEW_LIVES_MS, preview_key
 from worker.engine.chain import Preview
 from worker.held import Held
+from worker.jobs.keys import PREVIEW_LIVES_MS, preview_key
 from worker.loaded import LoadedModel
 from worker.results import encode
 

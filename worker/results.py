@@ -12,8 +12,9 @@ from redis.client import Pipeline
 from torch import Tensor
 
 from models.checkpoints.png import png
-from worker import contract, rescue, transitions
-from worker.contract import Precision, Recipe, Shard, State
+from worker.jobs import reaper, transitions
+from worker.jobs.domain import Precision, Recipe, Shard, State
+from worker.jobs.keys import chains_key, job_key, progress_field, sha256_key
 from worker.store import Store, StoreFault
 
 METADATA_KEY = "ddpm"  # the tEXt entry that holds the recipe
@@ -48,14 +49,14 @@ class Results:
         Not to be taken for granted when the last image was published: the server may have been restored to an earlier moment.
         """
         with self._redis.pipeline() as pipe:
-            pipe.hget(contract.job_key(shard.job), "state")
-            pipe.hkeys(contract.sha256_key(shard.job))
+            pipe.hget(job_key(shard.job), "state")
+            pipe.hkeys(sha256_key(shard.job))
             state, indices = pipe.execute()
         return state is None or State(state.decode()).final or set(shard.indices) <= {int(index) for index in indices}
 
     def finished_indices(self, shard: Shard) -> set[int]:
         """Images of the shard's job that need no computing again."""
-        return {int(index) for index in cast("list[bytes]", self._redis.hkeys(contract.sha256_key(shard.job)))}
+        return {int(index) for index in cast("list[bytes]", self._redis.hkeys(sha256_key(shard.job)))}
 
     def progress(self, reports: Sequence[tuple[Shard, int, int]]) -> list[bool]:
         """Of each shard the step of its least advanced image, and the image-steps that are done: one write for all."""
@@ -97,7 +98,7 @@ class Results:
 
     def saved(self, shard: Shard) -> bytes | None:
         """Raises StoreFault."""
-        chains = cast("bytes | None", self._redis.hget(contract.chains_key(shard.job), str(shard.number)))
+        chains = cast("bytes | None", self._redis.hget(chains_key(shard.job), str(shard.number)))
         if chains != _IN_STORE:
             return chains
         self._in_store.add(shard.id)
@@ -105,7 +106,7 @@ class Results:
 
     def forget(self, shard: Shard) -> None:
         """Raises StoreFault."""
-        self._redis.hdel(contract.chains_key(shard.job), str(shard.number))
+        self._redis.hdel(chains_key(shard.job), str(shard.number))
         if shard.id in self._in_store:
             self._in_store.discard(shard.id)
             self._store.remove_blob(shard.job, _chains_name(shard))
@@ -136,22 +137,22 @@ class Results:
 
         What gets its hash while the objects are written is replaced all the same, and then refused by the API as harmed.
         """
-        hashes = cast("list[bytes | None]", self._redis.hmget(contract.sha256_key(job), [str(index) for index, _ in images]))
+        hashes = cast("list[bytes | None]", self._redis.hmget(sha256_key(job), [str(index) for index, _ in images]))
         return [image for image, sha256 in zip(images, hashes, strict=True) if not sha256]
 
     def _note(self, pipe: Pipeline, shard: Shard, least: int, image_steps: int) -> None:
-        self._progress(keys=_keys(shard), args=[contract.progress_field(shard.number), f"{least},{image_steps}"], client=pipe)
+        self._progress(keys=_keys(shard), args=[progress_field(shard.number), f"{least},{image_steps}"], client=pipe)
 
     def _take_back(self, job: str, indices: Sequence[int]) -> None:
         """Images that have a hash stay: the job has ended with them, perhaps by this very call, whose answer was lost."""
-        if not self._redis.exists(contract.job_key(job)):
+        if not self._redis.exists(job_key(job)):
             return self._store.remove_all(job)
-        hashes = cast("list[bytes | None]", self._redis.hmget(contract.sha256_key(job), [str(index) for index in indices]))
+        hashes = cast("list[bytes | None]", self._redis.hmget(sha256_key(job), [str(index) for index in indices]))
         self._store.remove(job, [index for index, sha256 in zip(indices, hashes, strict=True) if not sha256])
 
     def fail(self, job: str, code: str, message: str) -> None:
         """End the job as failed, unless it has ended or is gone."""
-        rescue.fail(self._redis, job, code, message)
+        reaper.fail(self._redis, job, code, message)
 
 
 def _chains_name(shard: Shard) -> str:

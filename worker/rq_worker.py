@@ -26,9 +26,10 @@ from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 from rq.worker import BaseWorker
 
-from worker import scripts
-from worker.contract import Shard, job_key
-from worker.queue import LEASE_S, MAX_LOSSES, make_queue
+from worker.jobs import scripts
+from worker.jobs.domain import Shard
+from worker.jobs.keys import job_key
+from worker.jobs.shard_queue import LEASE_S, MAX_LOSSES, make_queue
 
 log = logging.getLogger(__name__)
 _LOOKED_AT = 1000  # shards of a queue: half a microsecond of Redis each

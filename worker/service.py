@@ -14,19 +14,20 @@ from redis.exceptions import RedisError
 from torch import Tensor
 
 from worker.calibration.slowdown import Slowdown
-from worker.contract import Priority, queue_name
 from worker.crew import Crew
 from worker.engine.chain import Finished
 from worker.engine.model_scheduler import ModelScheduler
 from worker.expiry import Expiry
 from worker.held import Held
 from worker.inbox import Ended, Inbox, Lost, Taken
-from worker.info import WorkerInfo
 from worker.intake import Intake, Listener, Load
+from worker.jobs.domain import Priority
+from worker.jobs.keys import queue_name
+from worker.jobs.worker_registry import WorkerInfo
 from worker.loaded import CannotRun, LoadedModel
 from worker.outbox import PROGRESS_EVERY_S, Outbox, Parcel
 from worker.previews import Previews
-from worker.reason import reason_of
+from worker.redaction import client_reason
 from worker.results import Results
 from worker.rq_worker import Lease, ShardWorker
 from worker.saver import Saver
@@ -259,7 +260,7 @@ class Worker:
             try:
                 send()
             except Exception as error:  # whatever keeps chains from being saved: pictures are sent, and shards given back
-                log.warning("worker %s could not send everything: %s", self._shards.name, reason_of(error))
+                log.warning("worker %s could not send everything: %s", self._shards.name, client_reason(error))
                 if isinstance(error, RedisError):
                     break  # there is no time to wait for it twice
         try:
@@ -274,7 +275,7 @@ class Worker:
     def _break_off(self, error: Exception) -> None:
         """The shards at risk, or all where nobody knows, count this worker as lost and say why; the others are given back."""
         self.crew.stop(_STOP_WITHIN_S)
-        said = reason_of(error)
+        said = client_reason(error)
         farewells = (
             self._report_all,
             self._save_all,

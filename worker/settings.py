@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AnyUrl, Field, SecretStr, UrlConstraints, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from worker.contract import SHARD_IMAGES, Precision
+from worker.jobs.domain import SHARD_IMAGES, Precision
 
 RedisUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["redis", "rediss", "unix"])]
 

@@ -10,15 +10,16 @@ from typing import Any, cast
 
 from redis import Redis
 
-from worker import contract, roster
 from worker.inbox import Inbox, Lost
-from worker.info import WorkerInfo
-from worker.queue import LEASE_S
-from worker.rescue import RESCUE_EVERY_S, Rescue
+from worker.jobs import worker_registry
+from worker.jobs.keys import WORKERS
+from worker.jobs.reaper import REAP_EVERY_S, Reaper
+from worker.jobs.shard_queue import LEASE_S
+from worker.jobs.worker_registry import WorkerInfo
 from worker.rq_worker import ShardWorker
 
 log = logging.getLogger(__name__)
-BEAT_EVERY_S = RESCUE_EVERY_S
+BEAT_EVERY_S = REAP_EVERY_S
 HUNG_BEATS = 40
 
 
@@ -38,9 +39,9 @@ class Upkeep:
         self._redis, self._shards, self._inbox, self._stopping = redis, shards, inbox, stopping
         self._info, self._turns = info, turns
         self._turned, self._unturned = 0, 0  # the loop's turns at the last beat, and beats since it made one
-        self._say = cast("Any", redis.register_script(roster.SAY))
+        self._say = cast("Any", redis.register_script(worker_registry.SAY))
         self._compared: set[str] = set()  # names of workers
-        self._rescue = Rescue(redis, shards.lease_s)
+        self._rescue = Reaper(redis, shards.lease_s)
 
     def turn(self) -> None:
         self._end_if_hung()
@@ -51,7 +52,7 @@ class Upkeep:
 
     def rescue(self) -> None:
         self._rescue.turn()
-        self._stopping.wait(RESCUE_EVERY_S)
+        self._stopping.wait(REAP_EVERY_S)
 
     def _end_if_hung(self) -> None:
         """A step that never ends, as of a GPU that does not answer, would hold its shards for ever: their leases are prolonged.
@@ -71,12 +72,12 @@ class Upkeep:
             os._exit(1)  # nothing else ends a thread that waits for a device
 
     def sign_off(self) -> None:
-        self._redis.hdel(contract.WORKERS, self._shards.name)
+        self._redis.hdel(WORKERS, self._shards.name)
 
     def _introduce(self) -> None:
         info = self._info()
-        said = self._say(keys=[contract.WORKERS], args=[info.name, info.to_json(), LEASE_S])
-        self._compare(info, roster.read(said))
+        said = self._say(keys=[WORKERS], args=[info.name, info.to_json(), LEASE_S])
+        self._compare(info, worker_registry.read(said))
 
     def _compare(self, info: WorkerInfo, others: Iterable[WorkerInfo]) -> None:
         """The same seed gives the same bytes among workers that compute alike only."""

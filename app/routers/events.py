@@ -14,7 +14,7 @@ from app.events import LAST_EVENT_ID_PATTERN, Told
 from app.preview_feed import MAX_IMAGES, PreviewFeed
 from app.routers.jobs import JobId
 from app.watch import Followed
-from worker.contract import MAX_INDEX
+from worker.jobs.domain import MAX_INDEX
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 

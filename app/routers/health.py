@@ -9,8 +9,8 @@ from app.dependencies import Store
 from app.errors import NoWorker, StoreUnreachable, problems
 from app.metrics import scrape
 from app.readiness import Health, Readiness, Worker
-from worker import roster
-from worker.contract import WORKERS
+from worker.jobs import worker_registry
+from worker.jobs.keys import WORKERS
 
 router = APIRouter(tags=["health"])
 
@@ -28,7 +28,7 @@ async def healthz() -> Health:
 @router.get("/readyz", responses=problems(NoWorker, StoreUnreachable))
 async def readyz(store: Store) -> Readiness:
     """Whether a job posted now would run: Redis answers, and a worker is alive."""
-    workers = roster.read(cast("list[bytes]", await store.eval(roster.LOOK, 1, WORKERS)))
+    workers = worker_registry.read(cast("list[bytes]", await store.eval(worker_registry.LOOK, 1, WORKERS)))
     if not workers:
         raise NoWorker
     return Readiness(workers=[Worker.model_validate(worker, from_attributes=True) for worker in workers])

@@ -1,7 +1,7 @@
 """Webhooks that are due, until they are delivered or given up.
 
-The script that ends a job enters it in `ddpm:webhooks` (worker/transitions.py). An API process claims an entry by setting it to a
-later time, sends it, and takes it out or sets it to the next attempt; an entry that was set anew meanwhile stays. So a kill
+The script that ends a job enters it in `ddpm:webhooks` (worker/jobs/transitions.py). An API process claims an entry by setting
+it to a later time, sends it, and takes it out or sets it to the next attempt; an entry that was set anew meanwhile stays. So a kill
 at any moment only means that it is sent again: at least once, with the same id.
 """
 
@@ -26,7 +26,7 @@ from app.schemas import WebhookMessage
 from app.webhooks import signature
 from app.webhooks.sender import AT_ONCE, TIMEOUT_S, Outcome, Sender
 from app.webhooks.target import BadTarget, Target
-from worker.contract import NOW, WEBHOOKS, job_key
+from worker.jobs.keys import NOW, WEBHOOKS, job_key
 
 log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 9  # over 6 hours

@@ -16,7 +16,7 @@ from tests.chaos.leftovers import leftovers, of_jobs
 from tests.chaos.stage import Stage, on_stage
 from tests.chaos.storm import Storm
 from tests.chaos.verdict import Verdict
-from worker.queue import LEASE_S
+from worker.jobs.shard_queue import LEASE_S
 
 _SETTLES_WITHIN_S = 3 * LEASE_S  # the leases of those that were killed last lapse, and the names of dead workers
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from random import Random
 
 from tests.chaos.actors import Actor, CountedWorker, Fleet
-from worker.queue import LEASE_S
+from worker.jobs.shard_queue import LEASE_S
 
 PAUSE_S = LEASE_S + 4
 _BETWEEN_KILLS_S = (3.0, 6.0)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.conftest import Service
 from tests.support.processes import eventually
-from worker.contract import WORKERS
+from worker.jobs.keys import WORKERS
 
 # The last one is what is asked about: what comes later nobody can foresee.
 MIXES = {

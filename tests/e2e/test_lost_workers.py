@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.conftest import Service
 from tests.support.processes import eventually
-from worker.queue import MAX_LOSSES
+from worker.jobs.shard_queue import MAX_LOSSES
 
 WITHIN_S = 120
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

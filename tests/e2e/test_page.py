@@ -18,7 +18,7 @@ from app.security import new_key
 from app.settings import ApiSettings
 from tests.e2e.conftest import Service
 from tests.support.server import serve
-from worker import contract
+from worker.jobs.keys import png_key
 
 CHROMIUM = shutil.which("chromium")
 QUIET = [
@@ -220,7 +220,7 @@ def test_pictures_that_have_expired_say_so_and_are_offered_no_more(page: Page, s
     service.finished(ended)
     job = page.locator(f"#job-{ended}")
     expect(job.locator(".archive")).to_be_visible()
-    service.redis.delete(contract.png_key(ended))
+    service.redis.delete(png_key(ended))
     page.reload()
     expect(job.locator(".tile")).to_have_text(["expired", "expired"])
     expect(job.get_by_role("button", name="image 1 has expired")).to_be_visible()

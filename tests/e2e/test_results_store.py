@@ -19,8 +19,8 @@ from tests.e2e.conftest import Service
 from tests.support.folders import write_model
 from tests.support.processes import ROOT, WorkerProcess, eventually
 from tests.support.server import serve
-from worker import contract
 from worker.expiry import LOOK_EVERY_S
+from worker.jobs.keys import png_key
 
 TTL_S = 6
 
@@ -60,7 +60,7 @@ def test_pngs_lie_in_the_folder_are_served_from_it_and_go_when_their_time_is_ove
     served = {f"{image['index']}.png": stored.http.get(image["url"]).content for image in ended["images"]}
     assert of_job(pictures, job) == served
     assert len(served) == 3
-    assert not stored.redis.exists(contract.png_key(job))
+    assert not stored.redis.exists(png_key(job))
     assert stored.http.get(ended["links"]["grid"]).status_code == 200
     image = ended["images"][0]["url"]
     eventually(lambda: stored.http.get(image).status_code == 410, TTL_S + 2, "the image has expired")

@@ -18,12 +18,12 @@ from tests.support.networks import one_by_one, random_unet
 from worker.backends.cuda import step_kernel
 from worker.backends.served_network import ServedNetwork, precisions
 from worker.calibration.calibrate import calibrate, sizes_on
-from worker.contract import Precision
 from worker.engine import step
 from worker.engine.chain import ChainRequest
 from worker.engine.cuda_graphs import Recorder
 from worker.engine.engine import Engine
 from worker.engine.pool import Pool
+from worker.jobs.domain import Precision
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")]
 MODEL = SHIPPED / "fashion-mnist-28"

@@ -14,7 +14,7 @@ from app.main import create_app
 from app.settings import ApiSettings
 from tests.support.server import serve
 from tests.support.worker import IdleWorker
-from worker import contract
+from worker.jobs.keys import PREVIEWS
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +56,7 @@ def post(api: httpx.Client) -> Callable[..., dict[str, Any]]:
 def asked(redis: Redis) -> Iterator[Callable[[], list[str]]]:
     """What workers have been asked for so far."""
     with redis.pubsub(ignore_subscribe_messages=True) as subscription:
-        subscription.subscribe(contract.PREVIEWS)
+        subscription.subscribe(PREVIEWS)
         subscription.get_message(timeout=5)
         heard: list[str] = []
 

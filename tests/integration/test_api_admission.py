@@ -16,8 +16,8 @@ from app.settings import ApiSettings
 from tests.support.problems import problem
 from tests.support.server import serve
 from tests.support.worker import IdleWorker
-from worker import contract
-from worker.rescue import Rescue
+from worker.jobs.keys import LEFT, LOAD, job_key, open_key
+from worker.jobs.reaper import Reaper
 
 STEPS = 10
 JOB = {"model": "tiny", "count": 10, "steps": STEPS}  # 100 image-steps
@@ -34,14 +34,14 @@ def bounded(settings: ApiSettings, redis: Redis) -> Iterator[list[httpx.Client]]
 
 def books(redis: Redis) -> tuple[int, int]:
     """Image-steps left of all jobs one by one, and as summed up by owner."""
-    left = redis.hvals(contract.LEFT)
-    return sum(int(text.split()[0]) for text in left), sum(map(int, redis.hvals(contract.LOAD)))
+    left = redis.hvals(LEFT)
+    return sum(int(text.split()[0]) for text in left), sum(map(int, redis.hvals(LOAD)))
 
 
 def fill(redis: Redis, owner: str, image_steps: int) -> None:
     """As if the owner had a job of this size open."""
-    redis.hset(contract.LEFT, "f" * 32, f"{image_steps} 1 1 tiny {owner}")
-    redis.hset(contract.LOAD, owner, image_steps)
+    redis.hset(LEFT, "f" * 32, f"{image_steps} 1 1 tiny {owner}")
+    redis.hset(LOAD, owner, image_steps)
 
 
 def test_an_owner_may_have_so_much_open_and_no_more(bounded):
@@ -63,7 +63,7 @@ def test_all_owners_together_may_have_so_much_open_and_no_more(bounded, redis):
 def test_a_refused_job_leaves_nothing(bounded, redis):
     fill(redis, "somebody else", 1000)
     problem(bounded[0].post("/v1/jobs", json=JOB, headers={"Idempotency-Key": "a"}), 429)
-    assert {key.decode() for key in redis.keys("*")} == {contract.LEFT, contract.LOAD}
+    assert {key.decode() for key in redis.keys("*")} == {LEFT, LOAD}
 
 
 def test_who_is_refused_is_told_when_the_workers_will_have_made_room(bounded, redis, worker: IdleWorker):
@@ -128,12 +128,12 @@ def test_a_job_that_has_ended_is_in_the_books_no_more_and_never_subtracted_twice
     worker.fail(job, "late", "too late")
     assert books(redis) == (100, 100)
     api.delete(f"/v1/jobs/{other}")
-    assert not redis.exists(contract.LEFT, contract.LOAD)
+    assert not redis.exists(LEFT, LOAD)
 
 
 def test_a_job_whose_record_has_expired_is_in_the_books_no_more(bounded, redis):
     gone, kept = (bounded[0].post("/v1/jobs", json=JOB).json()["id"] for _ in range(2))
-    redis.delete(contract.job_key(gone))
-    Rescue(redis).turn()
+    redis.delete(job_key(gone))
+    Reaper(redis).turn()
     assert books(redis) == (100, 100)
-    assert redis.zrange(contract.open_key("interactive"), 0, -1) == [kept.encode()]
+    assert redis.zrange(open_key("interactive"), 0, -1) == [kept.encode()]

@@ -21,7 +21,7 @@ from app.server import Server
 from app.settings import ApiSettings
 from tests.support.processes import eventually
 from tests.support.worker import IdleWorker, png_of
-from worker import contract
+from worker.jobs.keys import png_key
 
 Post = Callable[..., dict[str, Any]]
 
@@ -43,7 +43,7 @@ def drawn(worker: IdleWorker, post: Post) -> Callable[..., str]:
 def large(redis: Redis, drawn: Callable[..., str]) -> str:
     """A job whose archive fits no buffer between the API and a client."""
     job = drawn(count=64)
-    redis.hset(contract.png_key(job), mapping={str(index): random.randbytes(500_000) for index in range(64)})
+    redis.hset(png_key(job), mapping={str(index): random.randbytes(500_000) for index in range(64)})
     return job
 
 
@@ -125,7 +125,7 @@ def test_an_archive_whose_pictures_are_gone_is_410(
 ) -> None:
     job = drawn(count=2)
     has = {"If-None-Match": api.get(f"/v1/jobs/{job}/archive").headers["etag"]}
-    redis.delete(contract.png_key(job))
+    redis.delete(png_key(job))
     for headers in ({}, has, {"If-None-Match": "*"}):
         assert api.get(f"/v1/jobs/{job}/archive", headers=headers).status_code == 410
     assert "is gone" not in caplog.text, "that is the way of all pictures"
@@ -135,7 +135,7 @@ def test_a_picture_that_goes_meanwhile_breaks_the_archive_off(
     api: httpx.Client, redis: Redis, drawn: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
     job = drawn(count=40)
-    redis.hdel(contract.png_key(job), "39")
+    redis.hdel(png_key(job), "39")
     with caplog.at_level(logging.WARNING, "app.media"), pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
         api.get(f"/v1/jobs/{job}/archive")
     assert f"image 39 of job {job} is gone" in caplog.text

@@ -11,7 +11,7 @@ from redis import Redis
 
 from tests.support.problems import problem
 from tests.support.worker import IdleWorker
-from worker import contract
+from worker.jobs.keys import sha256_key
 
 JSON = {"content-type": "application/json"}
 
@@ -158,7 +158,7 @@ def test_an_unknown_job_is_not_found(api: httpx.Client, method: str, job: str, r
 
 
 def test_a_key_beside_a_job_is_no_job(api: httpx.Client, redis: Redis) -> None:
-    redis.hset(contract.sha256_key("0" * 32), "0", "ab")
+    redis.hset(sha256_key("0" * 32), "0", "ab")
     problem(api.get(f"/v1/jobs/{'0' * 32}:sha256"), 404)
 
 

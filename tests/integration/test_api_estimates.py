@@ -18,8 +18,8 @@ from app.settings import ApiSettings
 from tests.support.server import serve
 from tests.support.simulation import finished_at
 from tests.support.worker import say
-from worker.contract import Shard
-from worker.info import ServedModel, WorkerInfo
+from worker.jobs.domain import Shard
+from worker.jobs.worker_registry import ModelInfo, WorkerInfo
 
 CPU = {1: 0.0030, 2: 0.0032, 4: 0.0033, 8: 0.0039, 16: 0.0049, 32: 0.0061, 64: 0.0085}
 STEEP_CPU = {2: 0.008, 4: 0.013, 8: 0.023, 16: 0.042, 32: 0.081}
@@ -49,7 +49,7 @@ MIXES = {
 
 def announce(redis: Redis, workers: int, seconds: dict[int, float]) -> None:
     for name in map(str, range(workers)):
-        info = WorkerInfo(name, "cpu", {"tiny": ServedModel("fp32", "pytorch", 1, seconds)}, 1.0)
+        info = WorkerInfo(name, "cpu", {"tiny": ModelInfo("fp32", "pytorch", 1, seconds)}, 1.0)
         say(redis, info)
 
 

@@ -12,7 +12,7 @@ from redis import Redis
 
 from tests.support.problems import problem
 from tests.support.worker import IdleWorker
-from worker import contract
+from worker.jobs.keys import job_key
 
 BODY = {"model": "tiny", "count": 2}
 Post = Callable[..., httpx.Response]
@@ -68,11 +68,11 @@ def test_a_key_is_found_when_the_job_has_ended_and_lives_as_long_as_its_record(
 ):
     job = post_keyed().json()["id"]
     [key] = redis.keys("ddpm:idempotency:*")
-    assert redis.ttl(key) == pytest.approx(redis.ttl(contract.job_key(job)), abs=2)
+    assert redis.ttl(key) == pytest.approx(redis.ttl(job_key(job)), abs=2)
     worker.start(job)
     worker.publish(job, [0, 1])
     assert (post_keyed().json()["id"], post_keyed().json()["state"]) == (job, "finished")
-    assert redis.ttl(key) == pytest.approx(redis.ttl(contract.job_key(job)), abs=2)
+    assert redis.ttl(key) == pytest.approx(redis.ttl(job_key(job)), abs=2)
 
 
 def test_a_deleted_job_takes_its_key_with_it(api: httpx.Client, redis: Redis, post_keyed: Post):
@@ -84,7 +84,7 @@ def test_a_deleted_job_takes_its_key_with_it(api: httpx.Client, redis: Redis, po
 
 def test_a_key_whose_job_has_expired_is_free_again(redis: Redis, post_keyed: Post):
     first = post_keyed().json()["id"]
-    redis.delete(contract.job_key(first))
+    redis.delete(job_key(first))
     assert post_keyed(count=3).json()["id"] != first
 
 

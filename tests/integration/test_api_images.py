@@ -13,7 +13,7 @@ from PIL import Image
 from redis import Redis
 
 from tests.support.worker import IdleWorker, png_of
-from worker import contract
+from worker.jobs.keys import png_key
 
 Post = Callable[..., dict[str, Any]]
 
@@ -60,7 +60,7 @@ def test_an_image_is_unknown_then_unfinished_then_there_then_expired(
     worker.start(job)
     worker.publish(job, [5, 6])
     assert [status(index) for index in (5, 6)] == [200, 200]
-    redis.delete(contract.png_key(job))
+    redis.delete(png_key(job))
     assert [status(index) for index in (5, 6)] == [410, 410]
     assert {image["state"] for image in api.get(f"/v1/jobs/{job}").json()["images"]} == {"expired"}
     assert api.get(f"/v1/jobs/{job}/grid").status_code == 410
@@ -94,5 +94,5 @@ def test_a_contact_sheet_is_cached_for_ever_only_if_it_is_final_and_whole(
     assert caching() == "no-cache"
     worker.publish(job, [2])
     assert caching() == "private, max-age=31536000, immutable"
-    redis.hdel(contract.png_key(job), "1")
+    redis.hdel(png_key(job), "1")
     assert caching() == "no-cache"

@@ -14,7 +14,7 @@ from redis import Redis
 
 from tests.support.processes import later
 from tests.support.worker import IdleWorker, png_of
-from worker.contract import Priority, Shard
+from worker.jobs.domain import Priority, Shard
 
 Post = Callable[..., dict[str, Any]]
 

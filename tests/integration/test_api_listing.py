@@ -12,7 +12,7 @@ from redis import Redis
 from app.main import create_app
 from app.settings import ApiSettings
 from tests.support.server import serve
-from worker import contract
+from worker.jobs.keys import job_key, owner_key
 
 Post = Callable[..., dict[str, Any]]
 
@@ -56,7 +56,7 @@ def test_the_last_page_says_so_even_where_it_is_full(api: httpx.Client, post: Po
 
 def test_jobs_of_the_same_microsecond_are_all_listed(api: httpx.Client, redis: Redis, post: Post) -> None:
     posted = [post()["id"] for _ in range(5)]
-    redis.zadd(contract.owner_key("local"), dict.fromkeys(posted, 1_795_348_800.000001))
+    redis.zadd(owner_key("local"), dict.fromkeys(posted, 1_795_348_800.000001))
     assert sorted(pages(api, limit=2)) == sorted(posted)
 
 
@@ -64,13 +64,13 @@ def test_a_listing_has_a_job_for_as_long_as_its_pictures_are_kept(settings: ApiS
     month_s = 30 * 86_400
     with serve(create_app(settings.model_copy(update={"results_ttl_s": month_s}))) as url, httpx.Client(base_url=url) as api:
         old = api.post("/v1/jobs", json={}).json()["id"]
-        redis.zadd(contract.owner_key("local"), {old: time.time() - month_s})
+        redis.zadd(owner_key("local"), {old: time.time() - month_s})
         new = api.post("/v1/jobs", json={}).json()["id"]
         assert list(pages(api)) == [new, old]
-    assert redis.ttl(contract.owner_key("local")) > month_s
+    assert redis.ttl(owner_key("local")) > month_s
 
 
 def test_a_listing_leaves_out_what_has_expired(api: httpx.Client, redis: Redis, post: Post) -> None:
     kept, expired = post()["id"], post()["id"]
-    redis.delete(contract.job_key(expired))
+    redis.delete(job_key(expired))
     assert list(pages(api)) == [kept]

@@ -18,7 +18,7 @@ from tests.support.problems import problem
 from tests.support.processes import eventually
 from tests.support.sse import Event, Reader
 from tests.support.worker import IdleWorker, png_of
-from worker import contract
+from worker.jobs.keys import preview_key
 
 Post = Callable[..., dict[str, Any]]
 Read = Callable[..., AbstractContextManager[Reader]]
@@ -65,7 +65,7 @@ def test_two_images_are_told_apart_and_a_third_is_nobodys_business(
         for index in (5, 13, 6):
             worker.show(job, index, index)
         assert sorted(told(stream.until("preview") + stream.until("preview"))) == [(5, png_of(5)), (13, png_of(13))]
-        redis.delete(contract.preview_key(job, 5), contract.preview_key(job, 13))
+        redis.delete(preview_key(job, 5), preview_key(job, 13))
         eventually(lambda: set(asked()) == {f"{job} 5", f"{job} 13"}, 20, "workers are asked for both anew")
 
 

@@ -16,7 +16,7 @@ from app import previews
 from tests.support.problems import problem
 from tests.support.processes import eventually
 from tests.support.worker import IdleWorker, png_of
-from worker import contract
+from worker.jobs.keys import PREVIEW_LIVES_MS, png_key, preview_key
 
 Post = Callable[..., dict[str, Any]]
 
@@ -77,8 +77,8 @@ def test_a_preview_is_gone_soon_and_asked_for_anew(
 ) -> None:
     job = post()["id"]
     worker.start(job)
-    worker.show(job, 0, lives_ms=contract.PREVIEW_LIVES_MS)
-    eventually(lambda: not redis.exists(contract.preview_key(job, 0)), 2, "the preview is gone")
+    worker.show(job, 0, lives_ms=PREVIEW_LIVES_MS)
+    eventually(lambda: not redis.exists(preview_key(job, 0)), 2, "the preview is gone")
     threading.Timer(0.2, worker.show, [job, 0, 99]).start()
     assert api.get(f"/v1/jobs/{job}/images/0/preview").content == png_of(99)
     assert set(asked()) == {f"{job} 0"}
@@ -93,7 +93,7 @@ def test_of_a_finished_image_the_preview_is_the_image(
     worker.publish(job, [0])
     got = api.get(f"/v1/jobs/{job}/images/0/preview")
     assert (got.content, got.headers["cache-control"]) == (png_of(0), "no-cache")
-    redis.delete(contract.png_key(job))
+    redis.delete(png_key(job))
     assert api.get(f"/v1/jobs/{job}/images/0/preview").status_code == 410
     assert asked() == []
 

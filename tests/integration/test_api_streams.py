@@ -30,7 +30,7 @@ from tests.support.server import serve
 from tests.support.sse import read, told
 from tests.support.valkey import valkey_server
 from tests.support.worker import IdleWorker
-from worker.contract import preview_asked_key
+from worker.jobs.keys import preview_asked_key
 
 Post = Callable[..., dict[str, Any]]
 

@@ -10,10 +10,10 @@ from redis import Redis
 
 from tests.support.loaded import load_tiny
 from tests.support.parts import post
-from worker import contract
-from worker.contract import Recipe, Shard
 from worker.inbox import Inbox
 from worker.intake import Intake, Load
+from worker.jobs.domain import Priority, Recipe, Shard
+from worker.jobs.keys import queue_name
 from worker.loaded import LoadedModel
 from worker.results import Results
 from worker.rq_worker import ShardWorker
@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 def test_bulk_work_is_taken_beside_interactive_work_so_that_the_floor_has_something_to_keep_moving(redis, model):
     shard = post(redis, model, count=3 * 64, steps=2)
     inbox = Inbox()
-    shards = ShardWorker(redis, [shard.queue, contract.queue_name("bulk", "tiny")])
+    shards = ShardWorker(redis, [shard.queue, queue_name("bulk", "tiny")])
     intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, Load(), inbox, lambda: False)
     intake.turn()
     intake.turn()
@@ -57,7 +57,7 @@ def test_one_owners_many_big_jobs_leave_room_for_others_and_for_its_small_ones(r
     monkeypatch.setattr("worker.intake._LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(model, "capacity", 1024)
     big = [post(redis, model, count=64, owner="ann", job=f"big{number}") for number in range(20)]
-    shards = ShardWorker(redis, [contract.queue_name("interactive", "tiny")])
+    shards = ShardWorker(redis, [queue_name("interactive", "tiny")])
     intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, load := Load(), inbox := Inbox(), lambda: False)
 
     def taken() -> list[str]:
@@ -80,13 +80,13 @@ def test_bulk_work_leaves_room_for_a_job_that_somebody_waits_for_unless_the_pool
 ):
     monkeypatch.setattr(model, "capacity", capacity)
     shard = post(redis, model, count=4 * 64, steps=2)
-    shards = ShardWorker(redis, [shard.queue, contract.queue_name("bulk", "tiny")])
+    shards = ShardWorker(redis, [shard.queue, queue_name("bulk", "tiny")])
     intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, load := Load(), Inbox(), lambda: False)
     first = shards.take([shard.queue])
     for _ in range(4):
         if (wanted := intake._wanted()) and shards.take([name for name in wanted if name.startswith("bulk")]):
             load.add(replace(first.shard, number=1), 64)
-    assert load.of("tiny", contract.Priority.BULK) == 64 * bulk
+    assert load.of("tiny", Priority.BULK) == 64 * bulk
     assert (shard.queue in intake._wanted()) == (capacity - 64 * bulk >= 64)
 
 
@@ -96,7 +96,7 @@ def test_of_a_big_job_a_worker_takes_no_more_than_it_can_soon_run(redis: Redis, 
     post(redis, model, count=16 * 64, steps=2)
     for _ in range(6):
         worker._intake.turn()
-    held = worker._load.of("tiny", contract.Priority.BULK)
+    held = worker._load.of("tiny", Priority.BULK)
     assert model.low_water <= held < model.low_water + 64
     assert redis.llen("rq:queue:bulk:tiny") >= 12
 
@@ -129,4 +129,4 @@ def test_what_the_worker_holds_of_each_owner_is_told_when_a_shard_is_taken():
     load.add(shard, -60)
     load.add(replace(shard, owner="bob"), -2)
     assert load.by_owner() == {"ann": 4}
-    assert (load.of("tiny", *contract.Priority), load.of("tiny", contract.Priority.BULK)) == (68, 64)
+    assert (load.of("tiny", *Priority), load.of("tiny", Priority.BULK)) == (68, 64)

@@ -11,8 +11,9 @@ from redis import Redis
 
 from tests.support.processes import eventually, later
 from tests.support.worker import IdleWorker
-from worker.contract import Priority, queue_name
-from worker.rescue import RESCUE_EVERY_S
+from worker.jobs.domain import Priority
+from worker.jobs.keys import queue_name
+from worker.jobs.reaper import REAP_EVERY_S
 from worker.rq_worker import Lease, ShardWorker
 
 Post = Callable[..., dict[str, Any]]
@@ -53,7 +54,7 @@ def test_with_no_worker_left_the_api_itself_puts_a_job_back_into_the_queue(api, 
     began = api.get(job["links"]["self"]).json()
     assert (began["state"], began["queue"]) == ("running", None)
     lose(redis, lease)
-    eventually(lambda: state(api, job) == "queued", 3 * RESCUE_EVERY_S, "the job is queued again")
+    eventually(lambda: state(api, job) == "queued", 3 * REAP_EVERY_S, "the job is queued again")
     again = api.get(job["links"]["self"]).json()
     assert again["queue"]["position"] == 0
     assert again["started_at"] == began["started_at"]
@@ -66,8 +67,8 @@ def test_a_job_that_is_given_up_ends_without_any_worker(api, redis, worker, post
     shards = join()
     for _ in range(3):
         lose(redis, take(shards, worker))
-        eventually(lambda: state(api, job) != "running", 3 * RESCUE_EVERY_S, "the loss is noticed")
-    eventually(lambda: state(api, job) == "failed", 3 * RESCUE_EVERY_S, "the job has failed")
+        eventually(lambda: state(api, job) != "running", 3 * REAP_EVERY_S, "the loss is noticed")
+    eventually(lambda: state(api, job) == "failed", 3 * REAP_EVERY_S, "the job has failed")
     assert api.get(job["links"]["self"]).json()["error"]["code"] == "workers_lost"
 
 

@@ -13,11 +13,11 @@ from models.diffusion.sampling import Network
 from tests.support.loaded import load_tiny
 from tests.support.processes import eventually
 from tests.support.supervised import Killed, Supervised, ended, post, state
-from worker import contract
-from worker.contract import Recipe, job_key, shards_of
+from worker.jobs.domain import Recipe, Shard, shards_of
+from worker.jobs.keys import job_key, sha256_key
+from worker.jobs.shard_queue import MAX_LOSSES
 from worker.loaded import LoadedModel
-from worker.queue import MAX_LOSSES
-from worker.reason import reason_of
+from worker.redaction import client_reason
 
 STEPS, POISONED_SEED, ROW = 40, 666, 20
 
@@ -73,7 +73,7 @@ def use(model: LoadedModel, network: Network) -> None:
     model.engine.pool.network = network
 
 
-def shard_of(model: LoadedModel, seed: int) -> contract.Shard:
+def shard_of(model: LoadedModel, seed: int) -> Shard:
     recipe = Recipe("tiny", model.card.sha256, "dpmpp_2m", STEPS, "fixed_small", 0.0, seed)
     return next(iter(shards_of("0" * 32, recipe, 0, 3, "local", "interactive")))
 
@@ -97,7 +97,7 @@ def test_a_network_that_throws_for_one_job_fails_that_job_with_the_reason_and_it
     jobs = [post(redis, model, name, seed, steps=STEPS) for name, seed in neighbours.items()]
     eventually(lambda: ended(redis, *jobs), 60, "the neighbours have finished")
     undisturbed.stop()
-    expected = {job: redis.hgetall(contract.sha256_key(job)) for job in jobs}
+    expected = {job: redis.hgetall(sha256_key(job)) for job in jobs}
     redis.flushall()
 
     poison(model, error)
@@ -111,12 +111,12 @@ def test_a_network_that_throws_for_one_job_fails_that_job_with_the_reason_and_it
     message = redis.hget(job_key(bad), "error_message").decode()
     assert said in message
     assert "secret" not in message
-    assert {job: redis.hgetall(contract.sha256_key(job)) for job in jobs} == expected
+    assert {job: redis.hgetall(sha256_key(job)) for job in jobs} == expected
     assert {type(fault) for fault in worker.faults} == {type(error)}
     assert len(worker.faults) >= 1 + MAX_LOSSES, "the first attempt got further than none"
 
 
 def test_a_reason_is_short_and_tells_no_path():
-    assert reason_of(ValueError("cannot open /root/weights.bin for C:\\key")) == "ValueError: cannot open … for …"
-    assert reason_of(KeyError()) == "KeyError"
-    assert len(reason_of(RuntimeError("x" * 1000))) == 200
+    assert client_reason(ValueError("cannot open /root/weights.bin for C:\\key")) == "ValueError: cannot open … for …"
+    assert client_reason(KeyError()) == "KeyError"
+    assert len(client_reason(RuntimeError("x" * 1000))) == 200

@@ -20,11 +20,12 @@ from models.diffusion.sampling import chain, to_bytes
 from tests.support.loaded import load_tiny
 from tests.support.processes import eventually
 from worker import previews
-from worker.contract import PREVIEWS, Recipe, Shard, preview_key, shards_of
 from worker.engine.chain import ChainRequest
 from worker.held import Held
 from worker.inbox import Inbox
 from worker.intake import Listener, Load
+from worker.jobs.domain import Recipe, Shard, shards_of
+from worker.jobs.keys import PREVIEWS, preview_key
 from worker.loaded import LoadedModel
 from worker.previews import Previews
 from worker.rq_worker import Lease

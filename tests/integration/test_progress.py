@@ -12,7 +12,8 @@ from redis import Redis
 from tests.support.loaded import load_tiny
 from tests.support.parts import begin, run_to_the_end
 from tests.support.parts import post as post_to
-from worker import contract, service
+from worker import service
+from worker.jobs.domain import Recipe, shards_of
 from worker.results import Results
 from worker.service import Worker
 from worker.store import InRedis
@@ -26,8 +27,8 @@ def test_the_progress_of_all_shards_of_a_worker_is_one_write(
     api: httpx.Client, redis: Redis, post: Callable[..., dict[str, Any]]
 ):
     job = post(count=1024, steps=10)
-    recipe = contract.Recipe("tiny", "ab" * 32, "ddpm", 10, "fixed_small", 0.0, 1)
-    shards = list(contract.shards_of(job["id"], recipe, 0, 1024, "local", "interactive"))
+    recipe = Recipe("tiny", "ab" * 32, "ddpm", 10, "fixed_small", 0.0, 1)
+    shards = list(shards_of(job["id"], recipe, 0, 1024, "local", "interactive"))
     results = Results(redis, InRedis())
     results.start(shards[0], 1)
     results.progress([(shards[0], 0, 0)])

@@ -20,9 +20,10 @@ from tests.support.processes import ROOT, eventually
 from tests.support.server import serve
 from tests.support.stores import KINDS, USER_RULES, NoSuchServer, running
 from worker.__main__ import connect
-from worker.contract import Shard, queue_name
+from worker.jobs.domain import Shard
+from worker.jobs.keys import queue_name
+from worker.jobs.shard_queue import make_queue, reap
 from worker.loaded import LoadedModel
-from worker.queue import make_queue, reap
 from worker.results import Results
 from worker.rq_worker import Lease, ShardWorker
 from worker.service import Worker

@@ -21,8 +21,10 @@ from app.settings import ApiSettings
 from tests.support.s3 import BUCKET, s3_server
 from tests.support.server import serve
 from tests.support.worker import IdleWorker, png_of
-from worker import contract
 from worker.expiry import Expiry
+from worker.jobs.domain import Recipe, Shard
+from worker.jobs.keys import EXPIRING, job_key, png_key
+from worker.jobs.policy import UNFINISHED_TTL_S
 from worker.results import Results
 from worker.store import Store, StoreFault, open_store
 
@@ -81,8 +83,8 @@ def clear(redis: Redis, store: Store) -> None:
 
 def end_long_ago(redis: Redis, job: str) -> None:
     long_ago = time.time() - 2 * 86_400
-    redis.hset(contract.job_key(job), "finished_at", long_ago)
-    redis.zadd(contract.EXPIRING, {job: long_ago + 86_400})
+    redis.hset(job_key(job), "finished_at", long_ago)
+    redis.zadd(EXPIRING, {job: long_ago + 86_400})
 
 
 def test_an_image_is_unfinished_then_there_with_its_etag_and_head(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
@@ -130,7 +132,7 @@ def test_pngs_lie_in_one_place_only(redis: Redis, worker: IdleWorker, post: Post
     job = post(count=2)["id"]
     worker.start(job)
     worker.publish(job, [0, 1])
-    assert redis.exists(contract.png_key(job)) == (0 if results_url else 1)
+    assert redis.exists(png_key(job)) == (0 if results_url else 1)
     if results_url:
         assert [path for path in objects(results_url) if job in path] == [f"/{job}/0.png", f"/{job}/1.png"]
 
@@ -166,7 +168,7 @@ def test_images_past_their_time_are_410_and_their_objects_go(
     clear(redis, store)
     assert statuses() == [410] * 4
     assert [path for path in objects(external) if job in path or other in path] == [f"/{other}/0.png"]
-    assert redis.zrange(contract.EXPIRING, 0, -1) == [other.encode()]
+    assert redis.zrange(EXPIRING, 0, -1) == [other.encode()]
 
 
 def test_a_job_that_never_ends_is_removed_when_its_record_is_gone(
@@ -174,14 +176,14 @@ def test_a_job_that_never_ends_is_removed_when_its_record_is_gone(
 ) -> None:
     job = post(count=2)["id"]
     worker.start(job)
-    due = redis.zscore(contract.EXPIRING, job)
-    assert due == pytest.approx(time.time() + contract.UNFINISHED_TTL_S, abs=10)
+    due = redis.zscore(EXPIRING, job)
+    assert due == pytest.approx(time.time() + UNFINISHED_TTL_S, abs=10)
 
 
 @pytest.mark.usefixtures("external")
 def test_an_entry_is_given_to_one_worker_and_again_when_that_one_fails(redis: Redis, store: Store) -> None:
     store.put("job", [(0, b"zero")])
-    redis.zadd(contract.EXPIRING, {"job": time.time() - 1})
+    redis.zadd(EXPIRING, {"job": time.time() - 1})
 
     class Broken:
         external = True
@@ -193,11 +195,11 @@ def test_an_entry_is_given_to_one_worker_and_again_when_that_one_fails(redis: Re
     with pytest.raises(StoreFault):
         clear(redis, Broken())
     assert store.get("job", [0]) == [b"zero"], "the other worker was not to have it"
-    assert redis.zscore(contract.EXPIRING, "job") > time.time()
-    redis.zadd(contract.EXPIRING, {"job": time.time() - 1})  # the claim is over
+    assert redis.zscore(EXPIRING, "job") > time.time()
+    redis.zadd(EXPIRING, {"job": time.time() - 1})  # the claim is over
     clear(redis, store)
     assert store.get("job", [0]) == [None]
-    assert not redis.exists(contract.EXPIRING)
+    assert not redis.exists(EXPIRING)
 
 
 def test_an_entry_made_anew_while_it_is_worked_on_stays(redis: Redis, store: Store, external: str) -> None:
@@ -205,17 +207,17 @@ def test_an_entry_made_anew_while_it_is_worked_on_stays(redis: Redis, store: Sto
         external = True
 
         def remove_all(self, job: str) -> None:
-            redis.zadd(contract.EXPIRING, {job: 4e9})
+            redis.zadd(EXPIRING, {job: 4e9})
 
-    redis.zadd(contract.EXPIRING, {"job": 1})
+    redis.zadd(EXPIRING, {"job": 1})
     clear(redis, Slow())
-    assert redis.zscore(contract.EXPIRING, "job") == 4e9
+    assert redis.zscore(EXPIRING, "job") == 4e9
 
 
-def shard_of(post: Post, **request: Any) -> contract.Shard:
+def shard_of(post: Post, **request: Any) -> Shard:
     job = post(**request)
-    recipe = contract.Recipe("tiny", "ab" * 32, "ddpm", 10, "fixed_small", 0.0, 1)
-    return contract.Shard(job["id"], 0, 0, job["count"], "local", "interactive", recipe)
+    recipe = Recipe("tiny", "ab" * 32, "ddpm", 10, "fixed_small", 0.0, 1)
+    return Shard(job["id"], 0, 0, job["count"], "local", "interactive", recipe)
 
 
 def test_a_late_write_to_a_cancelled_job_is_taken_back_and_what_was_finished_stays(

@@ -17,7 +17,7 @@ from app.settings import ApiSettings
 from tests.support.s3 import BUCKET, s3_server
 from tests.support.server import serve
 from tests.support.worker import IdleWorker
-from worker import contract
+from worker.jobs.keys import EXPIRING
 from worker.store import InObjects
 
 
@@ -45,7 +45,7 @@ def test_a_store_that_hangs_is_a_503_within_5_s_to_all_who_ask_at_once_and_keeps
                     assert all(unreachable(answer) for answer in answers)
                     assert time.monotonic() - began < 5
             assert http.delete(f"/v1/jobs/{job}").status_code == 204
-            assert redis.zscore(contract.EXPIRING, job) == pytest.approx(time.time() + 60, abs=10), "left to the workers"
+            assert redis.zscore(EXPIRING, job) == pytest.approx(time.time() + 60, abs=10), "left to the workers"
 
 
 class _Kept(InObjects):

@@ -14,10 +14,12 @@ from models.checkpoints.catalog import Catalog
 from tests.support.folders import write_model
 from tests.support.networks import LatePool
 from tests.support.parts import begin, let_lapse, post, run_to_the_end, state
-from worker import contract, saver, transitions
+from worker import saver
 from worker.calibration.cache import CalibrationCache
-from worker.contract import Shard
 from worker.inbox import Ended
+from worker.jobs import transitions
+from worker.jobs.domain import Shard
+from worker.jobs.keys import chains_key, sha256_key
 from worker.loaded import LoadedModel
 from worker.service import Worker
 from worker.store import InRedis, Store, StoreFault, open_store
@@ -58,7 +60,7 @@ def model_of(worker: Worker) -> LoadedModel:
 
 
 def hashes(redis: Redis, shard: Shard) -> dict[bytes, bytes]:
-    return redis.hgetall(contract.sha256_key(shard.job))
+    return redis.hgetall(sha256_key(shard.job))
 
 
 def start(redis: Redis, worker: Worker, sampler: str = "ddpm", turns: int = 5) -> Shard:
@@ -104,7 +106,7 @@ def test_what_another_worker_takes_up_ends_in_the_same_bytes_and_nothing_of_it_s
     assert hashes(redis, shard) == expected
     assert model_of(second).engine.image_steps == 3 * (STEPS - 5)
     assert sorted(path.name for path in (pictures / shard.job).iterdir()) == ["0.png", "1.png", "2.png"]
-    assert not redis.exists(contract.chains_key(shard.job))
+    assert not redis.exists(chains_key(shard.job))
 
 
 @pytest.mark.parametrize("store", ["the same, emptied", "none"])
@@ -195,7 +197,7 @@ def due(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_shard_that_has_not_come_on_is_not_saved_again(redis, models):
     worker = worker_with(redis, models[0], InRedis())
     shard = start(redis, worker)
-    redis.delete(contract.chains_key(shard.job))
+    redis.delete(chains_key(shard.job))
     worker._save()
     worker._saver.turn()
     assert not worker._results.saved(shard)

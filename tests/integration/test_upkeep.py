@@ -15,21 +15,22 @@ from redis.exceptions import OutOfMemoryError
 
 from tests.support.shards import QUEUES, post, shard
 from tests.support.worker import say
-from worker import contract, roster
-from worker.contract import Precision
 from worker.inbox import Inbox
-from worker.info import ServedModel, WorkerInfo
-from worker.queue import reap
+from worker.jobs import worker_registry
+from worker.jobs.domain import Precision
+from worker.jobs.keys import WORKERS
+from worker.jobs.shard_queue import reap
+from worker.jobs.worker_registry import ModelInfo, WorkerInfo
 from worker.rq_worker import ShardWorker
 from worker.upkeep import HUNG_BEATS, Upkeep
 
 
 def info(name: str, precision: Precision = "fp32", device: str = "cpu", kernels: str = "pytorch") -> WorkerInfo:
-    return WorkerInfo(name, device, {"tiny": ServedModel(precision, kernels, 1, {1: 0.1})}, 1.0)
+    return WorkerInfo(name, device, {"tiny": ModelInfo(precision, kernels, 1, {1: 0.1})}, 1.0)
 
 
 def living(redis: Redis) -> list[bytes]:
-    return redis.eval(roster.LOOK, 1, contract.WORKERS)
+    return redis.eval(worker_registry.LOOK, 1, WORKERS)
 
 
 @pytest.fixture
@@ -43,9 +44,9 @@ def upkeep(redis: Redis) -> Upkeep:
 def test_a_worker_that_is_gone_is_not_among_the_living_and_is_forgotten(redis: Redis, upkeep: Upkeep) -> None:
     say(redis, info("alive"))
     say(redis, info("dead"), lives_s=-1)
-    assert roster.read(living(redis)) == [info("alive")]
+    assert worker_registry.read(living(redis)) == [info("alive")]
     upkeep.turn()
-    assert set(redis.hkeys(contract.WORKERS)) == {b"alive", b"mine"}
+    assert set(redis.hkeys(WORKERS)) == {b"alive", b"mine"}
 
 
 def test_a_worker_whose_step_never_ends_ends_itself_and_says_so(
@@ -71,7 +72,7 @@ def test_a_worker_whose_step_never_ends_ends_itself_and_says_so(
 def test_no_heartbeat_waits_for_a_rescue(redis: Redis, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep._rescue, "turn", lambda: pytest.fail("where Redis is slow it takes longer than a lease"))
     upkeep.turn()
-    assert roster.read(living(redis)) == [info("mine")]
+    assert worker_registry.read(living(redis)) == [info("mine")]
 
 
 def test_whether_a_worker_lives_is_a_matter_of_the_servers_clock(
@@ -83,7 +84,7 @@ def test_whether_a_worker_lives_is_a_matter_of_the_servers_clock(
             now = time.time() + skew_s
             patch.setattr(time, "time", lambda now=now: now)
             upkeep.turn()
-        assert roster.read(living(redis)) == [info("mine"), info("other")]
+        assert worker_registry.read(living(redis)) == [info("mine"), info("other")]
 
 
 def test_a_worker_stays_known_while_the_server_is_full(redis: Redis, upkeep: Upkeep) -> None:
@@ -92,7 +93,7 @@ def test_a_worker_stays_known_while_the_server_is_full(redis: Redis, upkeep: Upk
         with pytest.raises(OutOfMemoryError):
             redis.hset("anything", "else", 1)
         upkeep._introduce()
-        assert roster.read(living(redis)) == [info("mine")]
+        assert worker_registry.read(living(redis)) == [info("mine")]
     finally:
         redis.config_set("maxmemory", 0)
 
@@ -103,16 +104,14 @@ def test_workers_of_another_version_are_not_counted_and_harm_nobody(
 ) -> None:
     fields = {name: value for name, value in json.loads(info("newer").to_json()).items() if missing not in (name, "everything")}
     say(redis, info("mine"))
-    redis.hset(contract.WORKERS, "newer", f"{time.time() + 60} {json.dumps(fields)}")
+    redis.hset(WORKERS, "newer", f"{time.time() + 60} {json.dumps(fields)}")
     assert [worker["name"] for worker in api.get("/readyz").json()["workers"]] == ["mine"]
     assert api.post("/v1/jobs", json={"model": "tiny"}).json()["queue"]["eta_s"] is not None
     assert "a worker of another version is not counted" in caplog.text
 
 
 def test_what_a_newer_worker_says_besides_is_overlooked(redis: Redis, api: httpx.Client) -> None:
-    redis.hset(
-        contract.WORKERS, "newer", f"{time.time() + 60} {json.dumps(json.loads(info('newer').to_json()) | {'host': 'gpu-2'})}"
-    )
+    redis.hset(WORKERS, "newer", f"{time.time() + 60} {json.dumps(json.loads(info('newer').to_json()) | {'host': 'gpu-2'})}")
     assert [worker["name"] for worker in api.get("/readyz").json()["workers"]] == ["newer"]
 
 
@@ -137,6 +136,6 @@ def test_a_worker_that_computes_otherwise_is_told_of_once(
 
 def test_workers_that_compute_alike_say_nothing(redis: Redis, upkeep: Upkeep, caplog: pytest.LogCaptureFixture) -> None:
     say(redis, info("other"))
-    say(redis, replace(info("for another model"), models={"large": ServedModel("bf16", "pytorch", 1, {1: 0.1})}))
+    say(redis, replace(info("for another model"), models={"large": ModelInfo("bf16", "pytorch", 1, {1: 0.1})}))
     upkeep.turn()
     assert not caplog.records

@@ -11,13 +11,12 @@ from redis.exceptions import ConnectionError
 
 from tests.support.loaded import load_tiny
 from tests.support.parts import begin, let_lapse, post, run_to_the_end, state
-from worker import contract
-from worker.contract import job_key
 from worker.inbox import Inbox, Lost, Taken
 from worker.intake import Intake, Load
+from worker.jobs.keys import job_key, png_key, sha256_key
+from worker.jobs.reaper import Reaper
+from worker.jobs.shard_queue import MAX_LOSSES, make_queue, reap
 from worker.loaded import LoadedModel
-from worker.queue import MAX_LOSSES, make_queue, reap
-from worker.rescue import Rescue
 from worker.results import Results
 from worker.rq_worker import ShardWorker
 from worker.service import Worker
@@ -107,7 +106,7 @@ def test_losing_one_shard_leaves_the_other_shards_of_its_job_running(redis, work
         worker._heed(Taken(lease, list(lease.shard.indices), None))
     worker._heed(Lost(leases[1]))
     run_to_the_end(worker)
-    assert redis.hlen(contract.sha256_key(shard.job)) == 64
+    assert redis.hlen(sha256_key(shard.job)) == 64
     assert state(redis, shard) == "queued", "the other one waits for a worker"
 
 
@@ -119,7 +118,7 @@ def test_a_job_whose_shard_lost_every_worker_fails_and_says_why(redis, model):
         lease = shards.take([shard.queue])
         redis.zadd(lease.started_key, {lease.execution.composite_key: 0})
         reap([make_queue(shard.queue, redis)])
-    Rescue(redis).turn()
+    Reaper(redis).turn()
     assert state(redis, shard) == "failed"
     assert redis.hget(job_key(shard.job), "error_code") == b"workers_lost"
     assert not redis.keys("rq:job:*")
@@ -154,7 +153,7 @@ def test_images_that_are_finished_are_not_drawn_again(redis, worker, model):
     worker._heed(taken)
     run_to_the_end(worker)
     assert state(redis, shard) == "finished"
-    assert redis.hget(contract.png_key(shard.job), "1") == b"a picture"
+    assert redis.hget(png_key(shard.job), "1") == b"a picture"
 
 
 def test_a_worker_can_be_made_while_redis_is_away(model):
@@ -224,4 +223,4 @@ def test_the_first_picture_of_an_image_stays(redis, worker, model):
     worker._results.start(shard, 1)
     worker._results.publish(shard, [(1, b"first")])
     worker._results.publish(shard, [(1, b"second")])
-    assert redis.hget(contract.png_key(shard.job), "1") == b"first"
+    assert redis.hget(png_key(shard.job), "1") == b"first"

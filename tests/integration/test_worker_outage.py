@@ -15,8 +15,8 @@ from tests.support.loaded import load_tiny
 from tests.support.processes import eventually
 from tests.support.supervised import Supervised, ended, post, state
 from tests.support.valkey import valkey_server
-from worker import contract
 from worker.__main__ import connect
+from worker.jobs.keys import job_key, sha256_key
 from worker.loaded import LoadedModel
 
 LONG = 600
@@ -80,7 +80,7 @@ def make_a_replica(redis: Redis) -> Callable[[], object]:
 def test_what_was_finished_while_redis_took_no_writes_arrives_when_it_does_again(redis, model, worker, caplog, fault):
     expected = hashes_of(redis, post(redis, model, "a", seed=5, steps=LONG))
     job = post(redis, model, "b", seed=5, steps=LONG)
-    eventually(lambda: redis.hget(contract.job_key(job), "p0"), 30, "the job runs")
+    eventually(lambda: redis.hget(job_key(job), "p0"), 30, "the job runs")
     before = model.engine.image_steps
     mend = fault(redis)
     eventually(lambda: "Redis does not answer" in caplog.text, 20, "the worker has noticed")
@@ -89,29 +89,29 @@ def test_what_was_finished_while_redis_took_no_writes_arrives_when_it_does_again
     mend()
     assert hashes_of(redis, job) == expected
     assert worker.faults == []
-    assert redis.hget(contract.job_key(job), "attempts") == b"1"
+    assert redis.hget(job_key(job), "attempts") == b"1"
 
 
 def hashes_of(redis: Redis, job: str) -> dict[bytes, bytes]:
     eventually(lambda: ended(redis, job), 60, "the job has ended")
     assert state(redis, job) == b"finished"
-    return redis.hgetall(contract.sha256_key(job))
+    return redis.hgetall(sha256_key(job))
 
 
 def test_a_server_that_was_killed_goes_on_with_the_worker_where_they_were(redis, server, model, worker, caplog):
     job = post(redis, model, "b", seed=5, steps=LONG)
-    eventually(lambda: redis.hget(contract.job_key(job), "p0"), 30, "the job runs")
+    eventually(lambda: redis.hget(job_key(job), "p0"), 30, "the job runs")
     kill(server, redis)
     eventually(lambda: "Redis does not answer" in caplog.text, 20, "the worker has noticed")
     server.start()
     hashes_of(redis, job)
-    assert redis.hget(contract.job_key(job), "attempts") == b"1"
+    assert redis.hget(job_key(job), "attempts") == b"1"
     assert worker.faults == []
 
 
 def test_chains_of_jobs_that_went_with_the_server_are_dropped_and_new_jobs_are_taken(redis, server, model, worker):
     gone = post(redis, model, "b", seed=5, count=64, steps=LONG)
-    eventually(lambda: redis.hget(contract.job_key(gone), "p0"), 30, "the job runs")
+    eventually(lambda: redis.hget(job_key(gone), "p0"), 30, "the job runs")
     kill(server, redis)
     for file in (server.data_dir / "appendonlydir").iterdir():
         file.unlink()

@@ -10,7 +10,7 @@ import torch
 from models.checkpoints.catalog import Catalog
 from tests.support.folders import write_model
 from worker.calibration.cache import CalibrationCache
-from worker.contract import Precision
+from worker.jobs.domain import Precision
 from worker.loaded import LoadedModel
 from worker.settings import WorkerSettings
 

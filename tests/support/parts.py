@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from redis import Redis
 
-from worker.contract import Recipe, Shard, job_key, open_key, shards_of
 from worker.inbox import Taken
+from worker.jobs.domain import Recipe, Shard, shards_of
+from worker.jobs.keys import job_key, open_key
+from worker.jobs.shard_queue import enqueue, reap
 from worker.loaded import LoadedModel
-from worker.queue import enqueue, reap
 from worker.rq_worker import Lease
 from worker.service import Worker
 

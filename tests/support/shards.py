@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from redis import Redis
 
-from worker import scripts
-from worker.contract import Priority, Recipe, Shard, queue_name
-from worker.queue import enqueue, make_queue, reap, withdraw_keys
+from worker.jobs import scripts
+from worker.jobs.domain import Priority, Recipe, Shard
+from worker.jobs.keys import queue_name
+from worker.jobs.shard_queue import enqueue, make_queue, reap, withdraw_keys
 from worker.rq_worker import ShardWorker
 
 LEASE_S = 1.0

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from worker.contract import SHARD_IMAGES, Shard
 from worker.engine.batch_sizes import BatchSizes
 from worker.engine.scheduler import NOTHING_SERVED, ChainGroup, Served, pick, waiting
+from worker.jobs.domain import SHARD_IMAGES, Shard
 
 CAPACITY = 1024
 

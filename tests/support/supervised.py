@@ -6,10 +6,10 @@ import threading
 
 from redis import Redis
 
-from worker import contract
-from worker.contract import Recipe, job_key, open_key, shards_of
+from worker.jobs.domain import Recipe, shards_of
+from worker.jobs.keys import CHANGES, job_key, open_key
+from worker.jobs.shard_queue import enqueue
 from worker.loaded import LoadedModel
-from worker.queue import enqueue
 from worker.service import Worker
 from worker.store import InRedis
 
@@ -60,7 +60,7 @@ def post(redis: Redis, model: LoadedModel, name: str, seed: int, *, count: int =
         pipe.hset(job_key(job), mapping=fields)
         pipe.zadd(open_key("interactive"), {job: 1})
         enqueue(shards, pipe)
-        pipe.publish(contract.CHANGES, f"{job} queued")
+        pipe.publish(CHANGES, f"{job} queued")
         pipe.execute()
     return job
 

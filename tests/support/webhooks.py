@@ -10,7 +10,7 @@ from redis import Redis
 
 from tests.support.processes import eventually
 from tests.support.worker import IdleWorker
-from worker.contract import WEBHOOKS
+from worker.jobs.keys import WEBHOOKS
 
 Post = Callable[..., dict[str, Any]]
 SECRET = "a secret of the service, for tests"

@@ -10,8 +10,9 @@ from io import BytesIO
 from PIL import Image
 from redis import Redis
 
-from worker import contract, transitions
-from worker.info import ServedModel, WorkerInfo
+from worker.jobs import transitions
+from worker.jobs.keys import WORKERS, job_key, preview_key, progress_field
+from worker.jobs.worker_registry import ModelInfo, WorkerInfo
 from worker.store import InRedis, Store
 
 
@@ -24,7 +25,7 @@ def png_of(index: int, size: int = 8) -> bytes:
 
 def say(redis: Redis, info: WorkerInfo, lives_s: float = 60.0) -> None:
     """As a worker does, but without removing those that are gone."""
-    redis.hset(contract.WORKERS, info.name, f"{time.time() + lives_s} {info.to_json()}")
+    redis.hset(WORKERS, info.name, f"{time.time() + lives_s} {info.to_json()}")
 
 
 class IdleWorker:
@@ -32,14 +33,14 @@ class IdleWorker:
         self.redis, self.store = redis, store or InRedis()
 
     def announce(self, *, image_steps_per_s: float = 100.0, lives_s: float = 60.0, models: tuple[str, ...] = ("tiny",)) -> None:
-        served = ServedModel("fp32", "pytorch", 1, {1: 1 / image_steps_per_s})
+        served = ModelInfo("fp32", "pytorch", 1, {1: 1 / image_steps_per_s})
         say(self.redis, WorkerInfo("worker-1", "cpu", dict.fromkeys(models, served), 1.0), lives_s)
 
     def start(self, job: str) -> bytes | None:
         return self._run(transitions.START, job, 1, int(self.store.external))
 
     def progress(self, job: str, shard: int, least: int, image_steps: int) -> bool:
-        return bool(self._run(transitions.PROGRESS, job, contract.progress_field(shard), f"{least},{image_steps}"))
+        return bool(self._run(transitions.PROGRESS, job, progress_field(shard), f"{least},{image_steps}"))
 
     def publish(self, job: str, indices: Iterable[int]) -> bool:
         pngs = [(index, png_of(index)) for index in indices]
@@ -49,12 +50,12 @@ class IdleWorker:
 
     def show(self, job: str, index: int, shade: int = 77, lives_ms: int = 10_000) -> None:
         """A preview. It lives longer than a real one, since a busy machine may be late to look."""
-        self.redis.set(contract.preview_key(job, index), png_of(shade), px=lives_ms)
+        self.redis.set(preview_key(job, index), png_of(shade), px=lives_ms)
 
     def fail(self, job: str, code: str, message: str) -> bool:
         return bool(self._run(transitions.FAIL, job, code, message))
 
     def _run(self, script: str, job: str, *args: str | int | float | bytes) -> bytes | None:
-        priority = (self.redis.hget(contract.job_key(job), "priority") or b"interactive").decode()
+        priority = (self.redis.hget(job_key(job), "priority") or b"interactive").decode()
         keys = transitions.transition_keys(job, priority)
         return self.redis.eval(script, len(keys), *keys, *args)

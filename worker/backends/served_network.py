@@ -16,8 +16,8 @@ from models.networks.unet import UNet
 from worker.backends.cpu.kernels import library
 from worker.backends.cpu.layers import pack
 from worker.backends.host import make_current
-from worker.contract import Precision
-from worker.reason import reason_of
+from worker.jobs.domain import Precision
+from worker.redaction import client_reason
 
 if TYPE_CHECKING:
     from worker.backends.cuda.unet import GpuUNet  # for which Triton has to be there
@@ -90,7 +90,7 @@ def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> GpuUNet
     except (torch.OutOfMemoryError, torch.AcceleratorError):  # of the latter nothing recovers in this process
         raise
     except Exception as error:  # no Triton, no C compiler for it, a GPU or a network that ours are not made for
-        log.warning("the network runs by PyTorch's kernels, of which few batch sizes agree to the bit: %s", reason_of(error))
+        log.warning("the network runs by PyTorch's kernels, of which few batch sizes agree to the bit: %s", client_reason(error))
         return None
     return denoise
 

@@ -15,8 +15,8 @@ from worker.backends.host import description, keep_freed_memory, memory_bytes
 from worker.backends.served_network import ServedNetwork, kernels_on_a_cpu, precisions
 from worker.calibration.cache import CalibrationCache
 from worker.calibration.calibrate import Calibration, calibrate, is_beaten, sizes_on
-from worker.contract import SHARD_IMAGES, Precision
 from worker.engine.pool import Pool
+from worker.jobs.domain import SHARD_IMAGES, Precision
 
 log = logging.getLogger(__name__)
 _POOL_SHARE, _MOST_SHARE = 1 / 8, 1 / 2  # of the memory, the latter where a shard needs it; the rest is for the network

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 
-from worker.contract import STRETCH
+from worker.jobs.policy import STRETCH
 
 
 class BatchSizes:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from worker.contract import STRETCH
+from worker.jobs.policy import STRETCH
 
 
 class SteppingModel(Protocol):

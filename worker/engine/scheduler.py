@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from typing import NamedTuple
 
-from worker.contract import FLOOR
+from worker.jobs.policy import FLOOR
 
 
 @dataclass(slots=True)

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from worker.contract import Precision
 from worker.engine.chain import ChainRequest, Snapshot
+from worker.jobs.domain import Precision
 
 
 class BadSnapshot(Exception):

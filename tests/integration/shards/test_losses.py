@@ -6,8 +6,8 @@ import pytest
 from redis import Redis
 
 from tests.support.shards import QUEUES, post, shard, worker
-from worker.contract import job_key
-from worker.queue import MAX_LOSSES, make_queue, reap
+from worker.jobs.keys import job_key
+from worker.jobs.shard_queue import MAX_LOSSES, make_queue, reap
 from worker.rq_worker import Lease
 
 SHARD = shard("a" * 32, number=0)

@@ -16,9 +16,9 @@ from rq.worker import BaseWorker
 
 from tests.support.processes import ROOT
 from tests.support.shards import LEASE_S, QUEUES, left, post, rescue, shard, taken, waiting, withdraw, worker
-from worker.contract import UNFINISHED_TTL_S
-from worker.queue import MAX_LOSSES, our_queues
-from worker.rescue import Rescue
+from worker.jobs.policy import UNFINISHED_TTL_S
+from worker.jobs.reaper import Reaper
+from worker.jobs.shard_queue import MAX_LOSSES, our_queues
 from worker.rq_worker import BadShard, Lease, ShardWorker
 
 
@@ -141,7 +141,7 @@ def test_shards_of_a_model_that_no_catalog_has_any_more_go_back_too_and_leave_no
     for _ in range(2):
         redis.zadd((lease := lost.take(QUEUES)).started_key, {lease.execution.composite_key: 0})
     assert withdraw(redis, shard("b")) == b"signalled"
-    Rescue(redis, LEASE_S).turn()
+    Reaper(redis, LEASE_S).turn()
     assert waiting(redis) == ["a-0"]
     assert withdraw(redis, shard("a")) == b"removed"
     lost.close()

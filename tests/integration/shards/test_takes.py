@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.shards import LEASE_S, QUEUES, post, rescue, shard, taken, waiting, worker
-from worker.contract import Shard
+from worker.jobs.domain import Shard
 from worker.rq_worker import Limit, ShardWorker
 
 

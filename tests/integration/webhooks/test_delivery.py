@@ -27,7 +27,7 @@ from tests.support.processes import ROOT, eventually
 from tests.support.receiver import Receiver
 from tests.support.webhooks import SECRET, Post, due_now, ended, in_state, status
 from tests.support.worker import IdleWorker
-from worker.contract import WEBHOOKS, job_key
+from worker.jobs.keys import WEBHOOKS, job_key
 
 PAGE = ROOT / "docs" / "webhooks.md"
 

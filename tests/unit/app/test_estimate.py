@@ -4,14 +4,14 @@ import pytest
 
 from app.estimate import queue_place
 from app.schemas import QueuePlace
-from worker.contract import STRETCH
-from worker.info import Pace, ServedModel, WorkerInfo
+from worker.jobs.policy import STRETCH
+from worker.jobs.worker_registry import ModelInfo, Pace, WorkerInfo
 
-FLAT = ServedModel("bf16", "pytorch", 0, {1: 0.1, 32: 0.1})  # a GPU: a step takes what it takes, whatever is in it
-STEEP = ServedModel("fp32", "pytorch", 2, {1: 0.01, 32: 0.32})  # a CPU
+FLAT = ModelInfo("bf16", "pytorch", 0, {1: 0.1, 32: 0.1})  # a GPU: a step takes what it takes, whatever is in it
+STEEP = ModelInfo("fp32", "pytorch", 2, {1: 0.01, 32: 0.32})  # a CPU
 
 
-def worker(name: str, *models: str, model: ServedModel = FLAT) -> WorkerInfo:
+def worker(name: str, *models: str, model: ModelInfo = FLAT) -> WorkerInfo:
     return WorkerInfo(name, "cpu", dict.fromkeys(models, model), 1.0)
 
 

@@ -9,7 +9,7 @@ from app.recipes import recipe_of
 from app.schemas import JobRequest
 from models.checkpoints.catalog import Card, Catalog, Defaults
 from tests.support.cards import card_of
-from worker.contract import MAX_SEED, Recipe
+from worker.jobs.domain import MAX_SEED, Recipe
 
 
 def recipe(*cards: Card, **request: Any) -> Recipe:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from app.record import Record
 from app.schemas import JobError, QueuePlace
-from worker.contract import Priority, Recipe, State
+from worker.jobs.domain import Priority, Recipe, State
 
 QUEUED = Record(
     id="0" * 32,

@@ -12,7 +12,7 @@ from app.record import Record
 from app.schemas import Image
 from app.sheets import Sheets
 from tests.support.worker import png_of
-from worker.contract import Priority, Recipe
+from worker.jobs.domain import Priority, Recipe
 
 RECORD = Record(
     id="0" * 32,

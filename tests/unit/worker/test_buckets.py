@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.contract import STRETCH
 from worker.engine.batch_sizes import BatchSizes
+from worker.jobs.policy import STRETCH
 
 SECONDS = {1: 10, 2: 12, 4: 17, 8: 24, 16: 36, 32: 58, 64: 103}  # measured in ms, two cores, bf16
 

@@ -16,8 +16,8 @@ from models.checkpoints.residual_variance import ResidualVariance
 from models.diffusion.plans import compile_plan
 from tests.support.folders import write_model
 from worker.calibration.calibrate import Calibration
-from worker.contract import Recipe, Shard, shards_of
 from worker.engine.chain import ChainRequest
+from worker.jobs.domain import Recipe, Shard, shards_of
 from worker.loaded import CannotRun, LoadedModel
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from worker.contract import Recipe, Shard
+from worker.jobs.domain import Recipe, Shard
 from worker.outbox import Outbox, Parcel
 from worker.rq_worker import Lease
 from worker.store import StoreFault

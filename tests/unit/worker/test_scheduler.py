@@ -6,8 +6,8 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.contract import FLOOR
 from worker.engine.scheduler import NOTHING_SERVED, ChainGroup, Served, pick
+from worker.jobs.policy import FLOOR
 
 
 def line(count: int, owner: str = "a", urgent: bool = True, rows_left: int = 10, job: str = "") -> ChainGroup:

@@ -20,8 +20,8 @@ from worker.calibration import tune as tune_module
 from worker.calibration.cache import CalibrationCache
 from worker.calibration.calibrate import Calibration
 from worker.calibration.tune import TunedNetwork, tune
-from worker.contract import Precision
 from worker.engine.pool import Pool
+from worker.jobs.domain import Precision
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from worker.contract import FLOOR, STRETCH
 from worker.engine.batch_sizes import BatchSizes
 from worker.engine.model_scheduler import ModelScheduler
+from worker.jobs.policy import FLOOR, STRETCH
 
 SECONDS = {1: 0.005, 2: 0.0065, 4: 0.009, 8: 0.014, 16: 0.022, 32: 0.038, 64: 0.065}
 

@@ -16,8 +16,10 @@ from rq.job import Job
 from rq.registry import FailedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from worker import scripts
-from worker.contract import UNFINISHED_TTL_S, Priority, Shard, job_key
+from worker.jobs import scripts
+from worker.jobs.domain import Priority, Shard
+from worker.jobs.keys import job_key
+from worker.jobs.policy import UNFINISHED_TTL_S
 
 LEASE_S = 15.0  # an execution not heard of for this long is anybody's
 MAX_LOSSES = 3  # a shard that loses this many workers, none of which got further than those before, is failed

@@ -8,15 +8,16 @@ from typing import Any, cast
 from redis import Redis
 from rq import Queue
 
-from worker import contract, transitions
-from worker.contract import Priority, job_of
-from worker.queue import LEASE_S, MAX_LOSSES, discard, given_up, our_queues, reap
+from worker.jobs import transitions
+from worker.jobs.domain import Priority, job_of
+from worker.jobs.keys import job_key
+from worker.jobs.shard_queue import LEASE_S, MAX_LOSSES, discard, given_up, our_queues, reap
 
 log = logging.getLogger(__name__)
-RESCUE_EVERY_S = LEASE_S / 5
+REAP_EVERY_S = LEASE_S / 5
 
 
-class Rescue:
+class Reaper:
     """Raises what Redis raises; the next turn does what this one has left."""
 
     def __init__(self, redis: Redis, lease_s: float = LEASE_S) -> None:
@@ -43,7 +44,7 @@ class Rescue:
 
 def fail(redis: Redis, job: str, code: str, message: str) -> None:
     """End the job as failed, unless it has ended or is gone."""
-    priority = cast("bytes | None", redis.hget(contract.job_key(job), "priority"))
+    priority = cast("bytes | None", redis.hget(job_key(job), "priority"))
     if priority is not None:
         script = cast("Any", redis.register_script(transitions.FAIL))
         script(keys=transitions.transition_keys(job, priority.decode()), args=[code, message])

@@ -8,7 +8,7 @@ _LONGEST = 200
 _PATH = re.compile(r"\S*[/\\]\S*")
 
 
-def reason_of(error: BaseException) -> str:
+def client_reason(error: BaseException) -> str:
     """Its type and the first line of its text, without what looks like a path or a URL, at most 200 characters."""
     line = _PATH.sub("…", str(error).strip().partition("\n")[0])
     text = f"{type(error).__name__}: {line}" if line else type(error).__name__

@@ -1,12 +1,21 @@
-"""What a worker says of itself, and how fast it says it is. Knows no torch."""
+"""Who works: what workers say of themselves, how fast they are, and who is alive. Knows no torch.
+
+They are believed for as long as the job store's clock says, so that hosts' clocks need not agree. An entry of `keys.WORKERS` is
+the time when it lapses, and JSON.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
-from worker.contract import Precision
+from pydantic import TypeAdapter, ValidationError
+
+from worker.jobs.domain import Precision
+from worker.jobs.keys import NOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +42,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
+class ModelInfo:
     """How a worker runs a model now: by so many `threads` of a CPU, 0 elsewhere.
 
     `kernels`: whose they are, which decides the last bits. `seconds` of a step by batch size are what calibration found for so
@@ -52,7 +61,7 @@ class WorkerInfo:
 
     name: str
     device: str
-    models: Mapping[str, ServedModel]
+    models: Mapping[str, ModelInfo]
     slowed: float
 
     def to_json(self) -> str:
@@ -76,3 +85,61 @@ class WorkerInfo:
     def image_steps_per_s(self) -> float:
         """That of full batches, of the model that it runs fastest."""
         return max(self.pace(model).image_steps_per_s for model in self.models)
+
+
+log = logging.getLogger(__name__)
+
+# The Lua functions `now()` and `alive(workers)`: what the living say.
+ALIVE = (
+    NOW
+    + """
+local function alive(workers)
+  local said, at = {}, now()
+  for _, entry in ipairs(redis.call('HVALS', workers)) do
+    local lapses, json = string.match(entry, '^([%d.]+) (.*)$')
+    if lapses and tonumber(lapses) > at then said[#said + 1] = json end
+  end
+  return said
+end
+"""
+)
+
+# KEYS: workers. -> what the living say.
+LOOK = ALIVE + "return alive(KEYS[1])"
+
+# KEYS: workers. ARGV: name, JSON, for how many seconds it is to be believed. -> what the living say; the others are removed.
+# A full server refuses a script whose first write needs memory. Behind another it is let through, and a worker stays known.
+SAY = (
+    ALIVE
+    + """
+redis.call('EXPIRE', KEYS[1], 4 * ARGV[3])
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%.3f %s', now() + ARGV[3], ARGV[2]))
+redis.call('EXPIRE', KEYS[1], 4 * ARGV[3])
+local entries, at = redis.call('HGETALL', KEYS[1]), now()
+for i = 1, #entries, 2 do
+  local lapses = tonumber(string.match(entries[i + 1], '^%S+'))
+  if not lapses or lapses <= at then redis.call('HDEL', KEYS[1], entries[i]) end
+end
+return alive(KEYS[1])"""
+)
+
+
+def read(said: Iterable[bytes]) -> list[WorkerInfo]:
+    """By name, without those that this version does not understand: while a service is renewed, workers of two versions run."""
+    infos = (_parsed(json) for json in said)
+    return sorted((info for info in infos if info), key=lambda info: info.name)
+
+
+_WORKER = TypeAdapter(WorkerInfo)
+
+
+@lru_cache(maxsize=256)
+def _parsed(json: bytes) -> WorkerInfo | None:
+    """Each is read by thousands of polls before the worker says the next."""
+    try:
+        return _WORKER.validate_json(json)
+    except ValidationError:
+        log.warning(
+            "a worker of another version is not counted, as what it says of itself is not understood: %.200s", json.decode()
+        )
+        return None

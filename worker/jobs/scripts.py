@@ -1,6 +1,7 @@
 """The Lua behind queue.py and rq_worker.py: each script is one change of a shard's state. Key names come from RQ's objects."""
 
-from worker.contract import CHANGES, SHARD_IMAGES
+from worker.jobs.domain import SHARD_IMAGES
+from worker.jobs.keys import CHANGES
 
 _NOW = "local t = redis.call('TIME'); local now = t[1] + t[2] / 1e6; local C = redis.call\n"
 
