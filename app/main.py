@@ -29,7 +29,7 @@ from app.webhooks.delivery import Delivery
 from app.webhooks.sender import Sender
 from app.webhooks.target import Reach
 from models.checkpoints.catalog import SHIPPED, Catalog
-from worker.store import open_store
+from worker.results.url import open_store
 
 _PATIENT_S = WAIT_S + 0.3
 _ABOUT = "Samples from denoising diffusion models. The same seed gives the same bytes."

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from app.errors import ResultsUnreachable
 from app.record import Record
 from worker.jobs.keys import png_key
-from worker.store import Store, StoreFault
+from worker.results.store import ResultsStore, StoreFault
 
 log = logging.getLogger(__name__)
 _TIMEOUT_S = 3.0  # a store that hangs is a 503 within 5 s
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Pictures:
-    def __init__(self, redis: Redis, store: Store) -> None:
+    def __init__(self, redis: Redis, store: ResultsStore) -> None:
         self._redis, self._store = redis, store
         self._threads = ThreadPoolExecutor(_THREADS, "results")
 

@@ -14,7 +14,7 @@ from bench.model import engine_on
 from bench.work import Images, Work, draw, pictures
 from worker.engine.chain import Snapshot
 from worker.engine.snapshot_codec import pack, unpack
-from worker.loaded import LoadedModel
+from worker.process.loaded_model import LoadedModel
 
 
 class Elsewhere:

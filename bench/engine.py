@@ -27,7 +27,7 @@ from worker.engine.chain import ChainRequest
 from worker.engine.cuda_graphs import CudaRecorder
 from worker.engine.step import WIDTH
 from worker.jobs.domain import Precision
-from worker.loaded import LoadedModel
+from worker.process.loaded_model import LoadedModel
 
 ROUNDS, BURST = 9, 16
 _SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices

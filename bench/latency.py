@@ -19,7 +19,7 @@ from bench.model import DEFAULT, Model, engine_on, load
 from bench.open_loop import Request, as_the_service, first_come_first_served, serve
 from bench.report import OUT, Out, Report
 from bench.service import Asked, data_folder, service
-from worker.loaded import LoadedModel
+from worker.process.loaded_model import LoadedModel
 
 
 def main(

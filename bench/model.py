@@ -13,7 +13,7 @@ from models.checkpoints.catalog import SHIPPED, Catalog, read_card
 from worker.calibration.cache import CalibrationCache
 from worker.engine.engine import Engine
 from worker.jobs.domain import Precision
-from worker.loaded import LoadedModel
+from worker.process.loaded_model import LoadedModel
 
 _CATALOG = Catalog.read(SHIPPED)
 DEFAULT = _CATALOG.folder(_CATALOG.default.name)

@@ -26,7 +26,7 @@ from models.diffusion.plans import Plan
 from models.diffusion.sampling import from_bytes
 from models.train.data import open_images
 from worker.engine.chain import ChainRequest
-from worker.loaded import LoadedModel
+from worker.process.loaded_model import LoadedModel
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 SAMPLERS = {

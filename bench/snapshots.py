@@ -17,7 +17,7 @@ from worker.engine.chain import ChainRequest
 from worker.engine.engine import Engine
 from worker.engine.pool import Pool
 from worker.engine.snapshot_codec import pack
-from worker.saver import SAVE_EVERY_S
+from worker.process.snapshot_saver import SAVE_EVERY_S
 
 CASES = [((1, 28, 28), 1024), ((3, 256, 256), 64)]
 SHARD = 64

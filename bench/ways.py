@@ -12,7 +12,7 @@ from bench.model import engine_on
 from bench.work import Images, Work, draw, pictures, plans_of
 from worker.engine.chain import ChainRequest, Snapshot
 from worker.engine.engine import Engine
-from worker.loaded import LoadedModel
+from worker.process.loaded_model import LoadedModel
 
 Way = Callable[[LoadedModel, Work, random.Random], Images]
 

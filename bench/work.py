@@ -14,7 +14,7 @@ from worker.calibration.cache import CalibrationCache
 from worker.engine.chain import ChainRequest, Finished
 from worker.engine.engine import Engine
 from worker.jobs.domain import Precision
-from worker.loaded import LoadedModel
+from worker.process.loaded_model import LoadedModel
 from worker.settings import WorkerSettings
 
 Images = dict[int, Tensor]  # by index, uint8 (C, H, W)

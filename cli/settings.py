@@ -73,7 +73,7 @@ def check_models(folder: Path | None) -> None:
 
 def check_results_url(url: SecretStr) -> None:
     """Before anything starts, and without a traceback."""
-    from worker.store import BadStoreUrl, open_store
+    from worker.results.url import BadStoreUrl, open_store
 
     try:
         open_store(url.get_secret_value())

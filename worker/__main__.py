@@ -15,10 +15,10 @@ from redis.retry import Retry
 from models.checkpoints.catalog import SHIPPED, Catalog, CatalogError
 from models.checkpoints.diffusers_format import BadCheckpoint
 from worker.calibration.cache import CalibrationCache
-from worker.loaded import LoadedModel
-from worker.service import Worker
+from worker.process.loaded_model import LoadedModel
+from worker.process.loop import WorkerLoop
+from worker.results.url import open_store
 from worker.settings import WorkerSettings
-from worker.store import open_store
 
 log = logging.getLogger("worker")
 _REDIS_TIMEOUT_S = 2.0
@@ -34,7 +34,7 @@ def main() -> int:
     except (CatalogError, BadCheckpoint, ValueError) as error:
         log.error("%s", error)
         return 1
-    worker = Worker(connect(str(settings.redis_url)), models, str(device), store)
+    worker = WorkerLoop(connect(str(settings.redis_url)), models, str(device), store)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.crew.ask_to_stop())
     worker.run()

@@ -1,4 +1,4 @@
-"""What a client is told of an error that ended a worker."""
+"""What may be told of errors and URLs: no paths, no passwords, no tokens."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def client_reason(error: BaseException) -> str:
     line = _PATH.sub("…", str(error).strip().partition("\n")[0])
     text = f"{type(error).__name__}: {line}" if line else type(error).__name__
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def without_secrets(url: str) -> str:
+    """Less what stands before an @, where passwords are, and after a question mark, where tokens are."""
+    return re.sub(r"^([\w+.:-]*://)?.*@", r"\1***@", url, flags=re.DOTALL).partition("?")[0]

@@ -19,8 +19,8 @@ from tests.e2e.conftest import Service
 from tests.support.folders import write_model
 from tests.support.processes import ROOT, WorkerProcess, eventually
 from tests.support.server import serve
-from worker.expiry import LOOK_EVERY_S
 from worker.jobs.keys import png_key
+from worker.process.results_cleanup import POLL_EVERY_S
 
 TTL_S = 6
 
@@ -64,7 +64,7 @@ def test_pngs_lie_in_the_folder_are_served_from_it_and_go_when_their_time_is_ove
     assert stored.http.get(ended["links"]["grid"]).status_code == 200
     image = ended["images"][0]["url"]
     eventually(lambda: stored.http.get(image).status_code == 410, TTL_S + 2, "the image has expired")
-    eventually(lambda: not (pictures / job).exists(), 2 * LOOK_EVERY_S, "the worker removed the objects")
+    eventually(lambda: not (pictures / job).exists(), 2 * POLL_EVERY_S, "the worker removed the objects")
 
 
 def test_a_running_job_that_is_deleted_leaves_no_object(stored: Service, pictures: Path) -> None:

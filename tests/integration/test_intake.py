@@ -10,15 +10,17 @@ from redis import Redis
 
 from tests.support.loaded import load_tiny
 from tests.support.parts import post
-from worker.inbox import Inbox
-from worker.intake import Intake, Load
 from worker.jobs.domain import Priority, Recipe, Shard
 from worker.jobs.keys import queue_name
-from worker.loaded import LoadedModel
-from worker.results import Results
-from worker.rq_worker import ShardWorker
-from worker.service import Worker
-from worker.store import InRedis, StoreFault
+from worker.process.intake import Intake
+from worker.process.job_writer import JobWriter
+from worker.process.load import WorkerLoad
+from worker.process.loaded_model import LoadedModel
+from worker.process.loop import WorkerLoop
+from worker.process.messages import MessageQueue
+from worker.process.shard_leases import ShardLeases
+from worker.results.in_redis import InRedis
+from worker.results.store import StoreFault
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +30,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 def test_bulk_work_is_taken_beside_interactive_work_so_that_the_floor_has_something_to_keep_moving(redis, model):
     shard = post(redis, model, count=3 * 64, steps=2)
-    inbox = Inbox()
-    shards = ShardWorker(redis, [shard.queue, queue_name("bulk", "tiny")])
-    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, Load(), inbox, lambda: False)
+    inbox = MessageQueue()
+    shards = ShardLeases(redis, [shard.queue, queue_name("bulk", "tiny")])
+    intake = Intake(shards, JobWriter(redis, InRedis()), {"tiny": model}, WorkerLoad(), inbox, lambda: False)
     intake.turn()
     intake.turn()
     assert [inbox.get_nowait().lease.shard.number for _ in range(2)] == [0, 1]
@@ -40,8 +42,8 @@ def test_bulk_work_is_taken_beside_interactive_work_so_that_the_floor_has_someth
 def test_however_many_interactive_shards_wait_bulk_work_has_a_place(redis, model, monkeypatch, capacity):
     monkeypatch.setattr(model, "capacity", capacity)
     shard = post(redis, model)
-    shards = ShardWorker(redis, [shard.queue])
-    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, load := Load(), Inbox(), lambda: False)
+    shards = ShardLeases(redis, [shard.queue])
+    intake = Intake(shards, JobWriter(redis, InRedis()), {"tiny": model}, load := WorkerLoad(), MessageQueue(), lambda: False)
     bulk = replace(shard, number=1)
     while shard.queue in intake._wanted():
         load.add(shard, 64)
@@ -54,11 +56,13 @@ def test_however_many_interactive_shards_wait_bulk_work_has_a_place(redis, model
 
 def test_one_owners_many_big_jobs_leave_room_for_others_and_for_its_small_ones(redis, model, monkeypatch):
     """Those wait in the pool for the next step, and not outside until 64 images have left."""
-    monkeypatch.setattr("worker.intake._LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("worker.process.intake._LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(model, "capacity", 1024)
     big = [post(redis, model, count=64, owner="ann", job=f"big{number}") for number in range(20)]
-    shards = ShardWorker(redis, [queue_name("interactive", "tiny")])
-    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, load := Load(), inbox := Inbox(), lambda: False)
+    shards = ShardLeases(redis, [queue_name("interactive", "tiny")])
+    intake = Intake(
+        shards, JobWriter(redis, InRedis()), {"tiny": model}, load := WorkerLoad(), inbox := MessageQueue(), lambda: False
+    )
 
     def taken() -> list[str]:
         for _ in range(20):
@@ -80,8 +84,8 @@ def test_bulk_work_leaves_room_for_a_job_that_somebody_waits_for_unless_the_pool
 ):
     monkeypatch.setattr(model, "capacity", capacity)
     shard = post(redis, model, count=4 * 64, steps=2)
-    shards = ShardWorker(redis, [shard.queue, queue_name("bulk", "tiny")])
-    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, load := Load(), Inbox(), lambda: False)
+    shards = ShardLeases(redis, [shard.queue, queue_name("bulk", "tiny")])
+    intake = Intake(shards, JobWriter(redis, InRedis()), {"tiny": model}, load := WorkerLoad(), MessageQueue(), lambda: False)
     first = shards.take([shard.queue])
     for _ in range(4):
         if (wanted := intake._wanted()) and shards.take([name for name in wanted if name.startswith("bulk")]):
@@ -91,7 +95,7 @@ def test_bulk_work_leaves_room_for_a_job_that_somebody_waits_for_unless_the_pool
 
 
 def test_of_a_big_job_a_worker_takes_no_more_than_it_can_soon_run(redis: Redis, model: LoadedModel) -> None:
-    worker = Worker(redis, {"tiny": model}, "cpu", InRedis())
+    worker = WorkerLoop(redis, {"tiny": model}, "cpu", InRedis())
     worker._shards.beat()
     post(redis, model, count=16 * 64, steps=2)
     for _ in range(6):
@@ -102,15 +106,15 @@ def test_of_a_big_job_a_worker_takes_no_more_than_it_can_soon_run(redis: Redis, 
 
 
 def test_saved_chains_that_the_store_does_not_give_hold_nobody_up_for_long(redis, model, monkeypatch, caplog):
-    monkeypatch.setattr("worker.intake._SAVED_WITHIN_S", 0.05)
+    monkeypatch.setattr("worker.process.intake._SAVED_WITHIN_S", 0.05)
     shard = post(redis, model)
-    results, inbox = Results(redis, InRedis()), Inbox()
+    results, inbox = JobWriter(redis, InRedis()), MessageQueue()
 
     def unreadable(_shard: Shard) -> bytes:
         raise StoreFault("an object that may not be read")
 
     monkeypatch.setattr(results, "saved", unreadable)
-    intake = Intake(ShardWorker(redis, [shard.queue]), results, {"tiny": model}, Load(), inbox, lambda: False)
+    intake = Intake(ShardLeases(redis, [shard.queue]), results, {"tiny": model}, WorkerLoad(), inbox, lambda: False)
     with pytest.raises(StoreFault):
         intake.turn()
     assert inbox.empty()
@@ -122,7 +126,7 @@ def test_saved_chains_that_the_store_does_not_give_hold_nobody_up_for_long(redis
 
 
 def test_what_the_worker_holds_of_each_owner_is_told_when_a_shard_is_taken():
-    load, shard = Load(), Shard("job", 0, 0, 64, "ann", "interactive", Recipe("tiny", "", "ddpm", 1, "fixed_small", 0.0, 1))
+    load, shard = WorkerLoad(), Shard("job", 0, 0, 64, "ann", "interactive", Recipe("tiny", "", "ddpm", 1, "fixed_small", 0.0, 1))
     load.add(shard, 64)
     load.add(replace(shard, owner="bob"), 2)
     load.add(replace(shard, number=1), 64)  # bulk

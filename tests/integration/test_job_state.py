@@ -14,25 +14,25 @@ from tests.support.worker import IdleWorker
 from worker.jobs.domain import Priority
 from worker.jobs.keys import queue_name
 from worker.jobs.reaper import REAP_EVERY_S
-from worker.rq_worker import Lease, ShardWorker
+from worker.process.shard_leases import Lease, ShardLeases
 
 Post = Callable[..., dict[str, Any]]
 QUEUES = [queue_name(priority, "tiny") for priority in Priority]
 
 
 @pytest.fixture
-def join(redis: Redis) -> Callable[[], ShardWorker]:
+def join(redis: Redis) -> Callable[[], ShardLeases]:
     """`join()`: a worker that takes shards when told to."""
 
-    def join() -> ShardWorker:
-        joined = ShardWorker(redis, QUEUES)
+    def join() -> ShardLeases:
+        joined = ShardLeases(redis, QUEUES)
         joined.beat()
         return joined
 
     return join
 
 
-def take(shards: ShardWorker, idle: IdleWorker) -> Lease:
+def take(shards: ShardLeases, idle: IdleWorker) -> Lease:
     lease = shards.take(QUEUES)
     assert lease
     idle.start(lease.shard.job)

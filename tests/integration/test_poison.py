@@ -16,7 +16,7 @@ from tests.support.supervised import Killed, Supervised, ended, post, state
 from worker.jobs.domain import Recipe, Shard, shards_of
 from worker.jobs.keys import job_key, sha256_key
 from worker.jobs.shard_queue import MAX_LOSSES
-from worker.loaded import LoadedModel
+from worker.process.loaded_model import LoadedModel
 from worker.redaction import client_reason
 
 STEPS, POISONED_SEED, ROW = 40, 666, 20

@@ -19,16 +19,17 @@ from models.diffusion.plans import compile_plan
 from models.diffusion.sampling import chain, to_bytes
 from tests.support.loaded import load_tiny
 from tests.support.processes import eventually
-from worker import previews
 from worker.engine.chain import ChainRequest
-from worker.held import Held
-from worker.inbox import Inbox
-from worker.intake import Listener, Load
 from worker.jobs.domain import Recipe, Shard, shards_of
 from worker.jobs.keys import PREVIEWS, preview_key
-from worker.loaded import LoadedModel
-from worker.previews import Previews
-from worker.rq_worker import Lease
+from worker.process import previews
+from worker.process.active_shard import ActiveShard
+from worker.process.intake import ChangeListener
+from worker.process.load import WorkerLoad
+from worker.process.loaded_model import LoadedModel
+from worker.process.messages import MessageQueue
+from worker.process.previews import PreviewSender
+from worker.process.shard_leases import Lease
 
 JOB, SEED, STEPS, LIVES_MS = "a" * 32, 7, 6, 60_000
 
@@ -49,10 +50,12 @@ def lease(shard: Shard) -> Lease:
 
 
 @pytest.fixture
-def held(model: LoadedModel) -> Iterator[list[Held]]:
+def held(model: LoadedModel) -> Iterator[list[ActiveShard]]:
     """A job of 70 images, in two shards, that nobody has stepped yet."""
     recipe = Recipe("tiny", model.card.sha256, "ddpm", STEPS, "fixed_small", 0.0, SEED)
-    held = [Held(lease(shard), model, set(shard.indices)) for shard in shards_of(JOB, recipe, 0, 70, "local", "interactive")]
+    held = [
+        ActiveShard(lease(shard), model, set(shard.indices)) for shard in shards_of(JOB, recipe, 0, 70, "local", "interactive")
+    ]
     for shard in held:
         model.admit(shard.lease.shard, sorted(shard.left), None)
     yield held
@@ -66,7 +69,7 @@ def step(model: LoadedModel, *indices: int) -> None:
         model.step([(f"{JOB}-{index // 64}", index)])
 
 
-def send(asked: Previews, held: list[Held]) -> None:
+def send(asked: PreviewSender, held: list[ActiveShard]) -> None:
     asked.take(held)
     asked.turn()
 
@@ -75,10 +78,10 @@ def found(redis: Redis, job: str = JOB) -> set[int]:
     return {int(key.rpartition(b":")[2]) for key in redis.keys(preview_key(job, "*"))}
 
 
-def test_a_preview_is_what_the_plain_loop_takes_the_image_for(redis: Redis, model: LoadedModel, held: list[Held]):
+def test_a_preview_is_what_the_plain_loop_takes_the_image_for(redis: Redis, model: LoadedModel, held: list[ActiveShard]):
     for indices in ((3, 64), (3,), (3, 64), (64,), (64,)):
         step(model, *indices)
-    asked = Previews(redis)
+    asked = PreviewSender(redis)
     for index in (3, 64):
         asked.ask(JOB, index)
     send(asked, held)
@@ -93,16 +96,16 @@ def test_a_preview_is_what_the_plain_loop_takes_the_image_for(redis: Redis, mode
         assert np.abs(pixels - expected).max() <= 1
 
 
-def test_a_preview_goes_by_itself(redis: Redis, model: LoadedModel, held: list[Held]):
+def test_a_preview_goes_by_itself(redis: Redis, model: LoadedModel, held: list[ActiveShard]):
     step(model, 0)
-    asked = Previews(redis)
+    asked = PreviewSender(redis)
     asked.ask(JOB, 0)
     send(asked, held)
     assert 0 < redis.pttl(preview_key(JOB, 0)) <= LIVES_MS
 
 
-def test_what_is_not_here_or_has_taken_no_step_is_forgotten(redis: Redis, model: LoadedModel, held: list[Held]):
-    asked = Previews(redis)
+def test_what_is_not_here_or_has_taken_no_step_is_forgotten(redis: Redis, model: LoadedModel, held: list[ActiveShard]):
+    asked = PreviewSender(redis)
     for job, index in ((JOB, 0), ("b" * 32, 0), (JOB, 70)):
         asked.ask(job, index)
     asked.take(held)
@@ -113,11 +116,11 @@ def test_what_is_not_here_or_has_taken_no_step_is_forgotten(redis: Redis, model:
 
 
 def test_more_than_fit_go_one_after_the_other(
-    redis: Redis, model: LoadedModel, held: list[Held], monkeypatch: pytest.MonkeyPatch
+    redis: Redis, model: LoadedModel, held: list[ActiveShard], monkeypatch: pytest.MonkeyPatch
 ):
     step(model, *range(8))
     monkeypatch.setattr(previews, "_AT_ONCE", 3)
-    asked = Previews(redis)
+    asked = PreviewSender(redis)
     for index in range(5):
         asked.ask(JOB, index)
     asked.take(held)
@@ -129,10 +132,10 @@ def test_more_than_fit_go_one_after_the_other(
     assert not asked._work.is_set(), "and the thread has nothing to do"
 
 
-def test_large_ones_go_one_by_one(redis: Redis, model: LoadedModel, held: list[Held], monkeypatch: pytest.MonkeyPatch):
+def test_large_ones_go_one_by_one(redis: Redis, model: LoadedModel, held: list[ActiveShard], monkeypatch: pytest.MonkeyPatch):
     step(model, 0, 1)
     monkeypatch.setattr(previews, "_AT_ONCE_BYTES", 1)
-    asked = Previews(redis)
+    asked = PreviewSender(redis)
     for index in range(2):
         asked.ask(JOB, index)
     send(asked, held)
@@ -141,11 +144,13 @@ def test_large_ones_go_one_by_one(redis: Redis, model: LoadedModel, held: list[H
     assert found(redis) == {0, 1}
 
 
-def test_what_others_have_is_in_nobodys_way(redis: Redis, model: LoadedModel, held: list[Held], monkeypatch: pytest.MonkeyPatch):
+def test_what_others_have_is_in_nobodys_way(
+    redis: Redis, model: LoadedModel, held: list[ActiveShard], monkeypatch: pytest.MonkeyPatch
+):
     """Every worker hears every wish."""
     step(model, 0)
     monkeypatch.setattr(previews, "_MOST_ASKED", 100)
-    asked = Previews(redis)
+    asked = PreviewSender(redis)
     for index in range(200):
         asked.ask("b" * 32, index)
     asked.take(held)
@@ -155,10 +160,10 @@ def test_what_others_have_is_in_nobodys_way(redis: Redis, model: LoadedModel, he
 
 
 def test_after_a_fault_of_redis_there_are_previews_again(
-    redis: Redis, model: LoadedModel, held: list[Held], monkeypatch: pytest.MonkeyPatch
+    redis: Redis, model: LoadedModel, held: list[ActiveShard], monkeypatch: pytest.MonkeyPatch
 ):
     step(model, 0)
-    asked = Previews(redis)
+    asked = PreviewSender(redis)
     with monkeypatch.context() as away:
         away.setattr(asked, "_redis", Redis(port=1))
         asked.ask(JOB, 0)
@@ -171,13 +176,13 @@ def test_after_a_fault_of_redis_there_are_previews_again(
 
 
 def test_a_device_without_memory_for_a_look_goes_on(
-    redis: Redis, model: LoadedModel, held: list[Held], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    redis: Redis, model: LoadedModel, held: list[ActiveShard], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     def full(_slots: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     step(model, 0)
-    asked = Previews(redis)
+    asked = PreviewSender(redis)
     with monkeypatch.context() as small:
         small.setattr(model.engine.pool, "copy_out_x_0_hat", full)
         asked.ask(JOB, 0)
@@ -189,8 +194,8 @@ def test_a_device_without_memory_for_a_look_goes_on(
 
 
 def test_a_worker_hears_who_wants_one(redis: Redis):
-    asked, inbox = Previews(redis), Inbox()
-    listener = Listener(redis, Load(), inbox, asked)
+    asked, inbox = PreviewSender(redis), MessageQueue()
+    listener = ChangeListener(redis, WorkerLoad(), inbox, asked)
     stop = threading.Event()
 
     def listen() -> None:
@@ -215,9 +220,9 @@ def test_a_preview_of_what_is_not_finite_harms_nobody(redis: Redis, model: Loade
     engine.submit([ChainRequest((shard.id, 0), shard.job, plan, SEED, 0)])
     engine.step()
     engine.pool.x_0_hat.fill_(torch.nan)
-    asked = Previews(redis)
+    asked = PreviewSender(redis)
     asked.ask(shard.job, 0)
-    asked.take([Held(lease(shard), model, {0})])
+    asked.take([ActiveShard(lease(shard), model, {0})])
     asked.turn()
     assert found(redis, shard.job) == {0}
     engine.cancel([(shard.id, 0)])

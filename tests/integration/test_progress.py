@@ -12,11 +12,11 @@ from redis import Redis
 from tests.support.loaded import load_tiny
 from tests.support.parts import begin, run_to_the_end
 from tests.support.parts import post as post_to
-from worker import service
 from worker.jobs.domain import Recipe, shards_of
-from worker.results import Results
-from worker.service import Worker
-from worker.store import InRedis
+from worker.process import loop
+from worker.process.job_writer import JobWriter
+from worker.process.loop import WorkerLoop
+from worker.results.in_redis import InRedis
 
 
 def reads(redis: Redis) -> int:
@@ -29,7 +29,7 @@ def test_the_progress_of_all_shards_of_a_worker_is_one_write(
     job = post(count=1024, steps=10)
     recipe = Recipe("tiny", "ab" * 32, "ddpm", 10, "fixed_small", 0.0, 1)
     shards = list(shards_of(job["id"], recipe, 0, 1024, "local", "interactive"))
-    results = Results(redis, InRedis())
+    results = JobWriter(redis, InRedis())
     results.start(shards[0], 1)
     results.progress([(shards[0], 0, 0)])
     before = reads(redis)
@@ -41,9 +41,9 @@ def test_the_progress_of_all_shards_of_a_worker_is_one_write(
 
 
 def test_a_worker_tells_of_the_shards_that_have_come_on_and_now_and_then_of_all(redis, tmp_path, monkeypatch):
-    monkeypatch.setattr(service, "PROGRESS_EVERY_S", 0)
+    monkeypatch.setattr(loop, "PROGRESS_EVERY_S", 0)
     model = load_tiny(tmp_path)
-    worker = Worker(redis, {"tiny": model}, "cpu", InRedis())
+    worker = WorkerLoop(redis, {"tiny": model}, "cpu", InRedis())
     worker._shards.beat()
     first = post_to(redis, model, count=65, steps=4)
     second = replace(first, number=1, first=64, count=1)
@@ -61,7 +61,7 @@ def test_a_worker_tells_of_the_shards_that_have_come_on_and_now_and_then_of_all(
     assert step([(first.id, 1)]) == [first.id]
     assert step([(second.id, 64)]) == [second.id]
     assert step([]) == []
-    monkeypatch.setattr(service, "_TELL_ALL_EVERY_S", 0)
+    monkeypatch.setattr(loop, "_TELL_ALL_EVERY_S", 0)
     assert sorted(step([])) == [first.id, second.id]
     monkeypatch.undo()
     run_to_the_end(worker)

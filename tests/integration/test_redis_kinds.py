@@ -23,11 +23,11 @@ from worker.__main__ import connect
 from worker.jobs.domain import Shard
 from worker.jobs.keys import queue_name
 from worker.jobs.shard_queue import make_queue, reap
-from worker.loaded import LoadedModel
-from worker.results import Results
-from worker.rq_worker import Lease, ShardWorker
-from worker.service import Worker
-from worker.store import InRedis
+from worker.process.job_writer import JobWriter
+from worker.process.loaded_model import LoadedModel
+from worker.process.loop import WorkerLoop
+from worker.process.shard_leases import Lease, ShardLeases
+from worker.results.in_redis import InRedis
 
 pytestmark = pytest.mark.redis
 QUEUE = queue_name("interactive", "tiny")
@@ -63,7 +63,7 @@ def submit(api: httpx.Client, **request: Any) -> str:
     return str(response.json()["id"])
 
 
-def take(shards: ShardWorker, results: Results) -> Lease:
+def take(shards: ShardLeases, results: JobWriter) -> Lease:
     lease = shards.take([QUEUE])
     assert lease is not None
     assert results.start(lease.shard, lease.attempt)
@@ -72,7 +72,7 @@ def take(shards: ShardWorker, results: Results) -> Lease:
 
 def test_a_shard_that_a_worker_lost_is_taken_up_where_it_was_saved_and_finished(api: httpx.Client, redis: Redis) -> None:
     job = submit(api, count=2)
-    shards, results = ShardWorker(redis, [QUEUE]), Results(redis, InRedis())
+    shards, results = ShardLeases(redis, [QUEUE]), JobWriter(redis, InRedis())
     shards.beat()
     lost = take(shards, results)
     assert api.get(f"/v1/jobs/{job}").json()["state"] == "running"
@@ -96,7 +96,7 @@ def test_a_shard_that_a_worker_lost_is_taken_up_where_it_was_saved_and_finished(
 
 def test_a_job_that_runs_is_cancelled_and_one_that_waits_is_deleted(api: httpx.Client, redis: Redis) -> None:
     runs, waits = submit(api), submit(api, count=100)
-    shards, results = ShardWorker(redis, [QUEUE]), Results(redis, InRedis())
+    shards, results = ShardLeases(redis, [QUEUE]), JobWriter(redis, InRedis())
     shards.beat()
     lease = take(shards, results)
     assert api.post(f"/v1/jobs/{runs}/cancel").json()["state"] == "cancelled"
@@ -121,7 +121,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 def test_a_picture_is_drawn(store_url: str, model: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_model(tmp_path, "tiny")
-    worker = Worker(connect(store_url), {"tiny": model}, "cpu", InRedis())
+    worker = WorkerLoop(connect(store_url), {"tiny": model}, "cpu", InRedis())
     thread = Thread(target=worker.run)
     app = create_app(ApiSettings(redis_url=store_url, models_dir=tmp_path))
     with serve(app) as url, httpx.Client(base_url=url, timeout=10) as api:

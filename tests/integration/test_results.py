@@ -21,12 +21,13 @@ from app.settings import ApiSettings
 from tests.support.s3 import BUCKET, s3_server
 from tests.support.server import serve
 from tests.support.worker import IdleWorker, png_of
-from worker.expiry import Expiry
 from worker.jobs.domain import Recipe, Shard
 from worker.jobs.keys import EXPIRING, job_key, png_key
 from worker.jobs.policy import UNFINISHED_TTL_S
-from worker.results import Results
-from worker.store import Store, StoreFault, open_store
+from worker.process.job_writer import JobWriter
+from worker.process.results_cleanup import ResultsCleanup
+from worker.results.store import ResultsStore, StoreFault
+from worker.results.url import open_store
 
 Post = Callable[..., dict[str, Any]]
 
@@ -59,12 +60,12 @@ def url(settings: ApiSettings) -> Iterator[str]:
 
 
 @pytest.fixture
-def store(results_url: str) -> Store:
+def store(results_url: str) -> ResultsStore:
     return open_store(results_url)
 
 
 @pytest.fixture
-def worker(redis: Redis, store: Store) -> IdleWorker:
+def worker(redis: Redis, store: ResultsStore) -> IdleWorker:
     return IdleWorker(redis, store)
 
 
@@ -73,10 +74,10 @@ def objects(url: str) -> list[str]:
     return sorted(path.removeprefix(root) for path in file_system.find(root)) if file_system.exists(root) else []
 
 
-def clear(redis: Redis, store: Store) -> None:
+def clear(redis: Redis, store: ResultsStore) -> None:
     """A turn of a worker's expiry that does not wait for the next."""
     stopping = Event()
-    expiry = Expiry(redis, store, stopping)
+    expiry = ResultsCleanup(redis, store, stopping)
     stopping.wait = lambda _seconds: True
     expiry.turn()
 
@@ -152,7 +153,7 @@ def test_a_deleted_job_leaves_neither_key_nor_object(
 
 
 def test_images_past_their_time_are_410_and_their_objects_go(
-    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, store: Store, external: str
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, store: ResultsStore, external: str
 ) -> None:
     job, other = post(count=2)["id"], post()["id"]
     for each, images in ((job, [0, 1]), (other, [0])):
@@ -181,7 +182,7 @@ def test_a_job_that_never_ends_is_removed_when_its_record_is_gone(
 
 
 @pytest.mark.usefixtures("external")
-def test_an_entry_is_given_to_one_worker_and_again_when_that_one_fails(redis: Redis, store: Store) -> None:
+def test_an_entry_is_given_to_one_worker_and_again_when_that_one_fails(redis: Redis, store: ResultsStore) -> None:
     store.put("job", [(0, b"zero")])
     redis.zadd(EXPIRING, {"job": time.time() - 1})
 
@@ -202,7 +203,7 @@ def test_an_entry_is_given_to_one_worker_and_again_when_that_one_fails(redis: Re
     assert not redis.exists(EXPIRING)
 
 
-def test_an_entry_made_anew_while_it_is_worked_on_stays(redis: Redis, store: Store, external: str) -> None:
+def test_an_entry_made_anew_while_it_is_worked_on_stays(redis: Redis, store: ResultsStore, external: str) -> None:
     class Slow:
         external = True
 
@@ -221,9 +222,9 @@ def shard_of(post: Post, **request: Any) -> Shard:
 
 
 def test_a_late_write_to_a_cancelled_job_is_taken_back_and_what_was_finished_stays(
-    api: httpx.Client, redis: Redis, post: Post, store: Store, results_url: str
+    api: httpx.Client, redis: Redis, post: Post, store: ResultsStore, results_url: str
 ) -> None:
-    shard, results = shard_of(post, count=3), Results(redis, store)
+    shard, results = shard_of(post, count=3), JobWriter(redis, store)
     results.start(shard, 1)
     assert results.publish(shard, [(0, png_of(0))])
     api.post(f"/v1/jobs/{shard.job}/cancel")
@@ -234,9 +235,9 @@ def test_a_late_write_to_a_cancelled_job_is_taken_back_and_what_was_finished_sta
 
 
 def test_a_late_write_to_a_deleted_job_leaves_nothing(
-    api: httpx.Client, redis: Redis, post: Post, store: Store, results_url: str
+    api: httpx.Client, redis: Redis, post: Post, store: ResultsStore, results_url: str
 ) -> None:
-    shard, results = shard_of(post, count=3), Results(redis, store)
+    shard, results = shard_of(post, count=3), JobWriter(redis, store)
     results.start(shard, 1)
     api.delete(f"/v1/jobs/{shard.job}")
     assert not results.publish(shard, [(0, png_of(0))])
@@ -245,9 +246,9 @@ def test_a_late_write_to_a_deleted_job_leaves_nothing(
 
 
 def test_a_write_that_is_repeated_because_its_answer_was_lost_takes_nothing_back(
-    api: httpx.Client, redis: Redis, post: Post, store: Store
+    api: httpx.Client, redis: Redis, post: Post, store: ResultsStore
 ) -> None:
-    shard, results = shard_of(post, count=1), Results(redis, store)
+    shard, results = shard_of(post, count=1), JobWriter(redis, store)
     results.start(shard, 1)
     assert results.publish(shard, [(0, png_of(0))])
     assert not results.publish(shard, [(0, png_of(0))])
@@ -255,9 +256,9 @@ def test_a_write_that_is_repeated_because_its_answer_was_lost_takes_nothing_back
 
 
 def test_a_worker_killed_between_object_and_hash_leaves_the_image_to_the_next(
-    api: httpx.Client, redis: Redis, post: Post, store: Store, external: str
+    api: httpx.Client, redis: Redis, post: Post, store: ResultsStore, external: str
 ) -> None:
-    shard, next_worker = shard_of(post, count=1), Results(redis, store)
+    shard, next_worker = shard_of(post, count=1), JobWriter(redis, store)
     next_worker.start(shard, 1)
     store.put(shard.job, [(0, png_of(0))])
     assert api.get(f"/v1/jobs/{shard.job}").json()["state"] == "running"
@@ -269,9 +270,9 @@ def test_a_worker_killed_between_object_and_hash_leaves_the_image_to_the_next(
 
 
 def test_objects_that_a_late_worker_puts_back_after_their_time_are_due_again(
-    redis: Redis, post: Post, store: Store, external: str
+    redis: Redis, post: Post, store: ResultsStore, external: str
 ) -> None:
-    shard, results = shard_of(post, count=1), Results(redis, store)
+    shard, results = shard_of(post, count=1), JobWriter(redis, store)
     results.start(shard, 1)
     results.publish(shard, [(0, png_of(0))])
     end_long_ago(redis, shard.job)
@@ -282,10 +283,10 @@ def test_objects_that_a_late_worker_puts_back_after_their_time_are_due_again(
 
 
 def test_what_a_late_worker_of_other_bits_publishes_changes_no_object_that_is_finished(
-    api: httpx.Client, redis: Redis, post: Post, store: Store
+    api: httpx.Client, redis: Redis, post: Post, store: ResultsStore
 ) -> None:
     """It lost its lease, and another kind of machine has drawn the image meanwhile."""
-    shard, results = shard_of(post, count=2), Results(redis, store)
+    shard, results = shard_of(post, count=2), JobWriter(redis, store)
     results.start(shard, 1)
     assert results.publish(shard, [(0, png_of(0))])
     assert results.publish(shard, [(0, png_of(7)), (1, png_of(1))])

@@ -18,7 +18,7 @@ from tests.support.s3 import BUCKET, s3_server
 from tests.support.server import serve
 from tests.support.worker import IdleWorker
 from worker.jobs.keys import EXPIRING
-from worker.store import InObjects
+from worker.results.object_store import ObjectStore
 
 
 def unreachable(response: httpx.Response) -> bool:
@@ -48,7 +48,7 @@ def test_a_store_that_hangs_is_a_503_within_5_s_to_all_who_ask_at_once_and_keeps
             assert redis.zscore(EXPIRING, job) == pytest.approx(time.time() + 60, abs=10), "left to the workers"
 
 
-class _Kept(InObjects):
+class _Kept(ObjectStore):
     """Says that it has kept what it was given."""
 
     def __init__(self) -> None: ...

@@ -14,15 +14,17 @@ from models.checkpoints.catalog import Catalog
 from tests.support.folders import write_model
 from tests.support.networks import LatePool
 from tests.support.parts import begin, let_lapse, post, run_to_the_end, state
-from worker import saver
 from worker.calibration.cache import CalibrationCache
-from worker.inbox import Ended
 from worker.jobs import transitions
 from worker.jobs.domain import Shard
 from worker.jobs.keys import chains_key, sha256_key
-from worker.loaded import LoadedModel
-from worker.service import Worker
-from worker.store import InRedis, Store, StoreFault, open_store
+from worker.process import snapshot_saver
+from worker.process.loaded_model import LoadedModel
+from worker.process.loop import WorkerLoop
+from worker.process.messages import JobEnded
+from worker.results.in_redis import InRedis
+from worker.results.store import ResultsStore, StoreFault
+from worker.results.url import open_store
 
 STEPS = 12
 
@@ -49,13 +51,13 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def worker_with(redis: Redis, model: LoadedModel, store: Store) -> Worker:
-    made = Worker(redis, {"tiny": model}, "cpu", store)
+def worker_with(redis: Redis, model: LoadedModel, store: ResultsStore) -> WorkerLoop:
+    made = WorkerLoop(redis, {"tiny": model}, "cpu", store)
     made._shards.beat()
     return made
 
 
-def model_of(worker: Worker) -> LoadedModel:
+def model_of(worker: WorkerLoop) -> LoadedModel:
     return worker._models["tiny"]
 
 
@@ -63,7 +65,7 @@ def hashes(redis: Redis, shard: Shard) -> dict[bytes, bytes]:
     return redis.hgetall(sha256_key(shard.job))
 
 
-def start(redis: Redis, worker: Worker, sampler: str = "ddpm", turns: int = 5) -> Shard:
+def start(redis: Redis, worker: WorkerLoop, sampler: str = "ddpm", turns: int = 5) -> Shard:
     """A job of three images, some steps of which are done and saved."""
     shard = post(redis, model_of(worker), steps=STEPS, sampler=sampler)
     begin(worker, shard, [0, 1, 2])
@@ -73,7 +75,7 @@ def start(redis: Redis, worker: Worker, sampler: str = "ddpm", turns: int = 5) -
     return shard
 
 
-def take_over(redis: Redis, first: Worker, second: Worker) -> None:
+def take_over(redis: Redis, first: WorkerLoop, second: WorkerLoop) -> None:
     (held,) = first._held.values()
     let_lapse(redis, held.lease)
     second._intake.turn()
@@ -96,7 +98,7 @@ def undisturbed(redis: Redis, model: LoadedModel, sampler: str) -> dict[bytes, b
 def test_what_another_worker_takes_up_ends_in_the_same_bytes_and_nothing_of_it_stays(
     redis, models, pictures, monkeypatch, sampler, large_bytes
 ):
-    monkeypatch.setattr("worker.results.LARGE_BYTES", large_bytes)
+    monkeypatch.setattr("worker.process.job_writer.LARGE_BYTES", large_bytes)
     expected = undisturbed(redis, models[0], sampler)
     first, second = (worker_with(redis, model, open_store(f"file://{pictures}")) for model in models)
     shard = start(redis, first, sampler)
@@ -111,7 +113,7 @@ def test_what_another_worker_takes_up_ends_in_the_same_bytes_and_nothing_of_it_s
 
 @pytest.mark.parametrize("store", ["the same, emptied", "none"])
 def test_chains_that_the_store_no_longer_has_are_computed_again(redis, models, pictures, monkeypatch, store):
-    monkeypatch.setattr("worker.results.LARGE_BYTES", 1)
+    monkeypatch.setattr("worker.process.job_writer.LARGE_BYTES", 1)
     expected = undisturbed(redis, models[0], "ddpm")
     first = worker_with(redis, models[0], open_store(f"file://{pictures}"))
     shard = start(redis, first)
@@ -123,7 +125,7 @@ def test_chains_that_the_store_no_longer_has_are_computed_again(redis, models, p
 
 
 def test_chains_of_a_job_that_was_cancelled_meanwhile_are_not_left_in_the_store(redis, models, pictures, monkeypatch):
-    monkeypatch.setattr("worker.results.LARGE_BYTES", 1)
+    monkeypatch.setattr("worker.process.job_writer.LARGE_BYTES", 1)
     worker = worker_with(redis, models[0], open_store(f"file://{pictures}"))
     shard = post(redis, model_of(worker), steps=STEPS)
     begin(worker, shard, [0, 1, 2])
@@ -132,11 +134,11 @@ def test_chains_of_a_job_that_was_cancelled_meanwhile_are_not_left_in_the_store(
     redis.eval(transitions.CANCEL, len(keys), *keys)
     worker._save_all()
     assert not list((pictures / shard.job).iterdir())
-    assert worker._inbox.get_nowait() == Ended(shard.job)
+    assert worker._inbox.get_nowait() == JobEnded(shard.job)
 
 
 def test_what_the_store_cannot_take_keeps_nothing_out_of_redis(redis, models, pictures, monkeypatch):
-    monkeypatch.setattr("worker.results.LARGE_BYTES", 100)
+    monkeypatch.setattr("worker.process.job_writer.LARGE_BYTES", 100)
     worker = worker_with(redis, models[0], open_store(f"file://{pictures}"))
     large = start(redis, worker)
     small = replace(large, number=1)
@@ -189,8 +191,8 @@ def throw(error: Exception) -> Callable[..., None]:
 def due(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every shard that has come on is to be saved at once."""
     for name in ("SAVE_EVERY_S", "_SUSPECT_EVERY_S", "_LOOK_EVERY_S"):
-        monkeypatch.setattr(saver, name, 0.0)
-    monkeypatch.setattr(saver, "_SHARE", float("inf"))
+        monkeypatch.setattr(snapshot_saver, name, 0.0)
+    monkeypatch.setattr(snapshot_saver, "_SHARE", float("inf"))
 
 
 @pytest.mark.usefixtures("due")
@@ -224,7 +226,7 @@ def test_pictures_that_are_on_their_way_from_a_gpu_have_left_when_the_rest_is_sa
 
 @pytest.mark.usefixtures("due")
 def test_while_copies_wait_for_the_store_no_others_are_made_and_what_failed_is_copied_anew(redis, models, pictures, monkeypatch):
-    monkeypatch.setattr("worker.results.LARGE_BYTES", 1)
+    monkeypatch.setattr("worker.process.job_writer.LARGE_BYTES", 1)
     worker = worker_with(redis, models[0], open_store(f"file://{pictures}"))
     shard = start(redis, worker)
     pictures.rename(pictures.with_name("away"))
@@ -247,7 +249,7 @@ def test_a_copy_that_took_long_puts_the_next_one_off(redis, models, monkeypatch)
     """Copying has at most its share of the step's thread."""
     worker = worker_with(redis, models[0], InRedis())
     start(redis, worker)
-    monkeypatch.setattr(saver, "_SHARE", 1e-9)
+    monkeypatch.setattr(snapshot_saver, "_SHARE", 1e-9)
     worker._turn()
     assert worker._saver._copies
     worker._saver.turn()
@@ -257,7 +259,7 @@ def test_a_copy_that_took_long_puts_the_next_one_off(redis, models, monkeypatch)
 
 @pytest.mark.usefixtures("due")
 def test_large_chains_in_redis_are_saved_less_often(redis, models, monkeypatch):
-    monkeypatch.setattr(saver, "_REDIS_BYTES_PER_S", 1e-3)
+    monkeypatch.setattr(snapshot_saver, "_REDIS_BYTES_PER_S", 1e-3)
     worker = worker_with(redis, models[0], InRedis())
     start(redis, worker)
     worker._turn()
@@ -270,7 +272,7 @@ def test_large_chains_that_redis_was_too_slow_for_are_not_sent_again_at_once(red
     start(redis, worker)
     worker._turn()
     assert worker._saver._copies
-    monkeypatch.setattr(saver, "_REDIS_BYTES_PER_S", 1e-3)
+    monkeypatch.setattr(snapshot_saver, "_REDIS_BYTES_PER_S", 1e-3)
     monkeypatch.setattr(worker._results, "save", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer")))
     with pytest.raises(TimeoutError):
         worker._saver.turn()

@@ -15,14 +15,14 @@ from redis.exceptions import OutOfMemoryError
 
 from tests.support.shards import QUEUES, post, shard
 from tests.support.worker import say
-from worker.inbox import Inbox
 from worker.jobs import worker_registry
 from worker.jobs.domain import Precision
 from worker.jobs.keys import WORKERS
 from worker.jobs.shard_queue import reap
 from worker.jobs.worker_registry import ModelInfo, WorkerInfo
-from worker.rq_worker import ShardWorker
-from worker.upkeep import HUNG_BEATS, Upkeep
+from worker.process.heartbeat import HUNG_HEARTBEATS, Heartbeat
+from worker.process.messages import MessageQueue
+from worker.process.shard_leases import ShardLeases
 
 
 def info(name: str, precision: Precision = "fp32", device: str = "cpu", kernels: str = "pytorch") -> WorkerInfo:
@@ -34,14 +34,14 @@ def living(redis: Redis) -> list[bytes]:
 
 
 @pytest.fixture
-def upkeep(redis: Redis) -> Upkeep:
+def upkeep(redis: Redis) -> Heartbeat:
     """Of a worker that runs `tiny` in fp32 on a CPU, and waits for nothing between its turns."""
     stopping = Event()
     stopping.set()
-    return Upkeep(redis, ShardWorker(redis, QUEUES), Inbox(), lambda: info("mine"), count().__next__, stopping)
+    return Heartbeat(redis, ShardLeases(redis, QUEUES), MessageQueue(), lambda: info("mine"), count().__next__, stopping)
 
 
-def test_a_worker_that_is_gone_is_not_among_the_living_and_is_forgotten(redis: Redis, upkeep: Upkeep) -> None:
+def test_a_worker_that_is_gone_is_not_among_the_living_and_is_forgotten(redis: Redis, upkeep: Heartbeat) -> None:
     say(redis, info("alive"))
     say(redis, info("dead"), lives_s=-1)
     assert worker_registry.read(living(redis)) == [info("alive")]
@@ -50,17 +50,17 @@ def test_a_worker_that_is_gone_is_not_among_the_living_and_is_forgotten(redis: R
 
 
 def test_a_worker_whose_step_never_ends_ends_itself_and_says_so(
-    redis: Redis, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, upkeep: Heartbeat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[int] = []
     monkeypatch.setattr("os._exit", ended.append)
     post(redis, shard("job"))
     lease = upkeep._shards.take(QUEUES)
-    for _ in range(2 * HUNG_BEATS):
+    for _ in range(2 * HUNG_HEARTBEATS):
         upkeep.turn()
     assert not ended, "its loop turns"
     upkeep._turns = lambda: 7
-    for _ in range(HUNG_BEATS):
+    for _ in range(HUNG_HEARTBEATS):
         upkeep.turn()
     assert not ended
     upkeep.turn()
@@ -69,14 +69,14 @@ def test_a_worker_whose_step_never_ends_ends_itself_and_says_so(
     assert redis.hget(lease.job.key, "reason") == b"no step has ended for 120 s"
 
 
-def test_no_heartbeat_waits_for_a_rescue(redis: Redis, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_heartbeat_waits_for_a_rescue(redis: Redis, upkeep: Heartbeat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep._rescue, "turn", lambda: pytest.fail("where Redis is slow it takes longer than a lease"))
     upkeep.turn()
     assert worker_registry.read(living(redis)) == [info("mine")]
 
 
 def test_whether_a_worker_lives_is_a_matter_of_the_servers_clock(
-    redis: Redis, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, upkeep: Heartbeat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     say(redis, info("other"))
     for skew_s in (-3600, 3600):
@@ -87,7 +87,7 @@ def test_whether_a_worker_lives_is_a_matter_of_the_servers_clock(
         assert worker_registry.read(living(redis)) == [info("mine"), info("other")]
 
 
-def test_a_worker_stays_known_while_the_server_is_full(redis: Redis, upkeep: Upkeep) -> None:
+def test_a_worker_stays_known_while_the_server_is_full(redis: Redis, upkeep: Heartbeat) -> None:
     redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(OutOfMemoryError):
@@ -124,7 +124,7 @@ def test_what_a_newer_worker_says_besides_is_overlooked(redis: Redis, api: httpx
     ],
 )
 def test_a_worker_that_computes_otherwise_is_told_of_once(
-    redis: Redis, upkeep: Upkeep, caplog: pytest.LogCaptureFixture, other: WorkerInfo, there: str
+    redis: Redis, upkeep: Heartbeat, caplog: pytest.LogCaptureFixture, other: WorkerInfo, there: str
 ) -> None:
     say(redis, other)
     for _ in range(3):
@@ -134,7 +134,7 @@ def test_a_worker_that_computes_otherwise_is_told_of_once(
     assert "DDPM_PRECISION" in told
 
 
-def test_workers_that_compute_alike_say_nothing(redis: Redis, upkeep: Upkeep, caplog: pytest.LogCaptureFixture) -> None:
+def test_workers_that_compute_alike_say_nothing(redis: Redis, upkeep: Heartbeat, caplog: pytest.LogCaptureFixture) -> None:
     say(redis, info("other"))
     say(redis, replace(info("for another model"), models={"large": ModelInfo("bf16", "pytorch", 1, {1: 0.1})}))
     upkeep.turn()

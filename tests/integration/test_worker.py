@@ -11,16 +11,17 @@ from redis.exceptions import ConnectionError
 
 from tests.support.loaded import load_tiny
 from tests.support.parts import begin, let_lapse, post, run_to_the_end, state
-from worker.inbox import Inbox, Lost, Taken
-from worker.intake import Intake, Load
 from worker.jobs.keys import job_key, png_key, sha256_key
 from worker.jobs.reaper import Reaper
 from worker.jobs.shard_queue import MAX_LOSSES, make_queue, reap
-from worker.loaded import LoadedModel
-from worker.results import Results
-from worker.rq_worker import ShardWorker
-from worker.service import Worker
-from worker.store import InRedis
+from worker.process.intake import Intake
+from worker.process.job_writer import JobWriter
+from worker.process.load import WorkerLoad
+from worker.process.loaded_model import LoadedModel
+from worker.process.loop import WorkerLoop
+from worker.process.messages import LeaseLost, MessageQueue, ShardTaken
+from worker.process.shard_leases import ShardLeases
+from worker.results.in_redis import InRedis
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +30,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 @pytest.fixture
-def worker(redis: Redis, model: LoadedModel) -> Worker:
+def worker(redis: Redis, model: LoadedModel) -> WorkerLoop:
     assert not len(model.engine), "the test before left chains behind"
-    made = Worker(redis, {"tiny": model}, "cpu", InRedis())
+    made = WorkerLoop(redis, {"tiny": model}, "cpu", InRedis())
     made._shards.beat()
     return made
 
 
 def test_a_shard_that_was_taken_while_redis_went_away_is_handed_on_when_it_is_back(redis, model, monkeypatch):
     shard = post(redis, model)
-    inbox, results = Inbox(), Results(redis, InRedis())
-    shards = ShardWorker(redis, [shard.queue])
-    intake = Intake(shards, results, {"tiny": model}, Load(), inbox, lambda: False)
+    inbox, results = MessageQueue(), JobWriter(redis, InRedis())
+    shards = ShardLeases(redis, [shard.queue])
+    intake = Intake(shards, results, {"tiny": model}, WorkerLoad(), inbox, lambda: False)
     with monkeypatch.context() as away:
         away.setattr(results, "start", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
         with pytest.raises(ConnectionError):
@@ -90,8 +91,8 @@ def test_a_shard_that_comes_back_to_the_worker_that_lost_it_is_run_once_more_and
     worker._turn()
     let_lapse(redis, first)
     second = worker._shards.take([shard.queue])
-    worker._heed(Taken(second, [0, 1, 2], None))
-    worker._heed(Lost(first))
+    worker._heed(ShardTaken(second, [0, 1, 2], None))
+    worker._heed(LeaseLost(first))
     assert len(model.engine) == 3
     run_to_the_end(worker)
     assert state(redis, shard) == "finished"
@@ -103,8 +104,8 @@ def test_losing_one_shard_leaves_the_other_shards_of_its_job_running(redis, work
     leases = [worker._shards.take(worker._shards.queue_names()) for _ in range(2)]
     worker._results.start(shard, 1)
     for lease in leases:
-        worker._heed(Taken(lease, list(lease.shard.indices), None))
-    worker._heed(Lost(leases[1]))
+        worker._heed(ShardTaken(lease, list(lease.shard.indices), None))
+    worker._heed(LeaseLost(leases[1]))
     run_to_the_end(worker)
     assert redis.hlen(sha256_key(shard.job)) == 64
     assert state(redis, shard) == "queued", "the other one waits for a worker"
@@ -112,7 +113,7 @@ def test_losing_one_shard_leaves_the_other_shards_of_its_job_running(redis, work
 
 def test_a_job_whose_shard_lost_every_worker_fails_and_says_why(redis, model):
     shard = post(redis, model)
-    shards = ShardWorker(redis, [shard.queue])
+    shards = ShardLeases(redis, [shard.queue])
     for _ in range(MAX_LOSSES):
         assert state(redis, shard) == "queued"
         lease = shards.take([shard.queue])
@@ -134,7 +135,7 @@ def test_a_suspect_that_is_lost_before_it_is_admitted_keeps_the_worker_from_noth
     worker._intake.turn()
     let_lapse(redis, worker._load.suspect)
     for lease in worker._shards.beat():
-        worker._inbox.put(Lost(lease))
+        worker._inbox.put(LeaseLost(lease))
     worker._read_inbox()
     assert not worker._held
     worker._intake.turn()
@@ -157,7 +158,7 @@ def test_images_that_are_finished_are_not_drawn_again(redis, worker, model):
 
 
 def test_a_worker_can_be_made_while_redis_is_away(model):
-    Worker(Redis(port=1), {"tiny": model}, "cpu", InRedis())
+    WorkerLoop(Redis(port=1), {"tiny": model}, "cpu", InRedis())
 
 
 def test_a_late_worker_leaves_the_saved_chains_of_its_successor_alone(redis, worker, model):
@@ -167,7 +168,7 @@ def test_a_late_worker_leaves_the_saved_chains_of_its_successor_alone(redis, wor
     worker._save_all()
     saved = worker._results.saved(shard)
     let_lapse(redis, lease)
-    worker._heed(Lost(lease))
+    worker._heed(LeaseLost(lease))
     worker._outbox.flush()
     assert saved
     assert worker._results.saved(shard) == saved
@@ -187,8 +188,8 @@ def test_a_shard_whose_hash_was_lost_with_the_server_is_run_again_and_not_forgot
 
 def test_a_lease_that_lapsed_while_redis_was_away_is_not_handed_on(redis, model):
     shard = post(redis, model)
-    inbox, shards = Inbox(), ShardWorker(redis, [shard.queue])
-    intake = Intake(shards, Results(redis, InRedis()), {"tiny": model}, Load(), inbox, lambda: False)
+    inbox, shards = MessageQueue(), ShardLeases(redis, [shard.queue])
+    intake = Intake(shards, JobWriter(redis, InRedis()), {"tiny": model}, WorkerLoad(), inbox, lambda: False)
     intake._taken = shards.take([shard.queue])
     let_lapse(redis, intake._taken)
     assert shards.beat() == [intake._taken]
@@ -199,8 +200,8 @@ def test_a_lease_that_lapsed_while_redis_was_away_is_not_handed_on(redis, model)
 def test_a_shard_of_another_version_fails_its_job(redis, model):
     shard = post(redis, model)
     redis.hset("rq:job:" + shard.id, "data", zlib.compress(b'["worker.sample", null, [], {"job": "of tomorrow"}]'))
-    shards = ShardWorker(redis, [shard.queue])
-    Intake(shards, Results(redis, InRedis()), {"tiny": model}, Load(), Inbox(), lambda: False).turn()
+    shards = ShardLeases(redis, [shard.queue])
+    Intake(shards, JobWriter(redis, InRedis()), {"tiny": model}, WorkerLoad(), MessageQueue(), lambda: False).turn()
     assert state(redis, shard) == "failed"
     assert redis.hget(job_key(shard.job), "error_code") == b"unknown_version"
 
@@ -210,7 +211,7 @@ def test_a_recipe_that_the_worker_does_not_know_fails_its_job_and_no_other(redis
     lease = worker._shards.take([shard.queue])
     worker._results.start(shard, 1)
     strange = replace(shard, recipe=replace(shard.recipe, sampler="euler"))
-    worker._heed(Taken(replace(lease, shard=strange), [0], None))
+    worker._heed(ShardTaken(replace(lease, shard=strange), [0], None))
     worker._outbox.flush()
     assert (
         redis.hget(job_key(shard.job), "error_message")

@@ -17,7 +17,7 @@ from tests.support.supervised import Supervised, ended, post, state
 from tests.support.valkey import valkey_server
 from worker.__main__ import connect
 from worker.jobs.keys import job_key, sha256_key
-from worker.loaded import LoadedModel
+from worker.process.loaded_model import LoadedModel
 
 LONG = 600
 

@@ -11,7 +11,7 @@ from models.checkpoints.catalog import Catalog
 from tests.support.folders import write_model
 from worker.calibration.cache import CalibrationCache
 from worker.jobs.domain import Precision
-from worker.loaded import LoadedModel
+from worker.process.loaded_model import LoadedModel
 from worker.settings import WorkerSettings
 
 

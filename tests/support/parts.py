@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from redis import Redis
 
-from worker.inbox import Taken
 from worker.jobs.domain import Recipe, Shard, shards_of
 from worker.jobs.keys import job_key, open_key
 from worker.jobs.shard_queue import enqueue, reap
-from worker.loaded import LoadedModel
-from worker.rq_worker import Lease
-from worker.service import Worker
+from worker.process.loaded_model import LoadedModel
+from worker.process.loop import WorkerLoop
+from worker.process.messages import ShardTaken
+from worker.process.shard_leases import Lease
 
 
 def post(
@@ -51,15 +51,15 @@ def let_lapse(redis: Redis, lease: Lease) -> None:
     assert reap([lease.queue]) == [(lease.shard.id, "requeued")]
 
 
-def begin(worker: Worker, shard: Shard, indices: list[int]) -> Lease:
+def begin(worker: WorkerLoop, shard: Shard, indices: list[int]) -> Lease:
     """Taken and admitted, as by the intake and the loop."""
     lease = worker._shards.take([shard.queue])
     worker._results.start(shard, 1)
-    worker._heed(Taken(lease, indices, None))
+    worker._heed(ShardTaken(lease, indices, None))
     return lease
 
 
-def run_to_the_end(worker: Worker) -> None:
+def run_to_the_end(worker: WorkerLoop) -> None:
     while worker._held:
         worker._turn()
     worker._outbox.flush()

@@ -8,7 +8,7 @@ from worker.jobs import scripts
 from worker.jobs.domain import Priority, Recipe, Shard
 from worker.jobs.keys import queue_name
 from worker.jobs.shard_queue import enqueue, make_queue, reap, withdraw_keys
-from worker.rq_worker import ShardWorker
+from worker.process.shard_leases import ShardLeases
 
 LEASE_S = 1.0
 MODEL = "of-these-tests"
@@ -26,8 +26,8 @@ def post(redis: Redis, *shards: Shard) -> None:
         pipe.execute()
 
 
-def worker(redis: Redis, lease_s: float = LEASE_S) -> ShardWorker:
-    joined = ShardWorker(redis, QUEUES, lease_s)
+def worker(redis: Redis, lease_s: float = LEASE_S) -> ShardLeases:
+    joined = ShardLeases(redis, QUEUES, lease_s)
     joined.beat()
     return joined
 
@@ -50,6 +50,6 @@ def left(redis: Redis) -> set[str]:
     return {key.decode() for key in redis.keys("*")} - {"rq:queues"}
 
 
-def taken(by: ShardWorker) -> str | None:
+def taken(by: ShardLeases) -> str | None:
     lease = by.take(QUEUES)
     return lease and lease.shard.job

@@ -30,7 +30,7 @@ class _Worker:
     given: Served = NOTHING_SERVED
 
     def take(self, queues: _Queues) -> bool:
-        """One shard, by the rules of worker/intake.py; False where none is wanted."""
+        """One shard, by the rules of worker/process/intake.py; False where none is wanted."""
         patient = waiting(self.lines.values(), urgent=False)
         if CAPACITY - len(self.rows_left) < SHARD_IMAGES:
             return False

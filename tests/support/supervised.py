@@ -9,9 +9,9 @@ from redis import Redis
 from worker.jobs.domain import Recipe, shards_of
 from worker.jobs.keys import CHANGES, job_key, open_key
 from worker.jobs.shard_queue import enqueue
-from worker.loaded import LoadedModel
-from worker.service import Worker
-from worker.store import InRedis
+from worker.process.loaded_model import LoadedModel
+from worker.process.loop import WorkerLoop
+from worker.results.in_redis import InRedis
 
 
 class Killed(BaseException):
@@ -24,7 +24,7 @@ class Supervised:
     def __init__(self, redis: Redis, model: LoadedModel) -> None:
         self.redis, self.model = redis, model
         self.faults: list[BaseException] = []
-        self._current, self._over = Worker(redis, {"tiny": model}, "cpu", InRedis()), threading.Event()
+        self._current, self._over = WorkerLoop(redis, {"tiny": model}, "cpu", InRedis()), threading.Event()
         self._thread = threading.Thread(target=self._keep_running)
         self._thread.start()
 
@@ -37,7 +37,7 @@ class Supervised:
                 if isinstance(error, Killed):
                     self._let_lapse()
                 self.model.engine.cancel(list(self.model.engine._chains))
-                self._current = Worker(self.redis, {"tiny": self.model}, "cpu", InRedis())
+                self._current = WorkerLoop(self.redis, {"tiny": self.model}, "cpu", InRedis())
 
     def _let_lapse(self) -> None:
         self._current.crew.stop(10)

@@ -13,7 +13,8 @@ from redis import Redis
 from worker.jobs import transitions
 from worker.jobs.keys import WORKERS, job_key, preview_key, progress_field
 from worker.jobs.worker_registry import ModelInfo, WorkerInfo
-from worker.store import InRedis, Store
+from worker.results.in_redis import InRedis
+from worker.results.store import ResultsStore
 
 
 def png_of(index: int, size: int = 8) -> bytes:
@@ -29,7 +30,7 @@ def say(redis: Redis, info: WorkerInfo, lives_s: float = 60.0) -> None:
 
 
 class IdleWorker:
-    def __init__(self, redis: Redis, store: Store | None = None) -> None:
+    def __init__(self, redis: Redis, store: ResultsStore | None = None) -> None:
         self.redis, self.store = redis, store or InRedis()
 
     def announce(self, *, image_steps_per_s: float = 100.0, lives_s: float = 60.0, models: tuple[str, ...] = ("tiny",)) -> None:

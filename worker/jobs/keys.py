@@ -4,7 +4,7 @@ A job is four keys, all gone after their TTL:
 
     ddpm:job:<id>         hash: what was asked for, state, times, error; `p<k>` is shard k's progress, `k<k>` what of it is saved
     ddpm:job:<id>:sha256  hash: image index -> sha256 of its PNG, one field an image that is finished
-    ddpm:job:<id>:png     hash: image index -> PNG, unless the worker has a results store (worker/store.py)
+    ddpm:job:<id>:png     hash: image index -> PNG, unless the worker has a results store (worker/results/store.py)
     ddpm:job:<id>:chains  hash: shard -> its unfinished chains as a worker last saved them; empty: they lie in the results
                           store. Gone when the job ends
 

@@ -8,7 +8,7 @@ from redis import Redis
 from tests.support.shards import QUEUES, post, shard, worker
 from worker.jobs.keys import job_key
 from worker.jobs.shard_queue import MAX_LOSSES, make_queue, reap
-from worker.rq_worker import Lease
+from worker.process.shard_leases import Lease
 
 SHARD = shard("a" * 32, number=0)
 

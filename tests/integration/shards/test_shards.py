@@ -19,7 +19,7 @@ from tests.support.shards import LEASE_S, QUEUES, left, post, rescue, shard, tak
 from worker.jobs.policy import UNFINISHED_TTL_S
 from worker.jobs.reaper import Reaper
 from worker.jobs.shard_queue import MAX_LOSSES, our_queues
-from worker.rq_worker import BadShard, Lease, ShardWorker
+from worker.process.shard_leases import BadShard, Lease, ShardLeases
 
 
 def test_one_worker_holds_many_shards_the_interactive_ones_first(redis):
@@ -262,5 +262,5 @@ def test_a_worker_that_was_stopped_past_its_lease_comes_back(redis):
 
 def test_the_workers_connection_keeps_its_short_timeout(valkey_url):
     with Redis.from_url(valkey_url, socket_timeout=2) as client:
-        ShardWorker(client, QUEUES)
+        ShardLeases(client, QUEUES)
         assert client.connection_pool.connection_kwargs["socket_timeout"] == 2

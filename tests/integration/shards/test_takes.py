@@ -9,10 +9,10 @@ import pytest
 
 from tests.support.shards import LEASE_S, QUEUES, post, rescue, shard, taken, waiting, worker
 from worker.jobs.domain import Shard
-from worker.rq_worker import Limit, ShardWorker
+from worker.process.shard_leases import OwnerLimit, ShardLeases
 
 
-def lose_the_answer(w: ShardWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+def lose_the_answer(w: ShardLeases, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server runs the next take, and nobody hears what came of it."""
     with monkeypatch.context() as broken:
         script = w._take
@@ -94,7 +94,7 @@ def test_of_interactive_shards_one_whose_owner_has_least_goes_first(redis):
 def test_of_an_owner_who_holds_more_than_the_limit_only_small_shards_are_taken(redis):
     sizes = {"big": 64, "middling": 3, "small": 2}
     post(redis, *(replace(of("ann", job), count=count) for job, count in sizes.items()), of("bob", "bob"))
-    w, limits = worker(redis), dict.fromkeys(QUEUES, Limit(most=64, small=2))
+    w, limits = worker(redis), dict.fromkeys(QUEUES, OwnerLimit(most=64, small=2))
     assert w.take(QUEUES, {"ann": 65}, limits).shard.job == "bob"
     assert w.take(QUEUES, {"ann": 65, "bob": 1}, limits).shard.job == "small"
     assert w.take(QUEUES, {"ann": 65}, limits) is None

@@ -16,7 +16,7 @@ from models.checkpoints.catalog import Catalog
 from models.diffusion.sampling import from_bytes
 from tests.support.folders import write_model
 from worker.calibration.calibrate import Calibration
-from worker.loaded import LoadedModel
+from worker.process.loaded_model import LoadedModel
 
 
 def test_the_distance_of_gaussians_is_known_where_their_axes_agree():

@@ -15,7 +15,7 @@ from bench.work import Work
 from tests.support.folders import write_model
 from tests.support.networks import LatePool
 from worker.calibration.calibrate import Calibration
-from worker.loaded import LoadedModel
+from worker.process.loaded_model import LoadedModel
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import threading
 import pytest
 from redis.exceptions import ConnectionError
 
-from worker.crew import Crew
+from worker.process.background_threads import BackgroundThreads
 
 
 def test_signals_that_come_while_the_crew_is_being_stopped_do_not_hold_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler runs in the main thread, between any two of its instructions: also while that thread has the event's lock."""
-    crew = Crew()
+    crew = BackgroundThreads()
     before = signal.signal(signal.SIGUSR1, lambda *_: crew.ask_to_stop())
     try:
         with monkeypatch.context() as patch:
@@ -23,7 +23,7 @@ def test_signals_that_come_while_the_crew_is_being_stopped_do_not_hold_it_up(mon
 
 
 def test_who_waits_for_redis_may_stop_instead() -> None:
-    crew = Crew()
+    crew = BackgroundThreads()
 
     def away() -> None:
         crew.ask_to_stop()

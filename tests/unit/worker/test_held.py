@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from worker.held import Held
+from worker.process.active_shard import ActiveShard
 
 
 @pytest.mark.parametrize(
@@ -24,5 +24,5 @@ def test_a_suspect_remains_one_until_it_is_saved_from_beyond_the_point_where_it_
     shard = SimpleNamespace(id="a-0", count=1, recipe=SimpleNamespace(steps=200))
     engine = SimpleNamespace(rows_done=lambda _: done)
     lease = SimpleNamespace(shard=shard, suspect=suspect, reached=64)
-    held = Held(cast("Any", lease), cast("Any", SimpleNamespace(engine=engine)), {0}, kept)
+    held = ActiveShard(cast("Any", lease), cast("Any", SimpleNamespace(engine=engine)), {0}, kept)
     assert held.is_suspect() is remains

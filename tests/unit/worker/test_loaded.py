@@ -18,7 +18,7 @@ from tests.support.folders import write_model
 from worker.calibration.calibrate import Calibration
 from worker.engine.chain import ChainRequest
 from worker.jobs.domain import Recipe, Shard, shards_of
-from worker.loaded import CannotRun, LoadedModel
+from worker.process.loaded_model import CannotRun, LoadedModel
 
 
 @pytest.fixture

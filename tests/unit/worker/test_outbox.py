@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from worker.jobs.domain import Recipe, Shard
-from worker.outbox import Outbox, Parcel
-from worker.rq_worker import Lease
-from worker.store import StoreFault
+from worker.process.result_sender import ResultBatch, ResultSender
+from worker.process.shard_leases import Lease
+from worker.results.store import StoreFault
 
 SHARD = Shard("job", 0, 0, 1, "local", "interactive", Recipe("tiny", "ab" * 32, "ddpm", 1, "fixed_small", 0.0, 1))
 
@@ -48,11 +48,11 @@ class Shards:
         return True
 
 
-def outbox(results: Away) -> tuple[Outbox, Shards]:
+def outbox(results: Away) -> tuple[ResultSender, Shards]:
     shards = Shards()
-    box = Outbox(cast("Any", shards), cast("Any", results), SimpleQueue())
+    box = ResultSender(cast("Any", shards), cast("Any", results), SimpleQueue())
     lease = Lease(SHARD, *cast("Any", (None, None, None)))
-    box.post(Parcel(lease, [(0, torch.zeros(1, 4, 4, dtype=torch.uint8))], last=True))
+    box.post(ResultBatch(lease, [(0, torch.zeros(1, 4, 4, dtype=torch.uint8))], last=True))
     return box, shards
 
 
@@ -68,7 +68,7 @@ def test_a_parcel_stays_until_the_store_has_it_and_its_shard_is_not_finished_bef
 
 
 def test_an_outbox_is_full_of_bytes_until_the_store_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.outbox._FULL_BYTES", 16)
+    monkeypatch.setattr("worker.process.result_sender._FULL_BYTES", 16)
     box, _ = outbox(Away(calls=0))
     assert box.is_full()
     box.turn()
@@ -94,13 +94,13 @@ def test_of_what_is_reported_before_it_is_sent_the_newest_of_each_shard_is_told(
     box.turn()
     assert results.told == [[("job-1", 2, 2), ("job-2", 1, 1)]]
     box.report([(one, 3, 3), (two, 2, 2)])
-    box.post(Parcel(two, last=True))
+    box.post(ResultBatch(two, last=True))
     box.turn()
     assert results.told[1:] == [[("job-1", 3, 3)]]
 
 
 def test_progress_is_told_between_the_parcels_of_a_slow_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.outbox.PROGRESS_EVERY_S", 0)
+    monkeypatch.setattr("worker.process.result_sender.PROGRESS_EVERY_S", 0)
     results = Away(calls=0)
     box, _ = outbox(results)
     other = Lease(replace(SHARD, number=1), *cast("Any", (None, None, None)))
@@ -112,7 +112,7 @@ def test_progress_is_told_between_the_parcels_of_a_slow_store(monkeypatch: pytes
 
     monkeypatch.setattr(results, "publish", slow)
     for _ in range(2):
-        box.post(Parcel(other, [(0, torch.zeros(1, 4, 4, dtype=torch.uint8))]))
+        box.post(ResultBatch(other, [(0, torch.zeros(1, 4, 4, dtype=torch.uint8))]))
     box.turn()
     assert [least for told in results.told for _, least, _ in told] == [0, 1, 2]
 
@@ -120,5 +120,5 @@ def test_progress_is_told_between_the_parcels_of_a_slow_store(monkeypatch: pytes
 def test_it_is_full_of_many_small_pictures_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     box, _ = outbox(Away(calls=1))
     assert not box.is_full()
-    monkeypatch.setattr("worker.outbox._FULL_IMAGES", 1)
+    monkeypatch.setattr("worker.process.result_sender._FULL_IMAGES", 1)
     assert box.is_full()

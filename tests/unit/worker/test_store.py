@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.s3 import BUCKET, s3_server
-from worker.store import BadStoreUrl, InRedis, Store, StoreFault, open_store, without_secrets
+from worker.redaction import without_secrets
+from worker.results.in_redis import InRedis
+from worker.results.store import ResultsStore, StoreFault
+from worker.results.url import BadStoreUrl, open_store
 
 
 @pytest.fixture
@@ -19,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["file", "s3"])
-def store(request: pytest.FixtureRequest, folder: Path) -> Iterator[Store]:
+def store(request: pytest.FixtureRequest, folder: Path) -> Iterator[ResultsStore]:
     if request.param == "file":
         yield open_store(f"file://{folder}")
         return
@@ -31,7 +34,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_what_is_put_can_be_got_until_it_is_removed(store: Store) -> None:
+def test_what_is_put_can_be_got_until_it_is_removed(store: ResultsStore) -> None:
     assert store.put("job", [(7, b"seven"), (12, b"twelve"), (2**32 - 1, b"last")]) == [b"", b"", b""]
     assert store.get("job", [12, 7, 8, 2**32 - 1]) == [b"twelve", b"seven", None, b"last"]
     store.put("job", [(7, b"seven")])
@@ -42,7 +45,7 @@ def test_what_is_put_can_be_got_until_it_is_removed(store: Store) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 60 * 2**20], ids=["small", "in several parts"])
-def test_a_blob_is_kept_whole_beside_the_pngs_replaced_and_removed_with_the_job(store: Store, size: int) -> None:
+def test_a_blob_is_kept_whole_beside_the_pngs_replaced_and_removed_with_the_job(store: ResultsStore, size: int) -> None:
     store.put("a", [(0, b"a picture")])
     for content in (b"x", b"y" * size):
         store.put_blob("a", "chains-0", content)
@@ -56,7 +59,7 @@ def test_a_blob_is_kept_whole_beside_the_pngs_replaced_and_removed_with_the_job(
     assert store.get_blob("a", "chains-0") is None
 
 
-def test_removing_what_is_not_there_is_no_fault_and_touches_no_other_job(store: Store) -> None:
+def test_removing_what_is_not_there_is_no_fault_and_touches_no_other_job(store: ResultsStore) -> None:
     store.put("job2", [(0, b"another's")])
     store.remove("job", [0])
     store.remove_all("job")

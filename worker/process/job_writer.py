@@ -15,7 +15,7 @@ from models.checkpoints.png import png
 from worker.jobs import reaper, transitions
 from worker.jobs.domain import Precision, Recipe, Shard, State
 from worker.jobs.keys import chains_key, job_key, progress_field, sha256_key
-from worker.store import Store, StoreFault
+from worker.results.store import ResultsStore, StoreFault
 
 METADATA_KEY = "ddpm"  # the tEXt entry that holds the recipe
 LARGE_BYTES = 1 << 20  # chains of this size go to the results store, where there is one; 64 of 32x32 RGB are smaller
@@ -28,10 +28,10 @@ def encode(pixels: Tensor, recipe: Recipe, index: int, precision: Precision, ste
     return png(pixels, {METADATA_KEY: json.dumps(made_by, sort_keys=True)})
 
 
-class Results:
+class JobWriter:
     """The contract's changes of state, from the worker's side. False means: the job has ended or is gone, drop its chains."""
 
-    def __init__(self, redis: Redis, store: Store) -> None:
+    def __init__(self, redis: Redis, store: ResultsStore) -> None:
         self._redis, self._store = redis, store
         self._in_store: set[str] = set()  # shards whose chains may lie there
         scripts = (transitions.START, transitions.PROGRESS, transitions.SAVE, transitions.PUBLISH)

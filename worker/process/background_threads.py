@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from redis.exceptions import ConnectionError, OutOfMemoryError, ReadOnlyError, RedisError, TimeoutError
 
-from worker.store import StoreFault
+from worker.results.store import StoreFault
 
 log = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 3.0
 
 
-class Crew:
+class BackgroundThreads:
     """Runs turns in threads. While Redis or the results store is away they wait with backoff; other failures stop the worker."""
 
     def __init__(self) -> None:

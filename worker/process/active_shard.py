@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from worker.loaded import LoadedModel
-from worker.rq_worker import Lease
+from worker.process.loaded_model import LoadedModel
+from worker.process.shard_leases import Lease
 
 
 @dataclass(slots=True)
-class Held:
+class ActiveShard:
     """`left` are the indices still running, `kept` the image-steps that are saved. It is copied for the first time a while
     after its admission: copied at once, a shard that ends its workers would come on by a step each time.
     """

@@ -10,27 +10,27 @@ from typing import Any, cast
 
 from redis import Redis
 
-from worker.inbox import Inbox, Lost
 from worker.jobs import worker_registry
 from worker.jobs.keys import WORKERS
 from worker.jobs.reaper import REAP_EVERY_S, Reaper
 from worker.jobs.shard_queue import LEASE_S
 from worker.jobs.worker_registry import WorkerInfo
-from worker.rq_worker import ShardWorker
+from worker.process.messages import LeaseLost, MessageQueue
+from worker.process.shard_leases import ShardLeases
 
 log = logging.getLogger(__name__)
-BEAT_EVERY_S = REAP_EVERY_S
-HUNG_BEATS = 40
+HEARTBEAT_EVERY_S = REAP_EVERY_S
+HUNG_HEARTBEATS = 40
 
 
-class Upkeep:
+class Heartbeat:
     """One turn every BEAT_EVERY_S. The rescue has turns of its own: where Redis is slow they take longer than a lease may."""
 
     def __init__(
         self,
         redis: Redis,
-        shards: ShardWorker,
-        inbox: Inbox,
+        shards: ShardLeases,
+        inbox: MessageQueue,
         info: Callable[[], WorkerInfo],
         turns: Callable[[], int],
         stopping: Event,
@@ -46,9 +46,9 @@ class Upkeep:
     def turn(self) -> None:
         self._end_if_hung()
         for lease in self._shards.beat():
-            self._inbox.put(Lost(lease))
+            self._inbox.put(LeaseLost(lease))
         self._introduce()
-        self._stopping.wait(BEAT_EVERY_S)
+        self._stopping.wait(HEARTBEAT_EVERY_S)
 
     def rescue(self) -> None:
         self._rescue.turn()
@@ -62,9 +62,9 @@ class Upkeep:
         turned = self._turns()
         self._unturned = self._unturned + 1 if turned == self._turned else 0
         self._turned = turned
-        if self._unturned < HUNG_BEATS:
+        if self._unturned < HUNG_HEARTBEATS:
             return
-        said = f"no step has ended for {HUNG_BEATS * BEAT_EVERY_S:.0f} s"
+        said = f"no step has ended for {HUNG_HEARTBEATS * HEARTBEAT_EVERY_S:.0f} s"
         log.critical("worker %s ends: %s", self._shards.name, said)
         try:
             self._shards.abandon(None, said)

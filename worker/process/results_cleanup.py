@@ -13,10 +13,10 @@ from typing import Any, cast
 from redis import Redis
 
 from worker.jobs.keys import EXPIRING, NOW
-from worker.store import Store
+from worker.results.store import ResultsStore
 
 log = logging.getLogger(__name__)
-LOOK_EVERY_S = 5.0
+POLL_EVERY_S = 5.0
 CLAIM_S = 120.0
 
 # KEYS: expiring. ARGV: seconds. -> a job that is due and until when nobody else gets it, in so many seconds; or false.
@@ -35,10 +35,10 @@ _DONE = """
 if redis.call('ZSCORE', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('ZREM', KEYS[1], ARGV[1]) end"""
 
 
-class Expiry:
+class ResultsCleanup:
     """One turn removes all that is due."""
 
-    def __init__(self, redis: Redis, store: Store, stopping: Event) -> None:
+    def __init__(self, redis: Redis, store: ResultsStore, stopping: Event) -> None:
         self._store, self._stopping = store, stopping
         self._claim, self._done = (cast("Any", redis.register_script(script)) for script in (_CLAIM, _DONE))
 
@@ -51,4 +51,4 @@ class Expiry:
             self._store.remove_all(job.decode())
             self._done(keys=[EXPIRING], args=[job, until])
             log.info("removed the images of job %s from the results store", job.decode())
-        self._stopping.wait(LOOK_EVERY_S)
+        self._stopping.wait(POLL_EVERY_S)

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _LOOKED_AT = 1000  # shards of a queue: half a microsecond of Redis each
 
 
-class Limit(NamedTuple):
+class OwnerLimit(NamedTuple):
     """For an owner of whom more than `most` interactive images are here, a shard of more than `small` is not taken."""
 
     most: int = 1 << 30
@@ -80,7 +80,7 @@ class BadShard(Exception):
         self.shard_id, self.discard = shard_id, discard
 
 
-class ShardWorker(BaseWorker):
+class ShardLeases(BaseWorker):
     """`beat` signs on, and again every few seconds, from a thread; `take` and `finish` in between; `close` at the end."""
 
     def __init__(self, connection: Redis, queue_names: Sequence[str], lease_s: float = LEASE_S) -> None:
@@ -112,7 +112,7 @@ class ShardWorker(BaseWorker):
         self,
         queue_names: Collection[str],
         held: Mapping[str, int] = MappingProxyType({}),
-        limits: Mapping[str, Limit] = MappingProxyType({}),
+        limits: Mapping[str, OwnerLimit] = MappingProxyType({}),
     ) -> Lease | None:
         """Pop and lease a shard of the first queue that has one, in one script: a kill at any moment loses no shard.
 
@@ -137,7 +137,7 @@ class ShardWorker(BaseWorker):
                 ExecutionRegistry("", self.connection).key,
                 len(wanted),
                 _LOOKED_AT,
-                *(number for queue in wanted for number in limits.get(queue.name, Limit())),
+                *(number for queue in wanted for number in limits.get(queue.name, OwnerLimit())),
                 *(part for owner in held.items() for part in owner),
             ],
         )

@@ -12,11 +12,11 @@ from itertools import islice
 
 from worker.engine.chain import Snapshot
 from worker.engine.snapshot_codec import pack
-from worker.held import Held
-from worker.inbox import Ended, Inbox
-from worker.loaded import LoadedModel
-from worker.results import Results
-from worker.rq_worker import ShardWorker
+from worker.process.active_shard import ActiveShard
+from worker.process.job_writer import JobWriter
+from worker.process.loaded_model import LoadedModel
+from worker.process.messages import JobEnded, MessageQueue
+from worker.process.shard_leases import ShardLeases
 
 log = logging.getLogger(__name__)
 SAVE_EVERY_S = 1.0  # what a kill costs, at most
@@ -28,25 +28,25 @@ _REDIS_BYTES_PER_S = 10e6  # the server takes 5 ms a megabyte, in which it serve
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class ShardCopy:
     """Of a shard's chains between two steps, with the image-steps that are done in the shard."""
 
-    held: Held
+    held: ActiveShard
     snapshots: Sequence[Snapshot]
     image_steps: int
 
 
-class Saver:
+class SnapshotSaver:
     """`save` never waits for a store: while copies are on their way, no others are made, so that memory is bounded."""
 
-    def __init__(self, shards: ShardWorker, results: Results, inbox: Inbox) -> None:
+    def __init__(self, shards: ShardLeases, results: JobWriter, inbox: MessageQueue) -> None:
         self._shards, self._results, self._inbox = shards, results, inbox
-        self._copies: Sequence[Copy] = ()
+        self._copies: Sequence[ShardCopy] = ()
         self._work = threading.Event()
         self._sending = threading.Lock()
         self._not_before = 0.0
 
-    def due(self, held: Iterable[Held]) -> list[Held]:
+    def due(self, held: Iterable[ActiveShard]) -> list[ActiveShard]:
         """Those shards whose turn it is to be saved."""
         now = time.monotonic()
         if self._copies or now < self._not_before:
@@ -54,7 +54,7 @@ class Saver:
         self._not_before = now + _LOOK_EVERY_S
         return list(_first_bytes(shard for shard in _oldest_first(held) if _is_due(shard, now)))
 
-    def save(self, shards: Sequence[Held]) -> None:
+    def save(self, shards: Sequence[ActiveShard]) -> None:
         """Copy their chains. None may be leaving its engine."""
         began, cost = time.monotonic(), time.thread_time()  # not by the clock: on a busy machine a copy is interrupted
         self._copies = _copied(shards)
@@ -68,7 +68,7 @@ class Saver:
             with self._sending:
                 self._send()
 
-    def finish(self, held: Iterable[Held], within_s: float) -> None:
+    def finish(self, held: Iterable[ActiveShard], within_s: float) -> None:
         """All that is held, as it stands, before the worker exits. Raises what the stores raise."""
         until = time.monotonic() + within_s
         left = _oldest_first(held)
@@ -96,18 +96,18 @@ class Saver:
         finally:
             self._copies = ()
 
-    def _heed(self, copy: Copy, wanted: bool) -> None:
+    def _heed(self, copy: ShardCopy, wanted: bool) -> None:
         if wanted:
             copy.held.kept = copy.image_steps
         else:
-            self._inbox.put(Ended(copy.held.lease.shard.job))
+            self._inbox.put(JobEnded(copy.held.lease.shard.job))
 
 
-def _oldest_first(held: Iterable[Held]) -> list[Held]:
+def _oldest_first(held: Iterable[ActiveShard]) -> list[ActiveShard]:
     return sorted(held, key=lambda shard: shard.copied_at)
 
 
-def _is_due(shard: Held, now: float) -> bool:
+def _is_due(shard: ActiveShard, now: float) -> bool:
     """SAVE_EVERY_S after its last copy, a suspect after _SUSPECT_EVERY_S, if it has done a step since."""
     age_s = now - shard.copied_at
     if age_s < _SUSPECT_EVERY_S:
@@ -115,7 +115,7 @@ def _is_due(shard: Held, now: float) -> bool:
     return (age_s >= SAVE_EVERY_S or shard.is_suspect()) and shard.progress()[1] > shard.kept
 
 
-def _first_bytes(shards: Iterable[Held]) -> Iterator[Held]:
+def _first_bytes(shards: Iterable[ActiveShard]) -> Iterator[ActiveShard]:
     """As many as may be copied at once; at least one."""
     size = 0
     for shard in shards:
@@ -125,9 +125,9 @@ def _first_bytes(shards: Iterable[Held]) -> Iterator[Held]:
             return
 
 
-def _copied(shards: Sequence[Held]) -> list[Copy]:
+def _copied(shards: Sequence[ActiveShard]) -> list[ShardCopy]:
     """All chains of a model in one go: a thousand shards of one image each would take a thousand copies."""
-    now, by_model = time.monotonic(), defaultdict[LoadedModel, list[Held]](list)
+    now, by_model = time.monotonic(), defaultdict[LoadedModel, list[ActiveShard]](list)
     for shard in shards:
         shard.copied_at = now
         by_model[shard.model].append(shard)
@@ -137,5 +137,5 @@ def _copied(shards: Sequence[Held]) -> list[Copy]:
         for shard in of_model:
             # one whose picture could not leave the engine has no row left to take: it is drawn anew, and is no other's loss
             if unfinished := [s for s in islice(snapshots, len(shard.left)) if s.row < len(s.request.plan)]:
-                copies.append(Copy(shard, unfinished, shard.progress()[1]))
+                copies.append(ShardCopy(shard, unfinished, shard.progress()[1]))
     return copies

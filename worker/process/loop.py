@@ -14,25 +14,26 @@ from redis.exceptions import RedisError
 from torch import Tensor
 
 from worker.calibration.slowdown import Slowdown
-from worker.crew import Crew
 from worker.engine.chain import Finished
 from worker.engine.model_scheduler import ModelScheduler
-from worker.expiry import Expiry
-from worker.held import Held
-from worker.inbox import Ended, Inbox, Lost, Taken
-from worker.intake import Intake, Listener, Load
 from worker.jobs.domain import Priority
 from worker.jobs.keys import queue_name
 from worker.jobs.worker_registry import WorkerInfo
-from worker.loaded import CannotRun, LoadedModel
-from worker.outbox import PROGRESS_EVERY_S, Outbox, Parcel
-from worker.previews import Previews
+from worker.process.active_shard import ActiveShard
+from worker.process.background_threads import BackgroundThreads
+from worker.process.heartbeat import Heartbeat
+from worker.process.intake import ChangeListener, Intake
+from worker.process.job_writer import JobWriter
+from worker.process.load import WorkerLoad
+from worker.process.loaded_model import CannotRun, LoadedModel
+from worker.process.messages import JobEnded, LeaseLost, MessageQueue, ShardTaken
+from worker.process.previews import PreviewSender
+from worker.process.result_sender import PROGRESS_EVERY_S, ResultBatch, ResultSender
+from worker.process.results_cleanup import ResultsCleanup
+from worker.process.shard_leases import Lease, ShardLeases
+from worker.process.snapshot_saver import SnapshotSaver
 from worker.redaction import client_reason
-from worker.results import Results
-from worker.rq_worker import Lease, ShardWorker
-from worker.saver import Saver
-from worker.store import Store
-from worker.upkeep import Upkeep
+from worker.results.store import ResultsStore
 
 log = logging.getLogger(__name__)
 _IDLE_S = 0.5
@@ -40,23 +41,23 @@ _TELL_ALL_EVERY_S = 1.0
 _STOP_WITHIN_S = 3.0
 
 
-class Worker:
+class WorkerLoop:
     """`run` returns when its crew is to stop, with its shards given back; it raises what made a step or a thread fail."""
 
-    def __init__(self, redis: Redis, models: Mapping[str, LoadedModel], device: str, store: Store) -> None:
+    def __init__(self, redis: Redis, models: Mapping[str, LoadedModel], device: str, store: ResultsStore) -> None:
         queues = [queue_name(priority, name) for priority in Priority for name in models]
-        self.crew = Crew()
+        self.crew = BackgroundThreads()
         self._models, self._device, self._store = models, device, store
-        self._held: dict[str, Held] = {}
-        self._inbox, self._load = Inbox(), Load()
-        self._shards, self._results = ShardWorker(redis, queues), Results(redis, store)
-        self._previews = Previews(redis)
-        self._listener = Listener(redis, self._load, self._inbox, self._previews)
-        self._outbox = Outbox(self._shards, self._results, self._inbox)
-        self._saver = Saver(self._shards, self._results, self._inbox)
+        self._held: dict[str, ActiveShard] = {}
+        self._inbox, self._load = MessageQueue(), WorkerLoad()
+        self._shards, self._results = ShardLeases(redis, queues), JobWriter(redis, store)
+        self._previews = PreviewSender(redis)
+        self._listener = ChangeListener(redis, self._load, self._inbox, self._previews)
+        self._outbox = ResultSender(self._shards, self._results, self._inbox)
+        self._saver = SnapshotSaver(self._shards, self._results, self._inbox)
         self._intake = Intake(self._shards, self._results, models, self._load, self._inbox, self._outbox.is_full)
-        self._upkeep = Upkeep(redis, self._shards, self._inbox, self._info, lambda: self._turned, self.crew.stopping)
-        self._expiry = Expiry(redis, store, self.crew.stopping)
+        self._upkeep = Heartbeat(redis, self._shards, self._inbox, self._info, lambda: self._turned, self.crew.stopping)
+        self._expiry = ResultsCleanup(redis, store, self.crew.stopping)
         self._speed = Slowdown()
         self._turns = ModelScheduler[LoadedModel]()
         self._at_risk: Sequence[Lease] = ()
@@ -123,7 +124,7 @@ class Worker:
         chains = model.engine.image_steps - done_before
         return model.promised_s(chains) if chains else 0.0
 
-    def _suspect(self) -> Held | None:
+    def _suspect(self) -> ActiveShard | None:
         """The shard with which workers were lost, until it has passed the point where that happened."""
         lease = self._load.suspect
         held = self._held.get(lease.shard.id) if lease else None
@@ -144,18 +145,18 @@ class Worker:
         except Empty:
             return
 
-    def _heed(self, entry: Taken | Ended | Lost) -> None:
+    def _heed(self, entry: ShardTaken | JobEnded | LeaseLost) -> None:
         match entry:
-            case Taken():
+            case ShardTaken():
                 self._admit(entry)
                 if entry.lease.shard.id not in self._held:
                     self._load.clear(entry.lease)
-            case Ended(job):
+            case JobEnded(job):
                 self._drop([held for held in self._held.values() if held.lease.shard.job == job])
-            case Lost(lease):
+            case LeaseLost(lease):
                 self._drop([held for held in self._held.values() if held.lease is lease])
 
-    def _admit(self, taken: Taken) -> None:
+    def _admit(self, taken: ShardTaken) -> None:
         shard = taken.lease.shard
         if not self._shards.holds(taken.lease):
             self._load.clear(taken.lease)
@@ -167,22 +168,22 @@ class Worker:
         try:
             model.admit(shard, taken.indices, taken.saved)
         except CannotRun as error:
-            self._outbox.post(Parcel(taken.lease, failure=(error.code, str(error)), last=True))
+            self._outbox.post(ResultBatch(taken.lease, failure=(error.code, str(error)), last=True))
             self._load.add(shard, -len(taken.indices))
             return
         except Exception:
             self._at_risk = [taken.lease]
             raise
         if taken.indices:
-            self._held[shard.id] = Held(taken.lease, model, set(taken.indices))
+            self._held[shard.id] = ActiveShard(taken.lease, model, set(taken.indices))
         else:  # its worker died between the last image and the end of the shard
-            self._outbox.post(Parcel(taken.lease, last=True))
+            self._outbox.post(ResultBatch(taken.lease, last=True))
 
-    def _drop(self, shards: list[Held]) -> None:
+    def _drop(self, shards: list[ActiveShard]) -> None:
         for held in shards:
             held.model.engine.cancel(held.chains())
             self._let_go(held, len(held.left))
-            self._outbox.post(Parcel(held.lease, last=True))
+            self._outbox.post(ResultBatch(held.lease, last=True))
 
     def _retire(self, model: LoadedModel, finished: list[Finished]) -> None:
         by_shard: dict[str, list[tuple[int, Tensor]]] = {}
@@ -200,7 +201,7 @@ class Worker:
             self._moved.add(shard_id)
             last = not held.left
             self._let_go(held, len(images), for_good=last)
-            self._outbox.post(Parcel(held.lease, images, model.precision, last=last))
+            self._outbox.post(ResultBatch(held.lease, images, model.precision, last=last))
 
     def _fail(self, shard_id: str, index: int) -> None:
         held = self._held.get(shard_id)
@@ -210,9 +211,9 @@ class Worker:
         held.model.engine.cancel(held.chains())
         self._let_go(held, len(held.left) + 1)
         message = f"the network's output for image {index} is not finite; the weights or the precision are at fault"
-        self._outbox.post(Parcel(held.lease, failure=("not_finite", message), last=True))
+        self._outbox.post(ResultBatch(held.lease, failure=("not_finite", message), last=True))
 
-    def _let_go(self, held: Held, images: int, for_good: bool = True) -> None:
+    def _let_go(self, held: ActiveShard, images: int, for_good: bool = True) -> None:
         if for_good:
             del self._held[held.lease.shard.id]
             self._load.clear(held.lease)

@@ -3,65 +3,26 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 
 from redis import Redis
 from redis.client import PubSub
 
-from worker.inbox import Ended, Inbox, Taken
 from worker.jobs.domain import SHARD_IMAGES, Priority, Shard, job_of
 from worker.jobs.keys import CHANGES, PREVIEWS, queue_name
-from worker.loaded import LoadedModel
-from worker.previews import Previews
-from worker.results import Results
-from worker.rq_worker import BadShard, Lease, Limit, ShardWorker
-from worker.store import StoreFault
+from worker.process.job_writer import JobWriter
+from worker.process.load import WorkerLoad
+from worker.process.loaded_model import LoadedModel
+from worker.process.messages import JobEnded, MessageQueue, ShardTaken
+from worker.process.previews import PreviewSender
+from worker.process.shard_leases import BadShard, Lease, OwnerLimit, ShardLeases
+from worker.results.store import StoreFault
 
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5  # should a published change have been missed
 _SAVED_WITHIN_S = 30.0
 _SMALL = 16  # a shard of this share of what would be left, or less, is small
-
-
-class Load:
-    """Images that the worker holds, by model, priority and owner; written by the intake and by the loop."""
-
-    def __init__(self) -> None:
-        self._images: dict[tuple[str, Priority, str], int] = {}
-        self._lock = threading.Lock()
-        self.changed = threading.Event()
-        self.suspect: Lease | None = None  # while one is here no other shard is taken, so that its loss is nobody else's
-
-    def add(self, shard: Shard, images: int) -> None:
-        """As they come, and with a minus as they go."""
-        key = (shard.recipe.model, shard.priority, shard.owner)
-        with self._lock:
-            left = self._images.pop(key, 0) + images
-            if left:
-                self._images[key] = left
-        self.changed.set()
-
-    def clear(self, lease: Lease) -> None:
-        """It is a suspect no more, or here no more."""
-        if self.suspect is lease:
-            self.suspect = None
-            self.changed.set()
-
-    def of(self, model: str, *priorities: Priority) -> int:
-        with self._lock:
-            return sum(images for (name, priority, _), images in self._images.items() if name == model and priority in priorities)
-
-    def by_owner(self) -> dict[str, int]:
-        """Interactive ones."""
-        images = Counter[str]()
-        with self._lock:
-            for (_, priority, owner), count in self._images.items():
-                if priority is Priority.INTERACTIVE:
-                    images[owner] += count
-        return images
 
 
 class Intake:
@@ -77,11 +38,11 @@ class Intake:
 
     def __init__(
         self,
-        shards: ShardWorker,
-        results: Results,
+        shards: ShardLeases,
+        results: JobWriter,
         models: Mapping[str, LoadedModel],
-        load: Load,
-        inbox: Inbox,
+        load: WorkerLoad,
+        inbox: MessageQueue,
         held_back: Callable[[], bool],
     ) -> None:
         self._shards, self._results, self._models, self._load, self._inbox = shards, results, models, load, inbox
@@ -120,7 +81,7 @@ class Intake:
         self._load.add(lease.shard, len(indices))
         if lease.suspect:
             self._load.suspect = lease
-        self._inbox.put(Taken(lease, indices, saved))
+        self._inbox.put(ShardTaken(lease, indices, saved))
 
     def _saved(self, shard: Shard) -> bytes | None:
         """Its chains. Where the results store does not give them for long they are drawn anew: others wait for this shard."""
@@ -141,7 +102,7 @@ class Intake:
         self._asked_at = None
         return saved
 
-    def _wanted(self) -> dict[str, Limit]:
+    def _wanted(self) -> dict[str, OwnerLimit]:
         """The queues of which a shard would be taken."""
         wanted = {}
         for name, model in self._models.items():
@@ -150,18 +111,18 @@ class Intake:
             left_to_interactive = left - (0 if held_in_bulk else SHARD_IMAGES)
             if left_to_interactive >= 0 or not held:
                 most, small = max(SHARD_IMAGES, left_to_interactive), left_to_interactive // _SMALL
-                wanted[queue_name(Priority.INTERACTIVE, name)] = Limit(most, small)
+                wanted[queue_name(Priority.INTERACTIVE, name)] = OwnerLimit(most, small)
             if (left >= (SHARD_IMAGES if held_in_bulk else 0) or not held) and held_in_bulk < model.low_water:
-                wanted[queue_name(Priority.BULK, name)] = Limit()
+                wanted[queue_name(Priority.BULK, name)] = OwnerLimit()
         return wanted
 
 
-class Listener:
+class ChangeListener:
     """Hears what is published: changes of state, of which those that it misses are found by the intake and the outbox, and who
     wants a preview.
     """
 
-    def __init__(self, redis: Redis, load: Load, inbox: Inbox, previews: Previews) -> None:
+    def __init__(self, redis: Redis, load: WorkerLoad, inbox: MessageQueue, previews: PreviewSender) -> None:
         self._redis, self._load, self._inbox, self._previews = redis, load, inbox, previews
         self._pubsub: PubSub | None = None
 
@@ -179,4 +140,4 @@ class Listener:
         elif said == "queued":
             self._load.changed.set()
         elif said in ("cancelled", "failed", "deleted"):
-            self._inbox.put(Ended(job))
+            self._inbox.put(JobEnded(job))

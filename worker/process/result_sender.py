@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from worker.inbox import Ended, Inbox
 from worker.jobs.domain import Precision
-from worker.results import Results, encode
-from worker.rq_worker import Lease, ShardWorker
-from worker.store import StoreFault
+from worker.process.job_writer import JobWriter, encode
+from worker.process.messages import JobEnded, MessageQueue
+from worker.process.shard_leases import Lease, ShardLeases
+from worker.results.store import StoreFault
 
 log = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 0.05
@@ -24,7 +24,7 @@ _FULL_BYTES, _FULL_IMAGES = 256 * 1024 * 1024, 512
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class ResultBatch:
     """Finished images of a shard by index, uint8 (C, H, W); `last` where nothing of the shard is to come."""
 
     lease: Lease
@@ -34,28 +34,28 @@ class Parcel:
     last: bool = False
 
 
-Report = tuple[Lease, int, int]  # step of the shard's least advanced image, image-steps done
+ProgressReport = tuple[Lease, int, int]  # step of the shard's least advanced image, image-steps done
 
 
-class Outbox:
+class ResultSender:
     """`post` and `report` never wait. While Redis is away parcels gather here; of a shard's reports only the newest counts."""
 
-    def __init__(self, shards: ShardWorker, results: Results, inbox: Inbox) -> None:
+    def __init__(self, shards: ShardLeases, results: JobWriter, inbox: MessageQueue) -> None:
         self._shards, self._results, self._inbox = shards, results, inbox
-        self._parcels: deque[Parcel] = deque()
-        self._progress: dict[str, Report] = {}  # by shard
+        self._parcels: deque[ResultBatch] = deque()
+        self._progress: dict[str, ProgressReport] = {}  # by shard
         self._noting = threading.Lock()
         self._work = threading.Event()
         self._sending = threading.Lock()
 
-    def post(self, parcel: Parcel) -> None:
+    def post(self, parcel: ResultBatch) -> None:
         if parcel.last:  # what was noted before it would set the shard back
             with self._noting:
                 self._progress = {shard: report for shard, report in self._progress.items() if report[0] is not parcel.lease}
         self._parcels.append(parcel)
         self._work.set()
 
-    def report(self, reports: Iterable[Report]) -> None:
+    def report(self, reports: Iterable[ProgressReport]) -> None:
         with self._noting:
             self._progress |= {report[0].shard.id: report for report in reports}
         self._work.set()
@@ -103,7 +103,7 @@ class Outbox:
             for (lease, _, _), stays in zip(reports, wanted, strict=True):
                 self._heed(lease, stays)
 
-    def _send(self, parcel: Parcel) -> None:
+    def _send(self, parcel: ResultBatch) -> None:
         shard = parcel.lease.shard
         if parcel.images:
             images = [(index, encode(pixels, shard.recipe, index, parcel.precision)) for index, pixels in parcel.images]
@@ -123,4 +123,4 @@ class Outbox:
 
     def _heed(self, lease: Lease, wanted: bool) -> None:
         if not wanted:
-            self._inbox.put(Ended(lease.shard.job))
+            self._inbox.put(JobEnded(lease.shard.job))

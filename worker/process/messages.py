@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from worker.rq_worker import Lease
+from worker.process.shard_leases import Lease
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class ShardTaken:
     """A shard to run, the images of it that are not finished yet, and its chains as another worker saved them."""
 
     lease: Lease
@@ -18,17 +18,17 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class JobEnded:
     """A job that has ended or is gone: whatever runs of it is to leave."""
 
     job: str
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class LeaseLost:
     """A lease that is ours no longer. Its shard may be here again under another lease, which stays."""
 
     lease: Lease
 
 
-Inbox = SimpleQueue[Taken | Ended | Lost]
+MessageQueue = SimpleQueue[ShardTaken | JobEnded | LeaseLost]

@@ -17,10 +17,10 @@ from redis import Redis
 
 from models.diffusion.sampling import to_bytes
 from worker.engine.chain import Preview
-from worker.held import Held
 from worker.jobs.keys import PREVIEW_LIVES_MS, preview_key
-from worker.loaded import LoadedModel
-from worker.results import encode
+from worker.process.active_shard import ActiveShard
+from worker.process.job_writer import encode
+from worker.process.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
 _AT_ONCE, _AT_ONCE_BYTES = 64, 8 * 1024 * 1024  # images copied and sent together, one at least
@@ -28,14 +28,14 @@ _LOOK_EVERY_S = 0.2
 _MOST_ASKED = 1024  # who comes beyond asks again
 
 
-class Previews:
+class PreviewSender:
     """`ask` and `take` never wait. While some are on their way no others are copied, so that memory is bounded."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._asked: dict[tuple[str, int], None] = {}  # job and index, the oldest first
         self._lock = threading.Lock()
-        self._copies: Sequence[tuple[Held, Preview]] = ()
+        self._copies: Sequence[tuple[ActiveShard, Preview]] = ()
         self._work = threading.Event()
 
     def ask(self, job: str, index: int) -> None:
@@ -44,7 +44,7 @@ class Previews:
             if len(self._asked) < _MOST_ASKED:
                 self._asked[job, index] = None
 
-    def take(self, held: Iterable[Held]) -> None:
+    def take(self, held: Iterable[ActiveShard]) -> None:
         """Copy what was asked for and is here, between two steps. Who asked for what is elsewhere is forgotten."""
         if not self._asked or self._copies:
             return
@@ -80,7 +80,9 @@ class Previews:
             self._copies = ()
 
 
-def _bounded(images: Sequence[tuple[Held, int]]) -> tuple[Sequence[tuple[Held, int]], Sequence[tuple[Held, int]]]:
+def _bounded(
+    images: Sequence[tuple[ActiveShard, int]],
+) -> tuple[Sequence[tuple[ActiveShard, int]], Sequence[tuple[ActiveShard, int]]]:
     """Those that may be copied together, and the others."""
     size = most = 0
     for shard, _ in images[:_AT_ONCE]:
@@ -91,9 +93,9 @@ def _bounded(images: Sequence[tuple[Held, int]]) -> tuple[Sequence[tuple[Held, i
     return images[:most], images[most:]
 
 
-def _copied(images: Iterable[tuple[Held, int]]) -> list[tuple[Held, Preview]]:
+def _copied(images: Iterable[tuple[ActiveShard, int]]) -> list[tuple[ActiveShard, Preview]]:
     """All of a model in one go."""
-    by_model = defaultdict[LoadedModel, dict[tuple[str, int], Held]](dict)
+    by_model = defaultdict[LoadedModel, dict[tuple[str, int], ActiveShard]](dict)
     for shard, index in images:
         by_model[shard.model][shard.lease.shard.id, index] = shard
     return [

@@ -1,0 +1,60 @@
+"""From DDPM_RESULTS_URL to a results store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.registry import known_implementations
+
+from worker.redaction import without_secrets
+from worker.results.in_redis import InRedis
+from worker.results.object_store import ObjectStore
+from worker.results.store import ResultsStore
+
+_S3: dict[str, Any] = {
+    "config_kwargs": {"connect_timeout": 2, "read_timeout": 5, "retries": {"max_attempts": 1}},
+    "max_concurrency": 1,  # requests for one object; with more of them s3fs asks for the size first
+}
+_OPTIONS = {"s3": _S3, "s3a": _S3}
+
+
+class BadStoreUrl(ValueError):
+    """A DDPM_RESULTS_URL that cannot be used; the text is fact, value and remedy, without what may be a secret."""
+
+
+def open_store(url: str | None) -> ResultsStore:
+    """Connects when first used. Raises BadStoreUrl."""
+    if not url:
+        return InRedis()
+    shown, protocol = without_secrets(url), _protocol(url)
+    if set("*?[]") & set(url):
+        raise BadStoreUrl(f"DDPM_RESULTS_URL={shown} holds one of * ? [ ]; choose a path without")
+    try:
+        file_system, root = url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **_OPTIONS.get(protocol, {}))
+    except Exception as error:  # each file system has its own; their texts may repeat the URL
+        raise BadStoreUrl(
+            f"DDPM_RESULTS_URL={shown} cannot be opened ({type(error).__name__}); correct it, see docs/results.md"
+        ) from None
+    return ObjectStore(file_system, root.rstrip("/"), protocol, shown)
+
+
+def _protocol(url: str) -> str:
+    """Of a file system that is here; importing it is the test."""
+    protocol, colon, path = url.partition("://")
+    shown = without_secrets(url)
+    if not colon or not path.strip("/"):
+        raise BadStoreUrl(
+            f"DDPM_RESULTS_URL={shown} names no place; use file:///FOLDER, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+        )
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ValueError:
+        raise BadStoreUrl(f"DDPM_RESULTS_URL={shown} is of an unknown kind; use file://, s3:// or gs://") from None
+    except ImportError:
+        package = known_implementations[protocol]["class"].partition(".")[0]
+        raise BadStoreUrl(
+            f"DDPM_RESULTS_URL={shown} needs the package {package}, which is absent; pip install {package}"
+        ) from None
+    return protocol
