@@ -14,7 +14,7 @@ from app.disk import Disk
 from app.errors import KeyReused, NotOnDisk, QueueFull, QuotaExceeded
 from app.look import Found, found, look
 from app.record import Record
-from app.schemas import JobRequest
+from app.schemas.jobs import JobRequest
 from app.validation import invalid
 from worker.jobs.keys import LEFT, LOAD, idempotency_key, job_key
 from worker.jobs.policy import UNFINISHED_TTL_S

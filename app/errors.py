@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from starlette.exceptions import HTTPException
 
-from app.schemas import InvalidField
+from app.schemas.problems import InvalidField
 from worker.jobs.domain import State
 
 

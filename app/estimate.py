@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from app.schemas import QueuePlace
+from app.schemas.jobs import QueuePlace
 from worker.jobs.domain import SHARD_IMAGES, Priority
 from worker.jobs.keys import LEFT, open_key
 from worker.jobs.policy import FLOOR, HOLDS, STRETCH

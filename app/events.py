@@ -13,7 +13,8 @@ from functools import cached_property
 from fastapi.sse import format_sse_event
 
 from app.record import Record, utc
-from app.schemas import ImageEvent, Progress, StateEvent
+from app.schemas.events import ImageEvent, StateEvent
+from app.schemas.jobs import Progress
 from worker.jobs.domain import MAX_COUNT, State
 
 LAST_EVENT_ID_PATTERN = f"^[0-4]-[0-9a-f]{{1,{MAX_COUNT // 4}}}$"

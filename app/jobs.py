@@ -26,7 +26,7 @@ from app.preview_feed import PreviewFeed
 from app.previews import Previews
 from app.recipes import recipe_of
 from app.record import Record
-from app.schemas import Job, JobPage, JobRequest, JobSummary
+from app.schemas.jobs import Job, JobPage, JobRequest, JobSummary
 from app.sheets import Gone, Sheets
 from app.watch import Followed
 from app.webhooks.request import check_webhook

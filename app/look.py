@@ -13,7 +13,7 @@ from redis.asyncio.client import Pipeline
 from app.errors import UnknownJob
 from app.estimate import PLACE_ARGS, PLACE_KEYS, QUEUE_PLACE, queue_place
 from app.record import Record
-from app.schemas import Job, QueuePlace
+from app.schemas.jobs import Job, QueuePlace
 from worker.jobs import worker_registry
 from worker.jobs.keys import WORKERS, job_key, png_key, sha256_key
 from worker.jobs.worker_registry import WorkerInfo

@@ -8,7 +8,9 @@ from fastapi import FastAPI
 
 from app.errors import TooManyRequests, Unauthorized, WrongHost, problems
 from app.gate import open_paths
-from app.schemas import ImageEvent, PreviewEvent, ProblemDetails, StateEvent, WebhookMessage
+from app.schemas.events import ImageEvent, PreviewEvent, StateEvent
+from app.schemas.problems import ProblemDetails
+from app.schemas.webhooks import WebhookMessage
 from app.security import Keyring
 from models.checkpoints.catalog import Catalog
 

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from app.errors import UnknownImage
 from app.previews import Previews
-from app.schemas import PreviewEvent
+from app.schemas.events import PreviewEvent
 from app.watch import Followed
 
 MAX_IMAGES = 16  # of one stream

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 
 from app.errors import unknown_model
-from app.schemas import JobRequest
+from app.schemas.jobs import JobRequest
 from app.validation import invalid
 from models.checkpoints.catalog import Card, Catalog
 from models.diffusion.options import Sampler, Variance

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from redis.typing import EncodableT, FieldT
 
-from app.schemas import Image, Job, JobError, JobSummary, Progress, QueuePlace, WebhookStatus
+from app.schemas.jobs import Image, Job, JobError, JobSummary, Progress, QueuePlace, WebhookStatus
 from worker.jobs.domain import Priority, Recipe, Shard, State, shard_count, shards_of
 from worker.jobs.keys import progress_field
 

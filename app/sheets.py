@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from app.errors import Expired, ResultsUnreachable
 from app.pictures import Pictures
 from app.record import Record
-from app.schemas import Image
+from app.schemas.jobs import Image
 from app.sheet import ContactSheet
 
 Gone = Callable[[], Coroutine[Any, Any, None]]  # returns when a client has closed the connection

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.errors import BrokenBody, InvalidRequest, Problem
-from app.schemas import InvalidField
+from app.schemas.problems import InvalidField
 
 _TEXTS = {
     "missing": "{field} is missing; send it.",

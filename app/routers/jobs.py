@@ -30,7 +30,7 @@ from app.errors import (
 )
 from app.media import PNG, Zip, png_response, zip_response
 from app.pages import CURSOR_PATTERN, Place
-from app.schemas import JOB_EXAMPLE, IdempotencyKey, Job, JobPage, JobRequest
+from app.schemas.jobs import JOB_EXAMPLE, IdempotencyKey, Job, JobPage, JobRequest
 from worker.jobs.domain import MAX_INDEX, State
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(StoreUnreachable))

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path
 
 from app.dependencies import Catalog
 from app.errors import UnknownModel, problems
-from app.schemas import ModelPage
+from app.schemas.models import ModelPage
 from models.checkpoints.catalog import Card
 
 router = APIRouter(prefix="/v1/models", tags=["models"])

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from app.background import background
 from app.record import Record
-from app.schemas import WebhookMessage
+from app.schemas.webhooks import WebhookMessage
 from app.webhooks import signature
 from app.webhooks.sender import AT_ONCE, TIMEOUT_S, Outcome, Sender
 from app.webhooks.target import BadTarget, Target

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from app.estimate import queue_place
-from app.schemas import QueuePlace
+from app.schemas.jobs import QueuePlace
 from worker.jobs.policy import STRETCH
 from worker.jobs.worker_registry import ModelInfo, Pace, WorkerInfo
 

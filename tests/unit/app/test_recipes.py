@@ -6,7 +6,7 @@ import pytest
 
 from app.errors import InvalidRequest
 from app.recipes import recipe_of
-from app.schemas import JobRequest
+from app.schemas.jobs import JobRequest
 from models.checkpoints.catalog import Card, Catalog, Defaults
 from tests.support.cards import card_of
 from worker.jobs.domain import MAX_SEED, Recipe

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.record import Record
-from app.schemas import JobError, QueuePlace
+from app.schemas.jobs import JobError, QueuePlace
 from worker.jobs.domain import Priority, Recipe, State
 
 QUEUED = Record(

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from app.errors import ResultsUnreachable
 from app.record import Record
-from app.schemas import Image
+from app.schemas.jobs import Image
 from app.sheets import Sheets
 from tests.support.worker import png_of
 from worker.jobs.domain import Priority, Recipe

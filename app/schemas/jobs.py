@@ -1,21 +1,20 @@
-"""What goes over the wire. The descriptions are the reference: OpenAPI is made from them."""
+"""A job as it is asked for and as it is told. The descriptions are the reference: OpenAPI is made from them."""
 
 from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from fastapi import Header
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from models.checkpoints.catalog import Card
 from models.diffusion.options import Sampler, Variance
 from worker.jobs.domain import MAX_COUNT, MAX_INDEX, MAX_SEED, Priority, State
 
 JOB_EXAMPLE = "9f1c2b7e4d5a4c0f8b6a3e2d1c0b9a87"
 _IDEMPOTENCY_KEY = re.compile("^[!-~]{1,255}$")
-_SHA256_EXAMPLE = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+SHA256_EXAMPLE = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 _WEBHOOK = Field(max_length=2000, json_schema_extra={"pattern": "^https?://"})  # app/webhooks/request.py says it in better words
 
 
@@ -147,7 +146,7 @@ class Image(BaseModel):
         description="finished: can be fetched; expired: could be; otherwise how far its job got with it", examples=["finished"]
     )
     url: str = Field(description="Where the PNG is or will be", examples=[f"/v1/jobs/{JOB_EXAMPLE}/images/0"])
-    sha256: str | None = Field(description="Of the PNG; null until it is finished", examples=[_SHA256_EXAMPLE])
+    sha256: str | None = Field(description="Of the PNG; null until it is finished", examples=[SHA256_EXAMPLE])
 
 
 class JobError(BaseModel):
@@ -210,75 +209,8 @@ class Job(JobSummary):
     images: list[Image] = Field(description="All images, in order of index")
 
 
-class WebhookMessage(BaseModel):
-    """The body of a webhook, as https://www.standardwebhooks.com has it."""
-
-    type: Literal["job.finished", "job.failed", "job.cancelled"] = Field(
-        description="How the job has ended", examples=["job.finished"]
-    )
-    timestamp: datetime = Field(description="When it did, UTC", examples=["2026-11-22T12:00:05.200000Z"])
-    data: JobSummary = Field(description="The job")
-
-    @classmethod
-    def of(cls, job: JobSummary) -> Self:
-        return cls.model_validate({"type": f"job.{job.state}", "timestamp": job.finished_at, "data": job})
-
-
-class StateEvent(BaseModel):
-    """The job reached a state."""
-
-    state: State = Field(
-        description="finished, failed and cancelled are final: the stream ends. A job whose last worker is lost is queued again",
-        examples=["running"],
-    )
-    at: datetime = Field(description="When it did so for the first time, UTC", examples=["2026-11-22T12:00:00.100000Z"])
-    error: JobError | None = Field(description="Why it failed; null otherwise")
-
-
-class ImageEvent(BaseModel):
-    """An image is finished and can be fetched."""
-
-    index: int = Field(description="Absolute index, from `start` on", examples=[0])
-    url: str = Field(description="Where the PNG is", examples=[f"/v1/jobs/{JOB_EXAMPLE}/images/0"])
-    sha256: str = Field(description="Of the PNG", examples=[_SHA256_EXAMPLE])
-
-
-class PreviewEvent(BaseModel):
-    """A running image as it stands."""
-
-    index: int = Field(description="Absolute index, from `start` on", examples=[0])
-    png: str = Field(
-        description="What the network takes the image for, after one of its latest steps",
-        examples=["iVBORw0KGgo="],
-        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
-    )
-
-
 class JobPage(BaseModel):
     jobs: list[JobSummary] = Field(description="Newest first; may be fewer than `limit` before the end")
     next_cursor: str | None = Field(
         description="`cursor` of the next page; null at the end", examples=["1795348800000000-9f1c2b7e4d5a4c0f8b6a3e2d1c0b9a87"]
     )
-
-
-class ModelPage(BaseModel):
-    models: list[Card] = Field(description="All models, by name")
-    default: str = Field(description="Used by jobs that name no model", examples=["fashion-mnist-28"])
-
-
-class InvalidField(BaseModel):
-    field: str = Field(description="Name of the field, parameter or header", examples=["count"])
-    value: str = Field(
-        description="What was sent, as JSON, cut to 80 characters; arrays and objects are not shown", examples=["1025"]
-    )
-    detail: str = Field(description="Fact, value, remedy", examples=["count=1025 is more than 1024; use 1024 or less."])
-
-
-class ProblemDetails(BaseModel):
-    """RFC 9457: the body of every error."""
-
-    type: str = Field(description="Kind of problem, for programs", examples=["urn:problem-type:ddpm:invalid-request"])
-    title: str = Field(description="Kind of problem, for people", examples=["Invalid request"])
-    status: int = Field(description="HTTP status", examples=[422])
-    detail: str = Field(description="Fact, value, remedy", examples=["count=1025 is more than 1024; use 1024 or less."])
-    errors: list[InvalidField] | None = Field(default=None, description="Each invalid field; only for invalid requests")
