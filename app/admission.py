@@ -11,11 +11,11 @@ from typing import Any
 from redis.asyncio import Redis
 
 from app.disk import Disk
-from app.errors import KeyReused, NotOnDisk, QueueFull, QuotaExceeded
 from app.look import Found, found, look
+from app.problems.problems import KeyReused, NotOnDisk, QueueFull, QuotaExceeded
+from app.problems.validation import invalid
 from app.record import Record
 from app.schemas.jobs import JobRequest
-from app.validation import invalid
 from worker.jobs.keys import LEFT, LOAD, idempotency_key, job_key
 from worker.jobs.policy import UNFINISHED_TTL_S
 from worker.jobs.worker_registry import WorkerInfo

@@ -8,8 +8,8 @@ from hashlib import sha256
 from io import SEEK_SET, BytesIO
 from zipfile import ZipFile, ZipInfo
 
-from app.errors import Expired
 from app.pictures import Pictures
+from app.problems.problems import Expired
 from app.record import Record
 
 log = logging.getLogger(__name__)

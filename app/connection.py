@@ -12,8 +12,8 @@ from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from app.errors import HeadTooLarge, NotHttp, Problem, SlowRequest
-from app.handlers import render
+from app.problems.exception_handlers import render
+from app.problems.problems import HeadTooLarge, NotHttp, Problem, SlowRequest
 
 ARRIVES_WITHIN_S = 20.0  # from its first byte to its last; the largest body needs 3.3 KB a second
 READ_WITHIN_S = 60.0  # what was written and waits, 64 KB of it: the rest would wait for ever for a client that reads nothing

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from starlette.requests import Request
 
 from app import jobs, security, watch
-from app.errors import WrongContentType
+from app.problems.problems import WrongContentType
 from models.checkpoints import catalog
 
 

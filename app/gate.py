@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import Problem, TooManyRequests, Unauthorized, WrongHost
-from app.handlers import render
+from app.problems.exception_handlers import render
+from app.problems.problems import Problem, TooManyRequests, Unauthorized, WrongHost
 from app.rate_limit import RateLimit
 from app.routers.page import PATHS
 from app.security import LOCAL, Key, Keyring, is_here

@@ -16,7 +16,6 @@ from redis.exceptions import RedisError
 
 from app.admission import Admission, Command
 from app.archive import Archive
-from app.errors import Expired, NotEnded, NotFinished, NotOnDisk, UnknownImage, UnknownJob
 from app.look import check, found, known, look
 from app.looks import Looks, States
 from app.notifier import Notifier, set_within
@@ -24,6 +23,7 @@ from app.pages import Place, newest_first
 from app.pictures import Pictures
 from app.preview_feed import PreviewFeed
 from app.previews import Previews
+from app.problems.problems import Expired, NotEnded, NotFinished, NotOnDisk, UnknownImage, UnknownJob
 from app.recipes import recipe_of
 from app.record import Record
 from app.schemas.jobs import Job, JobPage, JobRequest, JobSummary
@@ -45,7 +45,7 @@ _MAX_SCAN = 1000  # records read by one listing, however few match
 class Jobs:
     """An owner sees its own jobs only: to it all others are unknown.
 
-    Every method raises redis' own errors where Redis is away; app/handlers.py makes them 503 and 507.
+    Every method raises redis' own errors where Redis is away; app/problems/exception_handlers.py makes them 503 and 507.
     """
 
     def __init__(

@@ -10,8 +10,8 @@ from typing import Any
 
 from redis.asyncio.client import Pipeline
 
-from app.errors import UnknownJob
 from app.estimate import PLACE_ARGS, PLACE_KEYS, QUEUE_PLACE, queue_place
+from app.problems.problems import UnknownJob
 from app.record import Record
 from app.schemas.jobs import Job, QueuePlace
 from worker.jobs import worker_registry

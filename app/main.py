@@ -8,16 +8,17 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.datastructures import State
 
-from app import handlers, openapi, store
+from app import openapi, store
 from app.admission import Admission, Bounds
 from app.disk import WAIT_S
-from app.errors import Internal, problems
 from app.gate import Gate, host_names
 from app.jobs import Jobs
 from app.middleware import BodyLimit, HeadAsGet
 from app.notifier import Notifier
 from app.pictures import Pictures
 from app.polls import Polls
+from app.problems import exception_handlers
+from app.problems.problems import Internal, problems
 from app.rate_limit import RateLimit
 from app.reaper import ReaperTask
 from app.routers import events, health, jobs, models, page
@@ -57,7 +58,7 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     app.add_middleware(HeadAsGet)
     limit, hosts = RateLimit(settings.key_requests_per_s), host_names(settings.anonymous_hosts)
     app.add_middleware(Gate, keyring=keyring, limit=limit, anonymous_hosts=hosts)
-    handlers.install(app)
+    exception_handlers.install_handlers(app)
     openapi.describe(app, app.state.catalog, keyring, webhooks=bool(webhook_secret))
     return app
 

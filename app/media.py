@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.archive import Archive
-from app.errors import Problem
+from app.problems.problems import Problem
 
 log = logging.getLogger(__name__)
 _FINAL = "private, max-age=31536000, immutable"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BodyTooLarge
-from app.handlers import render
+from app.problems.exception_handlers import render
+from app.problems.problems import BodyTooLarge
 
 _WITHOUT_BODY = {"GET", "HEAD"}  # nobody reads one: an error where somebody waits for the client to leave would be taken for that
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.errors import TooManyRequests, Unauthorized, WrongHost, problems
 from app.gate import open_paths
+from app.problems.problems import TooManyRequests, Unauthorized, WrongHost, problems
 from app.schemas.events import ImageEvent, PreviewEvent, StateEvent
 from app.schemas.problems import ProblemDetails
 from app.schemas.webhooks import WebhookMessage

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import Problem
-from app.handlers import answer
 from app.jobs import Jobs
+from app.problems.exception_handlers import problem_response
+from app.problems.problems import Problem
 
 _STATUS = re.compile("/v1/jobs/([^/]+)")
 
@@ -29,5 +29,5 @@ class Polls:
         try:
             response = Response(await self._jobs.status(found[1], scope["state"]["key"].name), media_type="application/json")
         except (Problem, RedisError) as error:
-            response = await answer(Request(scope), error)
+            response = await problem_response(Request(scope), error)
         return await response(scope, receive, send)

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from fastapi.sse import format_sse_event
 from redis.exceptions import RedisError
 
-from app.errors import UnknownImage
 from app.previews import Previews
+from app.problems.problems import UnknownImage
 from app.schemas.events import PreviewEvent
 from app.watch import Followed
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from app.errors import NoPreview, UnknownImage
 from app.look import Hash, as_hash, check, known
 from app.notifier import Notifier
+from app.problems.problems import NoPreview, UnknownImage
 from worker.jobs.domain import State
 from worker.jobs.keys import PREVIEWS, job_key, preview_asked_key, preview_key, sha256_key
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 
-from app.errors import unknown_model
+from app.problems.problems import unknown_model
+from app.problems.validation import invalid
 from app.schemas.jobs import JobRequest
-from app.validation import invalid
 from models.checkpoints.catalog import Card, Catalog
 from models.diffusion.options import Sampler, Variance
 from worker.jobs.domain import MAX_SEED, Recipe

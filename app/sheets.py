@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from weakref import WeakValueDictionary
 
-from app.errors import Expired, ResultsUnreachable
 from app.pictures import Pictures
+from app.problems.problems import Expired, ResultsUnreachable
 from app.record import Record
 from app.schemas.jobs import Image
 from app.sheet import ContactSheet

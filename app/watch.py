@@ -14,11 +14,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.background import background
-from app.errors import UnknownJob
 from app.events import Told, View
 from app.look import Hash, as_hash, check
 from app.looks import Together
 from app.notifier import Notifier, set_within
+from app.problems.problems import UnknownJob
 from app.record import Record
 from worker.jobs.domain import State
 from worker.jobs.keys import job_key, sha256_key

@@ -9,9 +9,9 @@ from starlette.responses import StreamingResponse
 
 from app.background import background
 from app.dependencies import Jobs, Key, Watch
-from app.errors import InvalidRequest, StoreUnreachable, UnknownImage, UnknownJob, problems
 from app.events import LAST_EVENT_ID_PATTERN, Told
 from app.preview_feed import MAX_IMAGES, PreviewFeed
+from app.problems.problems import InvalidRequest, StoreUnreachable, UnknownImage, UnknownJob, problems
 from app.routers.jobs import JobId
 from app.watch import Followed
 from worker.jobs.domain import MAX_INDEX

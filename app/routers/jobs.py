@@ -8,7 +8,9 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from app.dependencies import Jobs, Key, json_only
-from app.errors import (
+from app.media import PNG, Zip, png_response, zip_response
+from app.pages import CURSOR_PATTERN, Place
+from app.problems.problems import (
     BodyTooLarge,
     BrokenBody,
     Expired,
@@ -28,8 +30,6 @@ from app.errors import (
     WrongContentType,
     problems,
 )
-from app.media import PNG, Zip, png_response, zip_response
-from app.pages import CURSOR_PATTERN, Place
 from app.schemas.jobs import JOB_EXAMPLE, IdempotencyKey, Job, JobPage, JobRequest
 from worker.jobs.domain import MAX_INDEX, State
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from app.dependencies import Catalog
-from app.errors import UnknownModel, problems
+from app.problems.problems import UnknownModel, problems
 from app.schemas.models import ModelPage
 from models.checkpoints.catalog import Card
 

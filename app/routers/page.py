@@ -7,7 +7,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request, Response
 from starlette.staticfiles import StaticFiles
 
-from app.errors import UnknownRoute
+from app.problems.problems import UnknownRoute
 
 router = APIRouter(include_in_schema=False)
 

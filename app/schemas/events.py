@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, Field
 
-from app.schemas.jobs import SHA256_EXAMPLE, JOB_EXAMPLE, JobError
+from app.schemas.jobs import JOB_EXAMPLE, SHA256_EXAMPLE, JobError
 from worker.jobs.domain import State
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.validation import invalid, shorten
+from app.problems.validation import invalid, shorten
 from app.webhooks.target import BadTarget, Reach, Target
 
 

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from app.errors import BodyTooLarge
 from app.middleware import BodyLimit
+from app.problems.problems import BodyTooLarge
 
 
 class Client:

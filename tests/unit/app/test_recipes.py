@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.errors import InvalidRequest
+from app.problems.problems import InvalidRequest
 from app.recipes import recipe_of
 from app.schemas.jobs import JobRequest
 from models.checkpoints.catalog import Card, Catalog, Defaults

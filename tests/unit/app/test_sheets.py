@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from app.errors import ResultsUnreachable
+from app.problems.problems import ResultsUnreachable
 from app.record import Record
 from app.schemas.jobs import Image
 from app.sheets import Sheets

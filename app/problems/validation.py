@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.errors import BrokenBody, InvalidRequest, Problem
+from app.problems.problems import BrokenBody, InvalidRequest, Problem
 from app.schemas.problems import InvalidField
 
 _TEXTS = {

@@ -13,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
-from app.errors import BrokenBody, Internal, MethodNotAllowed, Problem, StoreFull, StoreUnreachable, UnknownRoute
-from app.validation import problem_of
+from app.problems.problems import BrokenBody, Internal, MethodNotAllowed, Problem, StoreFull, StoreUnreachable, UnknownRoute
+from app.problems.validation import problem_of
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
-def install(app: FastAPI) -> None:
+def install_handlers(app: FastAPI) -> None:
     for kind in (
         HTTPException,
         RequestValidationError,
@@ -28,10 +28,10 @@ def install(app: FastAPI) -> None:
         redis.ResponseError,
         Exception,
     ):
-        app.add_exception_handler(kind, answer)
+        app.add_exception_handler(kind, problem_response)
 
 
-async def answer(request: Request, error: Exception) -> Response:
+async def problem_response(request: Request, error: Exception) -> Response:
     return render(_problem(request, error))
 
 
