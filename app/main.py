@@ -8,19 +8,20 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.datastructures import State
 
-from app import openapi, store
+from app import openapi
 from app.admission import Admission, Bounds
 from app.disk import WAIT_S
 from app.gate import Gate, host_names
 from app.jobs import Jobs
 from app.middleware import BodyLimit, HeadAsGet
 from app.notifier import Notifier
+from app.operation import redis_client
+from app.operation.reaper import ReaperTask
 from app.pictures import Pictures
 from app.polls import Polls
 from app.problems import exception_handlers
 from app.problems.problems import Internal, problems
 from app.rate_limit import RateLimit
-from app.reaper import ReaperTask
 from app.routers import events, health, jobs, models, page
 from app.security import Keyring
 from app.settings import ApiSettings
@@ -67,13 +68,13 @@ def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
     """What handlers ask for (app/dependencies.py), and what runs while the app does."""
     state.catalog = Catalog.read(SHIPPED, *([settings.models_dir] if settings.models_dir else []))
     redis_url = str(settings.redis_url)
-    state.redis = store.connect(redis_url)
-    state.patient_redis = store.connect(redis_url, timeout_s=_PATIENT_S)
+    state.redis = redis_client.connect(redis_url)
+    state.patient_redis = redis_client.connect(redis_url, timeout_s=_PATIENT_S)
     state.notifier = Notifier(state.redis)
     state.watch = Watch(state.redis, state.notifier)
     state.pictures = Pictures(state.redis, open_store(settings.results_url.get_secret_value()))
     state.sheets = Sheets(state.pictures)
-    state.reaper = ReaperTask(store.connect_in_thread(redis_url))
+    state.reaper = ReaperTask(redis_client.connect_in_thread(redis_url))
     reach = Reach(settings.webhook_networks)
     state.delivery = Delivery(state.redis, Sender(reach), webhook_secret)
     bounds = Bounds(of_one=settings.max_open_image_steps_per_key, of_all=settings.max_open_image_steps)

@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from app.background import background
+from app.operation.background import background
 from worker.jobs.keys import CHANGES, job_key
 
 log = logging.getLogger(__name__)

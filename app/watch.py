@@ -13,11 +13,11 @@ from fastapi.sse import format_sse_event
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from app.background import background
 from app.events import Told, View
 from app.look import Hash, as_hash, check
 from app.looks import Together
 from app.notifier import Notifier, set_within
+from app.operation.background import background
 from app.problems.problems import UnknownJob
 from app.record import Record
 from worker.jobs.domain import State

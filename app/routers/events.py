@@ -7,9 +7,9 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import Field
 from starlette.responses import StreamingResponse
 
-from app.background import background
 from app.dependencies import Jobs, Key, Watch
 from app.events import LAST_EVENT_ID_PATTERN, Told
+from app.operation.background import background
 from app.preview_feed import MAX_IMAGES, PreviewFeed
 from app.problems.problems import InvalidRequest, StoreUnreachable, UnknownImage, UnknownJob, problems
 from app.routers.jobs import JobId

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.dependencies import Store
-from app.metrics import scrape
+from app.operation.metrics import scrape
 from app.problems.problems import NoWorker, StoreUnreachable, problems
 from app.schemas.health import Health, Readiness, Worker
 from worker.jobs import worker_registry

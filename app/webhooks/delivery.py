@@ -20,7 +20,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from app.background import background
+from app.operation.background import background
 from app.record import Record
 from app.schemas.webhooks import WebhookMessage
 from app.webhooks import signature

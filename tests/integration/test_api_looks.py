@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app import store
 from app.looks import Looks
 from app.main import create_app
+from app.operation import redis_client
 from app.settings import ApiSettings
 from tests.support.processes import later
 from tests.support.proxy import Proxy, proxy
@@ -66,7 +66,7 @@ def test_who_waits_has_the_job_built_once(between: Proxy, behind: httpx.Client, 
 async def test_looks_that_are_asked_for_at_once_are_one_round_trip(between: Proxy, post: Post) -> None:
     jobs = [post(count=count)["id"] for count in range(1, 11)]  # no more than a server reads at once
     between.about = b"ddpm:job:"
-    redis = store.connect(between.url)
+    redis = redis_client.connect(between.url)
     looks = Looks(redis)
     answers = await asyncio.gather(*(looks.at(job) for job in [*jobs, *jobs]))
     assert [answer.seen(job, "local").count for job, answer in zip([*jobs, *jobs], answers, strict=True)] == [*range(1, 11)] * 2
@@ -76,7 +76,7 @@ async def test_looks_that_are_asked_for_at_once_are_one_round_trip(between: Prox
 
 async def test_who_leaves_takes_nobody_elses_look_along(valkey_url: str, post: Post) -> None:
     job = post()["id"]
-    redis = store.connect(valkey_url)
+    redis = redis_client.connect(valkey_url)
     looks = Looks(redis)
     leaves, stays = (asyncio.ensure_future(looks.at(job)) for _ in range(2))
     await asyncio.sleep(0)

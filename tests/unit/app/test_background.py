@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from app.background import background
+from app.operation.background import background
 
 
 async def for_ever(seen: list[str]) -> None:

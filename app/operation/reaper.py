@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, closing
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.background import background
+from app.operation.background import background
 from worker.jobs.reaper import REAP_EVERY_S, Reaper
 
 log = logging.getLogger(__name__)
