@@ -11,10 +11,10 @@ from typing import Any
 from redis.asyncio import Redis
 
 from app.disk import Disk
-from app.look import Found, found, look
 from app.problems.problems import KeyReused, NotOnDisk, QueueFull, QuotaExceeded
 from app.problems.validation import invalid
-from app.record import Record
+from app.records.reader import StoredJob, buffer_read, parse_read
+from app.records.record import Record
 from app.schemas.jobs import JobRequest
 from worker.jobs.keys import LEFT, LOAD, idempotency_key, job_key
 from worker.jobs.policy import UNFINISHED_TTL_S
@@ -73,7 +73,7 @@ class Admitted:
     """The job that is there now, and what was found of the one that was to be posted."""
 
     job: str
-    found: Found
+    parse_read: StoredJob
 
 
 class Admission:
@@ -103,11 +103,11 @@ class Admission:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.eval(_ADMIT, len(keys), *keys, *about, _fingerprint(request), UNFINISHED_TTL_S, *_flat(commands))
             self._disk.ask(pipe)
-            look(pipe, record.id)  # here, not afterwards: a job that was accepted must not be answered with 503
+            buffer_read(pipe, record.id)  # here, not afterwards: a job that was accepted must not be answered with 503
             posted, *asked, looked = await pipe.execute(raise_on_error=False)
         if failed := next((answer for answer in (posted, looked) if isinstance(answer, Exception)), None):
             raise failed
-        [it] = found(looked)
+        [it] = parse_read(looked)
         self._refuse(record, posted, it.alive())
         if not await self._disk.has(asked):
             raise NotOnDisk

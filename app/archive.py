@@ -10,7 +10,7 @@ from zipfile import ZipFile, ZipInfo
 
 from app.pictures import Pictures
 from app.problems.problems import Expired
-from app.record import Record
+from app.records.record import Record
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 16

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from fastapi.sse import format_sse_event
 
-from app.record import Record, utc
+from app.records.record import Record, utc
 from app.schemas.events import ImageEvent, StateEvent
 from app.schemas.jobs import Progress
 from worker.jobs.domain import MAX_COUNT, State

@@ -16,16 +16,16 @@ from redis.exceptions import RedisError
 
 from app.admission import Admission, Command
 from app.archive import Archive
-from app.look import check, found, known, look
-from app.looks import Looks, States
-from app.notifier import Notifier, set_within
-from app.pages import Place, newest_first
 from app.pictures import Pictures
 from app.preview_feed import PreviewFeed
 from app.previews import Previews
 from app.problems.problems import Expired, NotEnded, NotFinished, NotOnDisk, UnknownImage, UnknownJob
 from app.recipes import recipe_of
-from app.record import Record
+from app.records.coalescing import JobReader, StateReader
+from app.records.cursor import Cursor, newest_first
+from app.records.notifier import Notifier, set_within
+from app.records.reader import buffer_read, check_job_id, owned_record, parse_read
+from app.records.record import Record
 from app.schemas.jobs import Job, JobPage, JobRequest, JobSummary
 from app.sheets import Gone, Sheets
 from app.watch import Followed
@@ -64,7 +64,7 @@ class Jobs:
         self._pictures, self._sheets, self._admission, self._results_ttl_s = pictures, sheets, admission, results_ttl_s
         self._reach = reach
         self._index_ttl_s = UNFINISHED_TTL_S + results_ttl_s + RECORD_TTL_S  # as long as a record can be there
-        self._looks, self._states, self._previews = Looks(redis), States(redis), Previews(redis, notifier)
+        self._looks, self._states, self._previews = JobReader(redis), StateReader(redis), Previews(redis, notifier)
 
     async def submit(self, request: JobRequest, owner: str, key: str | None = None) -> Job:
         """Post a job, whole or not at all, or find the one that was posted with this Idempotency-Key.
@@ -94,10 +94,10 @@ class Jobs:
 
     async def status(self, job: str, owner: str) -> bytes:
         """As `get`, and at once as JSON."""
-        check(job)
+        check_job_id(job)
         return (await self._looks.at(job)).seen_json(job, owner)
 
-    async def page(self, owner: str, state: State | None, limit: int, after: Place | None) -> JobPage:
+    async def page(self, owner: str, state: State | None, limit: int, after: Cursor | None) -> JobPage:
         found: list[JobSummary] = []
         scanned, last = 0, after
         async for batch in newest_first(self._redis, owner_key(owner), after):
@@ -113,13 +113,13 @@ class Jobs:
 
     async def image(self, job: str, owner: str, index: int) -> tuple[bytes, str]:
         """A PNG and its sha256. Raises UnknownJob, UnknownImage, NotFinished, Expired or ResultsUnreachable."""
-        check(job)
+        check_job_id(job)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.hgetall(job_key(job))
             pipe.hget(sha256_key(job), str(index))
             pipe.hget(png_key(job), str(index))
             fields, digest, png = await pipe.execute()
-        record = known(job, owner, fields)
+        record = owned_record(job, owner, fields)
         if index not in record.indices:
             raise UnknownImage(index, record.start, record.count)
         if not digest:
@@ -167,9 +167,9 @@ class Jobs:
         await self._redis.eval(transitions.CANCEL, len(keys), *keys)
         async with self._redis.pipeline(transaction=True) as pipe:
             _withdraw(pipe, record)
-            look(pipe, job)
+            buffer_read(pipe, job)
             *_, looked = await pipe.execute()
-        [it] = found(looked)
+        [it] = parse_read(looked)
         return it.seen(job, owner)
 
     async def delete(self, job: str, owner: str) -> None:
@@ -207,7 +207,7 @@ class Jobs:
                 leaving.cancel()
 
     async def _state(self, job: str, owner: str) -> State:
-        check(job)
+        check_job_id(job)
         state, owned_by = await self._states.at(job)
         if state is None or owned_by != owner.encode():
             raise UnknownJob(job)
@@ -245,15 +245,15 @@ class Jobs:
             log.warning("job %s was refused but may be there, as the job store failed again: %s", record.id, error)
 
     async def _seen(self, job: str, owner: str) -> tuple[Job, Record]:
-        check(job)
+        check_job_id(job)
         found = await self._looks.at(job)
-        return found.seen(job, owner), known(job, owner, found.fields)
+        return found.seen(job, owner), owned_record(job, owner, found.fields)
 
     async def _find(self, job: str, owner: str) -> Record:
-        check(job)
-        return known(job, owner, cast("dict[bytes, bytes]", await self._redis.hgetall(job_key(job))))
+        check_job_id(job)
+        return owned_record(job, owner, cast("dict[bytes, bytes]", await self._redis.hgetall(job_key(job))))
 
-    async def _summaries(self, places: Sequence[Place]) -> list[JobSummary | None]:
+    async def _summaries(self, places: Sequence[Cursor]) -> list[JobSummary | None]:
         """None for a record that has expired."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for place in places:

@@ -14,7 +14,6 @@ from app.disk import WAIT_S
 from app.gate import Gate, host_names
 from app.jobs import Jobs
 from app.middleware import BodyLimit, HeadAsGet
-from app.notifier import Notifier
 from app.operation import redis_client
 from app.operation.reaper import ReaperTask
 from app.pictures import Pictures
@@ -22,6 +21,7 @@ from app.polls import Polls
 from app.problems import exception_handlers
 from app.problems.problems import Internal, problems
 from app.rate_limit import RateLimit
+from app.records.notifier import Notifier
 from app.routers import events, health, jobs, models, page
 from app.security import Keyring
 from app.settings import ApiSettings

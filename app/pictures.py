@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from redis.asyncio import Redis
 
 from app.problems.problems import ResultsUnreachable
-from app.record import Record
+from app.records.record import Record
 from worker.jobs.keys import png_key
 from worker.results.store import ResultsStore, StoreFault
 

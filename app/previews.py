@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from app.look import Hash, as_hash, check, known
-from app.notifier import Notifier
 from app.problems.problems import NoPreview, UnknownImage
+from app.records.notifier import Notifier
+from app.records.reader import Hash, as_hash, check_job_id, owned_record
 from worker.jobs.domain import State
 from worker.jobs.keys import PREVIEWS, job_key, preview_asked_key, preview_key, sha256_key
 
@@ -69,14 +69,14 @@ class Previews:
 
     async def of(self, job: str, owner: str, index: int) -> bytes | None:
         """A PNG of x_0_hat as it stands; None for an image that is finished. Raises UnknownJob, UnknownImage or NoPreview."""
-        check(job)
+        check_job_id(job)
         (look,) = await self._look([(job, index)])
-        record = known(job, owner, look.fields)
+        record = owned_record(job, owner, look.fields)
         if index not in record.indices:
             raise UnknownImage(index, record.start, record.count)
         if not (look.finished or look.png or look.is_hopeless):
             look = await self._waited(job, index) or look
-        record = known(job, owner, look.fields)
+        record = owned_record(job, owner, look.fields)
         if look.finished:
             return None
         if look.png is None:

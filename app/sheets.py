@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from app.pictures import Pictures
 from app.problems.problems import Expired, ResultsUnreachable
-from app.record import Record
+from app.records.record import Record
 from app.schemas.jobs import Image
 from app.sheet import ContactSheet
 

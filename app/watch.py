@@ -14,12 +14,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.events import Told, View
-from app.look import Hash, as_hash, check
-from app.looks import Together
-from app.notifier import Notifier, set_within
 from app.operation.background import background
 from app.problems.problems import UnknownJob
-from app.record import Record
+from app.records.coalescing import Coalescer
+from app.records.notifier import Notifier, set_within
+from app.records.reader import Hash, as_hash, check_job_id
+from app.records.record import Record
 from worker.jobs.domain import State
 from worker.jobs.keys import job_key, sha256_key
 
@@ -120,7 +120,7 @@ class Followed:
         self._news = asyncio.Event()
 
 
-class Watch(Together[Followed, None]):
+class Watch(Coalescer[Followed, None]):
     """One task a process, which does nothing while nobody reads. While Redis is away, readers wait for it to come back."""
 
     at_once = 256  # jobs a round trip; Redis does nothing else meanwhile
@@ -138,7 +138,7 @@ class Watch(Together[Followed, None]):
     @asynccontextmanager
     async def follow(self, job: str, owner: str) -> AsyncIterator[Followed]:
         """The owner's job, as it stands. Raises UnknownJob, and what redis raises where the first look fails."""
-        check(job)
+        check_job_id(job)
         followed = self._join(job)
         try:
             await self.at(followed)  # though others follow it: their last look may be from before what this reader knows

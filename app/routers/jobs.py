@@ -9,7 +9,6 @@ from starlette.convertors import StringConvertor, register_url_convertor
 
 from app.dependencies import Jobs, Key, json_only
 from app.media import PNG, Zip, png_response, zip_response
-from app.pages import CURSOR_PATTERN, Place
 from app.problems.problems import (
     BodyTooLarge,
     BrokenBody,
@@ -30,6 +29,7 @@ from app.problems.problems import (
     WrongContentType,
     problems,
 )
+from app.records.cursor import CURSOR_PATTERN, Cursor
 from app.schemas.jobs import JOB_EXAMPLE, IdempotencyKey, Job, JobPage, JobRequest
 from worker.jobs.domain import MAX_INDEX, State
 
@@ -82,7 +82,7 @@ async def create_job(
 @router.get("", responses=problems(InvalidRequest))
 async def list_jobs(jobs: Jobs, key: Key, state: OfState = None, limit: Limit = 20, cursor: Cursor = None) -> JobPage:
     """Your jobs, newest first."""
-    return await jobs.page(key.name, state, limit, Place.parse(cursor) if cursor else None)
+    return await jobs.page(key.name, state, limit, Cursor.parse(cursor) if cursor else None)
 
 
 @router.get("/{job_id}", response_model=Job, responses=problems(UnknownJob, InvalidRequest))

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.operation.background import background
-from app.record import Record
+from app.records.record import Record
 from app.schemas.webhooks import WebhookMessage
 from app.webhooks import signature
 from app.webhooks.sender import AT_ONCE, TIMEOUT_S, Outcome, Sender

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.looks import Looks
 from app.main import create_app
 from app.operation import redis_client
+from app.records.coalescing import JobReader
 from app.settings import ApiSettings
 from tests.support.processes import later
 from tests.support.proxy import Proxy, proxy
@@ -67,7 +67,7 @@ async def test_looks_that_are_asked_for_at_once_are_one_round_trip(between: Prox
     jobs = [post(count=count)["id"] for count in range(1, 11)]  # no more than a server reads at once
     between.about = b"ddpm:job:"
     redis = redis_client.connect(between.url)
-    looks = Looks(redis)
+    looks = JobReader(redis)
     answers = await asyncio.gather(*(looks.at(job) for job in [*jobs, *jobs]))
     assert [answer.seen(job, "local").count for job, answer in zip([*jobs, *jobs], answers, strict=True)] == [*range(1, 11)] * 2
     assert between.trips == 1
@@ -77,7 +77,7 @@ async def test_looks_that_are_asked_for_at_once_are_one_round_trip(between: Prox
 async def test_who_leaves_takes_nobody_elses_look_along(valkey_url: str, post: Post) -> None:
     job = post()["id"]
     redis = redis_client.connect(valkey_url)
-    looks = Looks(redis)
+    looks = JobReader(redis)
     leaves, stays = (asyncio.ensure_future(looks.at(job)) for _ in range(2))
     await asyncio.sleep(0)
     leaves.cancel()

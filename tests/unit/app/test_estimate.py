@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.estimate import queue_place
+from app.records.eta import queue_place
 from app.schemas.jobs import QueuePlace
 from worker.jobs.policy import STRETCH
 from worker.jobs.worker_registry import ModelInfo, Pace, WorkerInfo

@@ -5,18 +5,18 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.pages import CURSOR_PATTERN, Place
+from app.records.cursor import CURSOR_PATTERN, Cursor
 
 MICROSECONDS = st.integers(min_value=0, max_value=2**32 * 10**6 - 1)  # to the year 2106; then a double is too coarse
 
 
 @given(MICROSECONDS, st.uuids())
 def test_a_cursor_says_a_place_exactly(microseconds: int, job: object) -> None:
-    place = Place(microseconds / 1e6, str(job).replace("-", ""))
-    assert Place.parse(str(place)) == place
+    place = Cursor(microseconds / 1e6, str(job).replace("-", ""))
+    assert Cursor.parse(str(place)) == place
     assert re.match(CURSOR_PATTERN, str(place))
 
 
 @given(st.from_regex(CURSOR_PATTERN, fullmatch=True, alphabet="0123456789abcdef-"))
 def test_whatever_looks_like_a_cursor_is_one(cursor: str) -> None:
-    assert Place.parse(cursor.strip()).created_at >= 0
+    assert Cursor.parse(cursor.strip()).created_at >= 0

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.record import Record
+from app.records.record import Record
 from app.schemas.jobs import JobError, QueuePlace
 from worker.jobs.domain import Priority, Recipe, State
 

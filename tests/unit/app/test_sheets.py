@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from app.problems.problems import ResultsUnreachable
-from app.record import Record
+from app.records.record import Record
 from app.schemas.jobs import Image
 from app.sheets import Sheets
 from tests.support.worker import png_of

@@ -9,14 +9,14 @@ from typing import Any, Generic, TypeVar
 
 from redis.asyncio import Redis
 
-from app.look import Found, found, look
+from app.records.reader import StoredJob, buffer_read, parse_read
 from worker.jobs.keys import job_key
 
 K = TypeVar("K")
 A = TypeVar("A")
 
 
-class Together(ABC, Generic[K, A]):
+class Coalescer(ABC, Generic[K, A]):
     """However many ask, one connection is busy: a thousand clients at the same moment wait for each other, not for connections.
 
     Who asks is answered by a look that began afterwards, so everybody sees what they have done before.
@@ -58,16 +58,16 @@ class Together(ABC, Generic[K, A]):
         """One for each, in one round trip."""
 
 
-class Looks(Together[str, Found]):
+class JobReader(Coalescer[str, StoredJob]):
     """All that a status says."""
 
-    async def _read(self, keys: Sequence[str]) -> Sequence[Found]:
+    async def _read(self, keys: Sequence[str]) -> Sequence[StoredJob]:
         async with self._redis.pipeline(transaction=False) as pipe:
-            look(pipe, *keys)
-            return found(*await pipe.execute())
+            buffer_read(pipe, *keys)
+            return parse_read(*await pipe.execute())
 
 
-class States(Together[str, tuple[bytes | None, bytes | None]]):
+class StateReader(Coalescer[str, tuple[bytes | None, bytes | None]]):
     """State and owner of a job, None both where it is unknown."""
 
     async def _read(self, keys: Sequence[str]) -> Sequence[tuple[bytes | None, bytes | None]]:

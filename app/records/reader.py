@@ -10,9 +10,9 @@ from typing import Any
 
 from redis.asyncio.client import Pipeline
 
-from app.estimate import PLACE_ARGS, PLACE_KEYS, QUEUE_PLACE, queue_place
 from app.problems.problems import UnknownJob
-from app.record import Record
+from app.records.eta import PLACE_ARGS, PLACE_KEYS, QUEUE_PLACE, queue_place
+from app.records.record import Record
 from app.schemas.jobs import Job, QueuePlace
 from worker.jobs import worker_registry
 from worker.jobs.keys import WORKERS, job_key, png_key, sha256_key
@@ -38,7 +38,7 @@ Hash = Mapping[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class StoredJob:
     """What a look found of one job. `place` is what QUEUE_PLACE says, `workers` what the living say of themselves."""
 
     fields: Hash
@@ -49,12 +49,12 @@ class Found:
 
     def seen(self, job: str, owner: str) -> Job:
         """Raises UnknownJob, as `known`."""
-        record = known(job, owner, self.fields)
+        record = owned_record(job, owner, self.fields)
         return record.job(self.hashes, self.stored, self._queue(record), time.time())
 
     def seen_json(self, job: str, owner: str) -> bytes:
         """As `seen`, and at once as JSON."""
-        record = known(job, owner, self.fields)
+        record = owned_record(job, owner, self.fields)
         return record.json(self.hashes, self.stored, self._queue(record), time.time())
 
     def alive(self) -> list[WorkerInfo]:
@@ -65,17 +65,17 @@ class Found:
         return queue_place(self.place, record.recipe.model, self.alive()) if self.place else None
 
 
-def look(pipe: Pipeline, *jobs: str) -> None:
+def buffer_read(pipe: Pipeline, *jobs: str) -> None:
     """Buffer a command whose answer `found` reads."""
     keys = [key for job in jobs for key in (job_key(job), sha256_key(job), png_key(job))]
     keys = [*PLACE_KEYS, WORKERS, *keys]
     pipe.eval(_LOOK, len(keys), *keys, *PLACE_ARGS, *jobs)
 
 
-def found(answer: Sequence[Any]) -> list[Found]:
+def parse_read(answer: Sequence[Any]) -> list[StoredJob]:
     """One for each job."""
     workers, jobs = answer
-    return [Found(as_hash(fields), as_hash(hashes), bool(stored), place, workers) for fields, hashes, stored, place in jobs]
+    return [StoredJob(as_hash(fields), as_hash(hashes), bool(stored), place, workers) for fields, hashes, stored, place in jobs]
 
 
 def as_hash(flat: Sequence[bytes]) -> Hash:
@@ -83,14 +83,14 @@ def as_hash(flat: Sequence[bytes]) -> Hash:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def known(job: str, owner: str, fields: Hash) -> Record:
+def owned_record(job: str, owner: str, fields: Hash) -> Record:
     """Raises UnknownJob for a job of another owner as for one that is not there, and after the same question to Redis."""
     if fields.get(b"owner") != owner.encode():
         raise UnknownJob(job)
     return Record.from_hash(fields)
 
 
-def check(job: str) -> None:
+def check_job_id(job: str) -> None:
     """Anything that is no id could name another key: `<id>:png` is one."""
     if not _ID.fullmatch(job):
         raise UnknownJob(job)

@@ -13,14 +13,14 @@ _BATCH = 100
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
+class Cursor:
     """Ordered as Redis orders a sorted set: by score, then by member."""
 
     created_at: float
     job: str
 
     @classmethod
-    def parse(cls, cursor: str) -> Place:
+    def parse(cls, cursor: str) -> Cursor:
         """Of a text that matches CURSOR_PATTERN."""
         microseconds, _, job = cursor.partition("-")
         return cls(int(microseconds) / 1e6, job)
@@ -29,13 +29,13 @@ class Place:
         return f"{round(self.created_at * 1e6)}-{self.job}"
 
 
-async def newest_first(redis: Redis, key: str, after: Place | None) -> AsyncIterator[list[Place]]:
+async def newest_first(redis: Redis, key: str, after: Cursor | None) -> AsyncIterator[list[Cursor]]:
     """Batches of a sorted set of jobs, from behind `after` to its end."""
     while True:
         highest = after.created_at if after else "+inf"
         answer = await redis.zrevrangebyscore(key, highest, "-inf", start=0, num=_BATCH, withscores=True)
         rows = cast("list[tuple[bytes, float]]", answer)
-        places = [Place(score, job.decode()) for job, score in rows]
+        places = [Cursor(score, job.decode()) for job, score in rows]
         batch = [place for place in places if after is None or place < after]
         if not batch:
             return
