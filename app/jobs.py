@@ -15,8 +15,9 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from app.admission import Admission, Command
-from app.archive import Archive
-from app.pictures import Pictures
+from app.images.archive import Archive
+from app.images.contact_sheets import ClientGone, ContactSheets
+from app.images.reader import ImageReader
 from app.preview_feed import PreviewFeed
 from app.previews import Previews
 from app.problems.problems import Expired, NotEnded, NotFinished, NotOnDisk, UnknownImage, UnknownJob
@@ -27,7 +28,6 @@ from app.records.notifier import Notifier, set_within
 from app.records.reader import buffer_read, check_job_id, owned_record, parse_read
 from app.records.record import Record
 from app.schemas.jobs import Job, JobPage, JobRequest, JobSummary
-from app.sheets import Gone, Sheets
 from app.watch import Followed
 from app.webhooks.request import check_webhook
 from app.webhooks.target import Reach
@@ -53,8 +53,8 @@ class Jobs:
         redis: Redis,
         catalog: Catalog,
         notifier: Notifier,
-        pictures: Pictures,
-        sheets: Sheets,
+        pictures: ImageReader,
+        sheets: ContactSheets,
         admission: Admission,
         results_ttl_s: int,
         reach: Reach | None,
@@ -86,7 +86,7 @@ class Jobs:
         """In one round trip. Raises UnknownJob."""
         return (await self._seen(job, owner))[0]
 
-    async def wait(self, job: str, owner: str, seconds: float, gone: Gone) -> bytes:
+    async def wait(self, job: str, owner: str, seconds: float, gone: ClientGone) -> bytes:
         """As JSON: at the next change of state, after `seconds`, or at once where the state is final or the client `gone`."""
         if seconds:
             await self._changed(job, owner, time.monotonic() + seconds, gone)
@@ -138,7 +138,7 @@ class Jobs:
         """For one reader of the job's events. Raises UnknownImage."""
         return PreviewFeed(self._previews, followed, indices)
 
-    async def grid(self, job: str, owner: str, gone: Gone) -> tuple[bytes, bool] | None:
+    async def grid(self, job: str, owner: str, gone: ClientGone) -> tuple[bytes, bool] | None:
         """The contact sheet as it stands, and whether it can never change; None for a client that has `gone`.
 
         Raises as `image` does.
@@ -191,7 +191,7 @@ class Jobs:
         if external:
             await self._pictures.remove(job)
 
-    async def _changed(self, job: str, owner: str, until: float, gone: Gone) -> None:
+    async def _changed(self, job: str, owner: str, until: float, gone: ClientGone) -> None:
         """Looks at the state only: 150 who wait for 1024 images each would keep the API busy with nothing but building them."""
         with self._notifier.listen(job) as changed:
             leaving = asyncio.create_task(gone())

@@ -12,11 +12,12 @@ from app import openapi
 from app.admission import Admission, Bounds
 from app.disk import WAIT_S
 from app.gate import Gate, host_names
+from app.images.contact_sheets import ContactSheets
+from app.images.reader import ImageReader
 from app.jobs import Jobs
 from app.middleware import BodyLimit, HeadAsGet
 from app.operation import redis_client
 from app.operation.reaper import ReaperTask
-from app.pictures import Pictures
 from app.polls import Polls
 from app.problems import exception_handlers
 from app.problems.problems import Internal, problems
@@ -25,7 +26,6 @@ from app.records.notifier import Notifier
 from app.routers import events, health, jobs, models, page
 from app.security import Keyring
 from app.settings import ApiSettings
-from app.sheets import Sheets
 from app.watch import Watch
 from app.webhooks.delivery import Delivery
 from app.webhooks.sender import Sender
@@ -72,8 +72,8 @@ def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
     state.patient_redis = redis_client.connect(redis_url, timeout_s=_PATIENT_S)
     state.notifier = Notifier(state.redis)
     state.watch = Watch(state.redis, state.notifier)
-    state.pictures = Pictures(state.redis, open_store(settings.results_url.get_secret_value()))
-    state.sheets = Sheets(state.pictures)
+    state.pictures = ImageReader(state.redis, open_store(settings.results_url.get_secret_value()))
+    state.sheets = ContactSheets(state.pictures)
     state.reaper = ReaperTask(redis_client.connect_in_thread(redis_url))
     reach = Reach(settings.webhook_networks)
     state.delivery = Delivery(state.redis, Sender(reach), webhook_secret)

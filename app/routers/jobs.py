@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from app.dependencies import Jobs, Key, json_only
-from app.media import PNG, Zip, png_response, zip_response
+from app.images.responses import PngResponse, ZipResponse, png_response, zip_response
 from app.problems.problems import (
     BodyTooLarge,
     BrokenBody,
@@ -43,7 +43,7 @@ Wait = Annotated[
 ]
 OfState = Annotated[State | None, Query(description="Only jobs in this state", examples=["running"])]
 Limit = Annotated[int, Query(ge=1, le=100, description="Jobs a page, at most", examples=[20])]
-Cursor = Annotated[str | None, Query(pattern=CURSOR_PATTERN, description="`next_cursor` of the page before")]
+CursorText = Annotated[str | None, Query(pattern=CURSOR_PATTERN, description="`next_cursor` of the page before")]
 
 _UNREACHABLE = (StoreUnreachable, ResultsUnreachable)  # both, since a route's 503 hides its router's
 _REFUSED = (QuotaExceeded, QueueFull, NotOnDisk, StoreUnreachable)
@@ -80,7 +80,7 @@ async def create_job(
 
 
 @router.get("", responses=problems(InvalidRequest))
-async def list_jobs(jobs: Jobs, key: Key, state: OfState = None, limit: Limit = 20, cursor: Cursor = None) -> JobPage:
+async def list_jobs(jobs: Jobs, key: Key, state: OfState = None, limit: Limit = 20, cursor: CursorText = None) -> JobPage:
     """Your jobs, newest first."""
     return await jobs.page(key.name, state, limit, Cursor.parse(cursor) if cursor else None)
 
@@ -100,7 +100,7 @@ async def _left(request: Request) -> None:
 
 @router.get(
     "/{job_id}/images/{index:index}",
-    response_class=PNG,
+    response_class=PngResponse,
     responses=problems(UnknownJob, UnknownImage, InvalidRequest, NotFinished, Expired, *_UNREACHABLE) | _NOT_MODIFIED,
 )
 async def get_image(job_id: JobId, index: Index, jobs: Jobs, key: Key, request: Request) -> Response:
@@ -111,7 +111,7 @@ async def get_image(job_id: JobId, index: Index, jobs: Jobs, key: Key, request: 
 
 @router.get(
     "/{job_id}/images/{index:index}/preview",
-    response_class=PNG,
+    response_class=PngResponse,
     responses=problems(UnknownJob, UnknownImage, InvalidRequest, NoPreview, Expired, *_UNREACHABLE, StoreFull) | _NOT_MODIFIED,
 )
 async def get_preview(job_id: JobId, index: Index, jobs: Jobs, key: Key, request: Request) -> Response:
@@ -122,7 +122,7 @@ async def get_preview(job_id: JobId, index: Index, jobs: Jobs, key: Key, request
 
 @router.get(
     "/{job_id}/grid",
-    response_class=PNG,
+    response_class=PngResponse,
     responses=problems(UnknownJob, NotFinished, Expired, *_UNREACHABLE) | _NOT_MODIFIED,
 )
 async def get_grid(job_id: JobId, jobs: Jobs, key: Key, request: Request) -> Response:
@@ -136,7 +136,7 @@ async def get_grid(job_id: JobId, jobs: Jobs, key: Key, request: Request) -> Res
 
 @router.get(
     "/{job_id}/archive",
-    response_class=Zip,
+    response_class=ZipResponse,
     responses=problems(UnknownJob, NotEnded, NotFinished, Expired, *_UNREACHABLE) | _NOT_MODIFIED,
 )
 async def get_archive(job_id: JobId, jobs: Jobs, key: Key, request: Request) -> Response:

@@ -136,7 +136,7 @@ def test_a_picture_that_goes_meanwhile_breaks_the_archive_off(
 ) -> None:
     job = drawn(count=40)
     redis.hdel(png_key(job), "39")
-    with caplog.at_level(logging.WARNING, "app.media"), pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+    with caplog.at_level(logging.WARNING, "app.images.responses"), pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
         api.get(f"/v1/jobs/{job}/archive")
     assert f"image 39 of job {job} is gone" in caplog.text
     assert "breaks off" in caplog.text

@@ -5,7 +5,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from app.sheet import ContactSheet
+from app.images.contact_sheets import ContactSheet
 from tests.support.worker import png_of
 
 

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+from app.images.contact_sheets import ContactSheets
 from app.problems.problems import ResultsUnreachable
 from app.records.record import Record
 from app.schemas.jobs import Image
-from app.sheets import Sheets
 from tests.support.worker import png_of
 from worker.jobs.domain import Priority, Recipe
 
@@ -54,7 +54,7 @@ async def settled() -> None:
 def run(test: Callable[[HeldPictures, Callable[..., asyncio.Task[Any]]], Awaitable[None]]) -> None:
     async def main() -> None:
         pictures = HeldPictures()
-        sheets = Sheets(cast("Any", pictures))
+        sheets = ContactSheets(cast("Any", pictures))
 
         def draw(owner: str, gone: Callable[[], Any] = stays, *, external: bool = False) -> asyncio.Task[Any]:
             return asyncio.create_task(sheets.draw(replace(RECORD, owner=owner, external=external), IMAGES, gone))

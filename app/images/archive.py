@@ -8,7 +8,7 @@ from hashlib import sha256
 from io import SEEK_SET, BytesIO
 from zipfile import ZipFile, ZipInfo
 
-from app.pictures import Pictures
+from app.images.reader import ImageReader
 from app.problems.problems import Expired
 from app.records.record import Record
 
@@ -20,7 +20,7 @@ _MODE = 0o644 << 16  # of a file on Unix; without one, only its owner may read w
 class Archive:
     """The PNGs whose hashes are given. The same pictures give the same bytes: no times are kept, and nothing is compressed."""
 
-    def __init__(self, pictures: Pictures, record: Record, hashes: Mapping[int, str]) -> None:
+    def __init__(self, pictures: ImageReader, record: Record, hashes: Mapping[int, str]) -> None:
         self._pictures, self._record, self._hashes = pictures, record, hashes
         self._digits = len(str(max(hashes)))
 

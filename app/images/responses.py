@@ -11,18 +11,18 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.archive import Archive
+from app.images.archive import Archive
 from app.problems.problems import Problem
 
 log = logging.getLogger(__name__)
 _FINAL = "private, max-age=31536000, immutable"
 
 
-class PNG(Response):
+class PngResponse(Response):
     media_type = "image/png"
 
 
-class Zip(StreamingResponse):
+class ZipResponse(StreamingResponse):
     media_type = "application/zip"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,7 +38,7 @@ class Zip(StreamingResponse):
 def png_response(request: Request, png: bytes, sha256: str, *, final: bool) -> Response:
     """304 without the bytes where the client has them. `final`: they can never change."""
     headers = _headers(sha256, final)
-    return _not_modified(request, headers) or PNG(png, headers=headers)
+    return _not_modified(request, headers) or PngResponse(png, headers=headers)
 
 
 async def zip_response(request: Request, archive: Archive, name: str) -> Response:
@@ -46,7 +46,7 @@ async def zip_response(request: Request, archive: Archive, name: str) -> Respons
     headers = {**_headers(archive.sha256, final=True), "Content-Disposition": f'attachment; filename="{name}.zip"'}
     parts = archive.parts()
     first = await anext(parts)
-    return _not_modified(request, headers) or Zip(_again(first, parts), headers=headers)
+    return _not_modified(request, headers) or ZipResponse(_again(first, parts), headers=headers)
 
 
 async def _again(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

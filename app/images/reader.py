@@ -24,7 +24,7 @@ _THREADS = 16  # its own: one that hangs must not keep contact sheets from being
 T = TypeVar("T")
 
 
-class Pictures:
+class ImageReader:
     def __init__(self, redis: Redis, store: ResultsStore) -> None:
         self._redis, self._store = redis, store
         self._threads = ThreadPoolExecutor(_THREADS, "results")

@@ -1,0 +1,1 @@
+"""The PNGs of jobs: read, put on contact sheets, packed into archives, served."""
