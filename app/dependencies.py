@@ -8,7 +8,8 @@ from fastapi import Depends
 from redis.asyncio import Redis
 from starlette.requests import Request
 
-from app import jobs, security, watch
+from app import jobs, security
+from app.events import watcher
 from app.problems.problems import WrongContentType
 from models.checkpoints import catalog
 
@@ -25,7 +26,7 @@ async def _redis(request: Request) -> Redis:
     return cast("Redis", request.app.state.redis)
 
 
-async def _watch(request: Request) -> watch.Watch:
+async def _watch(request: Request) -> watcher.EventWatcher:
     return cast("watch.Watch", request.app.state.watch)
 
 
@@ -45,5 +46,5 @@ async def json_only(request: Request) -> None:
 Jobs = Annotated[jobs.Jobs, Depends(_jobs)]
 Catalog = Annotated[catalog.Catalog, Depends(_catalog)]
 Store = Annotated[Redis, Depends(_redis)]
-Watch = Annotated[watch.Watch, Depends(_watch)]
+Watch = Annotated[watcher.EventWatcher, Depends(_watch)]
 Key = Annotated[security.Key, Depends(_key)]

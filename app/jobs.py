@@ -15,11 +15,12 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from app.admission import Admission, Command
+from app.events.preview_stream import PreviewStream
+from app.events.previews import PreviewReader
+from app.events.watcher import WatchedJob
 from app.images.archive import Archive
 from app.images.contact_sheets import ClientGone, ContactSheets
 from app.images.reader import ImageReader
-from app.preview_feed import PreviewFeed
-from app.previews import Previews
 from app.problems.problems import Expired, NotEnded, NotFinished, NotOnDisk, UnknownImage, UnknownJob
 from app.recipes import recipe_of
 from app.records.coalescing import JobReader, StateReader
@@ -28,7 +29,6 @@ from app.records.notifier import Notifier, set_within
 from app.records.reader import buffer_read, check_job_id, owned_record, parse_read
 from app.records.record import Record
 from app.schemas.jobs import Job, JobPage, JobRequest, JobSummary
-from app.watch import Followed
 from app.webhooks.request import check_webhook
 from app.webhooks.target import Reach
 from models.checkpoints.catalog import Catalog
@@ -64,7 +64,7 @@ class Jobs:
         self._pictures, self._sheets, self._admission, self._results_ttl_s = pictures, sheets, admission, results_ttl_s
         self._reach = reach
         self._index_ttl_s = UNFINISHED_TTL_S + results_ttl_s + RECORD_TTL_S  # as long as a record can be there
-        self._looks, self._states, self._previews = JobReader(redis), StateReader(redis), Previews(redis, notifier)
+        self._looks, self._states, self._previews = JobReader(redis), StateReader(redis), PreviewReader(redis, notifier)
 
     async def submit(self, request: JobRequest, owner: str, key: str | None = None) -> Job:
         """Post a job, whole or not at all, or find the one that was posted with this Idempotency-Key.
@@ -134,9 +134,9 @@ class Jobs:
         png = await self._previews.of(job, owner, index)
         return (png, sha256(png).hexdigest()) if png else await self.image(job, owner, index)
 
-    def preview_feed(self, followed: Followed, indices: Iterable[int]) -> PreviewFeed:
+    def preview_feed(self, followed: WatchedJob, indices: Iterable[int]) -> PreviewStream:
         """For one reader of the job's events. Raises UnknownImage."""
-        return PreviewFeed(self._previews, followed, indices)
+        return PreviewStream(self._previews, followed, indices)
 
     async def grid(self, job: str, owner: str, gone: ClientGone) -> tuple[bytes, bool] | None:
         """The contact sheet as it stands, and whether it can never change; None for a client that has `gone`.

@@ -11,6 +11,7 @@ from starlette.datastructures import State
 from app import openapi
 from app.admission import Admission, Bounds
 from app.disk import WAIT_S
+from app.events.watcher import EventWatcher
 from app.gate import Gate, host_names
 from app.images.contact_sheets import ContactSheets
 from app.images.reader import ImageReader
@@ -26,7 +27,6 @@ from app.records.notifier import Notifier
 from app.routers import events, health, jobs, models, page
 from app.security import Keyring
 from app.settings import ApiSettings
-from app.watch import Watch
 from app.webhooks.delivery import Delivery
 from app.webhooks.sender import Sender
 from app.webhooks.target import Reach
@@ -71,7 +71,7 @@ def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
     state.redis = redis_client.connect(redis_url)
     state.patient_redis = redis_client.connect(redis_url, timeout_s=_PATIENT_S)
     state.notifier = Notifier(state.redis)
-    state.watch = Watch(state.redis, state.notifier)
+    state.watch = EventWatcher(state.redis, state.notifier)
     state.pictures = ImageReader(state.redis, open_store(settings.results_url.get_secret_value()))
     state.sheets = ContactSheets(state.pictures)
     state.reaper = ReaperTask(redis_client.connect_in_thread(redis_url))

@@ -8,12 +8,12 @@ from pydantic import Field
 from starlette.responses import StreamingResponse
 
 from app.dependencies import Jobs, Key, Watch
-from app.events import LAST_EVENT_ID_PATTERN, Told
+from app.events.preview_stream import MAX_IMAGES, PreviewStream
+from app.events.stream import LAST_EVENT_ID_PATTERN, ReaderPosition
+from app.events.watcher import WatchedJob
 from app.operation.background import background
-from app.preview_feed import MAX_IMAGES, PreviewFeed
 from app.problems.problems import InvalidRequest, StoreUnreachable, UnknownImage, UnknownJob, problems
 from app.routers.jobs import JobId
-from app.watch import Followed
 from worker.jobs.domain import MAX_INDEX
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -78,16 +78,16 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def _followed(job_id: JobId, watch: Watch, key: Key) -> AsyncIterator[Followed]:
+async def _followed(job_id: JobId, watch: Watch, key: Key) -> AsyncIterator[WatchedJob]:
     """Until the answer has ended, or its client has gone."""
     async with watch.follow(job_id, key.name) as followed:
         yield followed
 
 
-FollowedJob = Annotated[Followed, Depends(_followed)]
+FollowedJob = Annotated[WatchedJob, Depends(_followed)]
 
 
-async def _feed(followed: FollowedJob, jobs: Jobs, preview: Shown) -> AsyncIterator[PreviewFeed]:
+async def _feed(followed: FollowedJob, jobs: Jobs, preview: Shown) -> AsyncIterator[PreviewStream]:
     feed = jobs.preview_feed(followed, preview)
     async with background(*[feed.run()] if preview else []):
         yield feed
@@ -99,14 +99,14 @@ async def _feed(followed: FollowedJob, jobs: Jobs, preview: Shown) -> AsyncItera
     responses=problems(UnknownJob, UnknownImage, InvalidRequest, StoreUnreachable) | _STREAM,
 )
 async def get_events(
-    followed: FollowedJob, feed: Annotated[PreviewFeed, Depends(_feed)], last_event_id: LastEventId = None
+    followed: FollowedJob, feed: Annotated[PreviewStream, Depends(_feed)], last_event_id: LastEventId = None
 ) -> Response:
     """What happens to a job, as server-sent events, from its beginning or from `Last-Event-ID` on.
 
     Every state and every image is told once. Of progress, the newest, and only when it has changed: 0.1 s old at most,
     more where hundreds are read. Of the images that `preview` names, what they look like so far, about twice a second.
     """
-    told = Told.parse(last_event_id) if last_event_id else Told()
+    told = ReaderPosition.parse(last_event_id) if last_event_id else ReaderPosition()
     if told.everything:
         return Response(status_code=204)
     return EventStream(followed.events(told, feed.take), headers=_HEADERS)

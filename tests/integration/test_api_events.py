@@ -102,7 +102,7 @@ def test_a_job_whose_last_worker_is_lost_is_queued_again(
 def test_who_joins_other_readers_is_told_what_is_so_now(
     read: Any, worker: IdleWorker, post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.watch._LOOK_EVERY_S", 2.0)
+    monkeypatch.setattr("app.events.watcher._LOOK_EVERY_S", 2.0)
     job = post(count=2)["id"]
     with read(job) as first:
         first.until("progress")
@@ -153,7 +153,7 @@ def test_head_is_answered_with_the_headers_of_a_stream_and_ends(api: httpx.Clien
 
 
 def test_a_silent_stream_is_kept_open_by_comments(api: httpx.Client, post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.watch._HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("app.events.watcher._HEARTBEAT_S", 0.05)
     with api.stream("GET", f"/v1/jobs/{post()['id']}/events") as response:
         lines = response.iter_lines()
         assert next(lines) == "retry: 1000"

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from app import previews
+from app.events import previews
 from tests.support.problems import problem
 from tests.support.processes import eventually
 from tests.support.worker import IdleWorker, png_of

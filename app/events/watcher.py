@@ -13,7 +13,7 @@ from fastapi.sse import format_sse_event
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from app.events import Told, View
+from app.events.stream import JobView, ReaderPosition
 from app.operation.background import background
 from app.problems.problems import UnknownJob
 from app.records.coalescing import Coalescer
@@ -42,26 +42,26 @@ end
 return out"""
 
 
-class Look:
+class RecordRead:
     """What one look found: the job's hash, empty for a job that is gone, and the hashes of its images."""
 
     def __init__(self, fields: Hash, hashes: Hash) -> None:
         self.fields, self.hashes = fields, hashes
 
     @cached_property
-    def view(self) -> View | None:
+    def view(self) -> JobView | None:
         """Made when a reader has time for it: of slow readers' looks, most go by."""
-        return View(Record.from_hash(self.fields), self.hashes) if self.fields else None
+        return JobView(Record.from_hash(self.fields), self.hashes) if self.fields else None
 
 
-class Followed:
+class WatchedJob:
     """A job and the last look at it, for all who read its events."""
 
     def __init__(self, job: str, changed: asyncio.Event) -> None:
         self.job, self.changed = job, changed
         self.readers = 0
         self.closed = False
-        self.look: Look | None = None
+        self.look: RecordRead | None = None
         self._news = asyncio.Event()  # set, and replaced, when a look finds something else
 
     @property
@@ -74,7 +74,7 @@ class Followed:
         return self.look.fields.get(b"owner") if self.look else None
 
     @property
-    def view(self) -> View | None:
+    def view(self) -> JobView | None:
         """None for a job that is gone."""
         return self.look.view if self.look else None
 
@@ -84,7 +84,7 @@ class Followed:
         view = self.view
         return view.running if view else frozenset()
 
-    async def events(self, told: Told, previews: Callable[[], bytes]) -> AsyncIterator[bytes]:
+    async def events(self, told: ReaderPosition, previews: Callable[[], bytes]) -> AsyncIterator[bytes]:
         """Until the job has ended or is gone, or the process is to stop.
 
         A reader that is slow misses looks, and nothing that they had to say. `previews` says what is new since it was asked last.
@@ -105,7 +105,7 @@ class Followed:
         runs = self.look is not None and self.look.fields.get(b"state") == State.RUNNING.value.encode()
         return runs or self.changed.is_set()
 
-    def heed(self, look: Look) -> None:
+    def heed(self, look: RecordRead) -> None:
         before, self.look = self.look, look
         if before is None or (before.fields, before.hashes) != (look.fields, look.hashes):
             self.wake()
@@ -120,7 +120,7 @@ class Followed:
         self._news = asyncio.Event()
 
 
-class Watch(Coalescer[Followed, None]):
+class EventWatcher(Coalescer[WatchedJob, None]):
     """One task a process, which does nothing while nobody reads. While Redis is away, readers wait for it to come back."""
 
     at_once = 256  # jobs a round trip; Redis does nothing else meanwhile
@@ -128,7 +128,7 @@ class Watch(Coalescer[Followed, None]):
     def __init__(self, redis: Redis, notifier: Notifier) -> None:
         super().__init__(redis)
         self._notifier = notifier
-        self._followed: dict[str, Followed] = {}
+        self._followed: dict[str, WatchedJob] = {}
         self._somebody = asyncio.Event()
 
     def __len__(self) -> int:
@@ -136,7 +136,7 @@ class Watch(Coalescer[Followed, None]):
         return len(self._followed)
 
     @asynccontextmanager
-    async def follow(self, job: str, owner: str) -> AsyncIterator[Followed]:
+    async def follow(self, job: str, owner: str) -> AsyncIterator[WatchedJob]:
         """The owner's job, as it stands. Raises UnknownJob, and what redis raises where the first look fails."""
         check_job_id(job)
         followed = self._join(job)
@@ -156,15 +156,15 @@ class Watch(Coalescer[Followed, None]):
     def running(self) -> AbstractAsyncContextManager[None]:
         return background(self._run())
 
-    def _join(self, job: str) -> Followed:
+    def _join(self, job: str) -> WatchedJob:
         if job not in self._followed:
-            self._followed[job] = Followed(job, self._notifier.join(job))
+            self._followed[job] = WatchedJob(job, self._notifier.join(job))
         followed = self._followed[job]
         followed.readers += 1
         self._somebody.set()
         return followed
 
-    def _leave(self, followed: Followed) -> None:
+    def _leave(self, followed: WatchedJob) -> None:
         followed.readers -= 1
         if not followed.readers:
             self._notifier.leave(followed.job, followed.changed)
@@ -188,17 +188,17 @@ class Watch(Coalescer[Followed, None]):
                 log.warning("cannot look at the jobs whose events are read (%s); again in %.2f s", error, pause_s)
             await asyncio.sleep(pause_s)
 
-    async def _look_at(self, due: Sequence[Followed]) -> None:
+    async def _look_at(self, due: Sequence[WatchedJob]) -> None:
         if looks := [self._ask(followed) for followed in due]:
             await asyncio.wait(looks)
         for look in looks:
             look.result()
 
-    async def _read(self, keys: Sequence[Followed]) -> Sequence[None]:
+    async def _read(self, keys: Sequence[WatchedJob]) -> Sequence[None]:
         for followed in keys:
             followed.changed.clear()  # before the look: a change after it is another one
         names = [key for followed in keys for key in (job_key(followed.job), sha256_key(followed.job))]
         answers = await self._redis.eval(_LOOK, len(names), *names, *(len(followed.hashes) for followed in keys))
         for followed, (record, images) in zip(keys, answers, strict=True):
-            followed.heed(Look(as_hash(record), followed.hashes if images is None else as_hash(images)))
+            followed.heed(RecordRead(as_hash(record), followed.hashes if images is None else as_hash(images)))
         return [None] * len(keys)

@@ -25,7 +25,7 @@ _NAMES = {StateEvent: "state", ImageEvent: "image", Progress: "progress"}
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ReaderPosition:
     """What one reader knows: the state it was told last, images as bits from the job's first on, and how far the job was."""
 
     state: int = _NOTHING
@@ -33,7 +33,7 @@ class Told:
     progress: tuple[int, int, float] | None = None  # not in the id: who comes back is told the newest
 
     @classmethod
-    def parse(cls, event_id: str) -> Told:
+    def parse(cls, event_id: str) -> ReaderPosition:
         """Of a text that matches LAST_EVENT_ID_PATTERN."""
         state, _, images = event_id.partition("-")
         return cls(int(state), int(images, 16))
@@ -46,33 +46,33 @@ class Told:
         return self.state == _ENDED
 
 
-class View:
+class JobView:
     """A job as one look found it. What it has to say is put into bytes once for all who know the same."""
 
     def __init__(self, record: Record, hashes: Mapping[bytes, bytes]) -> None:
         self.record = record
         self._hashes = {int(index): digest.decode() for index, digest in hashes.items()}
         self._progress = record.progress(len(hashes), time.time())
-        self._news: dict[Told, tuple[bytes, Told]] = {}
+        self._news: dict[ReaderPosition, tuple[bytes, ReaderPosition]] = {}
 
     @cached_property
     def running(self) -> frozenset[int]:
         """Indices of the images that a worker has taken and not finished."""
         return frozenset(self.record.running) - self._hashes.keys()
 
-    def news(self, told: Told) -> tuple[bytes, Told]:
+    def news(self, told: ReaderPosition) -> tuple[bytes, ReaderPosition]:
         """What is new to a reader, and what it knows afterwards."""
         if told not in self._news:
             self._news[told] = self._write(told)
         return self._news[told]
 
-    def _write(self, told: Told) -> tuple[bytes, Told]:
+    def _write(self, told: ReaderPosition) -> tuple[bytes, ReaderPosition]:
         text, then = b"", told
         for event, then in self._events(told):
             text += format_sse_event(event=_NAMES[type(event)], data_str=event.model_dump_json(), id=str(then))
         return text, then
 
-    def _events(self, told: Told) -> Iterator[tuple[Event, Told]]:
+    def _events(self, told: ReaderPosition) -> Iterator[tuple[Event, ReaderPosition]]:
         """A final state comes last: after it there is nothing to wait for."""
         for state in self._states(told.state):
             told = replace(told, state=state)
@@ -110,7 +110,7 @@ class View:
             return StateEvent(state=State.RUNNING, at=utc(record.started_at), error=None)
         return StateEvent(state=State.QUEUED, at=utc(record.created_at), error=None)
 
-    def _images(self, told: Told) -> Iterator[tuple[int, ImageEvent]]:
+    def _images(self, told: ReaderPosition) -> Iterator[tuple[int, ImageEvent]]:
         for index in sorted(self._hashes):
             place = index - self.record.start
             if not told.images >> place & 1:

@@ -9,19 +9,19 @@ from collections.abc import Iterable
 from fastapi.sse import format_sse_event
 from redis.exceptions import RedisError
 
-from app.previews import Previews
+from app.events.previews import PreviewReader
+from app.events.watcher import WatchedJob
 from app.problems.problems import UnknownImage
 from app.schemas.events import PreviewEvent
-from app.watch import Followed
 
 MAX_IMAGES = 16  # of one stream
 _EVERY_S = 0.5  # a worker's answer lives as long
 
 
-class PreviewFeed:
+class PreviewStream:
     """The newest preview of each image, until it is finished. A reader that is slow misses those that came between."""
 
-    def __init__(self, previews: Previews, followed: Followed, indices: Iterable[int]) -> None:
+    def __init__(self, previews: PreviewReader, followed: WatchedJob, indices: Iterable[int]) -> None:
         """Raises UnknownImage."""
         self._previews, self._followed = previews, followed
         self._indices = sorted(set(indices))

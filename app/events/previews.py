@@ -59,7 +59,7 @@ class _Waiting:
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Previews:
+class PreviewReader:
     """One task looks for all who wait, so that a thousand of them are as much work as sixteen round trips."""
 
     def __init__(self, redis: Redis, notifier: Notifier) -> None:
