@@ -29,7 +29,7 @@ from app.records.notifier import Notifier, set_within
 from app.records.reader import buffer_read, check_job_id, owned_record, parse_read
 from app.records.record import Record
 from app.schemas.jobs import Job, JobPage, JobRequest, JobSummary
-from app.webhooks.request import check_webhook
+from app.webhooks.check import check_webhook
 from app.webhooks.target import Reach
 from models.checkpoints.catalog import Catalog
 from worker.jobs import scripts, transitions

@@ -15,7 +15,7 @@ from worker.jobs.domain import MAX_COUNT, MAX_INDEX, MAX_SEED, Priority, State
 JOB_EXAMPLE = "9f1c2b7e4d5a4c0f8b6a3e2d1c0b9a87"
 _IDEMPOTENCY_KEY = re.compile("^[!-~]{1,255}$")
 SHA256_EXAMPLE = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-_WEBHOOK = Field(max_length=2000, json_schema_extra={"pattern": "^https?://"})  # app/webhooks/request.py says it in better words
+_WEBHOOK = Field(max_length=2000, json_schema_extra={"pattern": "^https?://"})  # app/webhooks/check.py says it in better words
 
 
 def _only_with(option: str, sampler: str) -> dict[str, Any]:

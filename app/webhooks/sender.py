@@ -31,7 +31,7 @@ class Outcome:
     lookup: asyncio.Future[Sequence[str]] | None = field(default=None, compare=False, repr=False)  # may go on, in its thread
 
 
-class Refused(Exception):
+class ForbiddenAddress(Exception):
     """The name leads to no address, or to one that webhooks may not go to. Which of them is nobody's business."""
 
 
@@ -51,7 +51,7 @@ class Sender:
                 return _judge(await self._status(target, await asyncio.shield(lookup), headers, body))
         except TimeoutError:
             return Outcome(f"no answer in {TIMEOUT_S:g} s", lookup=lookup)
-        except Refused:
+        except ForbiddenAddress:
             return Outcome("the host has no address that webhooks may go to")
         except (httpcore.ConnectError, httpcore.ConnectTimeout):
             return Outcome("no connection, or no valid certificate")
@@ -64,7 +64,7 @@ class Sender:
     async def _status(self, target: Target, addresses: Sequence[str], headers: Mapping[str, str], body: bytes) -> int:
         """Nothing of the answer's body is read: the connection is closed instead."""
         if not addresses or not all(self._reach.allows(ip_address(address)) for address in addresses):
-            raise Refused
+            raise ForbiddenAddress
         url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
         pool = httpcore.AsyncConnectionPool(ssl_context=self._tls, network_backend=_Checked(addresses))
         async with pool, pool.stream("POST", url, headers=list(headers.items()), content=body) as answer:
