@@ -8,8 +8,9 @@ from fastapi import Depends
 from redis.asyncio import Redis
 from starlette.requests import Request
 
-from app import jobs, security
+from app import security
 from app.events import watcher
+from app.jobs import jobs
 from app.problems.problems import WrongContentType
 from models.checkpoints import catalog
 

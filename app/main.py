@@ -9,13 +9,13 @@ from fastapi import FastAPI
 from starlette.datastructures import State
 
 from app import openapi
-from app.admission import Admission, Bounds
-from app.disk import WAIT_S
 from app.events.watcher import EventWatcher
 from app.gate import Gate, host_names
 from app.images.contact_sheets import ContactSheets
 from app.images.reader import ImageReader
-from app.jobs import Jobs
+from app.jobs.admission import Admission, Bounds
+from app.jobs.durability import WAIT_S
+from app.jobs.jobs import Jobs
 from app.middleware import BodyLimit, HeadAsGet
 from app.operation import redis_client
 from app.operation.reaper import ReaperTask

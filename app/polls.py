@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.jobs import Jobs
+from app.jobs.jobs import Jobs
 from app.problems.exception_handlers import problem_response
 from app.problems.problems import Problem
 

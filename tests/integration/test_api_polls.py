@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.jobs import Jobs
+from app.jobs.jobs import Jobs
 from tests.support.worker import IdleWorker
 
 Post = Callable[..., dict[str, Any]]

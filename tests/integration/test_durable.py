@@ -77,7 +77,7 @@ CANNOT_SAY = [{"appendonly": "no"}, {"appendfsync": "no"}, {"rename-command": "W
 
 @pytest.mark.parametrize("api_before", CANNOT_SAY, ids=["no file", "never synced", "no WAITAOF"], indirect=True)
 def test_a_server_that_cannot_say_what_is_on_disk_is_believed_and_the_log_says_so_once(api_before: httpx.Client, caplog):
-    with caplog.at_level(logging.WARNING, "app.disk"):
+    with caplog.at_level(logging.WARNING, "app.jobs.durability"):
         answers = [api_before.post("/v1/jobs", json={"model": "tiny"}).status_code for _ in range(3)]
     assert answers == [202] * 3
     assert len([record for record in caplog.records if "not known to be on disk" in record.message]) == 1
@@ -89,7 +89,7 @@ def test_a_disk_that_is_too_slow_is_a_503_and_the_job_is_not_there_unless_its_ke
         return False
 
     with monkeypatch.context() as slow:
-        slow.setattr("app.disk.Disk.has", not_yet)
+        slow.setattr("app.jobs.durability.Disk.has", not_yet)
         refused = api_before.post("/v1/jobs", json={"model": "tiny"})
         keyed = api_before.post("/v1/jobs", json={"model": "tiny"}, headers={"Idempotency-Key": "k"})
     assert problem(refused, 503)["type"].endswith("not-on-disk")

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from app.jobs.defaults import recipe_with_defaults
 from app.problems.problems import InvalidRequest
-from app.recipes import recipe_of
 from app.schemas.jobs import JobRequest
 from models.checkpoints.catalog import Card, Catalog, Defaults
 from tests.support.cards import card_of
@@ -13,7 +13,7 @@ from worker.jobs.domain import MAX_SEED, Recipe
 
 
 def recipe(*cards: Card, **request: Any) -> Recipe:
-    return recipe_of(JobRequest(**request), Catalog({}, {card.name: card for card in cards}))
+    return recipe_with_defaults(JobRequest(**request), Catalog({}, {card.name: card for card in cards}))
 
 
 def test_what_is_left_out_comes_from_the_card() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from app.disk import Disk
+from app.jobs.durability import DurabilityCheck
 from app.problems.problems import KeyReused, NotOnDisk, QueueFull, QuotaExceeded
 from app.problems.validation import invalid
 from app.records.reader import StoredJob, buffer_read, parse_read
@@ -80,7 +80,7 @@ class Admission:
     """`redis` has a timeout that is longer than the server's wait for its disk."""
 
     def __init__(self, redis: Redis, bounds: Bounds) -> None:
-        self._redis, self._bounds, self._disk = redis, bounds, Disk(redis)
+        self._redis, self._bounds, self._disk = redis, bounds, DurabilityCheck(redis)
 
     def check(self, record: Record) -> None:
         """Raises InvalidRequest for a job that would not fit an empty queue: waiting would not help it."""

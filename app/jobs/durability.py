@@ -15,7 +15,7 @@ WAIT_S = 1.2  # `appendfsync everysec` takes a second, and a 503 is to go out wi
 _WARNING = "accepted jobs are not known to be on disk: %s; a crash of the job store may lose the newest"
 
 
-class Disk:
+class DurabilityCheck:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._asks = True

@@ -14,15 +14,15 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
-from app.admission import Admission, Command
 from app.events.preview_stream import PreviewStream
 from app.events.previews import PreviewReader
 from app.events.watcher import WatchedJob
 from app.images.archive import Archive
 from app.images.contact_sheets import ClientGone, ContactSheets
 from app.images.reader import ImageReader
+from app.jobs.admission import Admission, Command
+from app.jobs.defaults import recipe_with_defaults
 from app.problems.problems import Expired, NotEnded, NotFinished, NotOnDisk, UnknownImage, UnknownJob
-from app.recipes import recipe_of
 from app.records.coalescing import JobReader, StateReader
 from app.records.cursor import Cursor, newest_first
 from app.records.notifier import Notifier, set_within
@@ -217,7 +217,7 @@ class Jobs:
         return Record(
             id=uuid.uuid4().hex,
             owner=owner,
-            recipe=recipe_of(request, self._catalog),
+            recipe=recipe_with_defaults(request, self._catalog),
             start=request.start,
             count=request.count,
             priority=request.priority,

@@ -12,7 +12,7 @@ from models.diffusion.options import Sampler, Variance
 from worker.jobs.domain import MAX_SEED, Recipe
 
 
-def recipe_of(request: JobRequest, catalog: Catalog) -> Recipe:
+def recipe_with_defaults(request: JobRequest, catalog: Catalog) -> Recipe:
     """Raises InvalidRequest for what no model, or not this one, can do."""
     card = _card(request.model, catalog)
     sampler = _sampler(request.sampler, card)

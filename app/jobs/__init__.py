@@ -1,0 +1,1 @@
+"""Jobs: taken, waited for, listed, cancelled and deleted."""
