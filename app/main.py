@@ -11,12 +11,12 @@ from starlette.datastructures import State
 from app import openapi
 from app.events.watcher import EventWatcher
 from app.gate import Gate, host_names
+from app.http.middleware import BodyLimit, HeadAsGet
 from app.images.contact_sheets import ContactSheets
 from app.images.reader import ImageReader
 from app.jobs.admission import Admission, Bounds
 from app.jobs.durability import WAIT_S
 from app.jobs.jobs import Jobs
-from app.middleware import BodyLimit, HeadAsGet
 from app.operation import redis_client
 from app.operation.reaper import ReaperTask
 from app.polls import Polls

@@ -57,8 +57,8 @@ def up(
 @app.command()
 def api(host: Host = None, port: Port = None) -> None:
     """Run the API alone, on the queue at DDPM_REDIS_URL; default redis://127.0.0.1:6379/0."""
+    from app.http.server import Server
     from app.main import create_app
-    from app.server import Server
     from app.settings import ApiSettings
     from cli.settings import check_access, check_models, check_results_url, read
 

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from redis import Redis
 
+from app.http.server import Server
 from app.main import create_app
-from app.server import Server
 from app.settings import ApiSettings
 from tests.support.processes import eventually
 from tests.support.worker import IdleWorker, png_of

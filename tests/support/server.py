@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from app.server import Server
+from app.http.server import Server
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from app.middleware import BodyLimit
+from app.http.middleware import BodyLimit
 from app.problems.problems import BodyTooLarge
 
 

@@ -5,7 +5,7 @@ from hashlib import sha256
 import pytest
 from typer.testing import CliRunner
 
-from app.server import Server
+from app.http.server import Server
 from app.webhooks.signature import secret_of, text_of
 from cli.main import app
 

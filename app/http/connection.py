@@ -21,7 +21,7 @@ _MAX_HEAD_BYTES = 64 * 1024
 
 
 class Connection(HttpToolsProtocol):
-    """For app/server.py."""
+    """For app/http/server.py."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -8,7 +8,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from app.connection import Connection
+from app.http.connection import Connection
 
 
 class Server(uvicorn.Server):

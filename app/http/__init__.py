@@ -1,0 +1,1 @@
+"""Below the routes: the server, its connections, and what every request goes through."""
