@@ -8,7 +8,7 @@ from fastapi import Depends
 from redis.asyncio import Redis
 from starlette.requests import Request
 
-from app import security
+from app.access import api_keys
 from app.events import watcher
 from app.jobs import jobs
 from app.problems.problems import WrongContentType
@@ -31,8 +31,8 @@ async def _watch(request: Request) -> watcher.EventWatcher:
     return cast("watch.Watch", request.app.state.watch)
 
 
-async def _key(request: Request) -> security.Key:
-    """Set by app/gate.py."""
+async def _key(request: Request) -> api_keys.ApiKey:
+    """Set by app/access/gate.py."""
     return cast("security.Key", request.state.key)
 
 
@@ -48,4 +48,4 @@ Jobs = Annotated[jobs.Jobs, Depends(_jobs)]
 Catalog = Annotated[catalog.Catalog, Depends(_catalog)]
 Store = Annotated[Redis, Depends(_redis)]
 Watch = Annotated[watcher.EventWatcher, Depends(_watch)]
-Key = Annotated[security.Key, Depends(_key)]
+Key = Annotated[api_keys.ApiKey, Depends(_key)]

@@ -9,8 +9,10 @@ from fastapi import FastAPI
 from starlette.datastructures import State
 
 from app import openapi
+from app.access.api_keys import Keyring
+from app.access.gate import Gate, host_names
+from app.access.rate_limit import RateLimit
 from app.events.watcher import EventWatcher
-from app.gate import Gate, host_names
 from app.http.middleware import BodyLimit, HeadAsGet
 from app.images.contact_sheets import ContactSheets
 from app.images.reader import ImageReader
@@ -22,10 +24,8 @@ from app.operation.reaper import ReaperTask
 from app.polls import Polls
 from app.problems import exception_handlers
 from app.problems.problems import Internal, problems
-from app.rate_limit import RateLimit
 from app.records.notifier import Notifier
 from app.routers import events, health, jobs, models, page
-from app.security import Keyring
 from app.settings import ApiSettings
 from app.webhooks.delivery import Delivery
 from app.webhooks.sender import Sender

@@ -6,12 +6,12 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.gate import open_paths
+from app.access.api_keys import Keyring
+from app.access.gate import open_paths
 from app.problems.problems import TooManyRequests, Unauthorized, WrongHost, problems
 from app.schemas.events import ImageEvent, PreviewEvent, StateEvent
 from app.schemas.problems import ProblemDetails
 from app.schemas.webhooks import WebhookMessage
-from app.security import Keyring
 from models.checkpoints.catalog import Catalog
 
 _SCHEME = "A key of `DDPM_API_KEYS`; it sees the jobs that were posted with it"
@@ -81,7 +81,7 @@ def _limit_analytic(request: dict[str, Any], catalog: Catalog) -> None:
 
 
 def _guard(document: dict[str, Any], keyring: Keyring) -> None:
-    """What app/gate.py does before a route is reached."""
+    """What app/access/gate.py does before a route is reached."""
     if keyring:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": _SCHEME}}
     open_ = open_paths(keyring)

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from app.security import is_here
+from app.access.api_keys import is_loopback_host
 from cli.faults import Fault
 from cli.problem import detail
 
@@ -106,4 +106,4 @@ def is_loopback(url: str) -> bool:
         host = httpx.URL(url).host
     except httpx.InvalidURL as error:
         raise Fault(f"{url!r} is no URL ({error}); correct --url") from None
-    return is_here(host)
+    return is_loopback_host(host)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from app.security import BadKeys, new_key
+from app.access.api_keys import BadKeys, new_key
 from cli.faults import Fault
 from cli.settings import keyring, read
 

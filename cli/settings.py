@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from cli.faults import Fault
 
 if TYPE_CHECKING:
-    from app.security import Keyring
+    from app.access.api_keys import Keyring
     from app.settings import ApiSettings
 
 S = TypeVar("S", bound=BaseSettings)
@@ -83,7 +83,7 @@ def check_results_url(url: SecretStr) -> None:
 
 def check_access(settings: ApiSettings, host: str) -> None:
     """Before anything starts: keys that can be used, or a host that only this machine reaches, or the word for more."""
-    from app.security import is_here
+    from app.access.api_keys import is_loopback_host
 
     if keyring(settings):
         return
@@ -92,18 +92,18 @@ def check_access(settings: ApiSettings, host: str) -> None:
         "(`ddpm keys new NAME` makes one)"
     )
     by_name = "DDPM_ANONYMOUS_HOSTS to the names to be reached under without (* for any)"
-    if not (settings.anonymous_hosts or is_here(host)):
+    if not (settings.anonymous_hosts or is_loopback_host(host)):
         raise Fault(f"on host {host!r} {everybody}, or {by_name}")
     published = settings.publish.rpartition(":")[0].strip("[]")
     named = settings.anonymous_hosts not in ("", "localhost")  # that is Compose's, and says nothing of a port for everybody
-    if settings.publish and not (named or is_here(published)):
+    if settings.publish and not (named or is_loopback_host(published)):
         loopback = "DDPM_PUBLISH to an address of loopback such as 127.0.0.1:8000"
         raise Fault(f"published on {settings.publish}, {everybody}, {loopback}, or {by_name}")
 
 
 def keyring(settings: ApiSettings) -> Keyring:
     """Those that are let in."""
-    from app.security import BadKeys, Keyring
+    from app.access.api_keys import BadKeys, Keyring
 
     try:
         return Keyring.parse(settings.api_keys.get_secret_value())

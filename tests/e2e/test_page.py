@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+from app.access.api_keys import new_key
 from app.main import create_app
-from app.security import new_key
 from app.settings import ApiSettings
 from tests.e2e.conftest import Service
 from tests.support.server import serve

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from redis import Redis
 
+from app.access.api_keys import new_key
 from app.main import create_app
-from app.security import new_key
 from app.settings import ApiSettings
 from cli.readiness import Readiness
 from tests.support.problems import problem

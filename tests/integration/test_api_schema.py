@@ -15,8 +15,8 @@ from hypothesis import settings as hypothesis_settings
 from redis import Redis
 from schemathesis import GenerationMode
 
+from app.access.api_keys import new_key
 from app.main import create_app
-from app.security import new_key
 from app.settings import ApiSettings
 from tests.support.server import serve
 from tests.support.worker import IdleWorker

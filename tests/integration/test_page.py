@@ -7,9 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.access.api_keys import new_key
 from app.main import create_app
 from app.routers.page import FOLDER, PATHS
-from app.security import new_key
 from app.settings import ApiSettings
 from tests.support.problems import problem
 from tests.support.server import serve

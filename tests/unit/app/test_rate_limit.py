@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.rate_limit import RateLimit
+from app.access.rate_limit import RateLimit
 
 
 def test_two_seconds_worth_may_come_at_once_and_then_the_rate_holds() -> None:

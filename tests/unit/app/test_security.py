@@ -4,7 +4,7 @@ from hashlib import sha256
 
 import pytest
 
-from app.security import BadKeys, Keyring, is_here, new_key
+from app.access.api_keys import BadKeys, Keyring, is_loopback_host, new_key
 
 HASH = sha256(b"secret").hexdigest()
 OTHER = sha256(b"other").hexdigest()
@@ -64,4 +64,4 @@ def test_a_name_that_would_be_a_bad_entry_gets_no_key(name: str) -> None:
     + [(host, False) for host in ("", "0.0.0.0", "::", "192.168.0.1", "8.8.8.8", "localhost.example", "127.0.0.1.example")],
 )
 def test_only_loopback_is_here(host: str, here: bool) -> None:
-    assert is_here(host) is here
+    assert is_loopback_host(host) is here

@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.access.api_keys import LOCAL, ApiKey, Keyring, is_loopback_host
+from app.access.rate_limit import RateLimit
 from app.problems.exception_handlers import render
 from app.problems.problems import Problem, TooManyRequests, Unauthorized, WrongHost
-from app.rate_limit import RateLimit
 from app.routers.page import PATHS
-from app.security import LOCAL, Key, Keyring, is_here
 
 _OPEN = PATHS | {"/healthz", "/readyz", "/openapi.json"}  # without a key, where there are some: nothing there is anyone's
 _BY_ANY_NAME = frozenset({"/healthz"})  # where there are none: health checks ask for a container's own address
@@ -42,7 +42,7 @@ class Gate:
         scope.setdefault("state", {})["key"] = key
         return await self.app(scope, receive, send)
 
-    def _known(self, headers: Headers) -> Key:
+    def _known(self, headers: Headers) -> ApiKey:
         scheme, _, text = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
             raise Unauthorized(sent=False)
@@ -54,9 +54,9 @@ class Gate:
             raise TooManyRequests(self._limit.per_s, wait_s)
         return key
 
-    def _anonymous(self, headers: Headers) -> Key:
+    def _anonymous(self, headers: Headers) -> ApiKey:
         host = headers.get("host", "")
-        if not (is_here(name := _name(host)) or name in self._hosts or _ANY_HOST in self._hosts):
+        if not (is_loopback_host(name := _name(host)) or name in self._hosts or _ANY_HOST in self._hosts):
             raise WrongHost(host)
         return LOCAL
 

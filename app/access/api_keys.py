@@ -20,20 +20,20 @@ class BadKeys(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class ApiKey:
     """Whoever asks. `sha256` is of the key's text."""
 
     name: str
     sha256: bytes
 
 
-LOCAL = Key("local", b"")  # everybody, where there are no keys
+LOCAL = ApiKey("local", b"")  # everybody, where there are no keys
 
 
 class Keyring:
     """The keys that are let in. An empty one means that there are none, and everybody is LOCAL."""
 
-    def __init__(self, keys: Iterable[Key] = ()) -> None:
+    def __init__(self, keys: Iterable[ApiKey] = ()) -> None:
         self._keys = tuple(keys)
 
     def __bool__(self) -> bool:
@@ -53,7 +53,7 @@ class Keyring:
             _check_unlike(number, key, keys[: number - 1])
         return cls(keys)
 
-    def find(self, text: str) -> Key | None:
+    def find(self, text: str) -> ApiKey | None:
         """Compares with every key, to the end: neither how many bytes agree nor which key it is can be timed."""
         digest, found = sha256(text.encode()).digest(), None
         for key in self._keys:
@@ -73,11 +73,11 @@ def new_key(name: str) -> tuple[str, str]:
 _NAMES = "use 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
 
 
-def _parse(number: int, entry: str) -> Key:
+def _parse(number: int, entry: str) -> ApiKey:
     """What is not an entry may be a key in the clear, so none of it is shown but a name that can be one."""
     match = _ENTRY.fullmatch(entry)
     if match:
-        return Key(match[1], bytes.fromhex(match[2]))
+        return ApiKey(match[1], bytes.fromhex(match[2]))
     name, colon, _ = entry.partition(":")
     which = f"entry {number} ({name})" if colon and NAME.fullmatch(name) else f"entry {number}"
     raise BadKeys(
@@ -86,7 +86,7 @@ def _parse(number: int, entry: str) -> Key:
     )
 
 
-def _check_unlike(number: int, key: Key, others: Iterable[Key]) -> None:
+def _check_unlike(number: int, key: ApiKey, others: Iterable[ApiKey]) -> None:
     """Two keys of one name would share their jobs, and a key of two names would have an owner by chance."""
     for other_number, other in enumerate(others, 1):
         if key.name == other.name or key.sha256 == other.sha256:
@@ -97,7 +97,7 @@ def _check_unlike(number: int, key: Key, others: Iterable[Key]) -> None:
             )
 
 
-def is_here(host: str) -> bool:
+def is_loopback_host(host: str) -> bool:
     """Whether a name or address is this machine's own in every resolver: `localhost` or a loopback address."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
