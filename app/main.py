@@ -21,11 +21,11 @@ from app.jobs.durability import WAIT_S
 from app.jobs.jobs import Jobs
 from app.operation import redis_client
 from app.operation.reaper import ReaperTask
-from app.polls import Polls
 from app.problems import exception_handlers
 from app.problems.problems import Internal, problems
 from app.records.notifier import Notifier
 from app.routers import events, health, jobs, models, page
+from app.routers.fast_status import FastStatus
 from app.settings import ApiSettings
 from app.webhooks.delivery import Delivery
 from app.webhooks.sender import Sender
@@ -55,7 +55,7 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     for router in (jobs.router, events.router, models.router, health.router, page.router):
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(Polls, jobs=app.state.jobs)
+    app.add_middleware(FastStatus, jobs=app.state.jobs)
     app.add_middleware(HeadAsGet)
     limit, hosts = RateLimit(settings.key_requests_per_s), host_names(settings.anonymous_hosts)
     app.add_middleware(Gate, keyring=keyring, limit=limit, anonymous_hosts=hosts)
@@ -65,7 +65,7 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
 
 
 def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
-    """What handlers ask for (app/dependencies.py), and what runs while the app does."""
+    """What handlers ask for (app/routers/dependencies.py), and what runs while the app does."""
     state.catalog = Catalog.read(SHIPPED, *([settings.models_dir] if settings.models_dir else []))
     redis_url = str(settings.redis_url)
     state.redis = redis_client.connect(redis_url)

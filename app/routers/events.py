@@ -7,12 +7,12 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import Field
 from starlette.responses import StreamingResponse
 
-from app.dependencies import Jobs, Key, Watch
 from app.events.preview_stream import MAX_IMAGES, PreviewStream
 from app.events.stream import LAST_EVENT_ID_PATTERN, ReaderPosition
 from app.events.watcher import WatchedJob
 from app.operation.background import background
 from app.problems.problems import InvalidRequest, StoreUnreachable, UnknownImage, UnknownJob, problems
+from app.routers.dependencies import Jobs, Key, Watch
 from app.routers.jobs import JobId
 from worker.jobs.domain import MAX_INDEX
 

@@ -5,9 +5,9 @@ from typing import cast
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from app.dependencies import Store
 from app.operation.metrics import scrape
 from app.problems.problems import NoWorker, StoreUnreachable, problems
+from app.routers.dependencies import Store
 from app.schemas.health import Health, Readiness, Worker
 from worker.jobs import worker_registry
 from worker.jobs.keys import WORKERS

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.convertors import StringConvertor, register_url_convertor
 
-from app.dependencies import Jobs, Key, json_only
 from app.images.responses import PngResponse, ZipResponse, png_response, zip_response
 from app.problems.problems import (
     BodyTooLarge,
@@ -30,6 +29,7 @@ from app.problems.problems import (
     problems,
 )
 from app.records.cursor import CURSOR_PATTERN, Cursor
+from app.routers.dependencies import Jobs, Key, json_only
 from app.schemas.jobs import JOB_EXAMPLE, IdempotencyKey, Job, JobPage, JobRequest
 from worker.jobs.domain import MAX_INDEX, State
 
@@ -88,7 +88,7 @@ async def list_jobs(jobs: Jobs, key: Key, state: OfState = None, limit: Limit = 
 @router.get("/{job_id}", response_model=Job, responses=problems(UnknownJob, InvalidRequest))
 async def get_job(job_id: JobId, jobs: Jobs, key: Key, request: Request, wait: Wait = 0) -> Response:
     """A job as it stands now or, with `wait`, at its next change of state."""
-    # app/polls.py answers what comes without a query.
+    # app/routers/fast_status.py answers what comes without a query.
     return Response(await jobs.wait(job_id, key.name, wait, partial(_left, request)), media_type="application/json")
 
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from app.dependencies import Catalog
 from app.problems.problems import UnknownModel, problems
+from app.routers.dependencies import Catalog
 from app.schemas.models import ModelPage
 from models.checkpoints.catalog import Card
 

@@ -16,7 +16,7 @@ from app.problems.problems import Problem
 _STATUS = re.compile("/v1/jobs/([^/]+)")
 
 
-class Polls:
+class FastStatus:
     """Answers `GET /v1/jobs/{id}` without a query as app/routers/jobs.py would, and hands on all else."""
 
     def __init__(self, app: ASGIApp, jobs: Jobs) -> None:
