@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from app.access.api_keys import Keyring
-from app.access.gate import open_paths
+from app.access.public_paths import open_paths
 from app.problems.problems import TooManyRequests, Unauthorized, WrongHost, problems
 from app.schemas.events import ImageEvent, PreviewEvent, StateEvent
 from app.schemas.problems import ProblemDetails

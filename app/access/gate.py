@@ -9,13 +9,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.access.api_keys import LOCAL, ApiKey, Keyring, is_loopback_host
+from app.access.public_paths import open_paths
 from app.access.rate_limit import RateLimit
 from app.problems.exception_handlers import render
 from app.problems.problems import Problem, TooManyRequests, Unauthorized, WrongHost
-from app.routers.page import PATHS
 
-_OPEN = PATHS | {"/healthz", "/readyz", "/openapi.json"}  # without a key, where there are some: nothing there is anyone's
-_BY_ANY_NAME = frozenset({"/healthz"})  # where there are none: health checks ask for a container's own address
 _ANY_HOST = "*"
 
 
@@ -59,11 +57,6 @@ class Gate:
         if not (is_loopback_host(name := _name(host)) or name in self._hosts or _ANY_HOST in self._hosts):
             raise WrongHost(host)
         return LOCAL
-
-
-def open_paths(keyring: Keyring) -> frozenset[str]:
-    """Those that are answered to everybody who asks."""
-    return _OPEN if keyring else _BY_ANY_NAME
 
 
 def host_names(text: str) -> frozenset[str]:

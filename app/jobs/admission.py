@@ -73,7 +73,7 @@ class Admitted:
     """The job that is there now, and what was found of the one that was to be posted."""
 
     job: str
-    parse_read: StoredJob
+    stored: StoredJob
 
 
 class Admission:

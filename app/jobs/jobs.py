@@ -80,7 +80,7 @@ class Jobs:
             if not key:  # nobody else knows of it
                 await self._forget(record)
             raise
-        return admitted.found.seen(record.id, owner) if admitted.job == record.id else await self.get(admitted.job, owner)
+        return admitted.stored.seen(record.id, owner) if admitted.job == record.id else await self.get(admitted.job, owner)
 
     async def get(self, job: str, owner: str) -> Job:
         """In one round trip. Raises UnknownJob."""

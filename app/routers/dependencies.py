@@ -28,12 +28,12 @@ async def _redis(request: Request) -> Redis:
 
 
 async def _watch(request: Request) -> watcher.EventWatcher:
-    return cast("watch.Watch", request.app.state.watch)
+    return cast("watcher.EventWatcher", request.app.state.watch)
 
 
 async def _key(request: Request) -> api_keys.ApiKey:
     """Set by app/access/gate.py."""
-    return cast("security.Key", request.state.key)
+    return cast("api_keys.ApiKey", request.state.key)
 
 
 async def json_only(request: Request) -> None:

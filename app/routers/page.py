@@ -7,6 +7,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request, Response
 from starlette.staticfiles import StaticFiles
 
+from app.access.public_paths import PAGE_PATHS
 from app.problems.problems import UnknownRoute
 
 router = APIRouter(include_in_schema=False)
@@ -27,10 +28,6 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-_OURS = ("api.js", "docs.js", "icon.svg", "images.js", "job.js", "page.css", "page.js")
-_SWAGGERS = ("swagger-ui-bundle.js", "swagger-ui.css")
-PATHS = frozenset({"/", "/docs", *(f"/static/{name}" for name in (*_OURS, *_SWAGGERS))})  # all that the pages consist of
-
 
 @router.get("/")
 async def page(request: Request) -> Response:
@@ -46,7 +43,7 @@ async def docs(request: Request) -> Response:
 
 @router.get("/static/{name}")
 async def file(request: Request, name: str) -> Response:
-    if f"/static/{name}" not in PATHS:
+    if f"/static/{name}" not in PAGE_PATHS:
         raise UnknownRoute(request.url.path)
     return await _file(request, name)
 

@@ -1,0 +1,20 @@
+"""The paths that are answered to everybody who asks."""
+
+from __future__ import annotations
+
+from app.access.api_keys import Keyring
+
+_OURS = ("api.js", "docs.js", "icon.svg", "images.js", "job.js", "page.css", "page.js")
+_SWAGGERS = ("swagger-ui-bundle.js", "swagger-ui.css")
+# All that the pages for people consist of; app/routers/page.py serves them.
+PAGE_PATHS = frozenset({"/", "/docs", *(f"/static/{name}" for name in (*_OURS, *_SWAGGERS))})
+
+# Where there are keys: nothing there is anyone's.
+_WITH_KEYS = PAGE_PATHS | {"/healthz", "/readyz", "/openapi.json"}
+# Where there are none: health checks ask for a container's own address, under any name.
+_WITHOUT_KEYS = frozenset({"/healthz"})
+
+
+def open_paths(keyring: Keyring) -> frozenset[str]:
+    """Return the paths that need neither a key nor, where there are no keys, a known host name."""
+    return _WITH_KEYS if keyring else _WITHOUT_KEYS
