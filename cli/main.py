@@ -43,8 +43,8 @@ def up(
 ) -> None:
     """Run the whole service here: queue, workers and API, until Ctrl-C."""
     from app.settings import ApiSettings
+    from cli.serve.up import up as run
     from cli.settings import CliSettings, check_access, check_models, check_results_url, read
-    from cli.up import up as run
 
     settings = read(ApiSettings)
     check_results_url(settings.results_url)

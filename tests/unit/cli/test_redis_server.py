@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from cli import data_dir, redis_server
+from cli.serve import data_dir, embedded_valkey
 from worker.backends.memory import host_memory_bytes
 
 
 def test_the_socket_lies_in_the_data_folder() -> None:
-    with redis_server.socket_path(Path("/data/valkey")) as path:
+    with embedded_valkey.socket_path(Path("/data/valkey")) as path:
         assert path == Path("/data/valkey/valkey.sock")
 
 
 @pytest.mark.parametrize("name", ["long" * 30, "a space", "key=value"])
 def test_a_path_that_no_socket_can_have_is_replaced_by_a_private_one(tmp_path: Path, name: str) -> None:
-    with redis_server.socket_path(tmp_path / name) as path:
+    with embedded_valkey.socket_path(tmp_path / name) as path:
         assert len(os.fsencode(path)) <= 100
         assert path.parent.stat().st_mode & 0o777 == 0o700
     assert not path.parent.exists()
@@ -28,13 +28,13 @@ def test_a_path_that_no_socket_can_have_is_replaced_by_a_private_one(tmp_path: P
 def test_the_server_is_the_users_alone_durable_and_full_rather_than_forgetful(tmp_path: Path) -> None:
     folder = data_dir.valkey_folder(tmp_path / "a folder")
     lock_fd = data_dir.lock(folder)
-    with redis_server.socket_path(folder) as path:
-        url = redis_server.socket_url(path)
-        server = redis_server.valkey(folder, path, lock_fd)
-        assert not redis_server.answers(url)
+    with embedded_valkey.socket_path(folder) as path:
+        url = embedded_valkey.socket_url(path)
+        server = embedded_valkey.valkey(folder, path, lock_fd)
+        assert not embedded_valkey.answers(url)
         server.start()
         try:
-            while not redis_server.answers(url):
+            while not embedded_valkey.answers(url):
                 assert server.alive
             with Redis.from_url(url, decode_responses=True) as connection:
                 assert connection.client_info()["name"] == ""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.child import Child
-from cli.supervisor import KILLED, Stage, Supervisor
+from cli.serve.child import Child
+from cli.serve.supervisor import KILLED, Stage, Supervisor
 
 SAY_WHEN_STOPPED = """
 import pathlib, signal, sys, time

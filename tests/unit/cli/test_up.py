@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from cli import up
 from cli.faults import Fault
+from cli.serve import up
 from cli.settings import CliSettings
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from cli import tether
 from cli.console import say
+from cli.serve import die_with_parent
 
 FIRST_DELAY_S, LONGEST_DELAY_S, STEADY_S = 0.5, 10.0, 30.0
 
@@ -51,7 +51,7 @@ class Child:
 
     def start(self) -> None:
         """From the main thread only: the kernel takes the death of the thread that started a child for its parent's."""
-        leash = [sys.executable, "-P", tether.__file__, str(int(self.orphaned)), str(os.getpid())]
+        leash = [sys.executable, "-P", die_with_parent.__file__, str(int(self.orphaned)), str(os.getpid())]
         self.process = subprocess.Popen(
             [*leash, *self.command],
             env={**os.environ, "PYTHONUNBUFFERED": "1", **self.env},

@@ -14,7 +14,7 @@ _ASK_EVERY_S, _COMPLAIN_EVERY_S = 0.5, 30.0
 
 
 @dataclass(slots=True)
-class Readiness:
+class WaitUntilReady:
     """Call it often: it asks `/readyz` twice a second until the answer is 200, and never again."""
 
     url: str

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cli.child import Child
 from cli.faults import Fault
+from cli.serve.child import Child
 from worker.backends.memory import host_memory_bytes
 
 _SOCKET = "valkey.sock"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
-from cli.child import Child
 from cli.console import say
+from cli.serve.child import Child
 
 _TICK_S = 0.1
 KILLED = 130  # exit status after a second Ctrl-C

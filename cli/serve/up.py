@@ -9,12 +9,12 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from cli import data_dir, redis_server
-from cli.child import Child
 from cli.faults import Fault
-from cli.readiness import Readiness
+from cli.serve import data_dir, embedded_valkey
+from cli.serve.child import Child
+from cli.serve.supervisor import Stage, Supervisor
+from cli.serve.wait_until_ready import WaitUntilReady
 from cli.settings import CliSettings, read
-from cli.supervisor import Stage, Supervisor
 
 _PYTHON = [sys.executable, "-P"]  # -P: not the `app` or `models` of the folder that it is called in
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, the same under WSL, AMD
@@ -34,7 +34,7 @@ def up(host: str, port: int, workers: int | None, keyed: bool) -> int:
         }
         api = Child("api", [*_PYTHON, "-m", "cli", "api", "--host", host, "--port", str(port)], env)
         stages = [*stages, Stage([api]), Stage(worker_children(settings, workers, env))]
-        return Supervisor(stages, Readiness(address(host, port), keyed)).run()
+        return Supervisor(stages, WaitUntilReady(address(host, port), keyed)).run()
 
 
 def embedded_server(settings: CliSettings, stack: ExitStack) -> tuple[list[Stage], str]:
@@ -42,10 +42,10 @@ def embedded_server(settings: CliSettings, stack: ExitStack) -> tuple[list[Stage
     home = data_dir.valkey_folder(settings.data_dir)
     lock_fd = data_dir.lock(home)
     stack.callback(os.close, lock_fd)
-    socket_path = stack.enter_context(redis_server.socket_path(home))
-    url = redis_server.socket_url(socket_path)
-    server = redis_server.valkey(home, socket_path, lock_fd, settings.redis_maxmemory)
-    return [Stage([server], lambda: redis_server.answers(url))], url
+    socket_path = stack.enter_context(embedded_valkey.socket_path(home))
+    url = embedded_valkey.socket_url(socket_path)
+    server = embedded_valkey.valkey(home, socket_path, lock_fd, settings.redis_maxmemory)
+    return [Stage([server], lambda: embedded_valkey.answers(url))], url
 
 
 def check_port(host: str, port: int) -> None:

@@ -1,0 +1,1 @@
+"""Running the whole service here: the supervisor, its children, the embedded job store."""
