@@ -107,7 +107,7 @@ def sample(
     key: Annotated[str | None, typer.Option(envvar="DDPM_KEY", help="API key, where the service wants one")] = None,
 ) -> None:
     """Have a running service draw images, and save them as OUT/<seed>-<index>.png. Ctrl-C cancels."""
-    from cli.sample import sample as run
+    from cli.commands.sample import sample as run
 
     request = {"count": count, "seed": seed, "steps": steps, "sampler": sampler, "variance": variance, "eta": eta, "model": model}
     raise typer.Exit(run(url, key, {name: value for name, value in request.items() if value is not None}, out))
@@ -120,7 +120,7 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a network. Ctrl-C saves, and the same command resumes exactly where it stopped."""
-    from cli.train import train as run
+    from cli.commands.train import train as run
 
     run(recipe, out, device)
 
@@ -139,8 +139,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for the figures; default: runs/evaluate/<model>-<steps>-steps")] = None,
 ) -> None:
     """Bound the negative log likelihood of pictures in bits per dimension, with its rate and distortion. Ctrl-C ends it early."""
-    from cli.evaluate import evaluate as run
-    from cli.measure import Measure
+    from cli.commands.evaluate import evaluate as run
+    from cli.commands.measure import Measure
 
     run(model, Measure(data, images, batch_size, seed, device), steps, out)
 
@@ -167,7 +167,7 @@ def interpolate(
 
     --t is 500 unless it is given.
     """
-    from cli.interpolate import draw as run
+    from cli.commands.interpolate import draw as run
 
     run(model, first, second, t or [500], between, steps, variance, seed, device, out)
 
@@ -175,7 +175,7 @@ def interpolate(
 @keys_app.command()
 def new(name: Annotated[str, typer.Argument(help="Whose jobs the key's are; letters, digits, '.', '_' and '-'")]) -> None:
     """Make a key, and print it once, with its entry for DDPM_API_KEYS. Nothing is stored."""
-    from cli.keys import new as run
+    from cli.commands.keys import new as run
 
     run(name)
 
@@ -183,7 +183,7 @@ def new(name: Annotated[str, typer.Argument(help="Whose jobs the key's are; lett
 @keys_app.command()
 def webhook_secret(name: Annotated[str, typer.Argument(help="Whose; `local` where there are no keys")]) -> None:
     """Print what a key's owner verifies webhooks with. It is made from DDPM_WEBHOOK_SECRET and the name."""
-    from cli.keys import webhook_secret as run
+    from cli.commands.keys import webhook_secret as run
 
     run(name)
 
@@ -192,7 +192,7 @@ def webhook_secret(name: Annotated[str, typer.Argument(help="Whose; `local` wher
 def models(ctx: typer.Context) -> None:
     """List the models that can be served, or add to them."""
     if ctx.invoked_subcommand is None:
-        from cli.models import show
+        from cli.commands.models import show
 
         show()
 
@@ -211,8 +211,8 @@ def add(
 
     What no option says is taken from the folder's own card, as `ddpm train` writes it.
     """
-    from cli.models import Said
-    from cli.models import add as run
+    from cli.commands.models import Said
+    from cli.commands.models import add as run
 
     run(folder, name, Said(licence, provenance, data_name, data_licence), default)
 
@@ -227,7 +227,7 @@ def variance(
     device: Device = "auto",
 ) -> None:
     """Estimate the analytic variance of a model, so that jobs may ask for it. Ctrl-C ends it early."""
-    from cli.measure import Measure
-    from cli.variance import estimate as run
+    from cli.commands.measure import Measure
+    from cli.commands.variance import estimate as run
 
     run(model, Measure(data, images, batch_size, seed, device))

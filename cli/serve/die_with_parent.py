@@ -1,4 +1,4 @@
-"""Runs a command that dies with its parent: `python tether.py SIGNAL PARENT COMMAND...`.
+"""Runs a command that dies with its parent: `python die_with_parent.py SIGNAL PARENT COMMAND...`.
 
 `kill -9` of the supervisor must not leave workers behind that nobody restarts or stops. The kernel sends SIGNAL when the
 parent is gone; the wish survives exec. Only Linux can do it: elsewhere the command just runs, and the data folder's lock,

@@ -9,7 +9,8 @@ import pytest
 
 from app.access.api_keys import new_key
 from app.main import create_app
-from app.routers.page import FOLDER, PATHS
+from app.access.public_paths import PAGE_PATHS
+from app.routers.page import FOLDER
 from app.settings import ApiSettings
 from tests.support.problems import problem
 from tests.support.server import serve
@@ -62,12 +63,12 @@ def test_there_is_nothing_else(api: httpx.Client, name: str) -> None:
 def test_every_file_is_one_that_needs_no_key() -> None:
     pages = {"index.html": "/", "docs.html": "/docs"}
     ours = {pages.get(file.name, f"/static/{file.name}") for file in FOLDER.iterdir()}
-    assert ours == {path for path in PATHS if "swagger" not in path}
+    assert ours == {path for path in PAGE_PATHS if "swagger" not in path}
 
 
 def test_it_takes_no_key_to_be_asked_for_one(valkey_url: str, models_dir: Path) -> None:
     _, entry = new_key("ann")
     app = create_app(ApiSettings(redis_url=valkey_url, models_dir=models_dir, api_keys=entry))
     with serve(app) as url, httpx.Client(base_url=url) as client:
-        assert {path: client.get(path).status_code for path in PATHS} == dict.fromkeys(PATHS, 200)
+        assert {path: client.get(path).status_code for path in PAGE_PATHS} == dict.fromkeys(PAGE_PATHS, 200)
         problem(client.get("/static/nothing.js"), 401)

@@ -88,7 +88,7 @@ def test_what_is_stopped_reports_on_the_batches_before(
 ) -> None:
     def stop_after(steps: int) -> Result:
         left = iter([False] * steps)
-        monkeypatch.setattr("cli.measure.StopRequest", lambda: nullcontext(lambda: next(left, True)))
+        monkeypatch.setattr("cli.commands.measure.StopRequest", lambda: nullcontext(lambda: next(left, True)))
         return ddpm_evaluate(
             tiny_model, "--data", data, "--images", 6, "--batch-size", 2, "--steps", 5, "--out", tmp_path / "out"
         )

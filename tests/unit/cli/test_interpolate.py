@@ -74,7 +74,7 @@ def test_few_steps_take_the_smaller_variance_unless_another_is_named(tmp_path: P
 def test_what_cannot_be_done_is_told_in_one_line_before_any_step(
     tiny_model: Path, pictures: tuple[Path, Path], words: list[object], said: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("cli.interpolate.interpolate", lambda *_: pytest.fail("a step was taken"))
+    monkeypatch.setattr("cli.commands.interpolate.interpolate", lambda *_: pytest.fail("a step was taken"))
     result = interpolate(tiny_model, *pictures, *words)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert said in result.stderr

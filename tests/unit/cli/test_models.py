@@ -139,7 +139,7 @@ def test_a_full_disk_leaves_nothing_half_made(tiny_model: Path, models_dir: Path
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("cli.models.write_card", refuse)
+    monkeypatch.setattr("cli.commands.models.write_card", refuse)
     added = ddpm("models", "add", tiny_model, "--name", "tiny")
     assert (added.exit_code, added.stderr.count("\n")) == (1, 1)
     assert "(No space left on device); correct that" in added.stderr

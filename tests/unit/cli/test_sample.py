@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from cli import sample as module
 from cli.client import Client
+from cli.commands import sample as module
 from cli.faults import Fault
 from tests.support.played import Played, ddpm_sample, files, job
 

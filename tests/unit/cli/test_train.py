@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from cli.commands.train import held
 from cli.main import app
 from cli.stop import StopRequest
-from cli.train import held
 from models.checkpoints.catalog import read_card
 from models.checkpoints.diffusers_format import BadCheckpoint
 
@@ -146,7 +146,7 @@ def test_a_model_that_cannot_be_exported_is_told_in_one_line(tmp_path: Path, mon
     def fail(_: object) -> None:
         raise BadCheckpoint("conv_in.weight holds NaN")
 
-    monkeypatch.setattr("cli.train.export.export", fail)
+    monkeypatch.setattr("cli.commands.train.export.export", fail)
     result = ddpm_train(write_recipe(tmp_path, updates=1), "--out", tmp_path / "run", "--device", "cpu")
     assert (result.exit_code, result.stderr) == (1, "ddpm: conv_in.weight holds NaN\n")
 

@@ -68,7 +68,7 @@ def test_an_evaluation_on_other_pictures_goes_by_the_estimate(model: Path, data:
 
 def test_what_is_stopped_is_an_estimate_from_the_batches_before(model: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = iter([False] * 50)
-    monkeypatch.setattr("cli.measure.StopRequest", lambda: nullcontext(lambda: next(left, True)))
+    monkeypatch.setattr("cli.commands.measure.StopRequest", lambda: nullcontext(lambda: next(left, True)))
     assert estimate(model, "--data", data, "--images", 6, "--batch-size", 2).exit_code == 0
     assert ResidualVariance.read(model, read_card(model).sha256, 20).images == 4
 

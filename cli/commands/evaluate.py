@@ -10,8 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cli.commands.measure import Measure, Measured, faults_told
 from cli.faults import Fault
-from cli.measure import Measure, Measured, faults_told
 from models.diffusion.options import Variance
 from models.evaluate.likelihood import Likelihood
 from models.evaluate.report import check_replaces, write

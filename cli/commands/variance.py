@@ -6,8 +6,8 @@ import os
 
 from rich.console import Console
 
+from cli.commands.measure import Measure, Measured, faults_told
 from cli.faults import Fault
-from cli.measure import Measure, Measured, faults_told
 from models.checkpoints.catalog import read_card, write_card
 from models.checkpoints.residual_variance import ResidualVariance
 

@@ -11,9 +11,9 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from cli.commands.measure import faults_told, find
 from cli.device import choose_device
 from cli.faults import Fault
-from cli.measure import faults_told, find
 from models.checkpoints import diffusers_format
 from models.checkpoints.diffusers_format import Checkpoint
 from models.checkpoints.png import sheet
