@@ -17,7 +17,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _CUT_OFF = (httpx.NetworkError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.RemoteProtocolError)
 
 
-class Hiccup(Fault):
+class TransientError(Fault):
     """No answer, a 429 or a 503: the same question may be answered later."""
 
     def __init__(self, text: str, retry_after_s: float = 0.0) -> None:
@@ -25,14 +25,17 @@ class Hiccup(Fault):
         self.retry_after_s = retry_after_s
 
 
-class Refused(Hiccup):
+class RateLimited(TransientError):
     """A 429: nothing was done."""
 
 
-_LATER: dict[int, type[Hiccup]] = {httpx.codes.TOO_MANY_REQUESTS: Refused, httpx.codes.SERVICE_UNAVAILABLE: Hiccup}
+_LATER: dict[int, type[TransientError]] = {
+    httpx.codes.TOO_MANY_REQUESTS: RateLimited,
+    httpx.codes.SERVICE_UNAVAILABLE: TransientError,
+}
 
 
-class Client:
+class PatientClient:
     """HTTP whose failures are Faults with the service's own words."""
 
     def __init__(self, http: httpx.Client) -> None:
@@ -49,7 +52,7 @@ class Client:
         while True:
             try:
                 return self.call(method, path, timeout=min(within_s, _ANSWER_TIMEOUT_S), **options)
-            except Hiccup as hiccup:
+            except TransientError as hiccup:
                 wait_s = max(pause_s, hiccup.retry_after_s)
                 if not self._met or time.monotonic() + wait_s > deadline:
                     raise
@@ -72,12 +75,12 @@ class Client:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.ConnectError:
-            raise Hiccup(
+            raise TransientError(
                 f"no answer from {self._http.base_url}; start the service with `make serve`, or give its --url"
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             self._met |= isinstance(error, _CUT_OFF)
-            raise Hiccup(f"{self._http.base_url}: {error or type(error).__name__}; try again") from None
+            raise TransientError(f"{self._http.base_url}: {error or type(error).__name__}; try again") from None
         self._met = True
         return answer
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 
-class Held(Exception):
+class AlreadyLocked(Exception):
     """By another process, whose id is the text."""
 
 
@@ -20,7 +20,7 @@ def take(path: Path, wait_s: float = 0.0) -> int:
         if time.monotonic() > deadline:
             holder = os.pread(fd, 32, 0).decode() or "unknown"
             os.close(fd)
-            raise Held(holder)
+            raise AlreadyLocked(holder)
         time.sleep(0.1)
     os.ftruncate(fd, 0)
     os.pwrite(fd, str(os.getpid()).encode(), 0)

@@ -11,7 +11,7 @@ import httpx
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from cli.client import LEAVING_S, Client, Refused, is_loopback, read_job
+from cli.client import LEAVING_S, PatientClient, RateLimited, is_loopback, read_job
 from cli.faults import Fault
 from models.checkpoints.atomic_files import write_whole
 
@@ -31,7 +31,7 @@ def sample(url: str, key: str | None, request: Mapping[str, object], out: Path) 
         raise Fault(f"the folder {out} cannot be made ({error.strerror}); name another with --out") from None
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=not is_loopback(url)) as http:
-        client = Client(http)
+        client = PatientClient(http)
         post: dict[str, Any] = {"json": request, "headers": {"Idempotency-Key": str(uuid4())}}  # however often sent, one job
         try:
             job = read_job(client.patiently("POST", "/v1/jobs", **post))
@@ -43,11 +43,11 @@ def sample(url: str, key: str | None, request: Mapping[str, object], out: Path) 
             raise Fault(f"{fault} (look at job {job['id']} with `curl {url.rstrip('/')}/v1/jobs/{job['id']}`)") from None
 
 
-def _take_back(client: Client, post: Mapping[str, Any]) -> int:
+def _take_back(client: PatientClient, post: Mapping[str, Any]) -> int:
     """What may have been accepted before its answer came: the same post finds the job, or makes one to be cancelled."""
     try:
         job = read_job(client.call("POST", "/v1/jobs", timeout=LEAVING_S, **post))
-    except Refused:  # a job that is there is found before the queue is looked at
+    except RateLimited:  # a job that is there is found before the queue is looked at
         return CANCELLED
     except Fault as fault:
         raise Fault(f"a job may have been posted, and may go on, because asking for it failed: {fault}") from None
@@ -59,7 +59,7 @@ class NotSaved(Fault):
     """An image that this machine cannot store."""
 
 
-def _attend(client: Client, job: dict[str, Any], out: Path) -> int:
+def _attend(client: PatientClient, job: dict[str, Any], out: Path) -> int:
     """Until the job has ended, or has been cancelled because nobody wants its images or nothing can hold them."""
     saved: set[int] = set()
     try:
@@ -80,7 +80,7 @@ def _attend(client: Client, job: dict[str, Any], out: Path) -> int:
     return 0
 
 
-def _cancel(client: Client, job: dict[str, Any]) -> dict[str, Any]:
+def _cancel(client: PatientClient, job: dict[str, Any]) -> dict[str, Any]:
     """The job as the service answers: cancelled, or ended before."""
     try:
         return read_job(client.patiently("POST", f"/v1/jobs/{job['id']}/cancel", LEAVING_S))
@@ -88,7 +88,7 @@ def _cancel(client: Client, job: dict[str, Any]) -> dict[str, Any]:
         raise Fault(f"job {job['id']} may go on, because it could not be cancelled: {fault}") from None
 
 
-def _fate(client: Client, job: dict[str, Any]) -> str:
+def _fate(client: PatientClient, job: dict[str, Any]) -> str:
     """What cancelling has made of the job; a failure to cancel must not hide why it was tried."""
     try:
         return f"job {job['id']} is {_cancel(client, job)['state']}"
@@ -96,7 +96,7 @@ def _fate(client: Client, job: dict[str, Any]) -> str:
         return str(fault)
 
 
-def _follow(client: Client, job: dict[str, Any], out: Path, saved: set[int]) -> None:
+def _follow(client: PatientClient, job: dict[str, Any], out: Path, saved: set[int]) -> None:
     """Save every image as soon as it is finished, until the job has ended."""
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[images]}")
     with Progress(*columns) as progress:
@@ -113,12 +113,12 @@ def _follow(client: Client, job: dict[str, Any], out: Path, saved: set[int]) -> 
         raise Fault(f"job {job['id']} {job['state']}: {reason}")
 
 
-def _next(client: Client, job: dict[str, Any]) -> dict[str, Any]:
+def _next(client: PatientClient, job: dict[str, Any]) -> dict[str, Any]:
     """The job a moment later, or at once where its state changes."""
     return read_job(client.get(f"/v1/jobs/{job['id']}", params={"wait": _POLL_S}))
 
 
-def _save(client: Client, job: dict[str, Any], out: Path, saved: set[int]) -> None:
+def _save(client: PatientClient, job: dict[str, Any], out: Path, saved: set[int]) -> None:
     for image in job["images"]:
         if image["state"] == "finished" and image["index"] not in saved:
             _write(out / f"{job['seed']}-{image['index']}.png", client.get(image["url"]).content)

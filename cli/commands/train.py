@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from cli.device import choose_device
 from cli.faults import Fault
-from cli.lock import Held, take
+from cli.lock import AlreadyLocked, take
 from cli.stop import StopRequest
 from models.checkpoints.diffusers_format import BadCheckpoint
 from models.train import export, report
@@ -56,7 +56,7 @@ def held(out: Path) -> Iterator[None]:
     """One run at a time: two would write each other's state."""
     try:
         fd = take(out / ".lock")
-    except Held as pid:
+    except AlreadyLocked as pid:
         raise Fault(f"{out} is in use by another `ddpm train` (pid {pid}); stop it, or name another --out") from None
     except OSError as error:
         raise Fault(f"{out} cannot be locked ({error.strerror}); name another folder with --out") from None

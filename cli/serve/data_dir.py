@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cli.faults import Fault
-from cli.lock import Held, take
+from cli.lock import AlreadyLocked, take
 
 _WAIT_S = 3.0  # the server of a supervisor that was killed a moment ago is still writing
 
@@ -25,7 +25,7 @@ def lock(folder: Path) -> int:
     """A descriptor that holds the folder for as long as any process has it open; the server inherits it."""
     try:
         return take(folder / "lock", _WAIT_S)
-    except Held as pid:
+    except AlreadyLocked as pid:
         raise Fault(
             f"{folder.parent} is in use by another `ddpm up` (pid {pid}); stop it, or set another DDPM_DATA_DIR"
         ) from None

@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from app.access.api_keys import new_key
-from app.main import create_app
 from app.access.public_paths import PAGE_PATHS
+from app.main import create_app
 from app.routers.page import FOLDER
 from app.settings import ApiSettings
 from tests.support.problems import problem

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.client import Client
+from cli.client import PatientClient
 from cli.commands import sample as module
 from cli.faults import Fault
 from tests.support.played import Played, ddpm_sample, files, job
@@ -113,16 +113,16 @@ def test_a_ctrl_c_that_does_not_reach_the_service_is_not_waited_for_long_and_say
 
 def interrupt_the_post(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C after the service has got the first, and before the command has the answer."""
-    call, asked = Client.call, count()
+    call, asked = PatientClient.call, count()
 
-    def call_or_interrupt(client: Client, method: str, path: str, **options: Any) -> httpx.Response:
+    def call_or_interrupt(client: PatientClient, method: str, path: str, **options: Any) -> httpx.Response:
         if next(asked):
             return call(client, method, path, **options)
         with suppress(Fault):
             call(client, method, path, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Client, "call", call_or_interrupt)
+    monkeypatch.setattr(PatientClient, "call", call_or_interrupt)
 
 
 def test_ctrl_c_before_the_post_is_answered_cancels_what_was_posted(
