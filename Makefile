@@ -50,7 +50,7 @@ train: $(TEST) ## train a network (RECIPE= OUT=); Ctrl-C saves, the next call re
 	$(BIN)/ddpm train '$(RECIPE)' --out '$(OUT)'
 
 bench: $(TEST) ## measure what docs/benchmarks.md says (BENCH='engine exact' names some, ARGS= goes to each)
-	@set -e; for name in $(BENCH); do echo "bench.$$name"; $(BIN)/python -m "bench.$$name" $(ARGS); done
+	@set -e; for name in $(BENCH); do echo "bench.$$name"; $(BIN)/python -m "bench.commands.$$name" $(ARGS); done
 
 chaos: $(TEST) ## kill workers, queue and API for minutes, and compare every picture (SEED=); docs/chaos.md
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed '$(SEED)')

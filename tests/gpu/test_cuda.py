@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 import torch
 
-from bench.paper import CONFIG
+from bench.commands.paper import CONFIG
 from models.checkpoints import diffusers_format
 from models.checkpoints.catalog import SHIPPED
 from models.diffusion.noise import normal

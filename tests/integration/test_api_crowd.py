@@ -1,4 +1,4 @@
-"""A crowd in small: `bench/pollers.py` without its figures. No error, and no stream that misses the end of its job."""
+"""A crowd in small: `bench/commands/pollers.py` without its figures. No error, and no stream that misses the end of its job."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from urllib.parse import urlsplit
 import uvloop
 from redis import Redis
 
-from bench.crowd import crowd
-from bench.pretence import Job, Pretence, Reports
+from bench.load.crowd import crowd
+from bench.load.pretence import Pretence, PretendJob, Reports
 
 Post = Callable[..., dict[str, Any]]
 
 
 def test_100_pollers_and_20_streams_see_no_error_and_every_end(url: str, redis: Redis, valkey_url: str, post: Post) -> None:
-    jobs = [Job(post(count=count)["id"], count) for count in [1, 16, 64, 100] * 5]
+    jobs = [PretendJob(post(count=count)["id"], count) for count in [1, 16, 64, 100] * 5]
     workers = Pretence(valkey_url)
     workers.start(jobs)
     status = [f"/v1/jobs/{jobs[n % 20].id}" for n in range(100)]

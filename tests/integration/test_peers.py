@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import bare_engine, peers, pipelines
-from bench.model import DEFAULT
-from bench.pipelines import Pipe
-from bench.report import Report
-from bench.systems import Alone, RqWorker
+from bench.commands import peers
+from bench.lib.model import DEFAULT
+from bench.lib.report import Report
+from bench.systems import bare_engine, pipelines
+from bench.systems.others import Alone, RqWorker
+from bench.systems.pipelines import Pipe
 from tests.support.processes import eventually
 
 PIPE = Pipe(DEFAULT, "cpu")

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from bench.api import api_apart
+from bench.systems.api import api_apart
 
 
 @pytest.mark.redis

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from bench.arrivals import SIZES, poisson
+from bench.load.arrivals import SIZES, poisson
 
 
 def test_every_size_has_its_share_of_the_jobs():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import engine
-from bench.model import load
+from bench.commands import engine
+from bench.lib.model import load
 from tests.support.folders import write_model
 from worker.calibration.calibrate import Calibration
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.exact import difference
+from bench.commands.exact import difference
 
 
 def images(*values: int) -> dict[int, torch.Tensor]:

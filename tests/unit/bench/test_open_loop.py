@@ -6,8 +6,8 @@ import time
 
 import torch
 
-from bench.arrivals import SIZES, Arrival
-from bench.open_loop import Request, Served, as_the_service, first_come_first_served, serve
+from bench.load.arrivals import SIZES, Arrival
+from bench.load.open_loop import Request, Served, as_the_service, first_come_first_served, serve
 from models.diffusion.plans import compile_plan
 from tests.support.networks import SCHEDULE, SHAPE, gaussian_eps
 from worker.engine.engine import Engine

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import pipelines
-from bench.model import DEFAULT
-from bench.pipelines import Pipe, Setting
+from bench.lib.model import DEFAULT
+from bench.systems import pipelines
+from bench.systems.pipelines import Pipe, Setting
 
 PIPE = Pipe(DEFAULT, "cpu")
 pytestmark = pytest.mark.timeout(300)
@@ -50,7 +50,7 @@ def test_the_compiled_pipeline_is_in_that_setting_without_a_search(monkeypatch: 
 
 
 def test_a_setting_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    class NoCompiler(pipelines.Tuned):
+    class NoCompiler(pipelines.TunedPipeline):
         def forward(self, x: torch.Tensor, t: torch.Tensor) -> object:
             if self.setting.dtype is torch.bfloat16:
                 raise RuntimeError("no compiler")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.api import Api
-from bench.pollers import good, stretch
+from bench.commands.pollers import good, stretch
+from bench.systems.api import Api
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 import typer
 
-from bench.quality import Classifier, Gaussian, labels, main, pictures, trained
+from bench.commands.quality import Classifier, Gaussian, labels, main, pictures, trained
 from models.checkpoints.catalog import Catalog
 from models.diffusion.sampling import from_bytes
 from tests.support.folders import write_model

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.report import Report
+from bench.lib.report import Report
 
 
 def test_a_table_is_the_same_on_the_screen_and_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.elsewhere import _halfway
-from bench.model import load
-from bench.ways import alone, any_few, joined, parked, set_aside, shuffled, together
-from bench.work import Work
+from bench.lib.elsewhere import _halfway
+from bench.lib.model import load
+from bench.lib.ways import alone, any_few, joined, parked, set_aside, shuffled, together
+from bench.lib.work import Work
 from tests.support.folders import write_model
 from tests.support.networks import LatePool
 from worker.calibration.calibrate import Calibration

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from bench.report import Report
-from bench.service import Client
+from bench.lib.report import Report
+from bench.systems.service import ServiceClient
 
 WARM_UP = 3
 IMAGES, STEPS = 1024, 1000  # of the big job: more than there is time for, so it is cancelled at the end
@@ -19,7 +19,7 @@ IMAGES, STEPS = 1024, 1000  # of the big job: more than there is time for, so it
 T = TypeVar("T")
 
 
-def run(client: Client, steps: int, jobs: int, every_s: float, alone_s: float, report: Report) -> None:
+def run(client: ServiceClient, steps: int, jobs: int, every_s: float, alone_s: float, report: Report) -> None:
     """Small jobs one after another; then the big one alone, with as many small ones coming by chance, and alone again."""
     unloaded = [small(client, steps) for _ in range(WARM_UP + jobs)][WARM_UP:]
     big = client.post(IMAGES, STEPS, priority="bulk")
@@ -39,14 +39,14 @@ def run(client: Client, steps: int, jobs: int, every_s: float, alone_s: float, r
     draw(report, unloaded, beside)
 
 
-def small(client: Client, steps: int) -> float:
+def small(client: ServiceClient, steps: int) -> float:
     """Seconds from the post to the answer that the job has finished."""
     start = time.perf_counter()
     client.finished(client.post(1, steps))
     return time.perf_counter() - start
 
 
-def coming_by_chance(client: Client, steps: int, jobs: int, every_s: float) -> list[float]:
+def coming_by_chance(client: ServiceClient, steps: int, jobs: int, every_s: float) -> list[float]:
     chance = random.Random(1)
     with ThreadPoolExecutor(jobs) as clients:
         waiting = []
@@ -56,12 +56,12 @@ def coming_by_chance(client: Client, steps: int, jobs: int, every_s: float) -> l
         return [job.result() for job in waiting]
 
 
-def image_steps(client: Client, job: str) -> float:
+def image_steps(client: ServiceClient, job: str) -> float:
     """What has been done of the big job."""
     return float(client.job(job)["progress"]["fraction"]) * IMAGES * STEPS
 
 
-def leave_alone(client: Client, big: str, seconds: float) -> None:
+def leave_alone(client: ServiceClient, big: str, seconds: float) -> None:
     """So long, and until a step has been told of. Raises RuntimeError where there is none to come."""
     done = image_steps(client, big)
     time.sleep(seconds)
@@ -71,7 +71,7 @@ def leave_alone(client: Client, big: str, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def rate_during(client: Client, big: str, what: Callable[[], T]) -> tuple[T, float]:
+def rate_during(client: ServiceClient, big: str, what: Callable[[], T]) -> tuple[T, float]:
     """What `what` gives, and the big job's image-steps per second meanwhile."""
     start, done = time.perf_counter(), image_steps(client, big)
     result = what()

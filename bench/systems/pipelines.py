@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from bench.drawing import Draw
+from bench.systems.drawing import Draw
 
 log = logging.getLogger(__name__)
 TRIALS, TRIAL_STEPS = 3, 5
@@ -75,7 +75,7 @@ class Setting:
         return ", ".join(name.removeprefix("torch.") for name in names)
 
 
-class Tuned(torch.nn.Module):
+class TunedPipeline(torch.nn.Module):
     """A UNet2DModel in a setting of its own; the pipeline around it keeps float32, as the scheduler needs it."""
 
     def __init__(self, unet: Any, setting: Setting) -> None:
@@ -105,7 +105,7 @@ def plain(pipe: Pipe, _: int) -> Any:
 
 def setting(pipeline: Any, count: int) -> str:
     """How batches of `count` are run, in words."""
-    if isinstance(pipeline.unet, Tuned):
+    if isinstance(pipeline.unet, TunedPipeline):
         return f"batches of {count} {pipeline.unet.setting}"
     return "DDPMPipeline as it comes"
 
@@ -131,7 +131,7 @@ def compiled(pipe: Pipe, count: int) -> Any:
 
 def _in_setting(pipe: Pipe, choice: Setting) -> Any:
     pipeline = copy.deepcopy(loaded(pipe))
-    pipeline.unet = Tuned(pipeline.unet, choice)
+    pipeline.unet = TunedPipeline(pipeline.unet, choice)
     return pipeline
 
 

@@ -1,4 +1,4 @@
-"""What a worker takes when it does nothing, and whether its memory grows: `python -m bench.steady`. Linux only.
+"""What a worker takes when it does nothing, and whether its memory grows: `python -m bench.commands.steady`. Linux only.
 
 After a thousand images as a warm-up, ten thousand more in jobs of every sampler: the worker's resident memory at each thousand.
 Then its share of a core over 20 s without a job.
@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from bench.model import DEFAULT
-from bench.report import OUT, Out, Report
-from bench.service import Client, data_folder, service
+from bench.lib.model import DEFAULT
+from bench.lib.report import OUT, Out, Report
+from bench.systems.service import ServiceClient, data_folder, service
 
 SAMPLERS = ("ddpm", "ddim", "dpmpp_2m")
 IMAGES, STEPS, JOB = 1000, 2, 250
@@ -34,7 +34,7 @@ def main(out: Out = OUT, thousands: Annotated[int, typer.Option(min=1, help="Tho
         report.say(f"\nIdle: {idle_share(worker):.2%} of a core over {IDLE_S:g} s.")
 
 
-def make_a_thousand(client: Client) -> None:
+def make_a_thousand(client: ServiceClient) -> None:
     options = [{"sampler": SAMPLERS[n % len(SAMPLERS)]} for n in range(IMAGES // JOB)]
     for job in [client.post(JOB, STEPS, **option) for option in options]:
         client.finished(job)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from bench.arrivals import Arrival
+from bench.load.arrivals import Arrival
 from models.diffusion.plans import Plan
 from worker.engine.chain import ChainRequest
 from worker.engine.engine import Engine

@@ -1,4 +1,4 @@
-"""How long a client takes to get the pictures of a job, one by one and as an archive: `python -m bench.fetch`.
+"""How long a client takes to get the pictures of a job, one by one and as an archive: `python -m bench.commands.fetch`.
 
 They take turns, so that a machine that slows down slows both. The service, its worker included, is one for all.
 """
@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.machine import default_device
-from bench.model import DEFAULT, Model
-from bench.report import OUT, Out, Report
-from bench.service import data_folder, service
+from bench.lib.machine import default_device
+from bench.lib.model import DEFAULT, Model
+from bench.lib.report import OUT, Out, Report
+from bench.systems.service import data_folder, service
 
 COUNTS = (1, 16, 64, 1024)
 STEPS = 1  # pictures of noise are as large as any

@@ -26,7 +26,7 @@ Asked = Literal["fp32", "bf16", "auto"]
 _READY_WITHIN_S, _STOP_WITHIN_S = 120.0, 30.0
 
 
-class Client:
+class ServiceClient:
     """May be used by many threads at once."""
 
     def __init__(self, url: str, model: str) -> None:
@@ -92,7 +92,7 @@ class Client:
 
 
 @contextmanager
-def service(folder: Path, model: Path, device: str, precision: Asked) -> Iterator[Client]:
+def service(folder: Path, model: Path, device: str, precision: Asked) -> Iterator[ServiceClient]:
     """Ready for work; stopped at the end. `folder` holds its data, and its calibration for the next start."""
     port, log, name = _free_port(), folder / "log", read_card(model).name
     mine = {name: value for name, value in os.environ.items() if not name.startswith("DDPM_")}
@@ -101,7 +101,7 @@ def service(folder: Path, model: Path, device: str, precision: Asked) -> Iterato
     command = [sys.executable, "-m", "cli", "up", "--port", str(port), "--workers", "1"]
     with log.open("ab") as out:
         process = subprocess.Popen(command, env=mine | settings, stdout=out, stderr=out)
-    client = Client(f"http://127.0.0.1:{port}", name)
+    client = ServiceClient(f"http://127.0.0.1:{port}", name)
     try:
         _await_ready(client, process, log)
         yield client
@@ -125,7 +125,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _await_ready(client: Client, process: subprocess.Popen[bytes], log: Path) -> None:
+def _await_ready(client: ServiceClient, process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + _READY_WITHIN_S
     while not client.is_ready():
         if process.poll() is not None or time.monotonic() > until:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from bench import work
-from bench.drawing import Draw
-from bench.model import load
-from bench.service import Asked
+from bench.lib import work
+from bench.lib.model import load
+from bench.systems.drawing import Draw
+from bench.systems.service import Asked
 from worker.calibration.calibrate import sizes_on
 from worker.engine.chain import ChainRequest
 

@@ -18,12 +18,12 @@ from typing import Protocol, cast
 from redis import Redis
 from rq import Queue
 
-from bench import pipelines
-from bench.drawing import Draw
-from bench.pipelines import Pipe
-from bench.service import Asked, service
+from bench.systems import pipelines
+from bench.systems.drawing import Draw
+from bench.systems.pipelines import Pipe
+from bench.systems.service import Asked, service
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 JOB_TIMEOUT_S = 3600
 
 

@@ -1,4 +1,4 @@
-"""What saving chains costs: `python -m bench.snapshots`.
+"""What saving chains costs: `python -m bench.commands.snapshots`.
 
 For pictures of two sizes, in one run: milliseconds of the step's thread for a copy, and its share of the time at one copy a
 second; milliseconds of the saver's thread for packing; megabytes. CPU time of the thread, best of several.

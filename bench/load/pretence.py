@@ -21,7 +21,7 @@ STEPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class PretendJob:
     id: str
     count: int
 
@@ -32,21 +32,21 @@ class Pretence:
     def __init__(self, redis_url: str) -> None:
         self._redis = Redis.from_url(redis_url)
 
-    def start(self, jobs: Sequence[Job]) -> None:
+    def start(self, jobs: Sequence[PretendJob]) -> None:
         self._run(transitions.START, [(job, [1, 0]) for job in jobs])
 
-    def report(self, jobs: Sequence[Job], step: int) -> None:
+    def report(self, jobs: Sequence[PretendJob], step: int) -> None:
         """Every shard of every job, as if all were in an engine."""
         shards = [(job, shard) for job in jobs for shard in range(shard_count(job.count))]
         self._run(transitions.PROGRESS, [(job, [progress_field(n), f"{step},{step * SHARD_IMAGES}"]) for job, n in shards])
 
-    def finish(self, jobs: Sequence[Job]) -> None:
+    def finish(self, jobs: Sequence[PretendJob]) -> None:
         for job in jobs:
             pngs = [(index, b"a PNG, or nearly") for index in range(job.count)]
             args = [part for index, png in pngs for part in (index, hashlib.sha256(png).hexdigest(), png)]
             self._run(transitions.PUBLISH, [(job, args)])
 
-    def _run(self, script: str, calls: Sequence[tuple[Job, list[Any]]]) -> None:
+    def _run(self, script: str, calls: Sequence[tuple[PretendJob, list[Any]]]) -> None:
         sha = self._redis.script_load(script)
         with self._redis.pipeline(transaction=False) as pipe:
             for job, args in calls:
@@ -58,7 +58,7 @@ class Pretence:
 class Reports:
     """A process that reports on jobs while its block runs."""
 
-    def __init__(self, redis_url: str, jobs: Sequence[Job]) -> None:
+    def __init__(self, redis_url: str, jobs: Sequence[PretendJob]) -> None:
         spawn = get_context("spawn")
         self._stop = spawn.Event()
         self._process = spawn.Process(target=_report, args=(redis_url, jobs, self._stop))
@@ -72,7 +72,7 @@ class Reports:
         self._process.join()
 
 
-def _report(redis_url: str, jobs: Sequence[Job], stop: Event) -> None:
+def _report(redis_url: str, jobs: Sequence[PretendJob], stop: Event) -> None:
     pretence, due, step = Pretence(redis_url), time.monotonic(), 0
     while not stop.wait(max(0.0, due - time.monotonic())):
         pretence.report(jobs, step % STEPS)

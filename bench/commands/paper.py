@@ -1,4 +1,4 @@
-"""The paper's network for CIFAR-10 as a model folder, for the benchmarks' `--model`: `python -m bench.paper`.
+"""The paper's network for CIFAR-10 as a model folder, for the benchmarks' `--model`: `python -m bench.commands.paper`.
 
 35.7 million parameters at 32x32 RGB, and 12.4 GFLOP an image-step. Its weights are random, so its pictures show nothing. None is
 zero: of zeros a GPU makes more a second.

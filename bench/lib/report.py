@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.machine import machine
+from bench.lib.machine import machine
 
 Out = Annotated[Path, typer.Option(help="Folder of the table and the plot")]
 OUT = Path("runs/bench")

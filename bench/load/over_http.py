@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from bench.arrivals import Arrival
-from bench.open_loop import Served
-from bench.service import Client
+from bench.load.arrivals import Arrival
+from bench.load.open_loop import Served
+from bench.systems.service import ServiceClient
 
 
-def serve(client: Client, arrivals: Sequence[Arrival], steps: int) -> Served:
+def serve(client: ServiceClient, arrivals: Sequence[Arrival], steps: int) -> Served:
     """A thread a job, so that a job that waits keeps no other from coming."""
     start = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""How much of the bare network's speed the engine keeps, and of the machine's: `python -m bench.engine`.
+"""How much of the bare network's speed the engine keeps, and of the machine's: `python -m bench.commands.engine`.
 
 For each precision and batch size, in one run and in turn: the network alone on a batch; the engine on as many chains; their rows
 and noise alone. The peak is a product of two large matrices in the same precision, measured in the same turns.
@@ -16,9 +16,9 @@ import torch
 import typer
 from torch import Tensor
 
-from bench.machine import default_device
-from bench.model import DEFAULT, Model, engine_on, load
-from bench.report import OUT, Out, Report
+from bench.lib.machine import default_device
+from bench.lib.model import DEFAULT, Model, engine_on, load
+from bench.lib.report import OUT, Out, Report
 from models.diffusion.noise import normal
 from models.diffusion.plans import compile_plan
 from worker.backends.served_network import precisions
@@ -34,7 +34,7 @@ _SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class EngineRow:
     """Seconds of one step of `size` chains: the network alone, the engine, the rows alone; and the peak in flop/s."""
 
     precision: Precision
@@ -81,14 +81,14 @@ def main(
     plot(report, rows)
 
 
-def measure(model: LoadedModel) -> Iterator[Row]:
+def measure(model: LoadedModel) -> Iterator[EngineRow]:
     model.calibration.use()
     for size in model.calibration.buckets:
         runs = [_network(model, size), _engine(model, size), _rows(model, size), _product(model)]
         times = [[_burst(model, run) for run in runs] for _ in range(ROUNDS + 1)]  # the first warms up
         network_s, engine_s, rows_s, product_s = (statistics.median(column) for column in zip(*times[1:], strict=True))
         peak = 2 * _side(model) ** 3 / product_s
-        yield Row(model.precision, size, network_s, engine_s, rows_s, peak, model.card.gflop_per_image_step)
+        yield EngineRow(model.precision, size, network_s, engine_s, rows_s, peak, model.card.gflop_per_image_step)
 
 
 def _network(model: LoadedModel, size: int) -> Callable[[], object]:
@@ -149,7 +149,7 @@ def _burst(model: LoadedModel, run: Callable[[], object]) -> float:
     return (time.perf_counter() - start) / BURST
 
 
-def plot(report: Report, rows: list[Row]) -> None:
+def plot(report: Report, rows: list[EngineRow]) -> None:
     with report.plot() as axes:
         for precision in dict.fromkeys(row.precision for row in rows):
             own = [row for row in rows if row.precision == precision]

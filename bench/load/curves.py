@@ -8,9 +8,9 @@ from itertools import product
 
 import numpy as np
 
-from bench.arrivals import SIZES, Arrival, poisson
-from bench.open_loop import Served
-from bench.report import Report
+from bench.lib.report import Report
+from bench.load.arrivals import SIZES, Arrival, poisson
+from bench.load.open_loop import Served
 
 LOADS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 PERCENTILES = (50, 95, 99)

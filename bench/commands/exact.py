@@ -1,4 +1,4 @@
-"""Same seed, same bytes: `python -m bench.exact`.
+"""Same seed, same bytes: `python -m bench.commands.exact`.
 
 Whatever is around a chain while it runs, no byte of its image may differ from the image made alone. Exits with 1 if one does.
 """
@@ -15,11 +15,11 @@ from typing import Annotated
 import torch
 import typer
 
-from bench.machine import default_device
-from bench.model import DEFAULT, Model
-from bench.report import OUT, Out, Report
-from bench.ways import alone, ways
-from bench.work import Images, Work
+from bench.lib.machine import default_device
+from bench.lib.model import DEFAULT, Model
+from bench.lib.report import OUT, Out, Report
+from bench.lib.ways import alone, ways
+from bench.lib.work import Images, Work
 from worker.backends.served_network import precisions
 from worker.jobs.domain import Precision
 
@@ -27,7 +27,7 @@ SHOWN = 12  # images of each way in the plot
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ExactRow:
     """One way, compared with the reference. `levels` is the largest difference of a byte."""
 
     precision: Precision
@@ -65,14 +65,14 @@ def main(
     raise typer.Exit(int(any(row.differing for row in rows)))
 
 
-def compare(work: Work) -> Iterator[Row]:
+def compare(work: Work) -> Iterator[ExactRow]:
     """Every way, against each image alone."""
     model = work.model()
     reference = alone(model, work, random.Random(0))
     for name, way in ways(model, torch.get_num_threads()).items():
         start = perf_counter()
         images = way(model, work, random.Random(1))
-        yield Row(work.precision, name, images, *difference(images, reference), perf_counter() - start)
+        yield ExactRow(work.precision, name, images, *difference(images, reference), perf_counter() - start)
 
 
 def difference(images: Images, reference: Images) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def difference(images: Images, reference: Images) -> tuple[int, int]:
     return int(apart.count_nonzero()), int(apart.max())
 
 
-def plot(report: Report, rows: Sequence[Row]) -> None:
+def plot(report: Report, rows: Sequence[ExactRow]) -> None:
     """The first images of each way, a line of pictures each: all lines of one precision show the same."""
     lines = [torch.cat([row.images[i] for i in sorted(row.images)[:SHOWN]], dim=2) for row in rows]
     height = lines[0].shape[1]

@@ -1,4 +1,4 @@
-"""What 1,000 pollers and 200 event streams cost one API process: `python -m bench.pollers`.
+"""What 1,000 pollers and 200 event streams cost one API process: `python -m bench.commands.pollers`.
 
 The API, a Valkey, workers that compute nothing and the clients are processes of their own. Every poller has a job of its own and
 asks for it once a second. Exits with 1 where a request failed, a stream missed the end of its job, or a status was too slow.
@@ -17,10 +17,10 @@ import httpx
 import typer
 import uvloop
 
-from bench.api import Api, Meter, api_apart
-from bench.crowd import Tally, crowd
-from bench.pretence import STEPS, Job, Pretence, Reports
-from bench.report import OUT, Out, Report
+from bench.lib.report import OUT, Out, Report
+from bench.load.crowd import Tally, crowd
+from bench.load.pretence import STEPS, Pretence, PretendJob, Reports
+from bench.systems.api import Api, Meter, api_apart
 
 COUNTS = [1] * 10 + [16] * 5 + [64] * 4 + [1024]  # images of a job, over and over
 P99_MS = 250
@@ -113,12 +113,12 @@ def stretch(
     return Stretch(what, tally, meter, answered and bool(polled or streamed))
 
 
-def post(api: Api, number: int) -> list[Job]:
+def post(api: Api, number: int) -> list[PretendJob]:
     with httpx.Client(base_url=api.url, timeout=30) as http:
         return [_post(http, COUNTS[n % len(COUNTS)]) for n in range(number)]
 
 
-def _post(http: httpx.Client, count: int) -> Job:
+def _post(http: httpx.Client, count: int) -> PretendJob:
     """Again where the disk under the job store was too slow: that is not what is measured here."""
     for _ in range(10):
         answer = http.post("/v1/jobs", json={"count": count, "steps": STEPS})
@@ -126,7 +126,7 @@ def _post(http: httpx.Client, count: int) -> Job:
             break
         time.sleep(1)
     answer.raise_for_status()
-    return Job(answer.json()["id"], count)
+    return PretendJob(answer.json()["id"], count)
 
 
 def good(stretch: Stretch) -> bool:

@@ -1,4 +1,4 @@
-"""How long jobs take under load: `python -m bench.latency`.
+"""How long jobs take under load: `python -m bench.commands.latency`.
 
 Jobs of three sizes come by chance, at 0.2 to 1.2 of what the engine can do: served by our rules, and first come first served.
 `--service` sends them over HTTP instead; `--beside-bulk` measures what one big job and small ones cost each other.
@@ -12,13 +12,13 @@ from typing import Annotated
 
 import typer
 
-from bench import beside_bulk, curves, over_http
-from bench.curves import Serve
-from bench.machine import default_device
-from bench.model import DEFAULT, Model, engine_on, load
-from bench.open_loop import Request, as_the_service, first_come_first_served, serve
-from bench.report import OUT, Out, Report
-from bench.service import Asked, data_folder, service
+from bench.lib.machine import default_device
+from bench.lib.model import DEFAULT, Model, engine_on, load
+from bench.lib.report import OUT, Out, Report
+from bench.load import beside_bulk, curves, over_http
+from bench.load.curves import Serve
+from bench.load.open_loop import Request, as_the_service, first_come_first_served, serve
+from bench.systems.service import Asked, data_folder, service
 from worker.process.loaded_model import LoadedModel
 
 

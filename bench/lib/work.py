@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bench.model import load
+from bench.lib.model import load
 from models.diffusion.plans import Plan
 from worker.calibration.cache import CalibrationCache
 from worker.engine.chain import ChainRequest, Finished

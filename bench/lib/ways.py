@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from bench.elsewhere import Elsewhere
-from bench.model import engine_on
-from bench.work import Images, Work, draw, pictures, plans_of
+from bench.lib.elsewhere import Elsewhere
+from bench.lib.model import engine_on
+from bench.lib.work import Images, Work, draw, pictures, plans_of
 from worker.engine.chain import ChainRequest, Snapshot
 from worker.engine.engine import Engine
 from worker.process.loaded_model import LoadedModel

@@ -1,0 +1,1 @@
+"""What `make bench` runs. Each is `python -m bench.commands.NAME`."""

@@ -1,0 +1,1 @@
+"""Load: arrivals, crowds of clients, and workers that compute nothing."""

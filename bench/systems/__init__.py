@@ -1,0 +1,1 @@
+"""The systems under comparison, this service among them."""
