@@ -13,7 +13,7 @@ class AlreadyLocked(Exception):
 
 
 def take(path: Path, wait_s: float = 0.0) -> int:
-    """A descriptor that holds the file for as long as any process has it open. Raises Held."""
+    """A descriptor that holds the file for as long as any process has it open. Raises AlreadyLocked."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     deadline = time.monotonic() + wait_s
     while not _try_lock(fd):

@@ -10,13 +10,13 @@ import numpy as np
 
 from bench.lib.report import Report
 from bench.load.arrivals import SIZES, Arrival, poisson
-from bench.load.open_loop import Served
+from bench.load.open_loop import ServedLoad
 
 LOADS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 PERCENTILES = (50, 95, 99)
 PERCENTILE_NAMES = "p50 / p95 / p99 (jobs)"
 
-Serve = Callable[[Sequence[Arrival]], Served]
+Serve = Callable[[Sequence[Arrival]], ServedLoad]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def measure(servers: Mapping[str, Serve], jobs: int, images_per_s: float) -> Ite
         yield from _points(load, name, arrivals, servers[name](arrivals))
 
 
-def _points(load: float, name: str, arrivals: Sequence[Arrival], served: Served) -> Iterator[Point]:
+def _points(load: float, name: str, arrivals: Sequence[Arrival], served: ServedLoad) -> Iterator[Point]:
     rate = served.image_steps / served.seconds
     for size in SIZES:
         latencies = [latency for arrival, latency in zip(arrivals, served.latencies, strict=True) if arrival.size is size]

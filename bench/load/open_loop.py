@@ -17,7 +17,7 @@ Request = Callable[[int, int, Arrival, Plan], ChainRequest]
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedLoad:
     """What became of some arrivals: seconds from coming to the last image, in the order in which they came."""
 
     latencies: list[float]
@@ -34,7 +34,7 @@ def first_come_first_served(job: int, image: int, arrival: Arrival, plan: Plan) 
     return ChainRequest((job, image), "everybody", plan, seed=job, index=image)
 
 
-def serve(engine: Engine, arrivals: Sequence[Arrival], plan: Plan, request: Request) -> Served:
+def serve(engine: Engine, arrivals: Sequence[Arrival], plan: Plan, request: Request) -> ServedLoad:
     """Let each job in when it comes, or in its turn where the pool is full, and step until all have been served."""
     clock, latencies = _Clock(), [0.0] * len(arrivals)
     left = Counter({job: arrival.size.images for job, arrival in enumerate(arrivals)})
@@ -50,7 +50,7 @@ def serve(engine: Engine, arrivals: Sequence[Arrival], plan: Plan, request: Requ
             left[job] -= 1
             if not left[job]:
                 latencies[job] = clock.now() - arrivals[job].at_s
-    return Served(latencies, clock.now(), engine.image_steps)
+    return ServedLoad(latencies, clock.now(), engine.image_steps)
 
 
 @dataclass(slots=True)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from bench.load.arrivals import Arrival
-from bench.load.open_loop import Served
+from bench.load.open_loop import ServedLoad
 from bench.systems.service import ServiceClient
 
 
-def serve(client: ServiceClient, arrivals: Sequence[Arrival], steps: int) -> Served:
+def serve(client: ServiceClient, arrivals: Sequence[Arrival], steps: int) -> ServedLoad:
     """A thread a job, so that a job that waits keeps no other from coming."""
     start = time.perf_counter()
 
@@ -24,4 +24,4 @@ def serve(client: ServiceClient, arrivals: Sequence[Arrival], steps: int) -> Ser
 
     with ThreadPoolExecutor(len(arrivals)) as clients:
         latencies = list(clients.map(attend, arrivals))
-    return Served(latencies, time.perf_counter() - start, steps * sum(arrival.size.images for arrival in arrivals))
+    return ServedLoad(latencies, time.perf_counter() - start, steps * sum(arrival.size.images for arrival in arrivals))

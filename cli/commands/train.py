@@ -23,10 +23,10 @@ from models.checkpoints.diffusers_format import BadCheckpoint
 from models.train import export, report
 from models.train.data import BadData, open_images
 from models.train.output import BadOutput, check_output, make_output
-from models.train.recipe import BadRecipe, Recipe
+from models.train.recipe import BadRecipe, TrainingRecipe
 from models.train.state import BadState
 from models.train.trainer import Diverged, Trainer
-from models.train.trainer import Progress as Reading
+from models.train.trainer import TrainingProgress as Reading
 
 _LINE_EVERY_S = 30.0
 
@@ -37,7 +37,7 @@ def train(recipe_path: Path, out: Path, device: str) -> None:
         raise Fault("matplotlib is not installed and draws the loss curve; install it: pip install '.[train]' in the repository")
     console = Console(highlight=False, soft_wrap=True)
     try:
-        recipe = Recipe.read(recipe_path)
+        recipe = TrainingRecipe.read(recipe_path)
         check_output(out, recipe.card.name, recipe.data.path)
         make_output(out)
         with held(out):

@@ -50,7 +50,7 @@ class CardSection(_Section):
     defaults: Defaults
 
 
-class Recipe(_Section):
+class TrainingRecipe(_Section):
     """All that a training run depends on, the data's bytes apart."""
 
     data: DataSection
@@ -76,7 +76,7 @@ class Recipe(_Section):
         return self
 
     @classmethod
-    def read(cls, path: Path) -> Recipe:
+    def read(cls, path: Path) -> TrainingRecipe:
         """Raises BadRecipe with the key, the fault and the file."""
         try:
             return cls.model_validate(tomllib.loads(path.read_text()))

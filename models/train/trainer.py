@@ -20,7 +20,7 @@ from models.train.ema import EMA
 from models.train.loss import Diffusion, simple_loss
 from models.train.output import make_output
 from models.train.precision import autocast, faster_precision
-from models.train.recipe import Recipe
+from models.train.recipe import TrainingRecipe
 from models.train.state import Counters, load_state, save_state
 
 LOG_EVERY = 50  # updates between two readings of the loss, each of which waits for the device
@@ -32,7 +32,7 @@ class Diverged(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainingProgress:
     """A reading: `update` of `updates` done, mean loss since the last reading, images per second since then."""
 
     update: int
@@ -61,7 +61,7 @@ class _Stretch:
 class Trainer:
     """Owns the weights, their average and the optimizer. `run` yields a Progress for every LOG_EVERY updates or READ_S."""
 
-    def __init__(self, recipe: Recipe, images: Images, out: Path, device: torch.device) -> None:
+    def __init__(self, recipe: TrainingRecipe, images: Images, out: Path, device: torch.device) -> None:
         self.recipe, self.images, self.out, self.device = recipe, images, out, device
         options = recipe.training
         make_output(out)
@@ -79,7 +79,7 @@ class Trainer:
         self._first = self.counters.update
         self.forward = torch.compile(self.net) if device.type == "cuda" else self.net
 
-    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[TrainingProgress]:
         """Train until the recipe's last update, or until `stop` says so; then the state is saved.
 
         Raises BadData for a picture that cannot be read, with all updates before it saved.
@@ -126,7 +126,7 @@ class Trainer:
     def _stretch(self) -> _Stretch:
         return _Stretch(torch.zeros((), device=self.device))
 
-    def _read(self, stretch: _Stretch) -> Progress:
+    def _read(self, stretch: _Stretch) -> TrainingProgress:
         """Its loss and seconds, counted; the stretch has one update or more. Raises Diverged."""
         loss = float(stretch.loss) / stretch.updates
         if not math.isfinite(loss):
@@ -135,7 +135,7 @@ class Trainer:
         self.counters.losses.append((self.counters.update, loss))
         self.counters.seconds += seconds
         images = stretch.updates * self.recipe.training.batch_size
-        return Progress(self.counters.update, self.recipe.training.updates, loss, images / seconds)
+        return TrainingProgress(self.counters.update, self.recipe.training.updates, loss, images / seconds)
 
     def _diverged(self, fact: str) -> Diverged:
         remedy = "lower learning_rate or gradient_clip in the recipe and run the same command: it resumes the last state"
@@ -199,7 +199,7 @@ class Trainer:
         return faster_precision(step, self.device)
 
 
-def _identity(recipe: Recipe) -> str:
+def _identity(recipe: TrainingRecipe) -> str:
     """What must not change between the parts of one run: all but where it ends, how often it saves, what its card says, and
     what a run that diverged is resumed with."""
     free = {"updates", "save_every_s", "sample_every_s", "sample_steps", "learning_rate", "gradient_clip"}

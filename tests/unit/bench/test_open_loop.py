@@ -7,7 +7,7 @@ import time
 import torch
 
 from bench.load.arrivals import SIZES, Arrival
-from bench.load.open_loop import Request, Served, as_the_service, first_come_first_served, serve
+from bench.load.open_loop import Request, ServedLoad, as_the_service, first_come_first_served, serve
 from models.diffusion.plans import compile_plan
 from tests.support.networks import SCHEDULE, SHAPE, gaussian_eps
 from worker.engine.engine import Engine
@@ -17,7 +17,7 @@ ONE, EIGHT, BULK = SIZES
 PLAN = compile_plan(SCHEDULE, 5)
 
 
-def served(request: Request, *arrivals: Arrival, capacity: int = 256) -> Served:
+def served(request: Request, *arrivals: Arrival, capacity: int = 256) -> ServedLoad:
     engine = Engine(Pool(gaussian_eps, SHAPE, capacity, torch.device("cpu")), {2: 1.0, 4: 1.5})
     return serve(engine, arrivals, PLAN, request)
 

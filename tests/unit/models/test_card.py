@@ -12,7 +12,7 @@ from models.checkpoints.catalog import SHIPPED, DataCard, read_card, sha256_of, 
 from models.checkpoints.residual_variance import FILE, ResidualVariance
 from models.networks.unet import UNet
 from models.networks.unet_config import UNetConfig
-from models.train.recipe import Recipe
+from models.train.recipe import TrainingRecipe
 
 WORDS = {"data": DataCard(name="noise", licence="CC0-1.0"), "licence": "MIT", "provenance": "made up"}
 
@@ -72,7 +72,7 @@ def test_the_count_is_the_same_wherever_the_network_lies(small_net):
 
 def test_the_shipped_recipe_keeps_its_promise_of_size():
     """At most 3M parameters and 0.65 GFLOP per image-step, so that a laptop can serve it."""
-    recipe = Recipe.read(SHIPPED.parent / "train" / "recipes" / "fashion-mnist-28.toml")
+    recipe = TrainingRecipe.read(SHIPPED.parent / "train" / "recipes" / "fashion-mnist-28.toml")
     with torch.device("meta"):
         net = UNet(recipe.network)
     assert net.parameter_count() <= 3_000_000

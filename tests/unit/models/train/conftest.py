@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.train.data import ArrayImages
-from models.train.recipe import Recipe
+from models.train.recipe import TrainingRecipe
 from models.train.trainer import Trainer
 
 RECIPE = """
@@ -60,10 +60,10 @@ def recipe_text() -> str:
 def make_recipe(tmp_path):
     """`make_recipe(updates=3, ...)`: the recipe above with other options of its training, or of a named section."""
 
-    def make(section: str = "training", **changes: object) -> Recipe:
+    def make(section: str = "training", **changes: object) -> TrainingRecipe:
         path = tmp_path / "recipe.toml"
         path.write_text(RECIPE)
-        recipe = Recipe.read(path)
+        recipe = TrainingRecipe.read(path)
         return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=changes)})
 
     return make
@@ -81,7 +81,7 @@ def images() -> ArrayImages:
 def train(images):
     """`train(recipe, out)`: a trainer that has run to the recipe's end, or `only` so many updates."""
 
-    def run(recipe: Recipe, out: Path, only: int | None = None) -> Trainer:
+    def run(recipe: TrainingRecipe, out: Path, only: int | None = None) -> Trainer:
         trainer = Trainer(recipe, images, out, torch.device("cpu"))
         stop_at = None if only is None else trainer.counters.update + only
         for _ in trainer.run(lambda: trainer.counters.update == stop_at):

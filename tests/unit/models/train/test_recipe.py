@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from models.train import recipe as module
-from models.train.recipe import BadRecipe, Recipe
+from models.train.recipe import BadRecipe, TrainingRecipe
 
 
 def test_the_shipped_recipes_can_be_followed():
     shipped = sorted((Path(module.__file__).parent / "recipes").glob("*.toml"))
     assert shipped
     for path in shipped:
-        recipe = Recipe.read(path)
+        recipe = TrainingRecipe.read(path)
         assert recipe.card.name == path.stem
         assert recipe.card.defaults.steps <= recipe.schedule.T
 
@@ -49,21 +49,21 @@ def test_a_fault_is_named_by_its_key_and_file(tmp_path, recipe_text, old, new, s
     assert old in recipe_text
     path.write_text(recipe_text.replace(old, new, 1))
     with pytest.raises(BadRecipe, match=says) as error:
-        Recipe.read(path)
+        TrainingRecipe.read(path)
     assert str(path) in str(error.value)
 
 
 def test_an_absent_recipe_says_where_the_shipped_ones_are(tmp_path):
     with pytest.raises(BadRecipe, match=r"does not exist; the shipped recipes are in models/train/recipes/"):
-        Recipe.read(tmp_path / "absent.toml")
+        TrainingRecipe.read(tmp_path / "absent.toml")
 
 
 def test_a_file_that_is_not_text_is_not_toml(tmp_path):
     (tmp_path / "r.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadRecipe, match="is not TOML"):
-        Recipe.read(tmp_path / "r.toml")
+        TrainingRecipe.read(tmp_path / "r.toml")
 
 
 def test_a_folder_is_no_recipe(tmp_path):
     with pytest.raises(BadRecipe, match=r"cannot be read .*directory.*; name a TOML file"):
-        Recipe.read(tmp_path)
+        TrainingRecipe.read(tmp_path)
