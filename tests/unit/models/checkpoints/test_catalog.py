@@ -116,6 +116,6 @@ def test_a_folder_without_a_card_says_how_to_write_one(tmp_path):
 
 def test_reading_cards_loads_no_torch():
     code = "import sys, models.checkpoints.catalog; print([m for m in ('torch', 'numpy', 'diffusers') if m in sys.modules])"
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

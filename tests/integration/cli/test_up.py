@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.folders import write_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 pytestmark = [
     pytest.mark.redis,
     pytest.mark.slow,

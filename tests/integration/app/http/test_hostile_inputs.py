@@ -15,7 +15,7 @@ from redis import Redis
 from app.http import connection as below
 from app.main import create_app
 from app.settings import ApiSettings
-from tests.integration.hostile_inputs import GROUPS
+from tests.integration.app.http.hostile_inputs import GROUPS
 from tests.support.processes import ROOT
 from tests.support.raw_http import Wire, ask, connection, get, post
 from tests.support.server import serve
