@@ -7,18 +7,19 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from models import checkpoint
-from models.catalog import SHIPPED, Catalog
-from models.noise import normal
-from models.plans import Plan, compile_plan
-from models.residual_variance import ResidualVariance
-from models.sampling import sample, to_bytes
+from models.checkpoints import diffusers_format
+from models.checkpoints.catalog import SHIPPED, Catalog
+from models.checkpoints.residual_variance import ResidualVariance
+from models.diffusion.noise import normal
+from models.diffusion.plans import Plan, compile_plan
+from models.diffusion.sampling import sample, to_bytes
 from tests.support.golden import assert_golden, assert_golden_pictures
-from worker.contract import Recipe
-from worker.engine import ChainRequest, Engine
-from worker.network import ServedNetwork
-from worker.pool import Pool
-from worker.results import encode
+from worker.backends.served_network import ServedNetwork
+from worker.engine.chain import ChainRequest
+from worker.engine.engine import Engine
+from worker.engine.pool import Pool
+from worker.jobs.domain import Recipe
+from worker.process.job_writer import encode
 
 SEED, IMAGES, CPU = 7, range(4), torch.device("cpu")
 CATALOG = Catalog.read(SHIPPED)
@@ -43,12 +44,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def loaded() -> checkpoint.Checkpoint:
-    return checkpoint.load(CATALOG.folder(CARD.name), CARD.sha256)
+def loaded() -> diffusers_format.Checkpoint:
+    return diffusers_format.load(CATALOG.folder(CARD.name), CARD.sha256)
 
 
 @pytest.fixture(scope="module")
-def plans(loaded: checkpoint.Checkpoint) -> dict[str, Plan]:
+def plans(loaded: diffusers_format.Checkpoint) -> dict[str, Plan]:
     folder = CATALOG.folder(CARD.name)
     estimate = ResidualVariance.read(folder, CARD.sha256, loaded.schedule.T, CARD.residual_variance)
     return {

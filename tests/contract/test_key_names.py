@@ -22,19 +22,19 @@ from redis.client import PubSub
 
 from app.main import create_app
 from app.settings import ApiSettings
-from models.catalog import Catalog
+from models.checkpoints.catalog import Catalog
 from tests.support.folders import write_model
 from tests.support.golden import assert_golden
 from tests.support.processes import eventually
 from tests.support.receiver import receiver
 from tests.support.server import serve
 from tests.support.webhooks import SECRET
-from worker.calibration_cache import CalibrationCache
-from worker.contract import job_key
-from worker.loaded import LoadedModel
-from worker.service import Worker
+from worker.calibration.cache import CalibrationCache
+from worker.jobs.keys import job_key
+from worker.process.loaded_model import LoadedModel
+from worker.process.loop import WorkerLoop
+from worker.results.url import open_store
 from worker.settings import WorkerSettings
-from worker.store import open_store
 
 WITHIN_S = 60  # for what takes a moment where the machine is not busy
 TYPES = {  # of a key, by what the server says has been done to it
@@ -137,7 +137,7 @@ def model(folder: Path) -> Iterator[Held]:
 @contextmanager
 def working(redis: Redis, model: Held, results_url: str) -> Iterator[None]:
     """A worker, as a process runs it; signed off when the block ends."""
-    worker = Worker(redis, {"tiny": model}, "cpu", open_store(results_url))
+    worker = WorkerLoop(redis, {"tiny": model}, "cpu", open_store(results_url))
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from app.access.api_keys import new_key
 from app.main import create_app
-from app.security import new_key
 from app.settings import ApiSettings
 from tests.support.golden import assert_golden
 
