@@ -27,7 +27,9 @@ class CompileKernels(BuildHookInterface[Any]):
         except (OSError, subprocess.CalledProcessError) as error:
             (root / LIBRARY).unlink(missing_ok=True)
             reason = getattr(error, "stderr", None) or error
-            self.app.display_warning(f"{SOURCE} is not compiled, and steps on a CPU will be slower: {reason}")
+            self.app.display_warning(
+                f"{SOURCE} is not compiled, and steps on a CPU will be slower: {reason}"
+            )
             return
         build_data["artifacts"].append(LIBRARY)
         build_data["pure_python"] = False

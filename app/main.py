@@ -77,7 +77,9 @@ def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
     state.reaper = ReaperTask(redis_client.connect_in_thread(redis_url))
     reach = Reach(settings.webhook_networks)
     state.delivery = Delivery(state.redis, Sender(reach), webhook_secret)
-    bounds = Bounds(of_one=settings.max_open_image_steps_per_key, of_all=settings.max_open_image_steps)
+    bounds = Bounds(
+        of_one=settings.max_open_image_steps_per_key, of_all=settings.max_open_image_steps
+    )
     state.jobs = Jobs(
         state.redis,
         state.catalog,

@@ -22,7 +22,9 @@ _WEBHOOK = {
     "description": "Sent to the `webhook` of a job that has ended, signed as https://www.standardwebhooks.com has it",
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/WebhookMessage"}}},
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/WebhookMessage"}}
+        },
     },
     "responses": {
         "2XX": {"description": "Delivered"},
@@ -57,7 +59,9 @@ def _complete(document: dict[str, Any], catalog: Catalog) -> None:
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     _drop_fastapis_422(document)
     _drop_null_parameters(document)
-    events = document["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    events = document["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"][
+        "text/event-stream"
+    ]
     events.pop("schema")  # FastAPI's: the stream as one string, which no reader takes it for
     fields = schemas["JobRequest"]["properties"]
     _not_null(fields["model"])["enum"] = sorted(catalog)
@@ -83,10 +87,15 @@ def _limit_analytic(request: dict[str, Any], catalog: Catalog) -> None:
 def _guard(document: dict[str, Any], keyring: Keyring) -> None:
     """What app/access/gate.py does before a route is reached."""
     if keyring:
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": _SCHEME}}
+        document["components"]["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer", "description": _SCHEME}
+        }
     open_ = open_paths(keyring)
     closed = [
-        operation for path, operations in document["paths"].items() if path not in open_ for operation in operations.values()
+        operation
+        for path, operations in document["paths"].items()
+        if path not in open_
+        for operation in operations.values()
     ]
     for operation in closed:
         kinds = (Unauthorized, TooManyRequests) if keyring else (WrongHost,)
@@ -108,7 +117,11 @@ def _link_jobs(document: dict[str, Any]) -> None:
     document["paths"]["/v1/jobs"]["post"]["responses"]["202"]["links"] = {
         operation["operationId"]: {
             "operationId": operation["operationId"],
-            "parameters": {p["name"]: expressions[p["name"]] for p in operation["parameters"] if p["name"] in expressions},
+            "parameters": {
+                p["name"]: expressions[p["name"]]
+                for p in operation["parameters"]
+                if p["name"] in expressions
+            },
         }
         for operation in asked
     }
@@ -127,7 +140,10 @@ def _describe_webhooks(document: dict[str, Any], sent: bool) -> None:
         document["webhooks"] = {"job-ended": {"post": _WEBHOOK}}
     else:
         field = document["components"]["schemas"]["JobRequest"]["properties"]["webhook"]
-        field |= {"description": "This service sends no webhooks: it has no DDPM_WEBHOOK_SECRET", "examples": [None]}
+        field |= {
+            "description": "This service sends no webhooks: it has no DDPM_WEBHOOK_SECRET",
+            "examples": [None],
+        }
         field["anyOf"].remove(_not_null(field))
 
 

@@ -8,13 +8,21 @@ from typing import Annotated
 from pydantic import AnyUrl, Field, IPvAnyNetwork, SecretStr, UrlConstraints, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-RedisUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["redis", "rediss", "unix"])]  # as the workers have it
-_TEN_YEARS_S = 10 * 365 * 86_400  # far above it EXPIRE fails, and with it the script that ends a job
+RedisUrl = Annotated[
+    AnyUrl, UrlConstraints(allowed_schemes=["redis", "rediss", "unix"])
+]  # as the workers have it
+_TEN_YEARS_S = (
+    10 * 365 * 86_400
+)  # far above it EXPIRE fails, and with it the script that ends a job
 
 
 class ApiSettings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix="DDPM_", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+        env_prefix="DDPM_",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
     )  # URLs hold passwords
 
     redis_url: RedisUrl = Field(
@@ -22,24 +30,38 @@ class ApiSettings(BaseSettings):
         description="The server that holds the jobs: redis://, rediss:// or unix://",
     )
     results_url: SecretStr = Field(
-        default=SecretStr(""), description="Where finished PNGs lie, as the workers have it; empty: in Redis"
+        default=SecretStr(""),
+        description="Where finished PNGs lie, as the workers have it; empty: in Redis",
     )
-    models_dir: Path | None = Field(default=None, description="Folder of model folders, beside the shipped ones")
+    models_dir: Path | None = Field(
+        default=None, description="Folder of model folders, beside the shipped ones"
+    )
     results_ttl_s: int = Field(
-        default=86_400, ge=1, le=_TEN_YEARS_S, description="Seconds that images are kept after their job ended; ten years at most"
+        default=86_400,
+        ge=1,
+        le=_TEN_YEARS_S,
+        description="Seconds that images are kept after their job ended; ten years at most",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on")
-    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one"
+    )
     publish: str = Field(
         default="",
         description="Where a container's port is published, HOST:PORT, as Compose has it; empty: nowhere but on `host`",
     )
-    max_body_bytes: int = Field(default=65_536, ge=1024, description="Largest request body that is read")
+    max_body_bytes: int = Field(
+        default=65_536, ge=1024, description="Largest request body that is read"
+    )
     max_open_image_steps: int = Field(
-        default=100_000_000, ge=1, description="Image-steps that all open jobs may have left to run; more are refused with 429"
+        default=100_000_000,
+        ge=1,
+        description="Image-steps that all open jobs may have left to run; more are refused with 429",
     )
     max_open_image_steps_per_key: int = Field(
-        default=50_000_000, ge=1, description="The same of one key's jobs, or of all that are posted without keys"
+        default=50_000_000,
+        ge=1,
+        description="The same of one key's jobs, or of all that are posted without keys",
     )
     api_keys: SecretStr = Field(
         default=SecretStr(""),
@@ -56,7 +78,8 @@ class ApiSettings(BaseSettings):
         description="What the secrets of webhooks are made from, 32 characters or more; empty: no webhooks",
     )
     webhook_networks: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
-        default=(), description="Networks between commas that webhooks may go to besides public addresses, such as 10.0.0.0/8"
+        default=(),
+        description="Networks between commas that webhooks may go to besides public addresses, such as 10.0.0.0/8",
     )
     anonymous_hosts: str = Field(
         default="",
@@ -67,7 +90,11 @@ class ApiSettings(BaseSettings):
     @field_validator("webhook_networks", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
 
     @field_validator("webhook_secret")
     @classmethod

@@ -2,4 +2,6 @@
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the `ddpm` command does; OpenMP reads it when torch is loaded
+os.environ.setdefault(
+    "GOMP_SPINCOUNT", "10000"
+)  # as the `ddpm` command does; OpenMP reads it when torch is loaded

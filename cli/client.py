@@ -11,7 +11,10 @@ from app.access.api_keys import is_loopback_host
 from cli.faults import Fault
 from cli.problem import detail
 
-_PATIENCE_S, _ANSWER_TIMEOUT_S = 30.0, 10.0  # a question that hangs is asked again within the same patience
+_PATIENCE_S, _ANSWER_TIMEOUT_S = (
+    30.0,
+    10.0,
+)  # a question that hangs is asked again within the same patience
 LEAVING_S = 5.0  # the patience of who has pressed Ctrl-C; an API restarts in two seconds
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _CUT_OFF = (httpx.NetworkError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.RemoteProtocolError)
@@ -45,7 +48,9 @@ class PatientClient:
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self.patiently("GET", path, **options)
 
-    def patiently(self, method: str, path: str, within_s: float | None = None, **options: Any) -> httpx.Response:
+    def patiently(
+        self, method: str, path: str, within_s: float | None = None, **options: Any
+    ) -> httpx.Response:
         """Again and again, because the job goes on while the service restarts. Only for what may be asked twice."""
         within_s = within_s or _PATIENCE_S
         deadline, pause_s = time.monotonic() + within_s, _FIRST_PAUSE_S
@@ -66,7 +71,9 @@ class PatientClient:
             raise _LATER[answer.status_code](detail(answer), _retry_after_s(answer))
         if answer.next_request:
             target = str(answer.next_request.url)
-            raise Fault(f"{answer.request.url} redirects to {target}; give --url {target.removesuffix(path)}")
+            raise Fault(
+                f"{answer.request.url} redirects to {target}; give --url {target.removesuffix(path)}"
+            )
         if not answer.is_success:
             raise Fault(detail(answer))
         return answer
@@ -80,7 +87,9 @@ class PatientClient:
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             self._met |= isinstance(error, _CUT_OFF)
-            raise TransientError(f"{self._http.base_url}: {error or type(error).__name__}; try again") from None
+            raise TransientError(
+                f"{self._http.base_url}: {error or type(error).__name__}; try again"
+            ) from None
         self._met = True
         return answer
 
@@ -93,7 +102,9 @@ def read_job(answer: httpx.Response) -> dict[str, Any]:
         job = None
     if not isinstance(job, dict) or "id" not in job:
         kind = answer.headers.get("content-type", "no type")
-        raise Fault(f"{answer.request.url} answered {answer.status_code} with {kind} and no job; give the service's --url")
+        raise Fault(
+            f"{answer.request.url} answered {answer.status_code} with {kind} and no job; give the service's --url"
+        )
     return job
 
 

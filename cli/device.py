@@ -16,5 +16,7 @@ def choose_device(asked: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise Fault(f"--device {asked} cannot be used ({reason}); give cpu, cuda, cuda:1 or auto") from None
+        raise Fault(
+            f"--device {asked} cannot be used ({reason}); give cpu, cuda, cuda:1 or auto"
+        ) from None
     return device

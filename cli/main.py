@@ -22,24 +22,36 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Sample from trained denoising diffusion models, serve them over HTTP, train and evaluate them.",
 )
-models_app = typer.Typer(invoke_without_command=True, help="List the models that can be served, or add to them.")
+models_app = typer.Typer(
+    invoke_without_command=True, help="List the models that can be served, or add to them."
+)
 app.add_typer(models_app, name="models")
-keys_app = typer.Typer(no_args_is_help=True, help="Make keys for the API, and the secrets of their webhooks.")
+keys_app = typer.Typer(
+    no_args_is_help=True, help="Make keys for the API, and the secrets of their webhooks."
+)
 app.add_typer(keys_app, name="keys")
 
-Host = Annotated[str | None, typer.Option(help="Address to listen on; default DDPM_HOST, else 127.0.0.1")]
+Host = Annotated[
+    str | None, typer.Option(help="Address to listen on; default DDPM_HOST, else 127.0.0.1")
+]
 Model = Annotated[str, typer.Argument(help="Name from `ddpm models`, or the folder of a model")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at once; the result is the same")]
 NoiseSeed = Annotated[int, typer.Option(min=0, max=2**53 - 1, help="Of the noise")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU where there is one")]
-Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on; default DDPM_PORT, else 8000")]
+Port = Annotated[
+    int | None,
+    typer.Option(min=1, max=65535, help="Port to listen on; default DDPM_PORT, else 8000"),
+]
 
 
 @app.command()
 def up(
     host: Host = None,
     port: Port = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Worker processes; default: one per GPU, else one")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Worker processes; default: one per GPU, else one"),
+    ] = None,
 ) -> None:
     """Run the whole service here: queue, workers and API, until Ctrl-C."""
     from app.settings import ApiSettings
@@ -80,7 +92,10 @@ def api(host: Host = None, port: Port = None) -> None:
 @app.command()
 def worker() -> None:
     """Run one worker, on the queue at DDPM_REDIS_URL; default redis://127.0.0.1:6379/0."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # loading takes a while, and until it is over nothing is held
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # loading takes a while, and until it is over nothing is held
         signal.signal(number, lambda *_: sys.exit(0))
     from cli.settings import read
     from worker.settings import WorkerSettings
@@ -94,29 +109,60 @@ def worker() -> None:
 @app.command()
 def sample(
     count: Annotated[int, typer.Option(help="Number of images")] = 1,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same images; default: the service draws one")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the reverse chain; default: the model's")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpmpp_2m; default: the model's")] = None,
-    variance: Annotated[
-        str | None, typer.Option(help="fixed_small, fixed_large or analytic, with --sampler ddpm; default: the model's")
+    seed: Annotated[
+        int | None, typer.Option(help="Same seed, same images; default: the service draws one")
     ] = None,
-    eta: Annotated[float | None, typer.Option(help="0 to 1, with --sampler ddim; default: the model's")] = None,
-    model: Annotated[str | None, typer.Option(help="Name from `ddpm models`; default: the service's")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the reverse chain; default: the model's")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddpm, ddim or dpmpp_2m; default: the model's")
+    ] = None,
+    variance: Annotated[
+        str | None,
+        typer.Option(
+            help="fixed_small, fixed_large or analytic, with --sampler ddpm; default: the model's"
+        ),
+    ] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="0 to 1, with --sampler ddim; default: the model's")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name from `ddpm models`; default: the service's")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the PNGs")] = Path("samples"),
-    url: Annotated[str, typer.Option(envvar="DDPM_URL", help="Where the service is")] = "http://127.0.0.1:8000",
-    key: Annotated[str | None, typer.Option(envvar="DDPM_KEY", help="API key, where the service wants one")] = None,
+    url: Annotated[
+        str, typer.Option(envvar="DDPM_URL", help="Where the service is")
+    ] = "http://127.0.0.1:8000",
+    key: Annotated[
+        str | None, typer.Option(envvar="DDPM_KEY", help="API key, where the service wants one")
+    ] = None,
 ) -> None:
     """Have a running service draw images, and save them as OUT/<seed>-<index>.png. Ctrl-C cancels."""
     from cli.commands.sample import sample as run
 
-    request = {"count": count, "seed": seed, "steps": steps, "sampler": sampler, "variance": variance, "eta": eta, "model": model}
-    raise typer.Exit(run(url, key, {name: value for name, value in request.items() if value is not None}, out))
+    request = {
+        "count": count,
+        "seed": seed,
+        "steps": steps,
+        "sampler": sampler,
+        "variance": variance,
+        "eta": eta,
+        "model": model,
+    }
+    raise typer.Exit(
+        run(url, key, {name: value for name, value in request.items() if value is not None}, out)
+    )
 
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Configuration of the run, TOML; see models/train/recipes/")],
-    out: Annotated[Path, typer.Option(help="Folder for the state, the pictures and the finished model")],
+    recipe: Annotated[
+        Path, typer.Argument(help="Configuration of the run, TOML; see models/train/recipes/")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the state, the pictures and the finished model")
+    ],
     device: Device = "auto",
 ) -> None:
     """Train a network. Ctrl-C saves, and the same command resumes exactly where it stopped."""
@@ -128,15 +174,24 @@ def train(
 @app.command()
 def evaluate(
     model: Model,
-    data: Annotated[Path, typer.Option(help="Pictures it was not trained on: image folder, IDX file (also .gz) or .npz")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Pictures it was not trained on: image folder, IDX file (also .gz) or .npz"
+        ),
+    ],
     images: Annotated[int, typer.Option(min=1, help="How many of them, evenly from all")] = 64,
     steps: Annotated[
-        int | None, typer.Option(min=2, help="Timesteps that are visited; default: all that it was trained on")
+        int | None,
+        typer.Option(min=2, help="Timesteps that are visited; default: all that it was trained on"),
     ] = None,
     batch_size: BatchSize = 16,
     seed: NoiseSeed = 0,
     device: Device = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for the figures; default: runs/evaluate/<model>-<steps>-steps")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the figures; default: runs/evaluate/<model>-<steps>-steps"),
+    ] = None,
 ) -> None:
     """Bound the negative log likelihood of pictures in bits per dimension, with its rate and distortion. Ctrl-C ends it early."""
     from cli.commands.evaluate import evaluate as run
@@ -148,16 +203,25 @@ def evaluate(
 @app.command()
 def interpolate(
     model: Model,
-    first: Annotated[Path, typer.Argument(help="A picture, cropped and resized to the model's size")],
+    first: Annotated[
+        Path, typer.Argument(help="A picture, cropped and resized to the model's size")
+    ],
     second: Annotated[Path, typer.Argument(help="Another one")],
     t: Annotated[
-        list[int] | None, typer.Option(help="Timestep to which they are noised before they are mixed; again for more rows")
+        list[int] | None,
+        typer.Option(
+            help="Timestep to which they are noised before they are mixed; again for more rows"
+        ),
     ] = None,
     between: Annotated[int, typer.Option(min=0, help="Pictures between the two")] = 9,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps back from t; default: all")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps back from t; default: all")
+    ] = None,
     variance: Annotated[
         Literal["fixed_small", "fixed_large"] | None,
-        typer.Option(help="Of the way back; default: fixed_small where --steps leaves timesteps out, else the model's"),
+        typer.Option(
+            help="Of the way back; default: fixed_small where --steps leaves timesteps out, else the model's"
+        ),
     ] = None,
     seed: NoiseSeed = 0,
     device: Device = "auto",
@@ -173,7 +237,11 @@ def interpolate(
 
 
 @keys_app.command()
-def new(name: Annotated[str, typer.Argument(help="Whose jobs the key's are; letters, digits, '.', '_' and '-'")]) -> None:
+def new(
+    name: Annotated[
+        str, typer.Argument(help="Whose jobs the key's are; letters, digits, '.', '_' and '-'")
+    ],
+) -> None:
     """Make a key, and print it once, with its entry for DDPM_API_KEYS. Nothing is stored."""
     from cli.commands.keys import new as run
 
@@ -181,7 +249,9 @@ def new(name: Annotated[str, typer.Argument(help="Whose jobs the key's are; lett
 
 
 @keys_app.command()
-def webhook_secret(name: Annotated[str, typer.Argument(help="Whose; `local` where there are no keys")]) -> None:
+def webhook_secret(
+    name: Annotated[str, typer.Argument(help="Whose; `local` where there are no keys")],
+) -> None:
     """Print what a key's owner verifies webhooks with. It is made from DDPM_WEBHOOK_SECRET and the name."""
     from cli.commands.keys import webhook_secret as run
 
@@ -199,13 +269,18 @@ def models(ctx: typer.Context) -> None:
 
 @models_app.command()
 def add(
-    folder: Annotated[Path, typer.Argument(help="Model in diffusers' format: UNet2DModel or DDPMPipeline, safetensors")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Model in diffusers' format: UNet2DModel or DDPMPipeline, safetensors"),
+    ],
     name: Annotated[str, typer.Option(help="What jobs will call it")],
     licence: Annotated[str | None, typer.Option(help="Licence of the weights")] = None,
     provenance: Annotated[str | None, typer.Option(help="Where the weights come from")] = None,
     data_name: Annotated[str | None, typer.Option(help="What it was trained on")] = None,
     data_licence: Annotated[str | None, typer.Option(help="Licence of that data")] = None,
-    default: Annotated[bool, typer.Option("--default", help="Use it for jobs that name no model")] = False,
+    default: Annotated[
+        bool, typer.Option("--default", help="Use it for jobs that name no model")
+    ] = False,
 ) -> None:
     """Copy a model folder into DDPM_MODELS_DIR and write its card. Running processes see it after a restart.
 
@@ -220,7 +295,10 @@ def add(
 @models_app.command()
 def variance(
     model: Model,
-    data: Annotated[Path, typer.Option(help="Pictures it was trained on: image folder, IDX file (also .gz) or .npz")],
+    data: Annotated[
+        Path,
+        typer.Option(help="Pictures it was trained on: image folder, IDX file (also .gz) or .npz"),
+    ],
     images: Annotated[int, typer.Option(min=1, help="How many of them, evenly from all")] = 128,
     batch_size: BatchSize = 16,
     seed: NoiseSeed = 0,

@@ -19,20 +19,32 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 class CliSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="DDPM_", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DDPM_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
-    data_dir: Path = Field(default=Path(".ddpm"), description="Folder of all state: the queue, the results, added models")
-    redis_url: str | None = Field(default=None, description="A server of your own; unset, `ddpm up` starts one")
+    data_dir: Path = Field(
+        default=Path(".ddpm"),
+        description="Folder of all state: the queue, the results, added models",
+    )
+    redis_url: str | None = Field(
+        default=None, description="A server of your own; unset, `ddpm up` starts one"
+    )
     redis_maxmemory: str | None = Field(
         default=None,
         pattern=r"^\d+([kmg]b?)?$",
         description="Memory of the server that `ddpm up` starts, in bytes or as 4gb; unset, half of the machine's",
     )
-    models_dir: Path | None = Field(default=None, description="Folder of added models; unset, models/ in the data folder")
-    cache_dir: Path | None = Field(
-        default=None, description="Folder of the workers' calibrations; unset, cache/ in the data folder"
+    models_dir: Path | None = Field(
+        default=None, description="Folder of added models; unset, models/ in the data folder"
     )
-    device: str | None = Field(default=None, description="Device of every worker; unset, one GPU each")
+    cache_dir: Path | None = Field(
+        default=None,
+        description="Folder of the workers' calibrations; unset, cache/ in the data folder",
+    )
+    device: str | None = Field(
+        default=None, description="Device of every worker; unset, one GPU each"
+    )
 
     @property
     def cache_root(self) -> Path:
@@ -51,8 +63,16 @@ def read(settings: type[S]) -> S:
         first = error.errors()[0]
         field = str(first["loc"][0])
         secret = settings.model_fields[field].annotation is SecretStr
-        value = "***" if secret else _without_password(first["input"]) if field.endswith("_url") else repr(first["input"])
-        raise Fault(f"DDPM_{field.upper()}={value}: {first['msg']}; correct it or unset it") from None
+        value = (
+            "***"
+            if secret
+            else _without_password(first["input"])
+            if field.endswith("_url")
+            else repr(first["input"])
+        )
+        raise Fault(
+            f"DDPM_{field.upper()}={value}: {first['msg']}; correct it or unset it"
+        ) from None
 
 
 def _without_password(url: str) -> str:
@@ -95,7 +115,10 @@ def check_access(settings: ApiSettings, host: str) -> None:
     if not (settings.anonymous_hosts or is_loopback_host(host)):
         raise Fault(f"on host {host!r} {everybody}, or {by_name}")
     published = settings.publish.rpartition(":")[0].strip("[]")
-    named = settings.anonymous_hosts not in ("", "localhost")  # that is Compose's, and says nothing of a port for everybody
+    named = settings.anonymous_hosts not in (
+        "",
+        "localhost",
+    )  # that is Compose's, and says nothing of a port for everybody
     if settings.publish and not (named or is_loopback_host(published)):
         loopback = "DDPM_PUBLISH to an address of loopback such as 127.0.0.1:8000"
         raise Fault(f"published on {settings.publish}, {everybody}, {loopback}, or {by_name}")

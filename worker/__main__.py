@@ -44,7 +44,10 @@ def main() -> int:
 def connect(url: str) -> Redis:
     """Short timeouts and no hidden retries: whoever calls knows best what an unanswered command means."""
     return Redis.from_url(
-        url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
+        url,
+        socket_timeout=_REDIS_TIMEOUT_S,
+        socket_connect_timeout=_REDIS_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
     )
 
 
@@ -55,9 +58,15 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"DDPM_DEVICE={name} is no device; use cpu, cuda, cuda:1 or auto") from None
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"DDPM_DEVICE={name} but torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto")
+        raise ValueError(
+            f"DDPM_DEVICE={name} is no device; use cpu, cuda, cuda:1 or auto"
+        ) from None
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise ValueError(
+            f"DDPM_DEVICE={name} but torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
+        )
     return device
 
 
@@ -69,7 +78,10 @@ def load_models(settings: WorkerSettings, device: torch.device) -> dict[str, Loa
             raise ValueError(f"DDPM_MODELS names {name!r}, the catalog holds {', '.join(catalog)}")
     cache = CalibrationCache(settings.cache_dir)
     os.environ.setdefault("TRITON_CACHE_DIR", str(settings.cache_dir / "triton"))
-    return {name: LoadedModel(catalog, name, device, settings.pool_images, settings.precision, cache) for name in names}
+    return {
+        name: LoadedModel(catalog, name, device, settings.pool_images, settings.precision, cache)
+        for name in names
+    }
 
 
 if __name__ == "__main__":

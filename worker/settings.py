@@ -16,19 +16,34 @@ RedisUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["redis", "rediss", 
 
 class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix="DDPM_", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+        env_prefix="DDPM_",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
     )  # URLs hold passwords
 
-    redis_url: RedisUrl = Field(default=AnyUrl("redis://127.0.0.1:6379/0"), description="The server that holds the queue")
+    redis_url: RedisUrl = Field(
+        default=AnyUrl("redis://127.0.0.1:6379/0"), description="The server that holds the queue"
+    )
     results_url: SecretStr = Field(
         default=SecretStr(""),
         description="Where finished PNGs lie: file:///FOLDER, s3://BUCKET/PREFIX, any of fsspec; empty: in Redis",
     )
-    models_dir: Path | None = Field(default=None, description="Folder of model folders, beside the shipped ones")
-    models: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description="Names to serve, comma-separated; empty: all")
-    device: str = Field(default="auto", description="cpu, cuda, cuda:1; auto takes a GPU where there is one")
+    models_dir: Path | None = Field(
+        default=None, description="Folder of model folders, beside the shipped ones"
+    )
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Names to serve, comma-separated; empty: all"
+    )
+    device: str = Field(
+        default="auto", description="cpu, cuda, cuda:1; auto takes a GPU where there is one"
+    )
     pool_images: int = Field(
-        default=1024, ge=3 * SHARD_IMAGES, le=65536, description="Images that one model's pool holds at once"
+        default=1024,
+        ge=3 * SHARD_IMAGES,
+        le=65536,
+        description="Images that one model's pool holds at once",
     )
 
     precision: Precision | Literal["auto"] = Field(
@@ -36,11 +51,17 @@ class WorkerSettings(BaseSettings):
         description="fp32, bf16; auto takes bf16 where it is at least 1.1 times as fast. Pictures of the two differ",
     )
     cache_dir: Path = Field(
-        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm",
+        default_factory=lambda: (
+            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm"
+        ),
         description="Folder in which calibrations and compiled kernels are kept; it may be emptied at any time",
     )
 
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+        return (
+            tuple(name.strip() for name in value.split(",") if name.strip())
+            if isinstance(value, str)
+            else value
+        )

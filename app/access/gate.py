@@ -25,7 +25,9 @@ class Gate:
     asks under its own.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, limit: RateLimit, anonymous_hosts: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, keyring: Keyring, limit: RateLimit, anonymous_hosts: frozenset[str]
+    ) -> None:
         self.app, self._keyring, self._limit, self._hosts = app, keyring, limit, anonymous_hosts
         self._open = open_paths(keyring)
 
@@ -54,7 +56,9 @@ class Gate:
 
     def _anonymous(self, headers: Headers) -> ApiKey:
         host = headers.get("host", "")
-        if not (is_loopback_host(name := _name(host)) or name in self._hosts or _ANY_HOST in self._hosts):
+        if not (
+            is_loopback_host(name := _name(host)) or name in self._hosts or _ANY_HOST in self._hosts
+        ):
             raise WrongHost(host)
         return LOCAL
 

@@ -23,7 +23,9 @@ class RateLimit:
     def __init__(self, per_s: float) -> None:
         self.per_s = per_s
         self._burst = max(1.0, per_s * _BURST_S)
-        self._buckets: dict[str, _Bucket] = {}  # of keys that are known, so that strangers do not fill it
+        self._buckets: dict[
+            str, _Bucket
+        ] = {}  # of keys that are known, so that strangers do not fill it
 
     def wait_s(self, name: str, now: float) -> float:
         """0 where the request may go on, and has taken its token; else the seconds until there is one."""

@@ -21,7 +21,9 @@ _EVERY_S = 0.5  # a worker's answer lives as long
 class PreviewStream:
     """The newest preview of each image, until it is finished. A reader that is slow misses those that came between."""
 
-    def __init__(self, previews: PreviewReader, followed: WatchedJob, indices: Iterable[int]) -> None:
+    def __init__(
+        self, previews: PreviewReader, followed: WatchedJob, indices: Iterable[int]
+    ) -> None:
         """Raises UnknownImage."""
         self._previews, self._followed = previews, followed
         self._indices = sorted(set(indices))

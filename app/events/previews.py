@@ -142,7 +142,14 @@ class PreviewReader:
         keys = [
             key
             for job, index in images
-            for key in (job_key(job), sha256_key(job), preview_key(job, index), preview_asked_key(job, index))
+            for key in (
+                job_key(job),
+                sha256_key(job),
+                preview_key(job, index),
+                preview_asked_key(job, index),
+            )
         ]
-        answers = await self._redis.eval(_LOOK, len(keys), *keys, int(ask), *(part for image in images for part in image))
+        answers = await self._redis.eval(
+            _LOOK, len(keys), *keys, int(ask), *(part for image in images for part in image)
+        )
         return [_Look(as_hash(fields), sha256 is not None, png) for fields, sha256, png in answers]

@@ -18,7 +18,9 @@ from app.schemas.jobs import Progress
 from worker.jobs.domain import MAX_COUNT, State
 
 LAST_EVENT_ID_PATTERN = f"^[0-4]-[0-9a-f]{{1,{MAX_COUNT // 4}}}$"
-_NOTHING, _QUEUED, _RUNNING, _ENDED, _QUEUED_AGAIN = range(5)  # the state that was told last, as ids have it
+_NOTHING, _QUEUED, _RUNNING, _ENDED, _QUEUED_AGAIN = range(
+    5
+)  # the state that was told last, as ids have it
 
 Event = StateEvent | ImageEvent | Progress
 _NAMES = {StateEvent: "state", ImageEvent: "image", Progress: "progress"}
@@ -30,7 +32,9 @@ class ReaderPosition:
 
     state: int = _NOTHING
     images: int = 0
-    progress: tuple[int, int, float] | None = None  # not in the id: who comes back is told the newest
+    progress: tuple[int, int, float] | None = (
+        None  # not in the id: who comes back is told the newest
+    )
 
     @classmethod
     def parse(cls, event_id: str) -> ReaderPosition:
@@ -69,7 +73,9 @@ class JobView:
     def _write(self, told: ReaderPosition) -> tuple[bytes, ReaderPosition]:
         text, then = b"", told
         for event, then in self._events(told):
-            text += format_sse_event(event=_NAMES[type(event)], data_str=event.model_dump_json(), id=str(then))
+            text += format_sse_event(
+                event=_NAMES[type(event)], data_str=event.model_dump_json(), id=str(then)
+            )
         return text, then
 
     def _events(self, told: ReaderPosition) -> Iterator[tuple[Event, ReaderPosition]]:
@@ -80,7 +86,9 @@ class JobView:
         for place, image in self._images(told):
             told = replace(told, images=told.images | 1 << place)
             yield image, told
-        if told.progress != (now := (self._progress.step, self._progress.images_done, self._progress.fraction)):
+        if told.progress != (
+            now := (self._progress.step, self._progress.images_done, self._progress.fraction)
+        ):
             told = replace(told, progress=now)
             yield self._progress, told
         if self.record.state.final:
@@ -114,4 +122,9 @@ class JobView:
         for index in sorted(self._hashes):
             place = index - self.record.start
             if not told.images >> place & 1:
-                yield place, ImageEvent(index=index, url=self.record.image_url(index), sha256=self._hashes[index])
+                yield (
+                    place,
+                    ImageEvent(
+                        index=index, url=self.record.image_url(index), sha256=self._hashes[index]
+                    ),
+                )

@@ -24,7 +24,9 @@ from worker.jobs.domain import State
 from worker.jobs.keys import job_key, sha256_key
 
 log = logging.getLogger(__name__)
-_LOOK_EVERY_S = 0.05  # and workers report as often, so that what is told of a running job is at most 0.1 s old
+_LOOK_EVERY_S = (
+    0.05  # and workers report as often, so that what is told of a running job is at most 0.1 s old
+)
 _SHARE = 0.2  # of the time, at most: of more than fits in, each job is looked at less often, and polls are answered meanwhile
 _LONGEST_PAUSE_S = 2.0
 _HEARTBEAT_S = 15.0  # proxies close what is silent for long; a minute is common
@@ -84,7 +86,9 @@ class WatchedJob:
         view = self.view
         return view.running if view else frozenset()
 
-    async def events(self, told: ReaderPosition, previews: Callable[[], bytes]) -> AsyncIterator[bytes]:
+    async def events(
+        self, told: ReaderPosition, previews: Callable[[], bytes]
+    ) -> AsyncIterator[bytes]:
         """Until the job has ended or is gone, or the process is to stop.
 
         A reader that is slow misses looks, and nothing that they had to say. `previews` says what is new since it was asked last.
@@ -102,7 +106,9 @@ class WatchedJob:
 
     @property
     def is_due(self) -> bool:
-        runs = self.look is not None and self.look.fields.get(b"state") == State.RUNNING.value.encode()
+        runs = (
+            self.look is not None and self.look.fields.get(b"state") == State.RUNNING.value.encode()
+        )
         return runs or self.changed.is_set()
 
     def heed(self, look: RecordRead) -> None:
@@ -141,7 +147,9 @@ class EventWatcher(Coalescer[WatchedJob, None]):
         check_job_id(job)
         followed = self._join(job)
         try:
-            await self.at(followed)  # though others follow it: their last look may be from before what this reader knows
+            await self.at(
+                followed
+            )  # though others follow it: their last look may be from before what this reader knows
             if followed.owner != owner.encode():
                 raise UnknownJob(job)
             yield followed
@@ -178,14 +186,23 @@ class EventWatcher(Coalescer[WatchedJob, None]):
             await self._somebody.wait()
             began = time.monotonic()
             try:
-                await self._look_at([followed for followed in self._followed.values() if followed.is_due])
+                await self._look_at(
+                    [followed for followed in self._followed.values() if followed.is_due]
+                )
                 await asyncio.sleep(0)  # behind the readers that were woken
-                pause_s = min(max(_LOOK_EVERY_S, (time.monotonic() - began) * (1 / _SHARE - 1)), _LONGEST_PAUSE_S)
+                pause_s = min(
+                    max(_LOOK_EVERY_S, (time.monotonic() - began) * (1 / _SHARE - 1)),
+                    _LONGEST_PAUSE_S,
+                )
             except RedisError as error:
                 for followed in self._followed.values():
                     followed.changed.set()  # for all that is known
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-                log.warning("cannot look at the jobs whose events are read (%s); again in %.2f s", error, pause_s)
+                log.warning(
+                    "cannot look at the jobs whose events are read (%s); again in %.2f s",
+                    error,
+                    pause_s,
+                )
             await asyncio.sleep(pause_s)
 
     async def _look_at(self, due: Sequence[WatchedJob]) -> None:
@@ -197,8 +214,14 @@ class EventWatcher(Coalescer[WatchedJob, None]):
     async def _read(self, keys: Sequence[WatchedJob]) -> Sequence[None]:
         for followed in keys:
             followed.changed.clear()  # before the look: a change after it is another one
-        names = [key for followed in keys for key in (job_key(followed.job), sha256_key(followed.job))]
-        answers = await self._redis.eval(_LOOK, len(names), *names, *(len(followed.hashes) for followed in keys))
+        names = [
+            key for followed in keys for key in (job_key(followed.job), sha256_key(followed.job))
+        ]
+        answers = await self._redis.eval(
+            _LOOK, len(names), *names, *(len(followed.hashes) for followed in keys)
+        )
         for followed, (record, images) in zip(keys, answers, strict=True):
-            followed.heed(RecordRead(as_hash(record), followed.hashes if images is None else as_hash(images)))
+            followed.heed(
+                RecordRead(as_hash(record), followed.hashes if images is None else as_hash(images))
+            )
         return [None] * len(keys)

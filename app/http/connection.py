@@ -113,7 +113,9 @@ class Connection(HttpToolsProtocol):
             self._expect_the_rest()
         elif self._in_head and (cycle is None or cycle.response_complete):
             self._refuse(SlowRequest(ARRIVES_WITHIN_S))
-        elif cycle is None or cycle.response_complete:  # nothing has begun to arrive, or what was answered already goes on
+        elif (
+            cycle is None or cycle.response_complete
+        ):  # nothing has begun to arrive, or what was answered already goes on
             self.transport.close()
         else:
             self._refuse(SlowRequest(ARRIVES_WITHIN_S))
@@ -130,6 +132,11 @@ class Connection(HttpToolsProtocol):
         if cycle is None or cycle.response_complete or not cycle.response_started:
             answer = render(problem)
             status = HTTPStatus(answer.status_code)
-            head = [f"HTTP/1.1 {status.value} {status.phrase}".encode(), *(b": ".join(pair) for pair in answer.raw_headers)]
-            self.transport.write(b"\r\n".join([*head, b"connection: close", b"", bytes(answer.body)]))
+            head = [
+                f"HTTP/1.1 {status.value} {status.phrase}".encode(),
+                *(b": ".join(pair) for pair in answer.raw_headers),
+            ]
+            self.transport.write(
+                b"\r\n".join([*head, b"connection: close", b"", bytes(answer.body)])
+            )
         self.transport.close()

@@ -8,7 +8,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.problems.exception_handlers import render
 from app.problems.problems import BodyTooLarge
 
-_WITHOUT_BODY = {"GET", "HEAD"}  # nobody reads one: an error where somebody waits for the client to leave would be taken for that
+_WITHOUT_BODY = {
+    "GET",
+    "HEAD",
+}  # nobody reads one: an error where somebody waits for the client to leave would be taken for that
 
 
 class BodyLimit:
@@ -26,7 +29,9 @@ class BodyLimit:
         elif self._is_declared_too_large(scope):
             await render(BodyTooLarge(self.max_bytes))(scope, receive, send)
         else:
-            await self.app(scope, receive if scope["method"] in _WITHOUT_BODY else self._counted(receive), send)
+            await self.app(
+                scope, receive if scope["method"] in _WITHOUT_BODY else self._counted(receive), send
+            )
 
     def _is_declared_too_large(self, scope: Scope) -> bool:
         declared = Headers(scope=scope).get("content-length", "")

@@ -22,5 +22,7 @@ class Server(uvicorn.Server):
         self._app.state.notifier.close()
         self._app.state.watch.close()
         await super().shutdown(sockets)
-        for connection in list(self.server_state.connections):  # of whoever does not read the rest of an answer
+        for connection in list(
+            self.server_state.connections
+        ):  # of whoever does not read the rest of an answer
             connection.transport.abort()

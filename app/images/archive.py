@@ -27,7 +27,11 @@ class Archive:
     @property
     def sha256(self) -> str:
         """Of what is in it; known before any of it is read."""
-        return sha256("".join(f"{self._name(index)} {digest}\n" for index, digest in self._hashes.items()).encode()).hexdigest()
+        return sha256(
+            "".join(
+                f"{self._name(index)} {digest}\n" for index, digest in self._hashes.items()
+            ).encode()
+        ).hexdigest()
 
     async def parts(self) -> AsyncIterator[bytes]:
         """Raises Expired where a picture is gone, and ResultsUnreachable."""
@@ -35,10 +39,16 @@ class Archive:
         with ZipFile(window, "w") as archive:
             for first in range(0, len(indices), _AT_ONCE):
                 some = {index: self._hashes[index] for index in indices[first : first + _AT_ONCE]}
-                for index, png in zip(some, await self._pictures.read(self._record, some), strict=True):
+                for index, png in zip(
+                    some, await self._pictures.read(self._record, some), strict=True
+                ):
                     if not png:
                         if first:  # too late to answer 410
-                            log.warning("image %d of job %s is gone, so its archive cannot be sent whole", index, self._record.id)
+                            log.warning(
+                                "image %d of job %s is gone, so its archive cannot be sent whole",
+                                index,
+                                self._record.id,
+                            )
                         raise Expired
                     archive.writestr(self._entry(index), png)
                 yield window.taken()

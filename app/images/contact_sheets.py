@@ -21,7 +21,9 @@ from app.problems.problems import Expired, ResultsUnreachable
 from app.records.record import Record
 from app.schemas.jobs import Image as JobImage
 
-ClientGone = Callable[[], Coroutine[Any, Any, None]]  # returns when a client has closed the connection
+ClientGone = Callable[
+    [], Coroutine[Any, Any, None]
+]  # returns when a client has closed the connection
 _AT_ONCE = 2
 _GAP = 2  # pixels around every image
 _LONGEST_SIDE = 2048  # pixels; 1024 images of 256 pixels would make a sheet of 200 MB
@@ -34,10 +36,14 @@ class ContactSheets:
         self._pictures = pictures
         self._threads = ThreadPoolExecutor(_AT_ONCE, "sheets")
         self._drawing = asyncio.Semaphore(_AT_ONCE)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by owner, while somebody has one
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = (
+            WeakValueDictionary()
+        )  # by owner, while somebody has one
         self._failures = 0  # of the results store
 
-    async def draw(self, record: Record, images: Sequence[JobImage], gone: ClientGone) -> tuple[bytes, bool] | None:
+    async def draw(
+        self, record: Record, images: Sequence[JobImage], gone: ClientGone
+    ) -> tuple[bytes, bool] | None:
         """A PNG, and whether all finished images are in it: one may have expired, or been harmed, meanwhile.
 
         None where the client has `gone` before it was done. Raises Expired; ResultsUnreachable also where the store that holds
@@ -57,14 +63,18 @@ class ContactSheets:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _drawn(self, record: Record, images: Sequence[JobImage], leaving: asyncio.Task[None]) -> tuple[bytes, bool] | None:
+    async def _drawn(
+        self, record: Record, images: Sequence[JobImage], leaving: asyncio.Task[None]
+    ) -> tuple[bytes, bool] | None:
         loop, sheet, whole = asyncio.get_running_loop(), ContactSheet(record.count), True
         for first in range(0, len(images), sheet.columns):
             if leaving.done():
                 return None
             hashes = {image.index: image.sha256 for image in images[first : first + sheet.columns]}
             pngs = await self._read(record, hashes)
-            whole &= all(png or not digest for png, digest in zip(pngs, hashes.values(), strict=True))
+            whole &= all(
+                png or not digest for png, digest in zip(pngs, hashes.values(), strict=True)
+            )
             await loop.run_in_executor(self._threads, sheet.paste, first, pngs)
         png = await loop.run_in_executor(self._threads, sheet.png)
         if png is None:
@@ -104,7 +114,10 @@ class ContactSheet:
     def _blank(self, image: Image.Image) -> Image.Image:
         room = _LONGEST_SIDE // self.columns - _GAP
         shrink = min(1.0, room / max(image.size))
-        width, height = self._tile = (max(1, int(image.width * shrink)), max(1, int(image.height * shrink)))
+        width, height = self._tile = (
+            max(1, int(image.width * shrink)),
+            max(1, int(image.height * shrink)),
+        )
         size = (_GAP + self.columns * (width + _GAP), _GAP + self._rows * (height + _GAP))
         return Image.new(image.mode, size, "white")
 

@@ -31,7 +31,10 @@ class ImageReader:
 
     async def read(self, record: Record, hashes: Mapping[int, str | None]) -> list[bytes | None]:
         """A PNG for each index; None where it is unfinished, so without a hash, or expired. Raises ResultsUnreachable."""
-        pngs = cast("list[bytes | None]", await self._redis.hmget(png_key(record.id), list(map(str, hashes))))
+        pngs = cast(
+            "list[bytes | None]",
+            await self._redis.hmget(png_key(record.id), list(map(str, hashes))),
+        )
         found = dict(zip(hashes, pngs, strict=True))
         absent = {index: digest for index, digest in hashes.items() if digest and not found[index]}
         return list((found | await self.stored(record, absent)).values())
@@ -43,7 +46,11 @@ class ImageReader:
         try:
             pngs = await self._in_thread(lambda: self._store.get(record.id, list(hashes)))
         except (StoreFault, TimeoutError) as error:
-            log.warning("the images of job %s cannot be read: %s", record.id, str(error) or f"no answer in {_TIMEOUT_S} s")
+            log.warning(
+                "the images of job %s cannot be read: %s",
+                record.id,
+                str(error) or f"no answer in {_TIMEOUT_S} s",
+            )
             raise ResultsUnreachable from None
         return dict(zip(hashes, _unharmed(record.id, hashes.items(), pngs), strict=True))
 
@@ -53,7 +60,9 @@ class ImageReader:
             await self._in_thread(lambda: self._store.remove_all(job))
         except (StoreFault, TimeoutError) as error:
             log.warning(
-                "the images of deleted job %s are left to the workers: %s", job, str(error) or f"no answer in {_TIMEOUT_S} s"
+                "the images of deleted job %s are left to the workers: %s",
+                job,
+                str(error) or f"no answer in {_TIMEOUT_S} s",
             )
 
     def close(self) -> None:
@@ -64,12 +73,18 @@ class ImageReader:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
 
-def _unharmed(job: str, hashes: Iterable[tuple[int, str]], pngs: Iterable[bytes | None]) -> list[bytes | None]:
+def _unharmed(
+    job: str, hashes: Iterable[tuple[int, str]], pngs: Iterable[bytes | None]
+) -> list[bytes | None]:
     """Never serve other bytes than were promised: what does not have its hash counts as lost."""
     checked: list[bytes | None] = []
     for (index, digest), png in zip(hashes, pngs, strict=True):
         intact = png is None or sha256(png).hexdigest() == digest
         if not intact:
-            log.error("image %d of job %s in the results store is not what was stored; post the job again", index, job)
+            log.error(
+                "image %d of job %s in the results store is not what was stored; post the job again",
+                index,
+                job,
+            )
         checked.append(png if intact else None)
     return checked

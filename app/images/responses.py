@@ -30,8 +30,12 @@ class ZipResponse(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         except (Problem, redis.ConnectionError, redis.TimeoutError) as error:
-            log.warning("an archive breaks off while it is sent: %s", getattr(error, "detail", error))
-        except asyncio.CancelledError:  # of a reader that has had the time that a server which stops leaves it
+            log.warning(
+                "an archive breaks off while it is sent: %s", getattr(error, "detail", error)
+            )
+        except (
+            asyncio.CancelledError
+        ):  # of a reader that has had the time that a server which stops leaves it
             log.warning("an archive breaks off while it is sent: the API stops")
 
 
@@ -43,7 +47,10 @@ def png_response(request: Request, png: bytes, sha256: str, *, final: bool) -> R
 
 async def zip_response(request: Request, archive: Archive, name: str) -> Response:
     """304 as `png_response`. Raises what `Archive.parts` raises at its beginning, also where the client has the archive."""
-    headers = {**_headers(archive.sha256, final=True), "Content-Disposition": f'attachment; filename="{name}.zip"'}
+    headers = {
+        **_headers(archive.sha256, final=True),
+        "Content-Disposition": f'attachment; filename="{name}.zip"',
+    }
     parts = archive.parts()
     first = await anext(parts)
     return _not_modified(request, headers) or ZipResponse(_again(first, parts), headers=headers)
@@ -61,5 +68,12 @@ def _headers(sha256: str, final: bool) -> dict[str, str]:
 
 def _not_modified(request: Request, headers: Mapping[str, str]) -> Response | None:
     """RFC 9110, 13.1.2: a list of tags, compared weakly, or a star."""
-    tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    return Response(status_code=304, headers=headers) if "*" in tags or headers["ETag"] in tags else None
+    tags = [
+        tag.strip().removeprefix("W/")
+        for tag in request.headers.get("if-none-match", "").split(",")
+    ]
+    return (
+        Response(status_code=304, headers=headers)
+        if "*" in tags or headers["ETag"] in tags
+        else None
+    )

@@ -86,26 +86,53 @@ class Admission:
         """Raises InvalidRequest for a job that would not fit an empty queue: waiting would not help it."""
         most = min(self._bounds.of_one, self._bounds.of_all)
         if record.image_steps > most:
-            text = (
-                f"count={record.count} with {record.recipe.steps} steps each is {record.image_steps} image-steps, more than the "
+            text = f"count={record.count} with {record.recipe.steps} steps each is {record.image_steps} image-steps, more than the "
+            raise invalid(
+                "count",
+                record.count,
+                f"{text}{most} that one key may have open; post fewer images or steps.",
             )
-            raise invalid("count", record.count, f"{text}{most} that one key may have open; post fewer images or steps.")
 
-    async def post(self, record: Record, commands: Iterable[Command], request: JobRequest, key: str | None) -> Admitted:
+    async def post(
+        self, record: Record, commands: Iterable[Command], request: JobRequest, key: str | None
+    ) -> Admitted:
         """Run the commands that post the job, all or none. `key` is the request's Idempotency-Key.
 
         Raises QueueFull, QuotaExceeded, KeyReused; NotOnDisk for a job that is posted and may yet be lost.
         """
-        keys = [job_key(record.id), LEFT, LOAD, *([idempotency_key(record.owner, key)] if key else [])]
-        about: list[Part] = [record.id, record.owner, record.image_steps, self._bounds.of_one, self._bounds.of_all]
+        keys = [
+            job_key(record.id),
+            LEFT,
+            LOAD,
+            *([idempotency_key(record.owner, key)] if key else []),
+        ]
+        about: list[Part] = [
+            record.id,
+            record.owner,
+            record.image_steps,
+            self._bounds.of_one,
+            self._bounds.of_all,
+        ]
         recipe = record.recipe
         about.append(f"{record.count} {recipe.steps} {recipe.model} {record.owner}")
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.eval(_ADMIT, len(keys), *keys, *about, _fingerprint(request), UNFINISHED_TTL_S, *_flat(commands))
+            pipe.eval(
+                _ADMIT,
+                len(keys),
+                *keys,
+                *about,
+                _fingerprint(request),
+                UNFINISHED_TTL_S,
+                *_flat(commands),
+            )
             self._disk.ask(pipe)
-            buffer_read(pipe, record.id)  # here, not afterwards: a job that was accepted must not be answered with 503
+            buffer_read(
+                pipe, record.id
+            )  # here, not afterwards: a job that was accepted must not be answered with 503
             posted, *asked, looked = await pipe.execute(raise_on_error=False)
-        if failed := next((answer for answer in (posted, looked) if isinstance(answer, Exception)), None):
+        if failed := next(
+            (answer for answer in (posted, looked) if isinstance(answer, Exception)), None
+        ):
             raise failed
         [it] = parse_read(looked)
         self._refuse(record, posted, it.alive())

@@ -39,7 +39,11 @@ def _card(name: str | None, catalog: Catalog) -> Card:
 
 def _sampler(name: Sampler | None, card: Card) -> Sampler:
     if name and name not in card.samplers:
-        raise invalid("sampler", name, f"sampler={name} is not one of {card.name!r}; use one of: {', '.join(card.samplers)}.")
+        raise invalid(
+            "sampler",
+            name,
+            f"sampler={name} is not one of {card.name!r}; use one of: {', '.join(card.samplers)}.",
+        )
     return name or card.defaults.sampler
 
 
@@ -57,7 +61,9 @@ def _variance(variance: Variance | None, sampler: Sampler, card: Card) -> Varian
 def _eta(eta: float | None, sampler: Sampler, card: Card) -> float:
     """Fixed where the sampler uses none, as `_variance`."""
     asked = card.defaults.eta if eta is None else eta
-    return asked + 0.0 if sampler == "ddim" else 0.0  # -0.0 is 0.0, but would be another text in the recipe
+    return (
+        asked + 0.0 if sampler == "ddim" else 0.0
+    )  # -0.0 is 0.0, but would be another text in the recipe
 
 
 def _steps(steps: int | None, card: Card) -> int:

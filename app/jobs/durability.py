@@ -12,7 +12,9 @@ from redis.exceptions import RedisError, ResponseError
 
 log = logging.getLogger(__name__)
 WAIT_S = 1.2  # `appendfsync everysec` takes a second, and a 503 is to go out within 2 s
-_WARNING = "accepted jobs are not known to be on disk: %s; a crash of the job store may lose the newest"
+_WARNING = (
+    "accepted jobs are not known to be on disk: %s; a crash of the job store may lose the newest"
+)
 
 
 class DurabilityCheck:
@@ -29,8 +31,13 @@ class DurabilityCheck:
     async def has(self, answers: Sequence[Any]) -> bool:
         """From the answers to what `ask` buffered."""
         for answer in answers:
-            if isinstance(answer, ResponseError):  # no append-only file, no such command, or not for this user
-                self._believe(f"WAITAOF says {str(answer)!r}", for_good=str(answer).startswith("unknown command"))
+            if isinstance(
+                answer, ResponseError
+            ):  # no append-only file, no such command, or not for this user
+                self._believe(
+                    f"WAITAOF says {str(answer)!r}",
+                    for_good=str(answer).startswith("unknown command"),
+                )
             elif not answer[0]:
                 return await self._never_syncs()
         return True

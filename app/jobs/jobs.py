@@ -22,7 +22,14 @@ from app.images.contact_sheets import ClientGone, ContactSheets
 from app.images.reader import ImageReader
 from app.jobs.admission import Admission, Command
 from app.jobs.defaults import recipe_with_defaults
-from app.problems.problems import Expired, NotEnded, NotFinished, NotOnDisk, UnknownImage, UnknownJob
+from app.problems.problems import (
+    Expired,
+    NotEnded,
+    NotFinished,
+    NotOnDisk,
+    UnknownImage,
+    UnknownJob,
+)
 from app.records.coalescing import JobReader, StateReader
 from app.records.cursor import Cursor, newest_first
 from app.records.notifier import Notifier, set_within
@@ -61,10 +68,21 @@ class Jobs:
     ) -> None:
         """`reach` is None where no webhooks are sent."""
         self._redis, self._catalog, self._notifier = redis, catalog, notifier
-        self._pictures, self._sheets, self._admission, self._results_ttl_s = pictures, sheets, admission, results_ttl_s
+        self._pictures, self._sheets, self._admission, self._results_ttl_s = (
+            pictures,
+            sheets,
+            admission,
+            results_ttl_s,
+        )
         self._reach = reach
-        self._index_ttl_s = UNFINISHED_TTL_S + results_ttl_s + RECORD_TTL_S  # as long as a record can be there
-        self._looks, self._states, self._previews = JobReader(redis), StateReader(redis), PreviewReader(redis, notifier)
+        self._index_ttl_s = (
+            UNFINISHED_TTL_S + results_ttl_s + RECORD_TTL_S
+        )  # as long as a record can be there
+        self._looks, self._states, self._previews = (
+            JobReader(redis),
+            StateReader(redis),
+            PreviewReader(redis, notifier),
+        )
 
     async def submit(self, request: JobRequest, owner: str, key: str | None = None) -> Job:
         """Post a job, whole or not at all, or find the one that was posted with this Idempotency-Key.
@@ -80,7 +98,11 @@ class Jobs:
             if not key:  # nobody else knows of it
                 await self._forget(record)
             raise
-        return admitted.stored.seen(record.id, owner) if admitted.job == record.id else await self.get(admitted.job, owner)
+        return (
+            admitted.stored.seen(record.id, owner)
+            if admitted.job == record.id
+            else await self.get(admitted.job, owner)
+        )
 
     async def get(self, job: str, owner: str) -> Job:
         """In one round trip. Raises UnknownJob."""
@@ -97,7 +119,9 @@ class Jobs:
         check_job_id(job)
         return (await self._looks.at(job)).seen_json(job, owner)
 
-    async def page(self, owner: str, state: State | None, limit: int, after: Cursor | None) -> JobPage:
+    async def page(
+        self, owner: str, state: State | None, limit: int, after: Cursor | None
+    ) -> JobPage:
         found: list[JobSummary] = []
         scanned, last = 0, after
         async for batch in newest_first(self._redis, owner_key(owner), after):
@@ -222,7 +246,9 @@ class Jobs:
             count=request.count,
             priority=request.priority,
             webhook=request.webhook,
-            created_at=time.time_ns() // 1000 / 1e6,  # whole microseconds, so that a cursor can say it exactly
+            created_at=time.time_ns()
+            // 1000
+            / 1e6,  # whole microseconds, so that a cursor can say it exactly
         )
 
     def _commands(self, record: Record) -> list[Command]:
@@ -231,7 +257,9 @@ class Jobs:
         pipe.hset(job_key(record.id), mapping=record.to_hash(self._results_ttl_s))
         pipe.expire(job_key(record.id), UNFINISHED_TTL_S)
         pipe.zadd(owner_key(record.owner), {record.id: record.created_at})
-        pipe.zremrangebyscore(owner_key(record.owner), "-inf", record.created_at - self._index_ttl_s)
+        pipe.zremrangebyscore(
+            owner_key(record.owner), "-inf", record.created_at - self._index_ttl_s
+        )
         pipe.expire(owner_key(record.owner), self._index_ttl_s)
         pipe.zadd(open_key(record.priority), {record.id: record.created_at})
         enqueue(record.shards, pipe)
@@ -242,7 +270,11 @@ class Jobs:
         try:
             await self.delete(record.id, record.owner)
         except (RedisError, UnknownJob) as error:
-            log.warning("job %s was refused but may be there, as the job store failed again: %s", record.id, error)
+            log.warning(
+                "job %s was refused but may be there, as the job store failed again: %s",
+                record.id,
+                error,
+            )
 
     async def _seen(self, job: str, owner: str) -> tuple[Job, Record]:
         check_job_id(job)
@@ -251,7 +283,9 @@ class Jobs:
 
     async def _find(self, job: str, owner: str) -> Record:
         check_job_id(job)
-        return owned_record(job, owner, cast("dict[bytes, bytes]", await self._redis.hgetall(job_key(job))))
+        return owned_record(
+            job, owner, cast("dict[bytes, bytes]", await self._redis.hgetall(job_key(job)))
+        )
 
     async def _summaries(self, places: Sequence[Cursor]) -> list[JobSummary | None]:
         """None for a record that has expired."""
@@ -261,7 +295,10 @@ class Jobs:
                 pipe.hlen(sha256_key(place.job))
             answers = await pipe.execute()
         now, pairs = time.time(), zip(answers[::2], answers[1::2], strict=True)
-        return [Record.from_hash(fields).summary(done, now) if fields else None for fields, done in pairs]
+        return [
+            Record.from_hash(fields).summary(done, now) if fields else None
+            for fields, done in pairs
+        ]
 
 
 def _withdraw(pipe: Pipeline, record: Record) -> None:

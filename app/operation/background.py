@@ -21,7 +21,9 @@ async def background(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        while running := [task for task in tasks if not task.done()]:  # a library may lose a cancellation
+        while running := [
+            task for task in tasks if not task.done()
+        ]:  # a library may lose a cancellation
             for task in running:
                 task.cancel()
             await asyncio.wait(running, timeout=_ASK_AGAIN_S)

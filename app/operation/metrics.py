@@ -30,7 +30,9 @@ async def scrape(redis: Redis) -> bytes:
 
 
 class _Snapshot(Collector):
-    def __init__(self, jobs: Mapping[str, int], image_steps: float, workers: Iterable[WorkerInfo]) -> None:
+    def __init__(
+        self, jobs: Mapping[str, int], image_steps: float, workers: Iterable[WorkerInfo]
+    ) -> None:
         self._jobs, self._image_steps, self._workers = jobs, image_steps, list(workers)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -38,13 +40,17 @@ class _Snapshot(Collector):
         for priority, count in self._jobs.items():
             jobs.add_metric([priority], count)
         yield jobs
-        yield GaugeMetricFamily("ddpm_open_image_steps", "Image-steps left to run, of all open jobs", self._image_steps)
+        yield GaugeMetricFamily(
+            "ddpm_open_image_steps", "Image-steps left to run, of all open jobs", self._image_steps
+        )
         yield GaugeMetricFamily("ddpm_workers", "Workers that are alive", len(self._workers))
         yield from self._of_workers()
 
     def _of_workers(self) -> Iterator[GaugeMetricFamily]:
         rate = GaugeMetricFamily(
-            "ddpm_worker_image_steps_per_second", "Rate of full batches, at the present speed", labels=["worker", "device"]
+            "ddpm_worker_image_steps_per_second",
+            "Rate of full batches, at the present speed",
+            labels=["worker", "device"],
         )
         step = GaugeMetricFamily(
             "ddpm_worker_step_seconds",

@@ -33,5 +33,7 @@ class ReaperTask:
             try:
                 await asyncio.to_thread(self._reaper.turn)
             except RedisError as error:
-                log.warning("lost shards cannot be looked for (%s); again in %.0f s", error, REAP_EVERY_S)
+                log.warning(
+                    "lost shards cannot be looked for (%s); again in %.0f s", error, REAP_EVERY_S
+                )
             await asyncio.sleep(REAP_EVERY_S)

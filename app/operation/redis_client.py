@@ -31,5 +31,8 @@ def connect(url: str, timeout_s: float = _TIMEOUT_S) -> Redis:
 def connect_in_thread(url: str) -> sync.Redis:
     """For what is not asyncio's. Connects when first used."""
     return sync.Redis.from_url(
-        url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=SyncRetry(NoBackoff(), retries=0)
+        url,
+        socket_timeout=_TIMEOUT_S,
+        socket_connect_timeout=_TIMEOUT_S,
+        retry=SyncRetry(NoBackoff(), retries=0),
     )

@@ -13,7 +13,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
-from app.problems.problems import BrokenBody, Internal, MethodNotAllowed, Problem, StoreFull, StoreUnreachable, UnknownRoute
+from app.problems.problems import (
+    BrokenBody,
+    Internal,
+    MethodNotAllowed,
+    Problem,
+    StoreFull,
+    StoreUnreachable,
+    UnknownRoute,
+)
 from app.problems.validation import problem_of
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -63,13 +71,17 @@ def _of_starlette(request: Request, error: HTTPException) -> Problem:
         case HTTPStatus.METHOD_NOT_ALLOWED:
             return MethodNotAllowed(request.method, request.url.path, _allowed(request))
         case HTTPStatus.BAD_REQUEST:
-            return BrokenBody("the body is not JSON in UTF-8, nests too deeply or holds a number that is too long; correct it.")
+            return BrokenBody(
+                "the body is not JSON in UTF-8, nests too deeply or holds a number that is too long; correct it."
+            )
     raise error
 
 
 def _of_redis(error: redis.ResponseError) -> Problem:
     """Raises what is a bug of ours, so that it is logged as one."""
-    if isinstance(error, redis.OutOfMemoryError) or "MISCONF " in str(error):  # its disk is full; a pipeline puts words before it
+    if isinstance(error, redis.OutOfMemoryError) or "MISCONF " in str(
+        error
+    ):  # its disk is full; a pipeline puts words before it
         return StoreFull()
     if isinstance(error, redis.ReadOnlyError):  # a replica, while another one takes over
         return StoreUnreachable()
@@ -79,7 +91,9 @@ def _of_redis(error: redis.ResponseError) -> Problem:
 def _allowed(request: Request) -> list[str]:
     """Over all routes: Starlette names the methods of the first that has the path."""
     return [
-        method for method in _METHODS if _answers({**request.scope, "method": "GET" if method == "HEAD" else method}, request.app)
+        method
+        for method in _METHODS
+        if _answers({**request.scope, "method": "GET" if method == "HEAD" else method}, request.app)
     ]
 
 

@@ -27,8 +27,15 @@ class Problem(HTTPException):
 
     def content(self) -> dict[str, Any]:
         title = self.name.replace("-", " ").capitalize()
-        body = {"type": f"urn:problem-type:ddpm:{self.name}", "title": title, "status": int(self.status), "detail": self.detail}
-        return body | ({"errors": [error.model_dump() for error in self.errors]} if self.errors else {})
+        body = {
+            "type": f"urn:problem-type:ddpm:{self.name}",
+            "title": title,
+            "status": int(self.status),
+            "detail": self.detail,
+        }
+        return body | (
+            {"errors": [error.model_dump() for error in self.errors]} if self.errors else {}
+        )
 
 
 class InvalidRequest(Problem):
@@ -46,12 +53,20 @@ class BrokenBody(Problem):
 
 
 class Unauthorized(Problem):
-    status, name, about = HTTPStatus.UNAUTHORIZED, "unauthorized", "The request has no API key, or one that is not known."
-    with_headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer realm="ddpm"'}  # RFC 6750
+    status, name, about = (
+        HTTPStatus.UNAUTHORIZED,
+        "unauthorized",
+        "The request has no API key, or one that is not known.",
+    )
+    with_headers: ClassVar[Mapping[str, str]] = {
+        "WWW-Authenticate": 'Bearer realm="ddpm"'
+    }  # RFC 6750
 
     def __init__(self, sent: bool) -> None:
         if sent:
-            super().__init__("the API key is not known; check it, or ask the operator of this service for one.")
+            super().__init__(
+                "the API key is not known; check it, or ask the operator of this service for one."
+            )
             self.headers = {"WWW-Authenticate": 'Bearer realm="ddpm", error="invalid_token"'}
         else:
             super().__init__("the request has no API key; send it as `Authorization: Bearer KEY`.")
@@ -90,17 +105,27 @@ class UnknownRoute(Problem):
 
 
 class UnknownJob(Problem):
-    status, name, about = HTTPStatus.NOT_FOUND, "unknown-job", "There is no such job, or it was deleted or forgotten."
+    status, name, about = (
+        HTTPStatus.NOT_FOUND,
+        "unknown-job",
+        "There is no such job, or it was deleted or forgotten.",
+    )
 
     def __init__(self, job: str) -> None:
         super().__init__(f"there is no job {_cut(job)}; `GET /v1/jobs` lists those that exist.")
 
 
 class UnknownImage(Problem):
-    status, name, about = HTTPStatus.NOT_FOUND, "unknown-image", "The job has no image of this index."
+    status, name, about = (
+        HTTPStatus.NOT_FOUND,
+        "unknown-image",
+        "The job has no image of this index.",
+    )
 
     def __init__(self, index: int, start: int, count: int) -> None:
-        super().__init__(f"index={index} is not an image of this job; use {start} to {start + count - 1}.")
+        super().__init__(
+            f"index={index} is not an image of this job; use {start} to {start + count - 1}."
+        )
 
 
 class UnknownModel(Problem):
@@ -111,7 +136,11 @@ class UnknownModel(Problem):
 
 
 class MethodNotAllowed(Problem):
-    status, name, about = HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "The path is there, but not for this method."
+    status, name, about = (
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        "method-not-allowed",
+        "The path is there, but not for this method.",
+    )
 
     def __init__(self, method: str, path: str, allowed: Iterable[str]) -> None:
         allow = ", ".join(allowed)
@@ -120,23 +149,43 @@ class MethodNotAllowed(Problem):
 
 
 class NotFinished(Problem):
-    status, name, about = HTTPStatus.CONFLICT, "not-finished", "The image is not finished; `detail` says whether it will be."
+    status, name, about = (
+        HTTPStatus.CONFLICT,
+        "not-finished",
+        "The image is not finished; `detail` says whether it will be.",
+    )
 
     def __init__(self, fact: str, state: State) -> None:
-        remedy = "post the job again" if state.final else "poll the job until images_done grows, with ?wait=S"
+        remedy = (
+            "post the job again"
+            if state.final
+            else "poll the job until images_done grows, with ?wait=S"
+        )
         super().__init__(f"{fact}, and the job is {state}; {remedy}.")
 
 
 class NoPreview(Problem):
-    status, name, about = HTTPStatus.CONFLICT, "no-preview", "No worker shows the image: it has taken no step yet, or never will."
+    status, name, about = (
+        HTTPStatus.CONFLICT,
+        "no-preview",
+        "No worker shows the image: it has taken no step yet, or never will.",
+    )
 
     def __init__(self, index: int, state: State) -> None:
-        remedy = "post the job again" if state.final else "ask again when the job is running and `progress.step` has grown"
+        remedy = (
+            "post the job again"
+            if state.final
+            else "ask again when the job is running and `progress.step` has grown"
+        )
         super().__init__(f"no worker shows image {index} and the job is {state}; {remedy}.")
 
 
 class NotEnded(Problem):
-    status, name, about = HTTPStatus.CONFLICT, "not-ended", "The job has not ended, and its archive would lack images."
+    status, name, about = (
+        HTTPStatus.CONFLICT,
+        "not-ended",
+        "The job has not ended, and its archive would lack images.",
+    )
 
     def __init__(self, state: State) -> None:
         super().__init__(
@@ -146,21 +195,37 @@ class NotEnded(Problem):
 
 
 class Expired(Problem):
-    status, name, about = HTTPStatus.GONE, "expired", "The image was finished, and its time to live is over."
+    status, name, about = (
+        HTTPStatus.GONE,
+        "expired",
+        "The image was finished, and its time to live is over.",
+    )
 
     def __init__(self) -> None:
-        super().__init__("the images of this job have expired; post the job again with its seed to get the same bytes.")
+        super().__init__(
+            "the images of this job have expired; post the job again with its seed to get the same bytes."
+        )
 
 
 class BodyTooLarge(Problem):
-    status, name, about = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body-too-large", "The body is larger than the limit."
+    status, name, about = (
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "body-too-large",
+        "The body is larger than the limit.",
+    )
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"the body is larger than {limit} bytes; send a job alone: it needs less than 1024 besides its webhook.")
+        super().__init__(
+            f"the body is larger than {limit} bytes; send a job alone: it needs less than 1024 besides its webhook."
+        )
 
 
 class NotHttp(Problem):
-    status, name, about = HTTPStatus.BAD_REQUEST, "not-http", "The bytes received are not an HTTP/1.1 request."
+    status, name, about = (
+        HTTPStatus.BAD_REQUEST,
+        "not-http",
+        "The bytes received are not an HTTP/1.1 request.",
+    )
 
     def __init__(self) -> None:
         super().__init__(
@@ -169,10 +234,16 @@ class NotHttp(Problem):
 
 
 class SlowRequest(Problem):
-    status, name, about = HTTPStatus.REQUEST_TIMEOUT, "slow-request", "The request did not arrive in time."
+    status, name, about = (
+        HTTPStatus.REQUEST_TIMEOUT,
+        "slow-request",
+        "The request did not arrive in time.",
+    )
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"the complete request did not arrive within {seconds:g} s; send it again.")
+        super().__init__(
+            f"the complete request did not arrive within {seconds:g} s; send it again."
+        )
 
 
 class HeadTooLarge(Problem):
@@ -180,14 +251,24 @@ class HeadTooLarge(Problem):
     about = "The request line and headers are larger than the limit."
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"the request's headers are larger than {limit} bytes; send fewer or shorter ones.")
+        super().__init__(
+            f"the request's headers are larger than {limit} bytes; send fewer or shorter ones."
+        )
 
 
 class WrongContentType(Problem):
-    status, name, about = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "wrong-content-type", "The body is not declared as JSON."
+    status, name, about = (
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "wrong-content-type",
+        "The body is not declared as JSON.",
+    )
 
     def __init__(self, content_type: str | None) -> None:
-        fact = f"content-type={_cut(content_type)} is not JSON" if content_type else "the request has no Content-Type"
+        fact = (
+            f"content-type={_cut(content_type)} is not JSON"
+            if content_type
+            else "the request has no Content-Type"
+        )
         super().__init__(f"{fact}; send `Content-Type: application/json`.")
 
 
@@ -203,7 +284,9 @@ class KeyReused(Problem):
     about = "The `Idempotency-Key` is that of a job with another body."
 
     def __init__(self) -> None:
-        super().__init__("the Idempotency-Key is that of a job with another body; send a key of its own with every new job.")
+        super().__init__(
+            "the Idempotency-Key is that of a job with another body; send a key of its own with every new job."
+        )
 
 
 class QuotaExceeded(Problem):
@@ -241,7 +324,11 @@ class NotOnDisk(Problem):
 
 
 class StoreUnreachable(Problem):
-    status, name, about = HTTPStatus.SERVICE_UNAVAILABLE, "store-unreachable", "The job store (Redis) does not answer."
+    status, name, about = (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "store-unreachable",
+        "The job store (Redis) does not answer.",
+    )
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}
 
     def __init__(self) -> None:
@@ -249,11 +336,17 @@ class StoreUnreachable(Problem):
 
 
 class ResultsUnreachable(Problem):
-    status, name, about = HTTPStatus.SERVICE_UNAVAILABLE, "results-unreachable", "The results store does not answer."
+    status, name, about = (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "results-unreachable",
+        "The results store does not answer.",
+    )
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
 
     def __init__(self) -> None:
-        super().__init__("the results store, which holds this job's images, does not answer; try again in 5 s.")
+        super().__init__(
+            "the results store, which holds this job's images, does not answer; try again in 5 s."
+        )
 
 
 class NoWorker(Problem):
@@ -261,14 +354,22 @@ class NoWorker(Problem):
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
 
     def __init__(self) -> None:
-        super().__init__("no worker is alive: jobs are accepted but wait; start one with `ddpm worker`.")
+        super().__init__(
+            "no worker is alive: jobs are accepted but wait; start one with `ddpm worker`."
+        )
 
 
 class StoreFull(Problem):
-    status, name, about = HTTPStatus.INSUFFICIENT_STORAGE, "store-full", "The job store is out of memory or disk."
+    status, name, about = (
+        HTTPStatus.INSUFFICIENT_STORAGE,
+        "store-full",
+        "The job store is out of memory or disk.",
+    )
 
     def __init__(self) -> None:
-        super().__init__("the job store (Redis) is out of memory or disk; delete jobs, or give it more.")
+        super().__init__(
+            "the job store (Redis) is out of memory or disk; delete jobs, or give it more."
+        )
 
 
 def unknown_model(model: str, known: Iterable[str]) -> str:
@@ -283,7 +384,9 @@ def problems(*kinds: type[Problem]) -> dict[int | str, dict[str, Any]]:
     """OpenAPI `responses` of the errors that a route can answer with."""
     by_status: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
-        entry = by_status.setdefault(int(kind.status), {"description": "", "content": _CONTENT, "headers": {}})
+        entry = by_status.setdefault(
+            int(kind.status), {"description": "", "content": _CONTENT, "headers": {}}
+        )
         entry["description"] = f"{entry['description']} {kind.about}".strip()
         entry["headers"] |= {header: {"schema": {"type": "string"}} for header in kind.with_headers}
     return by_status

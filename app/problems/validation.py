@@ -42,14 +42,18 @@ def problem_of(errors: Sequence[Mapping[str, Any]]) -> Problem:
         return BrokenBody(
             f"the body is not JSON: {broken[0]['ctx']['error']} at character {broken[0]['loc'][-1]}; correct it there."
         )
-    return InvalidRequest([_explain(error) for error in errors[:10]])  # a body of 64 KiB holds thousands
+    return InvalidRequest(
+        [_explain(error) for error in errors[:10]]
+    )  # a body of 64 KiB holds thousands
 
 
 def _explain(error: Mapping[str, Any]) -> InvalidField:
     source, *path = map(str, error["loc"])
     field, value = shorten(".".join(path) or source, quote=False), shorten(error["input"])
     text = _TEXTS.get(error["type"], "{field}={value} is refused: {msg}; correct it.")
-    detail = text.format(**error.get("ctx", {}) | {"field": field, "value": value, "msg": error["msg"]})
+    detail = text.format(
+        **error.get("ctx", {}) | {"field": field, "value": value, "msg": error["msg"]}
+    )
     return InvalidField(field=field, value=value, detail=detail)
 
 

@@ -45,7 +45,9 @@ class Coalescer(ABC, Generic[K, A]):
         while self._asked:
             asked = {key: self._asked.pop(key) for key in list(self._asked)[: self.at_once]}
             try:
-                for future, answers in zip(asked.values(), await self._read(list(asked)), strict=True):
+                for future, answers in zip(
+                    asked.values(), await self._read(list(asked)), strict=True
+                ):
                     future.set_result(answers)
             except Exception as error:  # a bug, too: nobody is to wait for ever
                 # who has asked meanwhile need not wait for a second timeout; it may have been for the same

@@ -33,7 +33,9 @@ async def newest_first(redis: Redis, key: str, after: Cursor | None) -> AsyncIte
     """Batches of a sorted set of jobs, from behind `after` to its end."""
     while True:
         highest = after.created_at if after else "+inf"
-        answer = await redis.zrevrangebyscore(key, highest, "-inf", start=0, num=_BATCH, withscores=True)
+        answer = await redis.zrevrangebyscore(
+            key, highest, "-inf", start=0, num=_BATCH, withscores=True
+        )
         rows = cast("list[tuple[bytes, float]]", answer)
         places = [Cursor(score, job.decode()) for job, score in rows]
         batch = [place for place in places if after is None or place < after]

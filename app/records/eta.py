@@ -100,7 +100,9 @@ PLACE_KEYS = (open_key(Priority.INTERACTIVE), open_key(Priority.BULK), LEFT)
 PLACE_ARGS = (SHARD_IMAGES, _LOOKED_AT)
 
 
-def queue_place(answer: Sequence[int] | None, model: str, workers: Iterable[WorkerInfo]) -> QueuePlace | None:
+def queue_place(
+    answer: Sequence[int] | None, model: str, workers: Iterable[WorkerInfo]
+) -> QueuePlace | None:
     if answer is None:
         return None
     position, *found = answer
@@ -131,7 +133,10 @@ class _Class:
 
     def __add__(self, other: _Class) -> _Class:
         return _Class(
-            self.work + other.work, self.smaller + other.smaller, self.images + other.images, self.owners + other.owners
+            self.work + other.work,
+            self.smaller + other.smaller,
+            self.images + other.images,
+            self.owners + other.owners,
         )
 
 
@@ -153,7 +158,9 @@ class _Ahead:
     def of(cls, found: Sequence[int]) -> _Ahead:
         own_urgent, own_bulk, count, steps, *classes, other_models, bulk_beside = found
         urgent, earlier, later = (_Class(*classes[i : i + 4]) for i in (0, 4, 8))
-        return cls(own_urgent, own_bulk, count, steps, urgent, earlier, later, other_models, bulk_beside)
+        return cls(
+            own_urgent, own_bulk, count, steps, urgent, earlier, later, other_models, bulk_beside
+        )
 
     def seconds(self, paces: Sequence[Pace]) -> float:
         """Until the job has finished, at the pace of the workers that have its model."""
@@ -169,7 +176,9 @@ class _Ahead:
         images = min(self.count, SHARD_IMAGES)
         at_once = max(images, (self.urgent.images_beside(self.steps) + images) / len(paces))
         step_s = _step_s(paces, at_once, math.inf if self.bulk_beside else at_once)
-        return max(work / rate, self.own_urgent * len(paces) / rate, self.own_urgent / images * step_s)
+        return max(
+            work / rate, self.own_urgent * len(paces) / rate, self.own_urgent / images * step_s
+        )
 
     def _bulk_s(self, paces: Sequence[Pace], rate: float) -> float:
         """After all that is interactive, but never with less than the floor.
@@ -178,7 +187,11 @@ class _Ahead:
         """
         if not self.own_bulk:
             return 0.0
-        behind = self.earlier.images + self.own_bulk / self.steps - sum(HOLDS * pace.largest for pace in paces)
+        behind = (
+            self.earlier.images
+            + self.own_bulk / self.steps
+            - sum(HOLDS * pace.largest for pace in paces)
+        )
         before = min(1.0, max(0.0, behind) / self.earlier.images) if self.earlier.images else 0.0
         beside = self.earlier.part(1 - before) + self.later
         bulk = before * self.earlier.work + beside.shared_with(self.own_bulk)
@@ -186,10 +199,14 @@ class _Ahead:
         images = min(self.count, SHARD_IMAGES)
         of_one_shard = min(self.own_bulk, images * self.steps)
         urgent = self.urgent.images_beside(self.steps)
-        others = urgent + self.earlier.images_beside(self.steps) + self.later.images_beside(self.steps)
+        others = (
+            urgent + self.earlier.images_beside(self.steps) + self.later.images_beside(self.steps)
+        )
         step_s = _step_s(paces, urgent / len(paces), max(images, (others + images) / len(paces)))
         own, in_one_worker = self.own_urgent + self.own_bulk, self.own_urgent + of_one_shard
-        return (work - own) / rate + max(own / rate, in_one_worker * len(paces) / rate, of_one_shard / images * step_s)
+        return (work - own) / rate + max(
+            own / rate, in_one_worker * len(paces) / rate, of_one_shard / images * step_s
+        )
 
 
 def _step_s(paces: Sequence[Pace], urgent: float, images: float) -> float:
@@ -198,4 +215,6 @@ def _step_s(paces: Sequence[Pace], urgent: float, images: float) -> float:
     def mean_s(images: float) -> float:
         return sum(pace.step_s(images) for pace in paces) / len(paces)
 
-    return min(mean_s(images), max(mean_s(urgent), STRETCH * mean_s(1))) if urgent else mean_s(images)
+    return (
+        min(mean_s(images), max(mean_s(urgent), STRETCH * mean_s(1))) if urgent else mean_s(images)
+    )

@@ -76,7 +76,9 @@ class Notifier:
                     pause_s = 0.05
                     self._wake(job)
             except RedisError as error:
-                log.warning("lost the subscription to %s (%s); again in %.2f s", CHANGES, error, pause_s)
+                log.warning(
+                    "lost the subscription to %s (%s); again in %.2f s", CHANGES, error, pause_s
+                )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -85,7 +87,9 @@ class Notifier:
             await asyncio.sleep(_LOOK_EVERY_S)
             jobs = list(self._waiting)
             with suppress(RedisError):  # the subscription says so
-                read = await self._redis.eval(_STATES, len(jobs), *map(job_key, jobs)) if jobs else []
+                read = (
+                    await self._redis.eval(_STATES, len(jobs), *map(job_key, jobs)) if jobs else []
+                )
                 states = dict(zip(jobs, read, strict=True))
                 for job in jobs:
                     if states[job] != self._states.get(job, b"not read yet"):

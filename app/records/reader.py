@@ -75,7 +75,10 @@ def buffer_read(pipe: Pipeline, *jobs: str) -> None:
 def parse_read(answer: Sequence[Any]) -> list[StoredJob]:
     """One for each job."""
     workers, jobs = answer
-    return [StoredJob(as_hash(fields), as_hash(hashes), bool(stored), place, workers) for fields, hashes, stored, place in jobs]
+    return [
+        StoredJob(as_hash(fields), as_hash(hashes), bool(stored), place, workers)
+        for fields, hashes, stored, place in jobs
+    ]
 
 
 def as_hash(flat: Sequence[bytes]) -> Hash:

@@ -34,12 +34,18 @@ class Record:
     webhook_status: WebhookStatus | None = None
     external: bool = False  # some images may lie in the results store
     expires_at: float | None = None  # when those go
-    done: tuple[tuple[int, int] | None, ...] = ()  # a shard: step of its least advanced image, image-steps; None: not taken yet
+    done: tuple[
+        tuple[int, int] | None, ...
+    ] = ()  # a shard: step of its least advanced image, image-steps; None: not taken yet
 
     @classmethod
     def from_hash(cls, fields: Mapping[bytes, bytes]) -> Record:
         text = {name.decode(): value.decode() for name, value in fields.items()}
-        count, finished_at, external = int(text["count"]), _time(text, "finished_at"), "external" in text
+        count, finished_at, external = (
+            int(text["count"]),
+            _time(text, "finished_at"),
+            "external" in text,
+        )
         return cls(
             id=text["id"],
             owner=text["owner"],
@@ -52,12 +58,18 @@ class Record:
             started_at=_time(text, "started_at"),
             finished_at=finished_at,
             attempts=int(text["attempts"]),
-            error=JobError(code=text["error_code"], message=text["error_message"]) if "error_code" in text else None,
+            error=JobError(code=text["error_code"], message=text["error_message"])
+            if "error_code" in text
+            else None,
             webhook=text.get("webhook"),
             webhook_status=_webhook_status(text),
             external=external,
-            expires_at=finished_at + int(text["results_ttl_s"]) if external and finished_at else None,
-            done=tuple(_done(text.get(progress_field(shard))) for shard in range(shard_count(count))),
+            expires_at=finished_at + int(text["results_ttl_s"])
+            if external and finished_at
+            else None,
+            done=tuple(
+                _done(text.get(progress_field(shard))) for shard in range(shard_count(count))
+            ),
         )
 
     def to_hash(self, results_ttl_s: int) -> dict[FieldT, EncodableT]:
@@ -95,7 +107,9 @@ class Record:
     @property
     def running(self) -> Iterator[int]:
         """Indices of the images in shards that a worker has taken."""
-        return (index for indices, state in self._parts() if state is State.RUNNING for index in indices)
+        return (
+            index for indices, state in self._parts() if state is State.RUNNING for index in indices
+        )
 
     def image_url(self, index: int | str) -> str:
         return f"/v1/jobs/{self.id}/images/{index}"
@@ -107,7 +121,9 @@ class Record:
     def summary(self, images_done: int, now: float) -> JobSummary:
         return JobSummary(**self._summary(images_done, now))
 
-    def job(self, hashes: Mapping[bytes, bytes], stored: bool, queue: QueuePlace | None, now: float) -> Job:
+    def job(
+        self, hashes: Mapping[bytes, bytes], stored: bool, queue: QueuePlace | None, now: float
+    ) -> Job:
         """`hashes` is the job's sha256 key; `stored` says whether its PNGs are still in Redis."""
         finished = self._finished(stored, now)
         images = [
@@ -117,12 +133,21 @@ class Record:
             for indices, unfinished in self._parts()
             for index in indices
         ]
-        return Job(**self._summary(len(hashes), now), queue=queue, webhook=self.webhook_status, images=images)
+        return Job(
+            **self._summary(len(hashes), now),
+            queue=queue,
+            webhook=self.webhook_status,
+            images=images,
+        )
 
-    def json(self, hashes: Mapping[bytes, bytes], stored: bool, queue: QueuePlace | None, now: float) -> bytes:
+    def json(
+        self, hashes: Mapping[bytes, bytes], stored: bool, queue: QueuePlace | None, now: float
+    ) -> bytes:
         """`job` as JSON, without a model for each of its images: they are all the time that 1024 of them take."""
         summary = self._summary(len(hashes), now)
-        without = Job(**summary, queue=queue, webhook=self.webhook_status, images=[]).model_dump_json()
+        without = Job(
+            **summary, queue=queue, webhook=self.webhook_status, images=[]
+        ).model_dump_json()
         path, finished = self.image_url(""), self._finished(stored, now)
         images = [
             f'{{"index":{index},"state":"{finished}","url":"{path}{index}","sha256":"{sha256.decode()}"}}'
@@ -153,7 +178,8 @@ class Record:
             "progress": self.progress(images_done, now),
             "error": self.error,
             "attempts": self.attempts,
-            "links": {"self": path} | {name: f"{path}/{name}" for name in ("events", "grid", "archive", "cancel")},
+            "links": {"self": path}
+            | {name: f"{path}/{name}" for name in ("events", "grid", "archive", "cancel")},
         }
 
     def progress(self, images_done: int, now: float) -> Progress:
@@ -180,7 +206,10 @@ class Record:
     def _parts(self) -> Iterator[tuple[range, State]]:
         """Indices of each shard, and the state of those that have no hash."""
         for shard, done in zip(self.shards, self.done, strict=True):
-            yield shard.indices, State.QUEUED if self.state is State.RUNNING and done is None else self.state
+            yield (
+                shard.indices,
+                State.QUEUED if self.state is State.RUNNING and done is None else self.state,
+            )
 
 
 def _recipe(text: Mapping[str, str]) -> Recipe:
@@ -201,7 +230,11 @@ def _webhook_status(text: Mapping[str, str]) -> WebhookStatus | None:
         return None
     state = text.get("webhook_state", "pending" if State(text["state"]).final else "waiting")
     return WebhookStatus.model_validate(
-        {"state": state, "attempts": text.get("webhook_attempts", 0), "said": text.get("webhook_said")}
+        {
+            "state": state,
+            "attempts": text.get("webhook_attempts", 0),
+            "said": text.get("webhook_said"),
+        }
     )
 
 

@@ -40,7 +40,9 @@ async def json_only(request: Request) -> None:
     """FastAPI would say of any other type that the body is no object."""
     sent = request.headers.get("content-type")
     kind = (sent or "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    if kind != "application/json" and not (
+        kind.startswith("application/") and kind.endswith("+json")
+    ):
         raise WrongContentType(sent)
 
 

@@ -11,7 +11,13 @@ from app.events.preview_stream import MAX_IMAGES, PreviewStream
 from app.events.stream import LAST_EVENT_ID_PATTERN, ReaderPosition
 from app.events.watcher import WatchedJob
 from app.operation.background import background
-from app.problems.problems import InvalidRequest, StoreUnreachable, UnknownImage, UnknownJob, problems
+from app.problems.problems import (
+    InvalidRequest,
+    StoreUnreachable,
+    UnknownImage,
+    UnknownJob,
+    problems,
+)
 from app.routers.dependencies import Jobs, Key, Watch
 from app.routers.jobs import JobId
 from worker.jobs.domain import MAX_INDEX
@@ -74,7 +80,9 @@ _STREAM: dict[int | str, dict[str, Any]] = {
         "`Progress`, `PreviewEvent`. The final state is the last one. Comments keep a silent stream open",
         "content": {"text/event-stream": {"itemSchema": {"oneOf": _EVENTS}}},
     },
-    204: {"description": "`Last-Event-ID` says that the final state was received: nothing is to come"},
+    204: {
+        "description": "`Last-Event-ID` says that the final state was received: nothing is to come"
+    },
 }
 
 
@@ -99,7 +107,9 @@ async def _feed(followed: FollowedJob, jobs: Jobs, preview: Shown) -> AsyncItera
     responses=problems(UnknownJob, UnknownImage, InvalidRequest, StoreUnreachable) | _STREAM,
 )
 async def get_events(
-    followed: FollowedJob, feed: Annotated[PreviewStream, Depends(_feed)], last_event_id: LastEventId = None
+    followed: FollowedJob,
+    feed: Annotated[PreviewStream, Depends(_feed)],
+    last_event_id: LastEventId = None,
 ) -> Response:
     """What happens to a job, as server-sent events, from its beginning or from `Last-Event-ID` on.
 

@@ -23,11 +23,18 @@ class FastStatus:
         self.app, self._jobs = app, jobs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = _STATUS.fullmatch(scope["path"]) if scope.get("method") == "GET" and not scope["query_string"] else None
+        found = (
+            _STATUS.fullmatch(scope["path"])
+            if scope.get("method") == "GET" and not scope["query_string"]
+            else None
+        )
         if found is None:
             return await self.app(scope, receive, send)
         try:
-            response = Response(await self._jobs.status(found[1], scope["state"]["key"].name), media_type="application/json")
+            response = Response(
+                await self._jobs.status(found[1], scope["state"]["key"].name),
+                media_type="application/json",
+            )
         except (Problem, RedisError) as error:
             response = await problem_response(Request(scope), error)
         return await response(scope, receive, send)

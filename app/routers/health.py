@@ -28,10 +28,14 @@ async def healthz() -> Health:
 @router.get("/readyz", responses=problems(NoWorker, StoreUnreachable))
 async def readyz(store: Store) -> Readiness:
     """Whether a job posted now would run: Redis answers, and a worker is alive."""
-    workers = worker_registry.read(cast("list[bytes]", await store.eval(worker_registry.LOOK, 1, WORKERS)))
+    workers = worker_registry.read(
+        cast("list[bytes]", await store.eval(worker_registry.LOOK, 1, WORKERS))
+    )
     if not workers:
         raise NoWorker
-    return Readiness(workers=[Worker.model_validate(worker, from_attributes=True) for worker in workers])
+    return Readiness(
+        workers=[Worker.model_validate(worker, from_attributes=True) for worker in workers]
+    )
 
 
 @router.get("/metrics", response_class=PrometheusText, responses=problems(StoreUnreachable))

@@ -36,18 +36,40 @@ from worker.jobs.domain import MAX_INDEX, State
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems(StoreUnreachable))
 
 JobId = Annotated[str, Path(description="The job's `id`", examples=[JOB_EXAMPLE])]
-Index = Annotated[int, Path(ge=0, le=MAX_INDEX, description="Absolute index, `start` to `start + count - 1`", examples=[0])]
+Index = Annotated[
+    int,
+    Path(
+        ge=0,
+        le=MAX_INDEX,
+        description="Absolute index, `start` to `start + count - 1`",
+        examples=[0],
+    ),
+]
 Wait = Annotated[
     float,
-    Query(ge=0, le=60, allow_inf_nan=False, description="Answer at the next change of state, after this many seconds at most"),
+    Query(
+        ge=0,
+        le=60,
+        allow_inf_nan=False,
+        description="Answer at the next change of state, after this many seconds at most",
+    ),
 ]
-OfState = Annotated[State | None, Query(description="Only jobs in this state", examples=["running"])]
+OfState = Annotated[
+    State | None, Query(description="Only jobs in this state", examples=["running"])
+]
 Limit = Annotated[int, Query(ge=1, le=100, description="Jobs a page, at most", examples=[20])]
-CursorText = Annotated[str | None, Query(pattern=CURSOR_PATTERN, description="`next_cursor` of the page before")]
+CursorText = Annotated[
+    str | None, Query(pattern=CURSOR_PATTERN, description="`next_cursor` of the page before")
+]
 
-_UNREACHABLE = (StoreUnreachable, ResultsUnreachable)  # both, since a route's 503 hides its router's
+_UNREACHABLE = (
+    StoreUnreachable,
+    ResultsUnreachable,
+)  # both, since a route's 503 hides its router's
 _REFUSED = (QuotaExceeded, QueueFull, NotOnDisk, StoreUnreachable)
-_NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "`If-None-Match` has its ETag"}}
+_NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "`If-None-Match` has its ETag"}
+}
 _ACCEPTED = {
     "description": "Accepted; to be polled at `Location`",
     "headers": {"Location": {"description": "Path of the job", "schema": {"type": "string"}}},
@@ -67,11 +89,17 @@ register_url_convertor("index", _Digits())
     "",
     status_code=202,
     dependencies=[Depends(json_only)],
-    responses=problems(BrokenBody, BodyTooLarge, WrongContentType, InvalidRequest, KeyReused, *_REFUSED, StoreFull)
+    responses=problems(
+        BrokenBody, BodyTooLarge, WrongContentType, InvalidRequest, KeyReused, *_REFUSED, StoreFull
+    )
     | {202: _ACCEPTED},
 )
 async def create_job(
-    request: JobRequest, jobs: Jobs, key: Key, response: Response, idempotency_key: IdempotencyKey = None
+    request: JobRequest,
+    jobs: Jobs,
+    key: Key,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Queue a sampling job. Poll the `Location` header until its state is final."""
     job = await jobs.submit(request, key.name, idempotency_key)
@@ -80,16 +108,23 @@ async def create_job(
 
 
 @router.get("", responses=problems(InvalidRequest))
-async def list_jobs(jobs: Jobs, key: Key, state: OfState = None, limit: Limit = 20, cursor: CursorText = None) -> JobPage:
+async def list_jobs(
+    jobs: Jobs, key: Key, state: OfState = None, limit: Limit = 20, cursor: CursorText = None
+) -> JobPage:
     """Your jobs, newest first."""
     return await jobs.page(key.name, state, limit, Cursor.parse(cursor) if cursor else None)
 
 
 @router.get("/{job_id}", response_model=Job, responses=problems(UnknownJob, InvalidRequest))
-async def get_job(job_id: JobId, jobs: Jobs, key: Key, request: Request, wait: Wait = 0) -> Response:
+async def get_job(
+    job_id: JobId, jobs: Jobs, key: Key, request: Request, wait: Wait = 0
+) -> Response:
     """A job as it stands now or, with `wait`, at its next change of state."""
     # app/routers/fast_status.py answers what comes without a query.
-    return Response(await jobs.wait(job_id, key.name, wait, partial(_left, request)), media_type="application/json")
+    return Response(
+        await jobs.wait(job_id, key.name, wait, partial(_left, request)),
+        media_type="application/json",
+    )
 
 
 async def _left(request: Request) -> None:
@@ -101,9 +136,14 @@ async def _left(request: Request) -> None:
 @router.get(
     "/{job_id}/images/{index:index}",
     response_class=PngResponse,
-    responses=problems(UnknownJob, UnknownImage, InvalidRequest, NotFinished, Expired, *_UNREACHABLE) | _NOT_MODIFIED,
+    responses=problems(
+        UnknownJob, UnknownImage, InvalidRequest, NotFinished, Expired, *_UNREACHABLE
+    )
+    | _NOT_MODIFIED,
 )
-async def get_image(job_id: JobId, index: Index, jobs: Jobs, key: Key, request: Request) -> Response:
+async def get_image(
+    job_id: JobId, index: Index, jobs: Jobs, key: Key, request: Request
+) -> Response:
     """The PNG of one image. It never changes."""
     png, digest = await jobs.image(job_id, key.name, index)
     return png_response(request, png, digest, final=True)
@@ -112,9 +152,14 @@ async def get_image(job_id: JobId, index: Index, jobs: Jobs, key: Key, request: 
 @router.get(
     "/{job_id}/images/{index:index}/preview",
     response_class=PngResponse,
-    responses=problems(UnknownJob, UnknownImage, InvalidRequest, NoPreview, Expired, *_UNREACHABLE, StoreFull) | _NOT_MODIFIED,
+    responses=problems(
+        UnknownJob, UnknownImage, InvalidRequest, NoPreview, Expired, *_UNREACHABLE, StoreFull
+    )
+    | _NOT_MODIFIED,
 )
-async def get_preview(job_id: JobId, index: Index, jobs: Jobs, key: Key, request: Request) -> Response:
+async def get_preview(
+    job_id: JobId, index: Index, jobs: Jobs, key: Key, request: Request
+) -> Response:
     """What the network takes a running image for, after its latest step: x_0_hat, made when somebody asks. Later, the image."""
     png, digest = await jobs.preview(job_id, key.name, index)
     return png_response(request, png, digest, final=False)

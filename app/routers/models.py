@@ -17,7 +17,9 @@ Name = Annotated[str, Path(description="The model's `name`", examples=["fashion-
 @router.get("")
 async def list_models(catalog: Catalog) -> ModelPage:
     """The cards of all models."""
-    return ModelPage(models=[catalog[name] for name in sorted(catalog)], default=catalog.default.name)
+    return ModelPage(
+        models=[catalog[name] for name in sorted(catalog)], default=catalog.default.name
+    )
 
 
 @router.get("/{name}", responses=problems(UnknownModel))

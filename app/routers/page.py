@@ -13,13 +13,17 @@ from app.problems.problems import UnknownRoute
 router = APIRouter(include_in_schema=False)
 
 FOLDER = Path(__file__).parents[1] / "static"
-_FILES = StaticFiles(directory=FOLDER, check_dir=False, packages=[("fastapi_offline", "static")])  # does not import it
+_FILES = StaticFiles(
+    directory=FOLDER, check_dir=False, packages=[("fastapi_offline", "static")]
+)  # does not import it
 # what a model or an error is called could do nothing if it were markup; and no other site may frame the page
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_POLICY_OF_DOCS = _POLICY.replace("img-src 'self'", "img-src 'self' data:")  # the icons in Swagger's style sheet
+_POLICY_OF_DOCS = _POLICY.replace(
+    "img-src 'self'", "img-src 'self' data:"
+)  # the icons in Swagger's style sheet
 _HEADERS = {
     "Accept-Ranges": "none",
     "Cache-Control": "no-cache",
@@ -51,7 +55,9 @@ async def file(request: Request, name: str) -> Response:
 async def _file(request: Request, name: str) -> Response:
     """Whole, or 304 where the client has it."""
     scope = request.scope
-    scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]  # Starlette answers one in text/plain
+    scope["headers"] = [
+        header for header in scope["headers"] if header[0] != b"range"
+    ]  # Starlette answers one in text/plain
     response = await _FILES.get_response(name, scope)
     response.headers.update(_HEADERS)
     return response

@@ -17,7 +17,10 @@ class StateEvent(BaseModel):
         description="finished, failed and cancelled are final: the stream ends. A job whose last worker is lost is queued again",
         examples=["running"],
     )
-    at: datetime = Field(description="When it did so for the first time, UTC", examples=["2026-11-22T12:00:00.100000Z"])
+    at: datetime = Field(
+        description="When it did so for the first time, UTC",
+        examples=["2026-11-22T12:00:00.100000Z"],
+    )
     error: JobError | None = Field(description="Why it failed; null otherwise")
 
 

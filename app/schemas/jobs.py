@@ -15,13 +15,18 @@ from worker.jobs.domain import MAX_COUNT, MAX_INDEX, MAX_SEED, Priority, State
 JOB_EXAMPLE = "9f1c2b7e4d5a4c0f8b6a3e2d1c0b9a87"
 _IDEMPOTENCY_KEY = re.compile("^[!-~]{1,255}$")
 SHA256_EXAMPLE = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-_WEBHOOK = Field(max_length=2000, json_schema_extra={"pattern": "^https?://"})  # app/webhooks/check.py says it in better words
+_WEBHOOK = Field(
+    max_length=2000, json_schema_extra={"pattern": "^https?://"}
+)  # app/webhooks/check.py says it in better words
 
 
 def _only_with(option: str, sampler: str) -> dict[str, Any]:
     """JSON Schema of `_belongs_to_its_sampler`, so that a client can know of it beforehand."""
     named = {"required": ["sampler"], "properties": {"sampler": {"const": sampler}}}
-    return {"if": {"required": [option], "properties": {option: {"not": {"type": "null"}}}}, "then": named}
+    return {
+        "if": {"required": [option], "properties": {option: {"not": {"type": "null"}}}},
+        "then": named,
+    }
 
 
 class JobRequest(BaseModel):
@@ -38,11 +43,17 @@ class JobRequest(BaseModel):
     )
 
     model: str | None = Field(
-        default=None, description="Name of a model of `GET /v1/models`; null: its default model", examples=["fashion-mnist-28"]
+        default=None,
+        description="Name of a model of `GET /v1/models`; null: its default model",
+        examples=["fashion-mnist-28"],
     )
     count: int = Field(default=1, ge=1, le=MAX_COUNT, description="Number of images", examples=[16])
     seed: int | None = Field(
-        default=None, ge=0, le=MAX_SEED, description="Seed of the noise; null: drawn and reported", examples=[7]
+        default=None,
+        ge=0,
+        le=MAX_SEED,
+        description="Seed of the noise; null: drawn and reported",
+        examples=[7],
     )
     start: int = Field(
         default=0,
@@ -52,9 +63,14 @@ class JobRequest(BaseModel):
         examples=[0],
     )
     steps: int | None = Field(
-        default=None, ge=1, description="Steps from noise to image; null: the model's default", examples=[100]
+        default=None,
+        ge=1,
+        description="Steps from noise to image; null: the model's default",
+        examples=[100],
     )
-    sampler: Sampler | None = Field(default=None, description="Null: the model's default", examples=["ddim"])
+    sampler: Sampler | None = Field(
+        default=None, description="Null: the model's default", examples=["ddim"]
+    )
     eta: float | None = Field(
         default=None,
         ge=0,
@@ -105,7 +121,9 @@ class JobRequest(BaseModel):
 
 def _idempotency_key(text: str | None) -> str | None:
     if text is not None and not _IDEMPOTENCY_KEY.fullmatch(text):
-        raise ValueError(f"the Idempotency-Key has {len(text)} characters; send 1 to 255 visible ones of ASCII, such as a UUID")
+        raise ValueError(
+            f"the Idempotency-Key has {len(text)} characters; send 1 to 255 visible ones of ASCII, such as a UUID"
+        )
     return text
 
 
@@ -126,11 +144,15 @@ class Progress(BaseModel):
     steps: int = Field(description="Steps of every image", examples=[100])
     images_done: int = Field(description="Images that can be fetched", examples=[0])
     fraction: float = Field(ge=0, le=1, description="Image-steps done, of all", examples=[0.4])
-    images_per_s: float | None = Field(description="Mean rate since the start; null before it", examples=[3.1])
+    images_per_s: float | None = Field(
+        description="Mean rate since the start; null before it", examples=[3.1]
+    )
 
 
 class QueuePlace(BaseModel):
-    position: int = Field(description="Jobs that have not ended and come before this one", examples=[2])
+    position: int = Field(
+        description="Jobs that have not ended and come before this one", examples=[2]
+    )
     eta_s: float | None = Field(
         description="Estimate of the seconds from now until this job has finished if nothing else is posted, at the pace that "
         "live workers measure. Interactive images come before bulk ones, which keep one place in eight; owners share equally; "
@@ -143,17 +165,24 @@ class QueuePlace(BaseModel):
 class Image(BaseModel):
     index: int = Field(description="Absolute index, from `start` on", examples=[0])
     state: State | Literal["expired"] = Field(
-        description="finished: can be fetched; expired: could be; otherwise how far its job got with it", examples=["finished"]
+        description="finished: can be fetched; expired: could be; otherwise how far its job got with it",
+        examples=["finished"],
     )
-    url: str = Field(description="Where the PNG is or will be", examples=[f"/v1/jobs/{JOB_EXAMPLE}/images/0"])
-    sha256: str | None = Field(description="Of the PNG; null until it is finished", examples=[SHA256_EXAMPLE])
+    url: str = Field(
+        description="Where the PNG is or will be", examples=[f"/v1/jobs/{JOB_EXAMPLE}/images/0"]
+    )
+    sha256: str | None = Field(
+        description="Of the PNG; null until it is finished", examples=[SHA256_EXAMPLE]
+    )
 
 
 class JobError(BaseModel):
     code: str = Field(description="For programs", examples=["workers_lost"])
     message: str = Field(
         description="For people",
-        examples=["three workers were lost while they ran this job; post it again, and if it happens again ask the operator"],
+        examples=[
+            "three workers were lost while they ran this job; post it again, and if it happens again ask the operator"
+        ],
     )
 
 
@@ -164,7 +193,9 @@ class WebhookStatus(BaseModel):
         examples=["delivered"],
     )
     attempts: int = Field(description="Times that it was sent, or tried to be", examples=[1])
-    said: str | None = Field(description="How the last attempt ended; null before it", examples=["answered 204"])
+    said: str | None = Field(
+        description="How the last attempt ended; null before it", examples=["answered 204"]
+    )
 
 
 class JobSummary(BaseModel):
@@ -181,12 +212,19 @@ class JobSummary(BaseModel):
     start: int = Field(description="Index of the first image", examples=[0])
     seed: int = Field(description="Seed, asked for or drawn", examples=[7])
     priority: Priority = Field(description="Class of the queue", examples=["interactive"])
-    eta: float | None = Field(description="Noise of the ddim sampler; null for others", examples=[None])
-    variance: Variance | None = Field(
-        description="Reverse variance of the ddpm sampler; null for others", examples=["fixed_small"]
+    eta: float | None = Field(
+        description="Noise of the ddim sampler; null for others", examples=[None]
     )
-    created_at: datetime = Field(description="When it was accepted, UTC", examples=["2026-11-22T12:00:00.000000Z"])
-    started_at: datetime | None = Field(description="When a worker first took it, UTC", examples=["2026-11-22T12:00:00.100000Z"])
+    variance: Variance | None = Field(
+        description="Reverse variance of the ddpm sampler; null for others",
+        examples=["fixed_small"],
+    )
+    created_at: datetime = Field(
+        description="When it was accepted, UTC", examples=["2026-11-22T12:00:00.000000Z"]
+    )
+    started_at: datetime | None = Field(
+        description="When a worker first took it, UTC", examples=["2026-11-22T12:00:00.100000Z"]
+    )
     finished_at: datetime | None = Field(
         description="When it reached a final state, UTC", examples=["2026-11-22T12:00:05.200000Z"]
     )
@@ -205,12 +243,17 @@ class JobSummary(BaseModel):
 
 class Job(JobSummary):
     queue: QueuePlace | None = Field(description="Place in the queue; null unless queued")
-    webhook: WebhookStatus | None = Field(description="What became of the webhook; null where none was asked for")
+    webhook: WebhookStatus | None = Field(
+        description="What became of the webhook; null where none was asked for"
+    )
     images: list[Image] = Field(description="All images, in order of index")
 
 
 class JobPage(BaseModel):
-    jobs: list[JobSummary] = Field(description="Newest first; may be fewer than `limit` before the end")
+    jobs: list[JobSummary] = Field(
+        description="Newest first; may be fewer than `limit` before the end"
+    )
     next_cursor: str | None = Field(
-        description="`cursor` of the next page; null at the end", examples=["1795348800000000-9f1c2b7e4d5a4c0f8b6a3e2d1c0b9a87"]
+        description="`cursor` of the next page; null at the end",
+        examples=["1795348800000000-9f1c2b7e4d5a4c0f8b6a3e2d1c0b9a87"],
     )

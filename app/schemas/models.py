@@ -9,4 +9,6 @@ from models.checkpoints.catalog import Card
 
 class ModelPage(BaseModel):
     models: list[Card] = Field(description="All models, by name")
-    default: str = Field(description="Used by jobs that name no model", examples=["fashion-mnist-28"])
+    default: str = Field(
+        description="Used by jobs that name no model", examples=["fashion-mnist-28"]
+    )

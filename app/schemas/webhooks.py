@@ -16,9 +16,13 @@ class WebhookMessage(BaseModel):
     type: Literal["job.finished", "job.failed", "job.cancelled"] = Field(
         description="How the job has ended", examples=["job.finished"]
     )
-    timestamp: datetime = Field(description="When it did, UTC", examples=["2026-11-22T12:00:05.200000Z"])
+    timestamp: datetime = Field(
+        description="When it did, UTC", examples=["2026-11-22T12:00:05.200000Z"]
+    )
     data: JobSummary = Field(description="The job")
 
     @classmethod
     def of(cls, job: JobSummary) -> Self:
-        return cls.model_validate({"type": f"job.{job.state}", "timestamp": job.finished_at, "data": job})
+        return cls.model_validate(
+            {"type": f"job.{job.state}", "timestamp": job.finished_at, "data": job}
+        )

@@ -12,7 +12,8 @@ def check_webhook(url: str | None, reach: Reach | None) -> None:
         return
     if reach is None:
         raise _invalid(
-            url, "is asked for, but this service sends none; leave it out, or ask the operator for DDPM_WEBHOOK_SECRET"
+            url,
+            "is asked for, but this service sends none; leave it out, or ask the operator for DDPM_WEBHOOK_SECRET",
         )
     try:
         address = Target.parse(url).address

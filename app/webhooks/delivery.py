@@ -93,7 +93,9 @@ class Delivery:
 
     def __init__(self, redis: Redis, sender: Sender, service_secret: str) -> None:
         self._redis, self._sender, self._secret = redis, sender, service_secret
-        self._claim_script, self._settle_script = (cast("Any", redis.register_script(text)) for text in (_CLAIM, _SETTLE))
+        self._claim_script, self._settle_script = (
+            cast("Any", redis.register_script(text)) for text in (_CLAIM, _SETTLE)
+        )
         self._free = asyncio.Semaphore(AT_ONCE)
         self._sending: Counter[str] = Counter()  # by owner
 
@@ -123,7 +125,9 @@ class Delivery:
         if not claimed:
             return None
         job, until, fields, images_done = claimed
-        return _Claim(job.decode(), until, dict(zip(fields[::2], fields[1::2], strict=True)), images_done)
+        return _Claim(
+            job.decode(), until, dict(zip(fields[::2], fields[1::2], strict=True)), images_done
+        )
 
     async def _attend(self, claim: _Claim) -> None:
         """Where the outcome cannot be noted, the claim lapses and it is sent again."""
@@ -134,7 +138,11 @@ class Delivery:
             else:
                 await self._attempt(claim)
         except RedisError as error:
-            log.warning("the webhook of job %s may be sent again, as its outcome could not be noted: %s", claim.job, error)
+            log.warning(
+                "the webhook of job %s may be sent again, as its outcome could not be noted: %s",
+                claim.job,
+                error,
+            )
         finally:
             self._sending[claim.owner] -= 1
             self._free.release()
@@ -142,13 +150,24 @@ class Delivery:
     async def _attempt(self, claim: _Claim) -> None:
         outcome = await self._outcome(claim)
         if outcome.delivered:
-            await self._settle(claim, None, {"webhook_state": "delivered", "webhook_said": outcome.said})
+            await self._settle(
+                claim, None, {"webhook_state": "delivered", "webhook_said": outcome.said}
+            )
         elif outcome.final or claim.attempts >= MAX_ATTEMPTS:
-            log.warning("the webhook of job %s is given up after %d attempts: %s", claim.job, claim.attempts, outcome.said)
-            await self._settle(claim, None, {"webhook_state": "given_up", "webhook_said": outcome.said})
+            log.warning(
+                "the webhook of job %s is given up after %d attempts: %s",
+                claim.job,
+                claim.attempts,
+                outcome.said,
+            )
+            await self._settle(
+                claim, None, {"webhook_state": "given_up", "webhook_said": outcome.said}
+            )
         else:
             await self._settle(claim, pause_s(claim.attempts), {"webhook_said": outcome.said})
-        if outcome.lookup:  # its thread is busy until then, and so is this attempt's place among its owner's
+        if (
+            outcome.lookup
+        ):  # its thread is busy until then, and so is this attempt's place among its owner's
             await asyncio.wait({outcome.lookup})
 
     async def _outcome(self, claim: _Claim) -> Outcome:
@@ -170,18 +189,32 @@ class Delivery:
             target = Target.parse(record.webhook or "")
         except BadTarget:  # accepted by an older version
             return Outcome("the URL cannot be sent to", final=True)
-        body = WebhookMessage.of(record.summary(claim.images_done, time.time())).model_dump_json().encode()
+        body = (
+            WebhookMessage.of(record.summary(claim.images_done, time.time()))
+            .model_dump_json()
+            .encode()
+        )
         secret = signature.secret_of(self._secret, record.owner)
         headers = signature.headers(secret, f"job_{record.id}", int(time.time()), body)
-        about = {"Host": target.authority, "Content-Type": "application/json", "User-Agent": "ddpm-service"}
+        about = {
+            "Host": target.authority,
+            "Content-Type": "application/json",
+            "User-Agent": "ddpm-service",
+        }
         return await self._sender.post(target, about | headers, body)
 
-    async def _settle(self, claim: _Claim, again_in_s: float | None, noted: Mapping[str, str | int]) -> None:
+    async def _settle(
+        self, claim: _Claim, again_in_s: float | None, noted: Mapping[str, str | int]
+    ) -> None:
         fields = [part for pair in noted.items() for part in pair]
         again = "" if again_in_s is None else again_in_s
-        await self._settle_script(keys=[WEBHOOKS, job_key(claim.job)], args=[claim.job, claim.until, again, *fields])
+        await self._settle_script(
+            keys=[WEBHOOKS, job_key(claim.job)], args=[claim.job, claim.until, again, *fields]
+        )
 
 
 def pause_s(attempts: int) -> float:
     """After so many attempts: 5 s, then four times as long each time, 2 h at most, a fifth more or less so that they spread."""
-    return min(_FIRST_PAUSE_S * _GROWTH ** (attempts - 1), _LONGEST_PAUSE_S) * random.uniform(0.8, 1.2)
+    return min(_FIRST_PAUSE_S * _GROWTH ** (attempts - 1), _LONGEST_PAUSE_S) * random.uniform(
+        0.8, 1.2
+    )

@@ -28,7 +28,9 @@ class Outcome:
     said: str
     delivered: bool = False
     final: bool = False
-    lookup: asyncio.Future[Sequence[str]] | None = field(default=None, compare=False, repr=False)  # may go on, in its thread
+    lookup: asyncio.Future[Sequence[str]] | None = field(
+        default=None, compare=False, repr=False
+    )  # may go on, in its thread
 
 
 class ForbiddenAddress(Exception):
@@ -48,7 +50,9 @@ class Sender:
         lookup = asyncio.ensure_future(self._resolve(target.host, target.port))
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                return _judge(await self._status(target, await asyncio.shield(lookup), headers, body))
+                return _judge(
+                    await self._status(target, await asyncio.shield(lookup), headers, body)
+                )
         except TimeoutError:
             return Outcome(f"no answer in {TIMEOUT_S:g} s", lookup=lookup)
         except ForbiddenAddress:
@@ -61,13 +65,24 @@ class Sender:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _status(self, target: Target, addresses: Sequence[str], headers: Mapping[str, str], body: bytes) -> int:
+    async def _status(
+        self, target: Target, addresses: Sequence[str], headers: Mapping[str, str], body: bytes
+    ) -> int:
         """Nothing of the answer's body is read: the connection is closed instead."""
-        if not addresses or not all(self._reach.allows(ip_address(address)) for address in addresses):
+        if not addresses or not all(
+            self._reach.allows(ip_address(address)) for address in addresses
+        ):
             raise ForbiddenAddress
-        url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
-        pool = httpcore.AsyncConnectionPool(ssl_context=self._tls, network_backend=_Checked(addresses))
-        async with pool, pool.stream("POST", url, headers=list(headers.items()), content=body) as answer:
+        url = httpcore.URL(
+            scheme=target.scheme, host=target.host, port=target.port, target=target.path
+        )
+        pool = httpcore.AsyncConnectionPool(
+            ssl_context=self._tls, network_backend=_Checked(addresses)
+        )
+        async with (
+            pool,
+            pool.stream("POST", url, headers=list(headers.items()), content=body) as answer,
+        ):
             return answer.status
 
     async def _by_system(self, host: str, port: int) -> Sequence[str]:
@@ -97,15 +112,23 @@ class _Checked(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        share_s = TIMEOUT_S / len(self._addresses)  # one that swallows what it is sent leaves time for the others
+        share_s = TIMEOUT_S / len(
+            self._addresses
+        )  # one that swallows what it is sent leaves time for the others
         for address in self._addresses[:-1]:
             try:
-                return await self._tcp.connect_tcp(address, port, share_s, local_address, socket_options)
+                return await self._tcp.connect_tcp(
+                    address, port, share_s, local_address, socket_options
+                )
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return await self._tcp.connect_tcp(self._addresses[-1], port, timeout, local_address, socket_options)
+        return await self._tcp.connect_tcp(
+            self._addresses[-1], port, timeout, local_address, socket_options
+        )
 
 
 def _judge(status: int) -> Outcome:
     """410: the receiver wants no more, as Standard Webhooks has it."""
-    return Outcome(f"answered {status}", delivered=200 <= status < 300, final=status == httpx.codes.GONE)
+    return Outcome(
+        f"answered {status}", delivered=200 <= status < 300, final=status == httpx.codes.GONE
+    )

@@ -14,10 +14,18 @@ Network = IPv4Network | IPv6Network
 
 _PRINTABLE = re.compile("[!-~]*")
 _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
-_NUMBER = re.compile("[0-9]+|0x[0-9a-f]*")  # a name that ends in one is an address to most resolvers: 2130706433 is 127.0.0.1
+_NUMBER = re.compile(
+    "[0-9]+|0x[0-9a-f]*"
+)  # a name that ends in one is an address to most resolvers: 2130706433 is 127.0.0.1
 _PORTS = {"http": 80, "https": 443}
-_UNICAST_V6 = ip_network("2000::/3")  # all else is local, mapped, or translated to IPv4 on its way (64:ff9b::/96)
-_TUNNELS_V6 = (ip_network("2001::/32"), ip_network("2002::/16"), ip_network("3fff::/20"))  # Teredo, 6to4, and documentation
+_UNICAST_V6 = ip_network(
+    "2000::/3"
+)  # all else is local, mapped, or translated to IPv4 on its way (64:ff9b::/96)
+_TUNNELS_V6 = (
+    ip_network("2001::/32"),
+    ip_network("2002::/16"),
+    ip_network("3fff::/20"),
+)  # Teredo, 6to4, and documentation
 
 
 class BadTarget(ValueError):
@@ -36,13 +44,21 @@ class Target:
         """As httpx reads it. Raises BadTarget for what others may read in another way."""
         url = _url(text)
         if url.scheme not in _PORTS or not url.raw_host:
-            raise BadTarget("is no http or https URL with a host; send one such as https://example.com/hook")
+            raise BadTarget(
+                "is no http or https URL with a host; send one such as https://example.com/hook"
+            )
         if url.userinfo or url.fragment:
-            raise BadTarget("has a user, password or fragment; put what the receiver needs into its path or query")
+            raise BadTarget(
+                "has a user, password or fragment; put what the receiver needs into its path or query"
+            )
         port = url.port if url.port is not None else _PORTS[url.scheme]
         if port not in _PORTS.values() and not 1024 <= port <= 65535:
-            raise BadTarget("has a port that is neither 80, 443 nor 1024 to 65535; use one of those")
-        return cls(url.scheme, _host(url.raw_host.decode("ascii")), port, url.raw_path.decode("ascii"))
+            raise BadTarget(
+                "has a port that is neither 80, 443 nor 1024 to 65535; use one of those"
+            )
+        return cls(
+            url.scheme, _host(url.raw_host.decode("ascii")), port, url.raw_path.decode("ascii")
+        )
 
     @property
     def authority(self) -> str:
@@ -70,12 +86,18 @@ def _is_public(address: Address) -> bool:
     """What Python calls global holds multicast, and addresses that lead to others."""
     if isinstance(address, IPv4Address):
         return address.is_global and not address.is_multicast
-    return address.is_global and address in _UNICAST_V6 and not any(address in tunnel for tunnel in _TUNNELS_V6)
+    return (
+        address.is_global
+        and address in _UNICAST_V6
+        and not any(address in tunnel for tunnel in _TUNNELS_V6)
+    )
 
 
 def _url(text: str) -> httpx.URL:
     if not _PRINTABLE.fullmatch(text):
-        raise BadTarget("holds a character that is none of visible ASCII; send it percent-encoded, and the host in Punycode")
+        raise BadTarget(
+            "holds a character that is none of visible ASCII; send it percent-encoded, and the host in Punycode"
+        )
     try:
         return httpx.URL(text)
     except httpx.InvalidURL as error:

@@ -26,7 +26,11 @@ from bench.lib.report import OUT, Report
 from worker.jobs import transitions
 from worker.jobs.keys import job_key, progress_field
 
-WAYS = {"no file": {"appendonly": "no"}, "everysec": {"appendfsync": "everysec"}, "always": {"appendfsync": "always"}}
+WAYS = {
+    "no file": {"appendonly": "no"},
+    "everysec": {"appendfsync": "everysec"},
+    "always": {"appendfsync": "always"},
+}
 JOB = {"count": 1, "steps": 50}
 SHARDS, EVERY_S = 4, 0.05  # a worker's progress
 PNG = os.urandom(700)
@@ -43,8 +47,16 @@ class Cost:
     publishes_per_s: float
 
     def row(self) -> list[str]:
-        times = [f"{statistics.median(ms):.1f} / {ms[len(ms) * 95 // 100]:.1f} ms" for ms in self._times()]
-        return [times[0], f"{self.posts_at_once_per_s:.0f} /s", *times[1:], f"{self.publishes_per_s:.0f} /s"]
+        times = [
+            f"{statistics.median(ms):.1f} / {ms[len(ms) * 95 // 100]:.1f} ms"
+            for ms in self._times()
+        ]
+        return [
+            times[0],
+            f"{self.posts_at_once_per_s:.0f} /s",
+            *times[1:],
+            f"{self.publishes_per_s:.0f} /s",
+        ]
 
     def _times(self) -> list[list[float]]:
         return [self.posts_ms, self.statuses_ms, self.progress_ms]
@@ -52,12 +64,24 @@ class Cost:
 
 def main(out: Path = OUT) -> None:
     report = Report(out, "accept", "cpu")
-    report.say("Median / 95th percentile; one worker reports 4 shards 20 times a second meanwhile, as workers do.\n")
+    report.say(
+        "Median / 95th percentile; one worker reports 4 shards 20 times a second meanwhile, as workers do.\n"
+    )
     rows = []
     for way, config in WAYS.items():
         with valkey(out, config) as url:
             rows.append([way, *asyncio.run(measure(url)).row()])
-    report.table(["append-only file", "POST", "POST, 32 at once", "status", "progress write", "images stored"], rows)
+    report.table(
+        [
+            "append-only file",
+            "POST",
+            "POST, 32 at once",
+            "status",
+            "progress write",
+            "images stored",
+        ],
+        rows,
+    )
 
 
 @contextmanager
@@ -87,7 +111,10 @@ async def measure(url: str) -> Cost:
 async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(ApiSettings(redis_url=url))
     transport = httpx.ASGITransport(app)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as http,
+    ):
         yield http
 
 
@@ -110,7 +137,10 @@ def progress(redis: Redis) -> Iterator[list[float]]:
     """A worker's reports while the block runs; milliseconds of each write."""
     took: list[float] = []
     done = threading.Event()
-    redis.hset(job_key("w"), mapping={"id": "w", "state": "running", "count": 64 * SHARDS, "results_ttl_s": 60})
+    redis.hset(
+        job_key("w"),
+        mapping={"id": "w", "state": "running", "count": 64 * SHARDS, "results_ttl_s": 60},
+    )
 
     def report() -> None:
         while not done.wait(EVERY_S):

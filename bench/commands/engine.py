@@ -51,7 +51,10 @@ class EngineRow:
 
     @property
     def cells(self) -> list[str]:
-        of_network, rows = f"{self.network_s / self.engine_s:.1%}", f"{self.rows_s / self.engine_s:.1%}"
+        of_network, rows = (
+            f"{self.network_s / self.engine_s:.1%}",
+            f"{self.rows_s / self.engine_s:.1%}",
+        )
         of_peak = f"{self.per_s * self.gflop * 1e9 / self.peak:.0%}"
         return [
             self.precision,
@@ -67,7 +70,9 @@ class EngineRow:
 def main(
     model: Model = DEFAULT,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
-    precision: Annotated[Precision | None, typer.Option(help="One only; default: all that a worker would consider")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="One only; default: all that a worker would consider")
+    ] = None,
     out: Out = OUT,
 ) -> None:
     """Image-steps a second of every batch size that agrees to the bit, in every precision that the device has."""
@@ -75,8 +80,18 @@ def main(
     kinds = [precision] if precision else precisions(torch.device(device))
     largest = sizes_on(torch.device(device))[-1]
     rows = [row for kind in kinds for row in measure(load(model, device, largest, kind))]
-    head = ["precision", "batch", "network/s", "engine/s", "engine / network", "rows and noise / step", "of the matmul peak"]
-    report.say(f"{rows[0].gflop:g} GFLOP an image-step; medians of {ROUNDS} turns of {BURST} steps.\n")
+    head = [
+        "precision",
+        "batch",
+        "network/s",
+        "engine/s",
+        "engine / network",
+        "rows and noise / step",
+        "of the matmul peak",
+    ]
+    report.say(
+        f"{rows[0].gflop:g} GFLOP an image-step; medians of {ROUNDS} turns of {BURST} steps.\n"
+    )
     report.table(head, [row.cells for row in rows])
     plot(report, rows)
 
@@ -85,10 +100,22 @@ def measure(model: LoadedModel) -> Iterator[EngineRow]:
     model.calibration.use()
     for size in model.calibration.buckets:
         runs = [_network(model, size), _engine(model, size), _rows(model, size), _product(model)]
-        times = [[_burst(model, run) for run in runs] for _ in range(ROUNDS + 1)]  # the first warms up
-        network_s, engine_s, rows_s, product_s = (statistics.median(column) for column in zip(*times[1:], strict=True))
+        times = [
+            [_burst(model, run) for run in runs] for _ in range(ROUNDS + 1)
+        ]  # the first warms up
+        network_s, engine_s, rows_s, product_s = (
+            statistics.median(column) for column in zip(*times[1:], strict=True)
+        )
         peak = 2 * _side(model) ** 3 / product_s
-        yield EngineRow(model.precision, size, network_s, engine_s, rows_s, peak, model.card.gflop_per_image_step)
+        yield EngineRow(
+            model.precision,
+            size,
+            network_s,
+            engine_s,
+            rows_s,
+            peak,
+            model.card.gflop_per_image_step,
+        )
 
 
 def _network(model: LoadedModel, size: int) -> Callable[[], object]:
@@ -154,9 +181,17 @@ def plot(report: Report, rows: list[EngineRow]) -> None:
         for precision in dict.fromkeys(row.precision for row in rows):
             own = [row for row in rows if row.precision == precision]
             axes.plot(
-                [row.size for row in own], [row.size / row.network_s for row in own], "--", label=f"{precision}, network alone"
+                [row.size for row in own],
+                [row.size / row.network_s for row in own],
+                "--",
+                label=f"{precision}, network alone",
             )
-            axes.plot([row.size for row in own], [row.per_s for row in own], "o-", label=f"{precision}, engine")
+            axes.plot(
+                [row.size for row in own],
+                [row.per_s for row in own],
+                "o-",
+                label=f"{precision}, engine",
+            )
         axes.set_xscale("log", base=2)
         axes.set_xlabel("batch size")
         axes.set_ylabel("image-steps/s")

@@ -40,13 +40,22 @@ class ExactRow:
     @property
     def cells(self) -> list[str]:
         counts = [len(self.images), self.differing, self.levels]
-        return [self.precision, self.way, *(str(count) for count in counts), f"{self.seconds:.0f} s"]
+        return [
+            self.precision,
+            self.way,
+            *(str(count) for count in counts),
+            f"{self.seconds:.0f} s",
+        ]
 
 
 def main(
     images: Annotated[int, typer.Option(min=1, help="Images in each row")] = 512,
-    steps: Annotated[int, typer.Option(min=2, help="Steps of each image, one more or less for some")] = 10,
-    precision: Annotated[Precision | None, typer.Option(help="One only; default: all that a worker would consider")] = None,
+    steps: Annotated[
+        int, typer.Option(min=2, help="Steps of each image, one more or less for some")
+    ] = 10,
+    precision: Annotated[
+        Precision | None, typer.Option(help="One only; default: all that a worker would consider")
+    ] = None,
     model: Model = DEFAULT,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
     out: Out = OUT,
@@ -56,7 +65,9 @@ def main(
     report.say(f"{images} images a row, {steps} steps, all samplers, against each image alone.\n")
     kinds = [precision] if precision else precisions(torch.device(device))
     rows = []
-    for row in chain.from_iterable(compare(Work(model, device, kind, images, steps)) for kind in kinds):
+    for row in chain.from_iterable(
+        compare(Work(model, device, kind, images, steps)) for kind in kinds
+    ):
         report.progress(f"{row.precision}, {row.way}: {row.differing} bytes differ")
         rows.append(row)
     head = ["precision", "way", "images", "differing bytes", "levels at most", "took"]
@@ -72,7 +83,9 @@ def compare(work: Work) -> Iterator[ExactRow]:
     for name, way in ways(model, torch.get_num_threads()).items():
         start = perf_counter()
         images = way(model, work, random.Random(1))
-        yield ExactRow(work.precision, name, images, *difference(images, reference), perf_counter() - start)
+        yield ExactRow(
+            work.precision, name, images, *difference(images, reference), perf_counter() - start
+        )
 
 
 def difference(images: Images, reference: Images) -> tuple[int, int]:
@@ -88,7 +101,10 @@ def plot(report: Report, rows: Sequence[ExactRow]) -> None:
     height = lines[0].shape[1]
     with report.plot(10, 0.5 * len(rows)) as axes:
         axes.imshow(torch.cat(lines, dim=1).permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
-        axes.set_yticks([height * (k + 0.5) for k in range(len(rows))], [f"{row.way}, {row.precision}" for row in rows])
+        axes.set_yticks(
+            [height * (k + 0.5) for k in range(len(rows))],
+            [f"{row.way}, {row.precision}" for row in rows],
+        )
         axes.set_xticks([])
 
 

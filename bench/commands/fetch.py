@@ -24,7 +24,9 @@ STEPS = 1  # pictures of noise are as large as any
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="How often each is measured")] = 9,
     model: Model = DEFAULT,
-    device: Annotated[str, typer.Option(help="Of the worker: cpu, cuda, cuda:1")] = default_device(),
+    device: Annotated[
+        str, typer.Option(help="Of the worker: cpu, cuda, cuda:1")
+    ] = default_device(),
     out: Out = OUT,
 ) -> None:
     """Milliseconds from the first request to the last picture in the client's hands."""
@@ -33,9 +35,14 @@ def main(
     with data_folder(out) as folder, service(folder, model, device, "auto") as client:
         for count in COUNTS:
             job = client.finished(client.post(count, STEPS))
-            times = [(_ms(client.pngs_singly, job), _ms(client.pngs_in_archive, job)) for _ in range(rounds)]
+            times = [
+                (_ms(client.pngs_singly, job), _ms(client.pngs_in_archive, job))
+                for _ in range(rounds)
+            ]
             singly, archived = zip(*times, strict=True)
-            rows.append([str(count), _shown(singly), _shown(archived), _shown([s / a for s, a in times])])
+            rows.append(
+                [str(count), _shown(singly), _shown(archived), _shown([s / a for s, a in times])]
+            )
     report.table(["images", "one by one, ms", "archive, ms", "ratio"], rows)
 
 

@@ -23,28 +23,49 @@ from worker.process.loaded_model import LoadedModel
 
 
 def main(
-    jobs: Annotated[int, typer.Option(min=20, help="Jobs at each load; beside a big one, small jobs")] = 120,
+    jobs: Annotated[
+        int, typer.Option(min=20, help="Jobs at each load; beside a big one, small jobs")
+    ] = 120,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each image")] = 50,
     model: Model = DEFAULT,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
-    precision: Annotated[Asked, typer.Option(help="auto takes what the worker would take")] = "auto",
-    over_http_: Annotated[bool, typer.Option("--service", help="The same arrivals over HTTP, in real time")] = False,
-    bulk: Annotated[bool, typer.Option("--beside-bulk", help="One big job and small ones, over HTTP")] = False,
-    every_s: Annotated[float, typer.Option(min=0, help="Beside a big job, a small one comes this often on average")] = 1.0,
-    alone_s: Annotated[float, typer.Option(min=1, help="The big job is watched by itself this long, before them and after")] = 20,
+    precision: Annotated[
+        Asked, typer.Option(help="auto takes what the worker would take")
+    ] = "auto",
+    over_http_: Annotated[
+        bool, typer.Option("--service", help="The same arrivals over HTTP, in real time")
+    ] = False,
+    bulk: Annotated[
+        bool, typer.Option("--beside-bulk", help="One big job and small ones, over HTTP")
+    ] = False,
+    every_s: Annotated[
+        float, typer.Option(min=0, help="Beside a big job, a small one comes this often on average")
+    ] = 1.0,
+    alone_s: Annotated[
+        float,
+        typer.Option(
+            min=1, help="The big job is watched by itself this long, before them and after"
+        ),
+    ] = 20,
     out: Out = OUT,
 ) -> None:
     """Percentiles of latency against load, or what a big job and small ones cost each other."""
     if not (bulk or over_http_):
         loaded = load(model, device, 1024, precision)
-        load_curves(in_process(loaded, steps), loaded.precision, jobs, steps, Report(out, "latency", device))
+        load_curves(
+            in_process(loaded, steps), loaded.precision, jobs, steps, Report(out, "latency", device)
+        )
         return
     with data_folder(out) as folder, service(folder, model, device, precision) as client:
         if bulk:
-            beside_bulk.run(client, steps, jobs, every_s, alone_s, Report(out, "beside-bulk", device))
+            beside_bulk.run(
+                client, steps, jobs, every_s, alone_s, Report(out, "beside-bulk", device)
+            )
         else:
             servers = {"service": partial(over_http.serve, client, steps=steps)}
-            load_curves(servers, client.precision(), jobs, steps, Report(out, "latency-service", device))
+            load_curves(
+                servers, client.precision(), jobs, steps, Report(out, "latency-service", device)
+            )
 
 
 def in_process(model: LoadedModel, steps: int) -> dict[str, Serve]:
@@ -52,14 +73,20 @@ def in_process(model: LoadedModel, steps: int) -> dict[str, Serve]:
     plan = model.plan("ddpm", steps, "fixed_small", 0.0)
 
     def by(request: Request) -> Serve:
-        return lambda arrivals: serve(engine_on(model, model.calibration.buckets), arrivals, plan, request)
+        return lambda arrivals: serve(
+            engine_on(model, model.calibration.buckets), arrivals, plan, request
+        )
 
     return {"ours": by(as_the_service), "first come first served": by(first_come_first_served)}
 
 
-def load_curves(servers: Mapping[str, Serve], precision: str, jobs: int, steps: int, report: Report) -> None:
+def load_curves(
+    servers: Mapping[str, Serve], precision: str, jobs: int, steps: int, report: Report
+) -> None:
     capacity = curves.measured_capacity(next(iter(servers.values())))
-    report.say(f"{precision}; capacity {capacity:.0f} image-steps/s; {jobs} jobs of {steps} steps at each load.\n")
+    report.say(
+        f"{precision}; capacity {capacity:.0f} image-steps/s; {jobs} jobs of {steps} steps at each load.\n"
+    )
     points = []
     for point in curves.measure(servers, jobs, capacity / steps):
         report.progress(f"load {point.load:.1f}, {point.server}, {point.size}: {point.cell}")

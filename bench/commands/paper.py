@@ -35,7 +35,9 @@ CONFIG = UNetConfig(
 )
 
 
-def main(folder: Annotated[Path, typer.Argument(help="The model's folder")] = Path("runs/models") / NAME) -> None:
+def main(
+    folder: Annotated[Path, typer.Argument(help="The model's folder")] = Path("runs/models") / NAME,
+) -> None:
     """Write the folder, and say where it is."""
     torch.manual_seed(0)
     net = UNet(CONFIG)

@@ -48,14 +48,21 @@ Rates = dict[str, list[float]]  # by system, image-steps per second, one a round
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="How often all are measured")] = 3,
     clients: Annotated[int, typer.Option(min=1, help="Clients with one image each")] = 16,
-    stagger_s: Annotated[float, typer.Option(min=0, help="From one client's post to the next one's")] = 0.025,
+    stagger_s: Annotated[
+        float, typer.Option(min=0, help="From one client's post to the next one's")
+    ] = 0.025,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each image")] = 50,
     against: Annotated[
-        list[Peer], typer.Option(help="Repeat it for several. tuned tries six settings, for minutes; compiled is one of them")
+        list[Peer],
+        typer.Option(
+            help="Repeat it for several. tuned tries six settings, for minutes; compiled is one of them"
+        ),
     ] = STANDARD,
     model: Model = DEFAULT,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
-    precision: Annotated[Asked, typer.Option(help="Of this service; auto takes what the worker would take")] = "auto",
+    precision: Annotated[
+        Asked, typer.Option(help="Of this service; auto takes what the worker would take")
+    ] = "auto",
     out: Out = OUT,
 ) -> None:
     """Image-steps per second of this service and of what people use today."""
@@ -64,15 +71,26 @@ def main(
     large: Rates = defaultdict(list)
     with (
         data_folder(out) as folder,
-        systems(Ours(folder, model, device, precision), Pipe(model, device), list(dict.fromkeys(against)), precision) as compared,
+        systems(
+            Ours(folder, model, device, precision),
+            Pipe(model, device),
+            list(dict.fromkeys(against)),
+            precision,
+        ) as compared,
     ):
         for number, system in product(range(rounds), compared):
             report.progress(f"round {number + 1} of {rounds}: {system.name}")
             with system.awake() as draw:
                 warm_up(draw)
-                small[system.name].append(clients * steps / seconds_of_clients(draw, clients, stagger_s, steps))
+                small[system.name].append(
+                    clients * steps / seconds_of_clients(draw, clients, stagger_s, steps)
+                )
                 large[system.name].append(LARGE * steps / seconds_of_one(draw, LARGE, steps))
-    tabulate(report, f"{clients} clients with one image each, {steps} steps, {stagger_s:g} s apart", small)
+    tabulate(
+        report,
+        f"{clients} clients with one image each, {steps} steps, {stagger_s:g} s apart",
+        small,
+    )
     tabulate(report, f"One job of {LARGE} images, {steps} steps", large)
     for system in compared:
         report.say(f"{system.name}: {system.how}.")
@@ -80,17 +98,25 @@ def main(
 
 
 @contextmanager
-def systems(ours: System, pipe: Pipe, against: Sequence[Peer], precision: Asked) -> Iterator[list[System]]:
+def systems(
+    ours: System, pipe: Pipe, against: Sequence[Peer], precision: Asked
+) -> Iterator[list[System]]:
     """Ours first, then its peers. They start one after the other, and end however this ends."""
     with ExitStack() as stack, ValkeyServer(save="", appendonly="no") as server:
         url = f"{server.connection_url}/0"
-        yield [ours, *(stack.enter_context(closing(_peer(kind, pipe, precision, url))) for kind in against)]
+        yield [
+            ours,
+            *(stack.enter_context(closing(_peer(kind, pipe, precision, url))) for kind in against),
+        ]
 
 
 def _peer(kind: Peer, pipe: Pipe, precision: Asked, redis_url: str) -> RqWorker | Alone:
     match kind:
         case Peer.ENGINE:
-            return Alone("the engine alone", partial(bare_engine.drawing, pipe.folder, pipe.device, precision))
+            return Alone(
+                "the engine alone",
+                partial(bare_engine.drawing, pipe.folder, pipe.device, precision),
+            )
         case Peer.FORK:
             return RqWorker("RQ, a fork for each job", "rq.Worker", redis_url, pipe)
         case Peer.IN_PROCESS:
@@ -140,7 +166,9 @@ def tabulate(report: Report, title: str, rates: Rates) -> None:
     for name, theirs in rates.items():
         ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
         spread = f"{min(ratios):.3g} to {max(ratios):.3g}"
-        rows.append([name, f"{statistics.median(theirs):.1f}", f"{statistics.median(ratios):.3g}", spread])
+        rows.append(
+            [name, f"{statistics.median(theirs):.1f}", f"{statistics.median(ratios):.3g}", spread]
+        )
     report.table(["", "image-steps/s", "this service is faster by", "from round to round"], rows)
 
 
@@ -152,7 +180,9 @@ def plot(report: Report, small: Rates, large: Rates) -> None:
             (0.2, -0.2), (("clients with one image", small), ("one large job", large)), strict=True
         ):
             medians = [statistics.median(rates[name]) for name in names]
-            bars = axes.barh([place + offset for place in range(len(names))], medians, height=0.38, label=label)
+            bars = axes.barh(
+                [place + offset for place in range(len(names))], medians, height=0.38, label=label
+            )
             axes.bar_label(bars, fmt="{:,.0f}", padding=3)
         axes.set_yticks(range(len(names)), names)
         axes.set(xlabel="image-steps per second", xscale="log")

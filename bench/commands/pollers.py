@@ -26,7 +26,19 @@ COUNTS = [1] * 10 + [16] * 5 + [64] * 4 + [1024]  # images of a job, over and ov
 P99_MS = 250
 IDLE_S = 5.0
 NO_BOUND = str(10**12)
-HEAD = ["", "requests", "errors", "events", "p50", "p95", "p99", "sent late, p99", "CPU", "CPU a request", "resident memory"]
+HEAD = [
+    "",
+    "requests",
+    "errors",
+    "events",
+    "p50",
+    "p95",
+    "p99",
+    "sent late, p99",
+    "CPU",
+    "CPU a request",
+    "resident memory",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +57,11 @@ class Stretch:
 
     def cells(self) -> list[str]:
         tally, meter, requests = self.tally, self.meter, len(self.tally.latencies_s)
-        memory = [meter.resident_mib[0], meter.resident_mib[len(meter.resident_mib) // 2], meter.resident_mib[-1]]
+        memory = [
+            meter.resident_mib[0],
+            meter.resident_mib[len(meter.resident_mib) // 2],
+            meter.resident_mib[-1],
+        ]
         return [
             self.what,
             *map(str, (requests, len(tally.errors), tally.events)),
@@ -66,17 +82,23 @@ def percentile_ms(seconds: Sequence[float], percent: int) -> float:
 
 
 def main(
-    pollers: Annotated[int, typer.Option(min=100, help="Clients that ask for a status every second, of a job each")] = 1000,
+    pollers: Annotated[
+        int, typer.Option(min=100, help="Clients that ask for a status every second, of a job each")
+    ] = 1000,
     streams: Annotated[int, typer.Option(min=1, help="Event streams, each of a running job")] = 200,
     seconds: Annotated[float, typer.Option(min=2, help="How long they do it")] = 60,
     out: Out = OUT,
 ) -> None:
     """Poll, then poll and stream, then wait with `?wait=`, and see what it costs."""
     report = Report(out, "pollers", "cpu")
-    with api_apart(out, max_open_image_steps=NO_BOUND, max_open_image_steps_per_key=NO_BOUND) as api:
+    with api_apart(
+        out, max_open_image_steps=NO_BOUND, max_open_image_steps_per_key=NO_BOUND
+    ) as api:
         stretches = list(measure(api, pollers, streams, seconds))
     report.table(HEAD, [stretch.cells() for stretch in stretches])
-    for error, times in Counter(error for stretch in stretches for error in stretch.tally.errors).most_common(10):
+    for error, times in Counter(
+        error for stretch in stretches for error in stretch.tally.errors
+    ).most_common(10):
         report.say(f"{times} times: {error}")
     raise typer.Exit(int(not all(map(good, stretches))))
 
@@ -84,11 +106,18 @@ def main(
 def measure(api: Api, pollers: int, streams: int, seconds: float) -> Iterator[Stretch]:
     yield stretch("idle", api, [], [], IDLE_S)
     jobs = post(api, pollers)
-    running, queued, finished = jobs[:streams], jobs[streams : (streams + pollers) // 2], jobs[(streams + pollers) // 2 :]
+    running, queued, finished = (
+        jobs[:streams],
+        jobs[streams : (streams + pollers) // 2],
+        jobs[(streams + pollers) // 2 :],
+    )
     pretence = Pretence(api.redis_url)
     pretence.start(running + finished)
     pretence.finish(finished)
-    status, events = [f"/v1/jobs/{job.id}" for job in jobs], [f"/v1/jobs/{job.id}/events" for job in running]
+    status, events = (
+        [f"/v1/jobs/{job.id}" for job in jobs],
+        [f"/v1/jobs/{job.id}/events" for job in running],
+    )
     waits = [f"/v1/jobs/{queued[n % len(queued)].id}?wait=60" for n in range(pollers)]
     with Reports(api.redis_url, running):
         yield stretch(f"{pollers} pollers", api, status, [], seconds / 3)

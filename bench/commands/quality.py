@@ -85,7 +85,9 @@ class Classifier(nn.Module):
 
 def labels(path: Path) -> Tensor:
     """Of an IDX file of bytes with one dimension."""
-    return torch.from_numpy(np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=8).copy())
+    return torch.from_numpy(
+        np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=8).copy()
+    )
 
 
 def trained(pixels: Tensor, labels: Tensor, epochs: int = _EPOCHS) -> Classifier:
@@ -102,15 +104,23 @@ def trained(pixels: Tensor, labels: Tensor, epochs: int = _EPOCHS) -> Classifier
 
 
 def main(
-    images: Annotated[int, typer.Option(min=_FEATURES + 1, help="Pictures of each sampler and number of steps")] = 512,
-    steps: Annotated[list[int] | None, typer.Option(help="Again for more of them; default: 10, 25 and 50")] = None,
-    data: Annotated[Path, typer.Option(help="Folder of Fashion-MNIST's four files")] = FASHION_MNIST,
+    images: Annotated[
+        int, typer.Option(min=_FEATURES + 1, help="Pictures of each sampler and number of steps")
+    ] = 512,
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Again for more of them; default: 10, 25 and 50")
+    ] = None,
+    data: Annotated[
+        Path, typer.Option(help="Folder of Fashion-MNIST's four files")
+    ] = FASHION_MNIST,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
     out: Out = OUT,
 ) -> None:
     """Distances of the shipped model's pictures from the test images."""
     steps = steps or [10, 25, 50]
-    train, test = (open_images(data / f"{part}-images-idx3-ubyte.gz", 28, 1) for part in ("train", "t10k"))
+    train, test = (
+        open_images(data / f"{part}-images-idx3-ubyte.gz", 28, 1) for part in ("train", "t10k")
+    )
     if images > len(train):
         fault = f"{images} is more than the {len(train)} training pictures to compare with; give {len(train)} or fewer"
         raise typer.BadParameter(fault, param_hint="--images")
@@ -118,13 +128,22 @@ def main(
     every = torch.arange(len(train))
     net = trained(train.batch(every), labels(data / "train-labels-idx1-ubyte.gz"))
     real = Gaussian.of(net.features(test.batch(torch.arange(len(test)))))
-    floor = Gaussian.of(net.features(train.batch(every[:: len(train) // images][:images]))).distance(real)
+    floor = Gaussian.of(
+        net.features(train.batch(every[:: len(train) // images][:images]))
+    ).distance(real)
     report.say(f"{images} pictures each, of seed 0; as many of the training set: {floor:.2f}.\n")
     model = load(DEFAULT, device, images)
     found = {
-        name: [Gaussian.of(net.features(p)).distance(real) for p in pictures(model, name, steps, images)] for name in SAMPLERS
+        name: [
+            Gaussian.of(net.features(p)).distance(real)
+            for p in pictures(model, name, steps, images)
+        ]
+        for name in SAMPLERS
     }
-    report.table(["", *(f"{K} steps" for K in steps)], [[name, *(f"{d:.2f}" for d in row)] for name, row in found.items()])
+    report.table(
+        ["", *(f"{K} steps" for K in steps)],
+        [[name, *(f"{d:.2f}" for d in row)] for name, row in found.items()],
+    )
     with report.plot() as axes:
         for name, row in found.items():
             axes.plot(steps, row, "o-", label=name)

@@ -26,7 +26,9 @@ ROUNDS = 7
 
 def main() -> None:
     torch.set_num_threads(1)  # so that the thread's time is all of it
-    print(f"{'pictures':>14} {'chains':>6} {'sampler':>9} {'copy ms':>8} {'share':>6} {'pack ms':>8} {'MB':>6}")
+    print(
+        f"{'pictures':>14} {'chains':>6} {'sampler':>9} {'copy ms':>8} {'share':>6} {'pack ms':>8} {'MB':>6}"
+    )
     for shape, chains in CASES:
         for sampler in ("ddpm", "dpmpp_2m"):
             copy_s, pack_s, size = measure(shape, chains, sampler)
@@ -45,7 +47,11 @@ def measure(shape: tuple[int, int, int], chains: int, sampler: str) -> tuple[flo
     snapshots = engine.snapshot(range(chains))
     shards = [snapshots[first : first + SHARD] for first in range(0, chains, SHARD)]
     size = sum(len(pack(shard, "fp32")) for shard in shards)
-    return _best(lambda: engine.snapshot(range(chains))), _best(lambda: [pack(shard, "fp32") for shard in shards]), size
+    return (
+        _best(lambda: engine.snapshot(range(chains))),
+        _best(lambda: [pack(shard, "fp32") for shard in shards]),
+        size,
+    )
 
 
 def _best(work: Callable[[], object]) -> float:

@@ -22,7 +22,10 @@ IMAGES, STEPS, JOB = 1000, 2, 250
 IDLE_S = 20.0
 
 
-def main(out: Out = OUT, thousands: Annotated[int, typer.Option(min=1, help="Thousands of images after the first")] = 10) -> None:
+def main(
+    out: Out = OUT,
+    thousands: Annotated[int, typer.Option(min=1, help="Thousands of images after the first")] = 10,
+) -> None:
     """A worker's memory over thousands of images, and its share of a core when it has none."""
     report = Report(out, "steady", "cpu")
     with data_folder(out) as folder, service(folder, DEFAULT, "cpu", "fp32") as client:
@@ -43,7 +46,11 @@ def make_a_thousand(client: ServiceClient) -> None:
 def worker_of(folder: Path) -> int:
     """The process id of the worker of the service in that folder."""
     mark = f"DDPM_DATA_DIR={folder}".encode()
-    workers = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if _is_worker(path, mark)]
+    workers = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if _is_worker(path, mark)
+    ]
     return max(workers, key=resident_mib)  # the other one, if any, is its leash
 
 
@@ -61,7 +68,9 @@ def idle_share(process: int) -> float:
 
 def _is_worker(cmdline: Path, mark: bytes) -> bool:
     try:
-        return cmdline.read_bytes().endswith(b"\0worker\0") and mark in (cmdline.parent / "environ").read_bytes().split(b"\0")
+        return cmdline.read_bytes().endswith(b"\0worker\0") and mark in (
+            cmdline.parent / "environ"
+        ).read_bytes().split(b"\0")
     except OSError:  # it has ended, or is somebody else's
         return False
 

@@ -41,7 +41,9 @@ def _halfway(model: LoadedModel, work: Work) -> tuple[Images, list[bytes]]:
         images |= pictures(engine.step())
     images |= pictures(engine.settle())
     jobs: dict[Hashable, list[Snapshot]] = defaultdict(list)
-    for snapshot in engine.snapshot([request.chain for request in requests if request.index not in images]):
+    for snapshot in engine.snapshot(
+        [request.chain for request in requests if request.index not in images]
+    ):
         jobs[snapshot.request.job].append(snapshot)
     return images, [pack(snapshots, model.precision) for snapshots in jobs.values()]
 

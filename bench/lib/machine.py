@@ -38,4 +38,8 @@ def _processor() -> str:
 
 
 def _load() -> str:
-    return f"load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else "load unknown"
+    return (
+        f"load {os.getloadavg()[0]:.1f} at the start"
+        if hasattr(os, "getloadavg")
+        else "load unknown"
+    )

@@ -17,7 +17,12 @@ from worker.process.loaded_model import LoadedModel
 
 _CATALOG = Catalog.read(SHIPPED)
 DEFAULT = _CATALOG.folder(_CATALOG.default.name)
-Model = Annotated[Path, typer.Option(help="Folder of the model; `python -m bench.commands.paper` makes one of the paper's size")]
+Model = Annotated[
+    Path,
+    typer.Option(
+        help="Folder of the model; `python -m bench.commands.paper` makes one of the paper's size"
+    ),
+]
 
 
 def load(

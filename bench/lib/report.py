@@ -37,7 +37,11 @@ class Report:
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """In markdown, its columns padded, so that it reads in a terminal too."""
         widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-        lines = [_line(head, widths), _line(["-" * width for width in widths], widths), *(_line(row, widths) for row in rows)]
+        lines = [
+            _line(head, widths),
+            _line(["-" * width for width in widths], widths),
+            *(_line(row, widths) for row in rows),
+        ]
         self.say("\n".join([*lines, ""]))
 
     @contextmanager

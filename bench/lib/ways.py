@@ -29,7 +29,10 @@ def ways(model: LoadedModel, threads: int) -> dict[str, Way]:
         "parked while others of any class and owner step": parked,
         "taken out at any step, put back later in any slot": set_aside,
         "joined at any step by other people's chains": joined,
-        **{f"halfway to another process, {_threads(n)} there": Elsewhere(n) for n in sorted({1, 2, threads})},
+        **{
+            f"halfway to another process, {_threads(n)} there": Elsewhere(n)
+            for n in sorted({1, 2, threads})
+        },
     }
 
 
@@ -67,7 +70,13 @@ def any_few(model: LoadedModel, work: Work, chance: random.Random) -> Images:
     engine.submit(requests)
     inside = [request.index for request in requests]
     while inside:
-        images |= pictures(engine.step(only=chance.sample(inside, chance.randint(1, min(len(inside), engine.buckets.largest)))))
+        images |= pictures(
+            engine.step(
+                only=chance.sample(
+                    inside, chance.randint(1, min(len(inside), engine.buckets.largest))
+                )
+            )
+        )
         inside = [index for index in inside if index not in images]
     return images
 
@@ -76,7 +85,12 @@ def parked(model: LoadedModel, work: Work, chance: random.Random) -> Images:
     """Far more chains than a batch holds, in two classes: the scheduler parks most of them at any step."""
 
     def anyones(request: ChainRequest) -> ChainRequest:
-        return replace(request, job=chance.randrange(50), owner=str(chance.randrange(5)), urgent=chance.random() < 0.5)
+        return replace(
+            request,
+            job=chance.randrange(50),
+            owner=str(chance.randrange(5)),
+            urgent=chance.random() < 0.5,
+        )
 
     return draw(engine_on(model, model.calibration.buckets), map(anyones, work.requests(model)))
 
@@ -87,13 +101,18 @@ def set_aside(model: LoadedModel, work: Work, chance: random.Random) -> Images:
     waiting, inside, outside = deque(work.requests(model)), set[int](), list[Snapshot]()
     while len(images) < work.images:
         come = [waiting.popleft() for _ in range(min(len(waiting), chance.randrange(9)))]
-        back = [outside.pop(chance.randrange(len(outside))) for _ in range(min(len(outside), chance.randrange(9)))]
+        back = [
+            outside.pop(chance.randrange(len(outside)))
+            for _ in range(min(len(outside), chance.randrange(9)))
+        ]
         engine.submit(come)
         engine.restore(back)
         inside |= {request.index for request in [*come, *(snapshot.request for snapshot in back)]}
         images |= pictures(engine.settle())
         inside -= images.keys()
-        outside += _take_out(engine, chance.sample(sorted(inside), min(len(inside), chance.randrange(5))))
+        outside += _take_out(
+            engine, chance.sample(sorted(inside), min(len(inside), chance.randrange(5)))
+        )
         images |= pictures(engine.step())
         inside -= images.keys() | {snapshot.request.index for snapshot in outside}
     return images
@@ -108,16 +127,24 @@ def _take_out(engine: Engine, chains: list[int]) -> list[Snapshot]:
 def joined(model: LoadedModel, work: Work, chance: random.Random) -> Images:
     """A few chains come before every step, ours and strangers' in turn, and the strangers' are of any length."""
     engine, images = engine_on(model, model.calibration.buckets), Images()
-    waiting = deque(request for ours in work.requests(model) for request in (ours, _stranger(model, work, ours.index, chance)))
+    waiting = deque(
+        request
+        for ours in work.requests(model)
+        for request in (ours, _stranger(model, work, ours.index, chance))
+    )
     while waiting or len(engine):
-        engine.submit([waiting.popleft() for _ in range(min(len(waiting), engine.room, chance.randrange(20)))])
+        engine.submit(
+            [waiting.popleft() for _ in range(min(len(waiting), engine.room, chance.randrange(20)))]
+        )
         images |= pictures(engine.step())
     return images
 
 
 def _stranger(model: LoadedModel, work: Work, number: int, chance: random.Random) -> ChainRequest:
     plan = chance.choice(plans_of(model, chance.randint(1, 2 * work.steps)))
-    return ChainRequest(f"stranger {number}", "strangers", plan, chance.randrange(2**53), chance.randrange(2**32))
+    return ChainRequest(
+        f"stranger {number}", "strangers", plan, chance.randrange(2**53), chance.randrange(2**32)
+    )
 
 
 def _threads(count: int) -> str:

@@ -32,12 +32,21 @@ class Work:
 
     def model(self) -> LoadedModel:
         """Bytes are what it is for, not times, so a worker's calibration will do."""
-        return load(self.folder, self.device, 2 * self.images, self.precision, CalibrationCache(WorkerSettings().cache_dir))
+        return load(
+            self.folder,
+            self.device,
+            2 * self.images,
+            self.precision,
+            CalibrationCache(WorkerSettings().cache_dir),
+        )
 
     def requests(self, model: LoadedModel) -> list[ChainRequest]:
         """Image i is of plan i modulo 4; its chain is named i. Neighbours differ in sampler, seed and number of steps."""
         plans = plans_of(model, self.steps)
-        return [ChainRequest(i, i % len(plans), plans[i % len(plans)], seed=i % len(plans), index=i) for i in range(self.images)]
+        return [
+            ChainRequest(i, i % len(plans), plans[i % len(plans)], seed=i % len(plans), index=i)
+            for i in range(self.images)
+        ]
 
 
 def plans_of(model: LoadedModel, steps: int) -> list[Plan]:

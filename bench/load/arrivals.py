@@ -16,7 +16,11 @@ class Size:
     share: float
 
 
-SIZES = (Size("1 image", 1, True, 0.70), Size("8 images", 8, True, 0.25), Size("64 images, bulk", 64, False, 0.05))
+SIZES = (
+    Size("1 image", 1, True, 0.70),
+    Size("8 images", 8, True, 0.25),
+    Size("64 images, bulk", 64, False, 0.05),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,17 @@ from bench.lib.report import Report
 from bench.systems.service import ServiceClient
 
 WARM_UP = 3
-IMAGES, STEPS = 1024, 1000  # of the big job: more than there is time for, so it is cancelled at the end
+IMAGES, STEPS = (
+    1024,
+    1000,
+)  # of the big job: more than there is time for, so it is cancelled at the end
 
 T = TypeVar("T")
 
 
-def run(client: ServiceClient, steps: int, jobs: int, every_s: float, alone_s: float, report: Report) -> None:
+def run(
+    client: ServiceClient, steps: int, jobs: int, every_s: float, alone_s: float, report: Report
+) -> None:
     """Small jobs one after another; then the big one alone, with as many small ones coming by chance, and alone again."""
     unloaded = [small(client, steps) for _ in range(WARM_UP + jobs)][WARM_UP:]
     big = client.post(IMAGES, STEPS, priority="bulk")
@@ -27,7 +32,9 @@ def run(client: ServiceClient, steps: int, jobs: int, every_s: float, alone_s: f
         while not image_steps(client, big):
             time.sleep(0.1)
         _, before = rate_during(client, big, lambda: leave_alone(client, big, alone_s))
-        beside, rate = rate_during(client, big, lambda: coming_by_chance(client, steps, jobs, every_s))
+        beside, rate = rate_during(
+            client, big, lambda: coming_by_chance(client, steps, jobs, every_s)
+        )
         _, after = rate_during(client, big, lambda: leave_alone(client, big, alone_s))
     finally:
         client.cancel(big)
@@ -67,7 +74,9 @@ def leave_alone(client: ServiceClient, big: str, seconds: float) -> None:
     time.sleep(seconds)
     while image_steps(client, big) == done:
         if (state := client.job(big)["state"]) != "running":
-            raise RuntimeError(f"the big job is {state} before it was measured by itself; take less of --jobs or --alone-s")
+            raise RuntimeError(
+                f"the big job is {state} before it was measured by itself; take less of --jobs or --alone-s"
+            )
         time.sleep(0.1)
 
 
@@ -78,12 +87,22 @@ def rate_during(client: ServiceClient, big: str, what: Callable[[], T]) -> tuple
     return result, (image_steps(client, big) - done) / (time.perf_counter() - start)
 
 
-def tabulate(report: Report, unloaded: Sequence[float], beside: Sequence[float], alone: float, rate: float) -> None:
-    (p50, p95), (p50_beside, p95_beside) = np.percentile(unloaded, (50, 95)), np.percentile(beside, (50, 95))
+def tabulate(
+    report: Report, unloaded: Sequence[float], beside: Sequence[float], alone: float, rate: float
+) -> None:
+    (p50, p95), (p50_beside, p95_beside) = (
+        np.percentile(unloaded, (50, 95)),
+        np.percentile(beside, (50, 95)),
+    )
     rows = [
         ["small job, median", f"{p50:.2f} s", f"{p50_beside:.2f} s", f"{p50_beside / p50:.2f}"],
         ["small job, p95", f"{p95:.2f} s", f"{p95_beside:.2f} s", f"{p95_beside / p95:.2f}"],
-        ["small job, p95 over the unloaded median", f"{p95 / p50:.2f}", f"{p95_beside / p50:.2f}", f"{p95_beside / p95:.2f}"],
+        [
+            "small job, p95 over the unloaded median",
+            f"{p95 / p50:.2f}",
+            f"{p95_beside / p50:.2f}",
+            f"{p95_beside / p95:.2f}",
+        ],
         ["big job, image-steps/s", f"{alone:.0f}", f"{rate:.0f}", f"{rate / alone:.2f}"],
     ]
     report.table(["", "alone", "together", "together / alone"], rows)
@@ -94,6 +113,8 @@ def draw(report: Report, unloaded: Sequence[float], beside: Sequence[float]) -> 
     with report.plot() as axes:
         for name, latencies in (("alone", unloaded), ("beside the big job", beside)):
             axes.ecdf(latencies, label=name)
-        axes.set(xlabel="latency of a job of one image, s", ylabel="share of the jobs", xlim=(0, None))
+        axes.set(
+            xlabel="latency of a job of one image, s", ylabel="share of the jobs", xlim=(0, None)
+        )
         axes.grid(alpha=0.3)
         axes.legend()

@@ -17,8 +17,12 @@ class Tally:
     """Latencies count from the moment that a request was due, whether or not the client or its connection was free then."""
 
     latencies_s: list[float] = field(default_factory=list)
-    unanswered_s: list[float] = field(default_factory=list)  # for how long what was not answered by the end had been due
-    late_s: list[float] = field(default_factory=list)  # by how much this process itself sent a request too late
+    unanswered_s: list[float] = field(
+        default_factory=list
+    )  # for how long what was not answered by the end had been due
+    late_s: list[float] = field(
+        default_factory=list
+    )  # by how much this process itself sent a request too late
     errors: list[str] = field(default_factory=list)
     events: int = 0
     ended: int = 0  # streams that told of a final state
@@ -111,7 +115,11 @@ class Reader(_Client):
 
 
 async def crowd(
-    port: int, polled: Sequence[str], streamed: Sequence[str], seconds: float, end: Callable[[], object] | None
+    port: int,
+    polled: Sequence[str],
+    streamed: Sequence[str],
+    seconds: float,
+    end: Callable[[], object] | None,
 ) -> Tally:
     """Poll for a time while events are read; then leave, or call `end`, which is to end the streams, and wait for their ends."""
     tally, loop = Tally(), asyncio.get_running_loop()

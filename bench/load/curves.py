@@ -50,10 +50,16 @@ def measure(servers: Mapping[str, Serve], jobs: int, images_per_s: float) -> Ite
         yield from _points(load, name, arrivals, servers[name](arrivals))
 
 
-def _points(load: float, name: str, arrivals: Sequence[Arrival], served: ServedLoad) -> Iterator[Point]:
+def _points(
+    load: float, name: str, arrivals: Sequence[Arrival], served: ServedLoad
+) -> Iterator[Point]:
     rate = served.image_steps / served.seconds
     for size in SIZES:
-        latencies = [latency for arrival, latency in zip(arrivals, served.latencies, strict=True) if arrival.size is size]
+        latencies = [
+            latency
+            for arrival, latency in zip(arrivals, served.latencies, strict=True)
+            if arrival.size is size
+        ]
         percentiles = tuple(float(seconds) for seconds in np.percentile(latencies, PERCENTILES))
         yield Point(load, name, rate, size.name, len(latencies), percentiles)
 
@@ -63,10 +69,19 @@ def tabulate(report: Report, points: Sequence[Point]) -> None:
     found = {(point.load, point.size, point.server): point for point in points}
     loads, sizes, servers = (list(dict.fromkeys(key)) for key in zip(*found, strict=True))
     latencies = [
-        [f"{load:.1f}", size, *(found[load, size, server].cell for server in servers)] for load, size in product(loads, sizes)
+        [f"{load:.1f}", size, *(found[load, size, server].cell for server in servers)]
+        for load, size in product(loads, sizes)
     ]
-    report.table(["load", "size", *(f"{server}: {PERCENTILE_NAMES}" for server in servers)], latencies)
-    rates = [[f"{load:.1f}", *(f"{found[load, sizes[0], server].image_steps_per_s:.0f}" for server in servers)] for load in loads]
+    report.table(
+        ["load", "size", *(f"{server}: {PERCENTILE_NAMES}" for server in servers)], latencies
+    )
+    rates = [
+        [
+            f"{load:.1f}",
+            *(f"{found[load, sizes[0], server].image_steps_per_s:.0f}" for server in servers),
+        ]
+        for load in loads
+    ]
     report.table(["load", *(f"{server}: image-steps/s" for server in servers)], rates)
 
 
@@ -74,10 +89,18 @@ def draw(report: Report, points: Sequence[Point]) -> None:
     """p95 against load: a colour for each size, a line style for each server."""
     servers = list(dict.fromkeys(point.server for point in points))
     with report.plot() as axes:
-        for (server, style), (number, size) in product(zip(servers, ("-o", "--x"), strict=False), enumerate(SIZES)):
+        for (server, style), (number, size) in product(
+            zip(servers, ("-o", "--x"), strict=False), enumerate(SIZES)
+        ):
             line = [point for point in points if (point.server, point.size) == (server, size.name)]
             p95 = [point.percentiles[PERCENTILES.index(95)] for point in line]
-            axes.plot([point.load for point in line], p95, style, color=f"C{number}", label=f"{size.name}: {server}")
+            axes.plot(
+                [point.load for point in line],
+                p95,
+                style,
+                color=f"C{number}",
+                label=f"{size.name}: {server}",
+            )
         axes.set(xlabel="load, of capacity", ylabel="p95 of latency, s", yscale="log")
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))

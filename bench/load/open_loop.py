@@ -42,9 +42,13 @@ def serve(engine: Engine, arrivals: Sequence[Arrival], plan: Plan, request: Requ
     while coming or len(engine):
         if not len(engine):
             clock.skip_to(coming[0][1].at_s)
-        while coming and coming[0][1].at_s <= clock.now() and engine.room >= coming[0][1].size.images:
+        while (
+            coming and coming[0][1].at_s <= clock.now() and engine.room >= coming[0][1].size.images
+        ):
             job, arrival = coming.popleft()
-            engine.submit([request(job, image, arrival, plan) for image in range(arrival.size.images)])
+            engine.submit(
+                [request(job, image, arrival, plan) for image in range(arrival.size.images)]
+            )
         for done in engine.step():
             job, _ = cast("tuple[int, int]", done.request.chain)
             left[job] -= 1

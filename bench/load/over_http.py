@@ -24,4 +24,8 @@ def serve(client: ServiceClient, arrivals: Sequence[Arrival], steps: int) -> Ser
 
     with ThreadPoolExecutor(len(arrivals)) as clients:
         latencies = list(clients.map(attend, arrivals))
-    return ServedLoad(latencies, time.perf_counter() - start, steps * sum(arrival.size.images for arrival in arrivals))
+    return ServedLoad(
+        latencies,
+        time.perf_counter() - start,
+        steps * sum(arrival.size.images for arrival in arrivals),
+    )

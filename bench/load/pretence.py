@@ -38,12 +38,19 @@ class Pretence:
     def report(self, jobs: Sequence[PretendJob], step: int) -> None:
         """Every shard of every job, as if all were in an engine."""
         shards = [(job, shard) for job in jobs for shard in range(shard_count(job.count))]
-        self._run(transitions.PROGRESS, [(job, [progress_field(n), f"{step},{step * SHARD_IMAGES}"]) for job, n in shards])
+        self._run(
+            transitions.PROGRESS,
+            [(job, [progress_field(n), f"{step},{step * SHARD_IMAGES}"]) for job, n in shards],
+        )
 
     def finish(self, jobs: Sequence[PretendJob]) -> None:
         for job in jobs:
             pngs = [(index, b"a PNG, or nearly") for index in range(job.count)]
-            args = [part for index, png in pngs for part in (index, hashlib.sha256(png).hexdigest(), png)]
+            args = [
+                part
+                for index, png in pngs
+                for part in (index, hashlib.sha256(png).hexdigest(), png)
+            ]
             self._run(transitions.PUBLISH, [(job, args)])
 
     def _run(self, script: str, calls: Sequence[tuple[PretendJob, list[Any]]]) -> None:

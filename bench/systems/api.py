@@ -49,7 +49,9 @@ class Meter(threading.Thread):
     def __init__(self, api: Api) -> None:
         super().__init__(daemon=True)
         self._api, self._over = api, threading.Event()
-        self.resident_mib: list[float] = []  # every half second, the first and the last moment included
+        self.resident_mib: list[
+            float
+        ] = []  # every half second, the first and the last moment included
         self.wall_s = self.cpu_s = 0.0
 
     def __enter__(self) -> Meter:
@@ -58,7 +60,10 @@ class Meter(threading.Thread):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.wall_s, self.cpu_s = time.monotonic() - self._began[0], self._api.cpu_s() - self._began[1]
+        self.wall_s, self.cpu_s = (
+            time.monotonic() - self._began[0],
+            self._api.cpu_s() - self._began[1],
+        )
         self._over.set()
         self.join()
         self.resident_mib.append(self._api.resident_mib())
@@ -79,8 +84,14 @@ def api_apart(out: Path, **settings: str) -> Iterator[Api]:
     ):
         port = _free_port()
         env = {f"DDPM_{name.upper()}": value for name, value in settings.items()}
-        env |= {"DDPM_REDIS_URL": valkey.connection_url, "DDPM_HOST": "127.0.0.1", "DDPM_PORT": str(port)}
-        with subprocess.Popen([sys.executable, "-m", "cli", "api"], env={**os.environ, **env}) as process:
+        env |= {
+            "DDPM_REDIS_URL": valkey.connection_url,
+            "DDPM_HOST": "127.0.0.1",
+            "DDPM_PORT": str(port),
+        }
+        with subprocess.Popen(
+            [sys.executable, "-m", "cli", "api"], env={**os.environ, **env}
+        ) as process:
             try:
                 _wait_for(f"http://127.0.0.1:{port}/healthz", process)
                 yield Api(port, valkey.connection_url, process.pid)

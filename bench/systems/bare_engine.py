@@ -20,7 +20,9 @@ def drawing(folder: Path, device: str, precision: Asked) -> tuple[str, Draw]:
 
     def draw(count: int, steps: int, seed: int) -> list[bytes]:
         plan = model.plan("ddpm", steps, "fixed_small", 0.0)
-        images = work.draw(model.engine, [ChainRequest(i, "bench", plan, seed, i) for i in range(count)])
+        images = work.draw(
+            model.engine, [ChainRequest(i, "bench", plan, seed, i) for i in range(count)]
+        )
         return [images[i].numpy().tobytes() for i in range(count)]
 
     return f"in {model.precision}, without HTTP, queue and PNGs", draw

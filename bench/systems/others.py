@@ -57,7 +57,17 @@ class RqWorker:
     def __init__(self, name: str, worker_class: str, redis_url: str, pipe: Pipe) -> None:
         self.name, self._pipe = name, pipe
         self._queue = Queue(worker_class, connection=Redis.from_url(redis_url, socket_timeout=None))
-        command = [sys.executable, "-m", "rq.cli", "worker", worker_class, "--worker-class", worker_class, "--url", redis_url]
+        command = [
+            sys.executable,
+            "-m",
+            "rq.cli",
+            "worker",
+            worker_class,
+            "--worker-class",
+            worker_class,
+            "--url",
+            redis_url,
+        ]
         with threads_as_they_come():
             self._process = subprocess.Popen([*command, "--quiet"], cwd=ROOT)
         self.pid = self._process.pid
@@ -69,7 +79,9 @@ class RqWorker:
             yield self._draw
 
     def _draw(self, count: int, steps: int, seed: int) -> list[bytes]:
-        job = self._queue.enqueue_call(pipelines.draw, (self._pipe, count, steps, seed), timeout=JOB_TIMEOUT_S)
+        job = self._queue.enqueue_call(
+            pipelines.draw, (self._pipe, count, steps, seed), timeout=JOB_TIMEOUT_S
+        )
         result = job.latest_result(timeout=JOB_TIMEOUT_S)
         if result is None or result.type is not result.Type.SUCCESSFUL:
             raise RuntimeError(f"{self.name}: job {job.id} failed: {result and result.exc_string}")

@@ -39,7 +39,11 @@ def loaded(pipe: Pipe) -> Any:
 
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    pipeline = cast("Any", DDPMPipeline).from_pretrained(pipe.folder, low_cpu_mem_usage=False).to(pipe.device)
+    pipeline = (
+        cast("Any", DDPMPipeline)
+        .from_pretrained(pipe.folder, low_cpu_mem_usage=False)
+        .to(pipe.device)
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -49,11 +53,15 @@ def draw(pipe: Pipe, count: int, steps: int, seed: int) -> list[bytes]:
     return pngs(loaded(pipe), count, steps, seed)
 
 
-def drawing(pipe: Pipe, prepare: Callable[[Pipe, int], Any], sizes: Sequence[int]) -> tuple[str, Draw]:
+def drawing(
+    pipe: Pipe, prepare: Callable[[Pipe, int], Any], sizes: Sequence[int]
+) -> tuple[str, Draw]:
     """How batches of these sizes are drawn, in words, and what draws them as PNGs."""
     ready = {size: prepare(pipe, size) for size in sizes}
     settings = [setting(pipeline, size) for size, pipeline in ready.items()]
-    return "; ".join(dict.fromkeys(settings)), lambda count, steps, seed: pngs(ready[count], count, steps, seed)
+    return "; ".join(dict.fromkeys(settings)), lambda count, steps, seed: pngs(
+        ready[count], count, steps, seed
+    )
 
 
 def pngs(pipeline: Any, count: int, steps: int, seed: int) -> list[bytes]:
@@ -80,7 +88,12 @@ class TunedPipeline(torch.nn.Module):
 
     def __init__(self, unet: Any, setting: Setting) -> None:
         super().__init__()
-        self.config, self.device, self.dtype, self.setting = unet.config, unet.device, torch.float32, setting
+        self.config, self.device, self.dtype, self.setting = (
+            unet.config,
+            unet.device,
+            torch.float32,
+            setting,
+        )
         net = unet.to(setting.dtype).to(memory_format=setting.layout)
         self.net = torch.compile(net, dynamic=False) if setting.compiled else net
 
@@ -92,7 +105,10 @@ class TunedPipeline(torch.nn.Module):
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 COMPILED = Setting(torch.bfloat16, torch.channels_last, True)
 SETTINGS = [
-    *(Setting(dtype, layout, False) for dtype, layout in product((torch.float32, torch.bfloat16), LAYOUTS)),
+    *(
+        Setting(dtype, layout, False)
+        for dtype, layout in product((torch.float32, torch.bfloat16), LAYOUTS)
+    ),
     Setting(torch.float32, torch.channels_last, True),
     COMPILED,
 ]

@@ -36,7 +36,9 @@ class ServiceClient:
 
     def post(self, count: int, steps: int, **options: Any) -> str:
         """A job's id."""
-        answer = self._http.post("/v1/jobs", json={"model": self._model, "count": count, "steps": steps, **options})
+        answer = self._http.post(
+            "/v1/jobs", json={"model": self._model, "count": count, "steps": steps, **options}
+        )
         return str(answer.raise_for_status().json()["id"])
 
     def job(self, job: str, wait_s: float = 0) -> dict[str, Any]:
@@ -50,17 +52,23 @@ class ServiceClient:
         while (found := self.job(job, wait_s=60))["state"] in ("queued", "running"):
             pass
         if found["state"] != "finished":
-            raise RuntimeError(f"job {job} is {found['state']}: {found['error']}; see the service's log")
+            raise RuntimeError(
+                f"job {job} is {found['state']}: {found['error']}; see the service's log"
+            )
         return found
 
     def pngs(self, job: str) -> list[bytes]:
         """All of its images, once it has finished."""
         finished = self.finished(job)
-        return self.pngs_in_archive(finished) if finished["count"] > 1 else self.pngs_singly(finished)
+        return (
+            self.pngs_in_archive(finished) if finished["count"] > 1 else self.pngs_singly(finished)
+        )
 
     def pngs_in_archive(self, job: dict[str, Any]) -> list[bytes]:
         """By one request."""
-        with ZipFile(io.BytesIO(self._http.get(job["links"]["archive"]).raise_for_status().content)) as archive:
+        with ZipFile(
+            io.BytesIO(self._http.get(job["links"]["archive"]).raise_for_status().content)
+        ) as archive:
             return [archive.read(name) for name in archive.namelist()]
 
     def pngs_singly(self, job: dict[str, Any]) -> list[bytes]:
@@ -129,5 +137,7 @@ def _await_ready(client: ServiceClient, process: subprocess.Popen[bytes], log: P
     until = time.monotonic() + _READY_WITHIN_S
     while not client.is_ready():
         if process.poll() is not None or time.monotonic() > until:
-            raise RuntimeError(f"the service is not ready; its log ends with\n{log.read_text()[-2000:]}")
+            raise RuntimeError(
+                f"the service is not ready; its log ends with\n{log.read_text()[-2000:]}"
+            )
         time.sleep(0.2)

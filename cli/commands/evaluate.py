@@ -22,13 +22,21 @@ VARIANCES: tuple[Variance, ...] = ("fixed_large", "fixed_small", "analytic")
 def evaluate(model: str, wanted: Measure, steps: int | None, out: Path | None) -> None:
     """Ctrl-C leaves the batch that is under way, and reports on those before it."""
     if find_spec("matplotlib") is None:
-        raise Fault("matplotlib is not installed and draws the curves; install it: pip install '.[train]' in the repository")
+        raise Fault(
+            "matplotlib is not installed and draws the curves; install it: pip install '.[train]' in the repository"
+        )
     with faults_told():
         measured = Measured(model, wanted, steps)
         evaluation, unknown = measured.evaluation, measured.residual_variance
         visited = len(evaluation.tau)
-        folder = _folder(out or Path("runs/evaluate") / f"{Path(model).resolve().name}-{visited}-steps")
-        fitted = f"estimated on {unknown.images} images of {unknown.data}" if unknown else "fitted to these images"
+        folder = _folder(
+            out or Path("runs/evaluate") / f"{Path(model).resolve().name}-{visited}-steps"
+        )
+        fitted = (
+            f"estimated on {unknown.images} images of {unknown.data}"
+            if unknown
+            else "fitted to these images"
+        )
         about = {
             "model": model,
             "weights": measured.checkpoint.sha256,
@@ -48,7 +56,9 @@ def evaluate(model: str, wanted: Measure, steps: int | None, out: Path | None) -
     try:
         write(folder, about | {"images": len(terms)}, found, evaluation.coding(terms, best))
     except OSError as error:
-        raise Fault(f"{folder} cannot be written to ({error.strerror}); the figures are above") from None
+        raise Fault(
+            f"{folder} cannot be written to ({error.strerror}); the figures are above"
+        ) from None
 
 
 def _folder(path: Path) -> Path:
@@ -56,13 +66,22 @@ def _folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Fault(f"the folder {path} cannot be made ({error.strerror}); name another with --out") from None
+        raise Fault(
+            f"the folder {path} cannot be made ({error.strerror}); name another with --out"
+        ) from None
     return path
 
 
 def _show(found: Mapping[Variance, Likelihood]) -> None:
     table = Table("variance", "bits/dim", "rate", "distortion", box=box.SIMPLE)
     for name, likelihood in found.items():
-        error = f" ± {likelihood.standard_error:.3f}" if likelihood.standard_error is not None else ""
-        table.add_row(name, f"{likelihood.bits:.3f}{error}", f"{likelihood.rate:.3f}", f"{likelihood.distortion:.3f}")
+        error = (
+            f" ± {likelihood.standard_error:.3f}" if likelihood.standard_error is not None else ""
+        )
+        table.add_row(
+            name,
+            f"{likelihood.bits:.3f}{error}",
+            f"{likelihood.rate:.3f}",
+            f"{likelihood.distortion:.3f}",
+        )
     Console().print(table)

@@ -46,8 +46,12 @@ def draw(
         folder, sha256 = find(model)
         loaded = diffusers_format.load(folder, sha256)
         cfg, where = loaded.net.cfg, choose_device(device)
-        pair = torch.stack([read_picture(path, cfg.sample_size, cfg.in_channels) for path in (first, second)])
-        variance = variance or ("fixed_small" if steps and steps <= max(ts) else diffusers_format.read_variance(folder))
+        pair = torch.stack(
+            [read_picture(path, cfg.sample_size, cfg.in_channels) for path in (first, second)]
+        )
+        variance = variance or (
+            "fixed_small" if steps and steps <= max(ts) else diffusers_format.read_variance(folder)
+        )
         plans = [_plan(loaded, variance, t, steps) for t in ts]
         net, x_0 = loaded.net.to(where), from_bytes(pair.to(where))
         weights = torch.linspace(0, 1, between + 2).tolist()
@@ -55,13 +59,19 @@ def draw(
         with Progress() as progress:
             task = progress.add_task("steps", total=sum(map(len, plans)))
             for plan in plans:
-                decoded = interpolate(net, loaded.schedule, plan, x_0, weights, seed, lambda: progress.advance(task))
+                decoded = interpolate(
+                    net, loaded.schedule, plan, x_0, weights, seed, lambda: progress.advance(task)
+                )
                 rows.append(torch.cat([pair[:1], to_bytes(decoded).cpu(), pair[1:]]))
     try:
         sheet(torch.cat(rows), columns=len(weights) + 2).save(out)
     except (OSError, ValueError) as error:
         raise Fault(f"{out} cannot be saved ({error}); name another PNG with --out") from None
-    Console().print(f"{out}: a row for t = {', '.join(map(str, ts))}; variance {variance}", soft_wrap=True, highlight=False)
+    Console().print(
+        f"{out}: a row for t = {', '.join(map(str, ts))}; variance {variance}",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def _check_out(out: Path) -> None:
@@ -84,5 +94,12 @@ def _plan(loaded: Checkpoint, variance: FixedVariance, t: int, steps: int | None
     if not 0 <= t < T:
         raise Fault(f"--t {t} is no timestep of the model; give 0 to {T - 1}")
     if steps and steps > t + 1:
-        raise Fault(f"--steps {steps} is more than the {t + 1} from t = {t} down; give 1 to {t + 1}")
-    return ddpm(loaded.schedule, linspace_grid(steps or t + 1, t + 1), variance, prediction=loaded.prediction)
+        raise Fault(
+            f"--steps {steps} is more than the {t + 1} from t = {t} down; give 1 to {t + 1}"
+        )
+    return ddpm(
+        loaded.schedule,
+        linspace_grid(steps or t + 1, t + 1),
+        variance,
+        prediction=loaded.prediction,
+    )

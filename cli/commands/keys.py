@@ -37,5 +37,7 @@ def webhook_secret(name: str) -> None:
         )
     names = keyring(settings).names
     if name not in names:
-        raise Fault(f"{name!r} is nobody's name; set DDPM_API_KEYS as for the API, and use one of: {', '.join(names)}")
+        raise Fault(
+            f"{name!r} is nobody's name; set DDPM_API_KEYS as for the API, and use one of: {', '.join(names)}"
+        )
     typer.echo(text_of(secret_of(service_secret, name)))

@@ -53,23 +53,31 @@ def find(model: str) -> tuple[Path, str | None]:
         return Path(model), None
     catalog = Catalog.read(SHIPPED, read(CliSettings).models_root)
     if model not in catalog:
-        raise Fault(f"{model} is neither a folder nor one of the models {', '.join(sorted(catalog))}; name one of these")
+        raise Fault(
+            f"{model} is neither a folder nor one of the models {', '.join(sorted(catalog))}; name one of these"
+        )
     return catalog.folder(model), catalog[model].sha256
 
 
 class Measured:
     """A network, ready to be looked at on pictures that fit it."""
 
-    def __init__(self, model: str, wanted: Measure, steps: int | None = None, *, anew: bool = False) -> None:
+    def __init__(
+        self, model: str, wanted: Measure, steps: int | None = None, *, anew: bool = False
+    ) -> None:
         """`steps`: timesteps that are visited; None: all. `anew`: the residual variance that may be there is not looked at."""
         self.folder, sha256 = find(model)
         loaded = self.checkpoint = diffusers_format.load(self.folder, sha256)
         cfg = loaded.net.cfg
         self.pictures: Images = open_images(wanted.data, cfg.sample_size, cfg.in_channels)
         if wanted.images > len(self.pictures):
-            raise Fault(f"--images {wanted.images} is more than the {len(self.pictures)} that {wanted.data} holds; ask for fewer")
+            raise Fault(
+                f"--images {wanted.images} is more than the {len(self.pictures)} that {wanted.data} holds; ask for fewer"
+            )
         self.wanted, self.device = wanted, choose_device(wanted.device)
-        self.residual_variance = None if anew else ResidualVariance.find(self.folder, loaded.sha256, loaded.schedule.T)
+        self.residual_variance = (
+            None if anew else ResidualVariance.find(self.folder, loaded.sha256, loaded.schedule.T)
+        )
         self.evaluation = Evaluation(
             loaded.net.to(self.device),
             loaded.schedule,
@@ -83,12 +91,19 @@ class Measured:
         """Ctrl-C leaves the batch that is under way, and returns those before it."""
         parts: list[Terms] = []
         images, steps = self.wanted.images, len(self.evaluation.tau)
-        columns = TextColumn("image-steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        columns = (
+            TextColumn("image-steps"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with StopRequest() as stop, Progress(*columns) as progress, suppress(_Stopped):
             task = progress.add_task("", total=images * steps)
             batches = math.ceil(images / self.wanted.batch_size)
             for batch in range(batches):
-                indices = range(batch, images, batches)  # from everywhere: a folder may be sorted, and this may be the last
+                indices = range(
+                    batch, images, batches
+                )  # from everywhere: a folder may be sorted, and this may be the last
 
                 def stepped(size: int = len(indices)) -> None:
                     progress.advance(task, size)
@@ -98,5 +113,7 @@ class Measured:
                 pixels = self.pictures.batch(torch.tensor(indices) * len(self.pictures) // images)
                 parts.append(self.evaluation.terms(pixels, self.wanted.seed, indices, stepped))
         if not parts:
-            raise Fault("stopped before the first batch was done; a smaller --batch-size or fewer --steps give an answer sooner")
+            raise Fault(
+                "stopped before the first batch was done; a smaller --batch-size or fewer --steps give an answer sooner"
+            )
         return Terms.joined(parts)

@@ -16,7 +16,17 @@ from rich.table import Column, Table
 
 from cli.faults import Fault
 from cli.settings import CliSettings, read
-from models.checkpoints.catalog import CARD, SHIPPED, Card, Catalog, CatalogError, DataCard, read_card, sha256_of, write_card
+from models.checkpoints.catalog import (
+    CARD,
+    SHIPPED,
+    Card,
+    Catalog,
+    CatalogError,
+    DataCard,
+    read_card,
+    sha256_of,
+    write_card,
+)
 
 _PARTS = (
     "model_index.json",
@@ -33,7 +43,16 @@ def show() -> None:
         catalog = Catalog.read(SHIPPED, read(CliSettings).models_root)
     except CatalogError as error:
         raise Fault(str(error)) from None
-    table = Table(Column("name", no_wrap=True), "shape", "T", "parameters", "GFLOP", "default", "licence", box=box.SIMPLE)
+    table = Table(
+        Column("name", no_wrap=True),
+        "shape",
+        "T",
+        "parameters",
+        "GFLOP",
+        "default",
+        "licence",
+        box=box.SIMPLE,
+    )
     for card in catalog.values():
         table.add_row(*_row(card, card.name == catalog.default.name))
     Console().print(table)
@@ -42,7 +61,15 @@ def show() -> None:
 def _row(card: Card, default: bool) -> tuple[str, ...]:
     shape = f"{card.shape.channels}x{card.shape.height}x{card.shape.width}"
     size, cost = f"{card.parameters / 1e6:.2f}M", f"{card.gflop_per_image_step:.3g}"
-    return card.name, shape, str(card.schedule.T), size, cost, "yes" if default else "", card.licence
+    return (
+        card.name,
+        shape,
+        str(card.schedule.T),
+        size,
+        cost,
+        "yes" if default else "",
+        card.licence,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +95,24 @@ def add(folder: Path, name: str, said: Said, default: bool) -> None:
         replaced = _defaults(root) if default else {}
         _install(folder, root, _describe(folder, name, said, default), replaced)
     except OSError as error:
-        told = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or error
+        told = (
+            f"{error.strerror or error}: {error.filename}"
+            if error.filename
+            else error.strerror or error
+        )
         raise Fault(
             f"{folder} cannot be added to {root} ({told}); correct that, or name another folder with DDPM_MODELS_DIR"
         ) from None
-    instead = f" as the default instead of {', '.join(card.name for card in replaced.values())}" if replaced else ""
-    Console().print(f"added {name} to {root}{instead}; restart the service to serve it", soft_wrap=True, highlight=False)
+    instead = (
+        f" as the default instead of {', '.join(card.name for card in replaced.values())}"
+        if replaced
+        else ""
+    )
+    Console().print(
+        f"added {name} to {root}{instead}; restart the service to serve it",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def _defaults(root: Path) -> dict[Path, Card]:
@@ -97,7 +136,8 @@ def _describe(folder: Path, name: str, said: Said, default: bool) -> Card:
             name,
             data=said.data(own.data if own else DataCard(name="unknown", licence="unknown")),
             licence=said.licence or (own.licence if own else "unknown"),
-            provenance=said.provenance or (own.provenance if own else f"imported from {folder.name}"),
+            provenance=said.provenance
+            or (own.provenance if own else f"imported from {folder.name}"),
             defaults=own.defaults if own else None,
             default=default,
         )
@@ -105,7 +145,9 @@ def _describe(folder: Path, name: str, said: Said, default: bool) -> Card:
         raise Fault(str(error)) from None
     except ValidationError as error:
         first = error.errors()[0]
-        told = f"{first['loc'][0]}={first['input']!r} cannot stand in a card: " if first["loc"] else ""
+        told = (
+            f"{first['loc'][0]}={first['input']!r} cannot stand in a card: " if first["loc"] else ""
+        )
         raise Fault(f"{told}{first['msg'].removeprefix('Value error, ')}") from None
 
 

@@ -28,11 +28,18 @@ def sample(url: str, key: str | None, request: Mapping[str, object], out: Path) 
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Fault(f"the folder {out} cannot be made ({error.strerror}); name another with --out") from None
+        raise Fault(
+            f"the folder {out} cannot be made ({error.strerror}); name another with --out"
+        ) from None
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=not is_loopback(url)) as http:
+    with httpx.Client(
+        base_url=url, headers=headers, timeout=30, trust_env=not is_loopback(url)
+    ) as http:
         client = PatientClient(http)
-        post: dict[str, Any] = {"json": request, "headers": {"Idempotency-Key": str(uuid4())}}  # however often sent, one job
+        post: dict[str, Any] = {
+            "json": request,
+            "headers": {"Idempotency-Key": str(uuid4())},
+        }  # however often sent, one job
         try:
             job = read_job(client.patiently("POST", "/v1/jobs", **post))
         except KeyboardInterrupt:
@@ -40,7 +47,9 @@ def sample(url: str, key: str | None, request: Mapping[str, object], out: Path) 
         try:
             return _attend(client, job, out)
         except Fault as fault:
-            raise Fault(f"{fault} (look at job {job['id']} with `curl {url.rstrip('/')}/v1/jobs/{job['id']}`)") from None
+            raise Fault(
+                f"{fault} (look at job {job['id']} with `curl {url.rstrip('/')}/v1/jobs/{job['id']}`)"
+            ) from None
 
 
 def _take_back(client: PatientClient, post: Mapping[str, Any]) -> int:
@@ -50,7 +59,9 @@ def _take_back(client: PatientClient, post: Mapping[str, Any]) -> int:
     except RateLimited:  # a job that is there is found before the queue is looked at
         return CANCELLED
     except Fault as fault:
-        raise Fault(f"a job may have been posted, and may go on, because asking for it failed: {fault}") from None
+        raise Fault(
+            f"a job may have been posted, and may go on, because asking for it failed: {fault}"
+        ) from None
     typer.echo(f"job {job['id']} is {_cancel(client, job)['state']}", err=True)
     return CANCELLED
 
@@ -67,7 +78,10 @@ def _attend(client: PatientClient, job: dict[str, Any], out: Path) -> int:
     except KeyboardInterrupt:
         job = _cancel(client, job)
         _save(client, job, out, saved)
-        typer.echo(f"job {job['id']} is {job['state']}; its finished images ({len(saved)}) are in {out}", err=True)
+        typer.echo(
+            f"job {job['id']} is {job['state']}; its finished images ({len(saved)}) are in {out}",
+            err=True,
+        )
         return CANCELLED
     except NotSaved as fault:
         raise Fault(f"{fault}; {_fate(client, job)}") from None
@@ -85,7 +99,9 @@ def _cancel(client: PatientClient, job: dict[str, Any]) -> dict[str, Any]:
     try:
         return read_job(client.patiently("POST", f"/v1/jobs/{job['id']}/cancel", LEAVING_S))
     except Fault as fault:
-        raise Fault(f"job {job['id']} may go on, because it could not be cancelled: {fault}") from None
+        raise Fault(
+            f"job {job['id']} may go on, because it could not be cancelled: {fault}"
+        ) from None
 
 
 def _fate(client: PatientClient, job: dict[str, Any]) -> str:
@@ -98,12 +114,22 @@ def _fate(client: PatientClient, job: dict[str, Any]) -> str:
 
 def _follow(client: PatientClient, job: dict[str, Any], out: Path, saved: set[int]) -> None:
     """Save every image as soon as it is finished, until the job has ended."""
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[images]}")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[images]}"),
+    )
     with Progress(*columns) as progress:
         task = progress.add_task(job["state"], total=1.0, images="")
         while True:
             done = job["progress"]
-            progress.update(task, description=job["state"], completed=done["fraction"], images=f"{done['images_done']} images")
+            progress.update(
+                task,
+                description=job["state"],
+                completed=done["fraction"],
+                images=f"{done['images_done']} images",
+            )
             _save(client, job, out, saved)
             if job["state"] not in ("queued", "running"):
                 break

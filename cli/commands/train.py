@@ -34,20 +34,26 @@ _LINE_EVERY_S = 30.0
 def train(recipe_path: Path, out: Path, device: str) -> None:
     """Until the recipe's last update, Ctrl-C or SIGTERM; whatever is done is saved."""
     if find_spec("matplotlib") is None:  # else it would be missed at the first save
-        raise Fault("matplotlib is not installed and draws the loss curve; install it: pip install '.[train]' in the repository")
+        raise Fault(
+            "matplotlib is not installed and draws the loss curve; install it: pip install '.[train]' in the repository"
+        )
     console = Console(highlight=False, soft_wrap=True)
     try:
         recipe = TrainingRecipe.read(recipe_path)
         check_output(out, recipe.card.name, recipe.data.path)
         make_output(out)
         with held(out):
-            images = open_images(recipe.data.path, recipe.network.sample_size, recipe.network.in_channels)
+            images = open_images(
+                recipe.data.path, recipe.network.sample_size, recipe.network.in_channels
+            )
             trainer = Trainer(recipe, images, out, choose_device(device))
             _run(trainer, console)
     except (BadRecipe, BadOutput, BadData, BadState, BadCheckpoint, Diverged) as error:
         raise Fault(str(error)) from None
     if trainer.counters.update < recipe.training.updates:
-        console.print(f"stopped at update {trainer.counters.update} of {recipe.training.updates}, saved in {out}")
+        console.print(
+            f"stopped at update {trainer.counters.update} of {recipe.training.updates}, saved in {out}"
+        )
         console.print(f"resume with: ddpm train {recipe_path} --out {out}")
 
 
@@ -57,9 +63,13 @@ def held(out: Path) -> Iterator[None]:
     try:
         fd = take(out / ".lock")
     except AlreadyLocked as pid:
-        raise Fault(f"{out} is in use by another `ddpm train` (pid {pid}); stop it, or name another --out") from None
+        raise Fault(
+            f"{out} is in use by another `ddpm train` (pid {pid}); stop it, or name another --out"
+        ) from None
     except OSError as error:
-        raise Fault(f"{out} cannot be locked ({error.strerror}); name another folder with --out") from None
+        raise Fault(
+            f"{out} cannot be locked ({error.strerror}); name another folder with --out"
+        ) from None
     try:
         yield
     finally:
@@ -76,7 +86,9 @@ def _run(trainer: Trainer, console: Console) -> None:
         with _Bar(trainer, console) if console.is_terminal else _Lines(console) as display:
             for reading in trainer.run(stop):
                 display.show(reading, time_left(reading, options.batch_size))
-                for job in () if stop() else jobs:  # after a stop all is saved below, and nobody waits for a sheet
+                for job in (
+                    () if stop() else jobs
+                ):  # after a stop all is saved below, and nobody waits for a sheet
                     job.perhaps()
         if trainer.counters.losses:
             _save(trainer)
@@ -114,13 +126,34 @@ class _Bar(Progress):
     """For a terminal."""
 
     def __init__(self, trainer: Trainer, console: Console) -> None:
-        numbers = TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} images/s  {task.fields[left]} left")
-        super().__init__(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), numbers, console=console)
+        numbers = TextColumn(
+            "loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} images/s  {task.fields[left]} left"
+        )
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            numbers,
+            console=console,
+        )
         total, done = trainer.recipe.training.updates, trainer.counters.update
-        self._task = self.add_task(trainer.recipe.card.name, total=total, completed=done, loss=math.nan, rate=math.nan, left="?")
+        self._task = self.add_task(
+            trainer.recipe.card.name,
+            total=total,
+            completed=done,
+            loss=math.nan,
+            rate=math.nan,
+            left="?",
+        )
 
     def show(self, reading: Reading, left: timedelta) -> None:
-        self.update(self._task, completed=reading.update, loss=reading.loss, rate=reading.images_per_s, left=left)
+        self.update(
+            self._task,
+            completed=reading.update,
+            loss=reading.loss,
+            rate=reading.images_per_s,
+            left=left,
+        )
 
 
 class _Lines:
@@ -140,4 +173,6 @@ class _Lines:
             return
         self._next = time.monotonic() + _LINE_EVERY_S
         speed = f"{reading.images_per_s:.0f} images/s  {left} left"
-        self._console.print(f"update {reading.update}/{reading.updates}  loss {reading.loss:.4f}  {speed}")
+        self._console.print(
+            f"update {reading.update}/{reading.updates}  loss {reading.loss:.4f}  {speed}"
+        )

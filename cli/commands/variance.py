@@ -19,18 +19,28 @@ def estimate(model: str, wanted: Measure) -> None:
         folder, weights = measured.folder, measured.checkpoint.sha256
         card = read_card(folder)
         if card.sha256 != weights:
-            raise Fault(f"{folder}: the card is of weights {card.sha256[:12]}, not of {weights[:12]}; write it anew")
+            raise Fault(
+                f"{folder}: the card is of weights {card.sha256[:12]}, not of {weights[:12]}; write it anew"
+            )
         if not os.access(folder, os.W_OK):
             raise Fault(f"{folder} cannot be written to; estimate for a copy of the model")
         terms = measured.terms()
     values = tuple(terms.squared_error.mean(0).tolist())
-    found = ResidualVariance(weights=weights, data=str(wanted.data), images=len(terms), seed=wanted.seed, values=values)
+    found = ResidualVariance(
+        weights=weights, data=str(wanted.data), images=len(terms), seed=wanted.seed, values=values
+    )
     try:
         card = read_card(folder)  # again: that was minutes ago
-        write_card(folder, card.model_copy(update={"residual_variance": None}))  # so that it never names what is not there
+        write_card(
+            folder, card.model_copy(update={"residual_variance": None})
+        )  # so that it never names what is not there
         write_card(folder, card.model_copy(update={"residual_variance": found.write(folder)}))
     except OSError as error:
-        raise Fault(f"{folder} cannot be written to ({error.strerror}); make room there and estimate again") from None
+        raise Fault(
+            f"{folder} cannot be written to ({error.strerror}); make room there and estimate again"
+        ) from None
     Console().print(
-        f"estimated for {card.name} on {len(terms)} images; restart the service to serve it", soft_wrap=True, highlight=False
+        f"estimated for {card.name} on {len(terms)} images; restart the service to serve it",
+        soft_wrap=True,
+        highlight=False,
     )

@@ -25,7 +25,11 @@ class Backoff:
     delay_s: float = 0.0
 
     def after(self, lived_s: float) -> float:
-        self.delay_s = FIRST_DELAY_S if lived_s >= STEADY_S else min(LONGEST_DELAY_S, max(FIRST_DELAY_S, 2 * self.delay_s))
+        self.delay_s = (
+            FIRST_DELAY_S
+            if lived_s >= STEADY_S
+            else min(LONGEST_DELAY_S, max(FIRST_DELAY_S, 2 * self.delay_s))
+        )
         return self.delay_s
 
 
@@ -51,7 +55,13 @@ class Child:
 
     def start(self) -> None:
         """From the main thread only: the kernel takes the death of the thread that started a child for its parent's."""
-        leash = [sys.executable, "-P", die_with_parent.__file__, str(int(self.orphaned)), str(os.getpid())]
+        leash = [
+            sys.executable,
+            "-P",
+            die_with_parent.__file__,
+            str(int(self.orphaned)),
+            str(os.getpid()),
+        ]
         self.process = subprocess.Popen(
             [*leash, *self.command],
             env={**os.environ, "PYTHONUNBUFFERED": "1", **self.env},
@@ -65,7 +75,9 @@ class Child:
         )
         self._started = time.monotonic()
         assert self.process.stdout is not None
-        self._relay = threading.Thread(target=_relay, args=(self.process.stdout, self.name), daemon=True)
+        self._relay = threading.Thread(
+            target=_relay, args=(self.process.stdout, self.name), daemon=True
+        )
         self._relay.start()
 
     def tend(self, now: float) -> None:
@@ -95,7 +107,11 @@ class Child:
 def ending(code: int) -> str:
     if code >= 0:
         return f"exited with {code}"
-    return f"was killed by {signal.Signals(-code).name}" if -code in list(signal.Signals) else f"was killed by signal {-code}"
+    return (
+        f"was killed by {signal.Signals(-code).name}"
+        if -code in list(signal.Signals)
+        else f"was killed by signal {-code}"
+    )
 
 
 def _relay(stream: IO[str], name: str) -> None:

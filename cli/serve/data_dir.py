@@ -17,7 +17,9 @@ def valkey_folder(data_dir: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
     except OSError as error:
-        raise Fault(f"the data folder {data_dir} cannot be used ({error.strerror}); name another with DDPM_DATA_DIR") from None
+        raise Fault(
+            f"the data folder {data_dir} cannot be used ({error.strerror}); name another with DDPM_DATA_DIR"
+        ) from None
     return folder
 
 

@@ -15,8 +15,12 @@ from cli.serve.child import Child
 from worker.backends.memory import host_memory_bytes
 
 _SOCKET = "valkey.sock"
-_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108 on Linux and 104 on macOS, with a zero at the end
-_PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # CLIENT INFO lists it unquoted, between spaces and after a =
+_SOCKET_PATH_BYTES = (
+    100  # the kernel's limit is 108 on Linux and 104 on macOS, with a zero at the end
+)
+_PLAIN = re.compile(
+    r"[\w./-]+", re.ASCII
+)  # CLIENT INFO lists it unquoted, between spaces and after a =
 _STOP_S = 20.0
 
 
@@ -52,8 +56,13 @@ def valkey(folder: Path, socket: Path, lock_fd: int, maxmemory: str | None = Non
         "maxmemory-policy": "noeviction",
         "loglevel": "warning",
     }
-    command = [_binary(), *(part for name, value in options.items() for part in (f"--{name}", value))]
-    return Child("valkey", command, orphaned=signal.SIGTERM, keep_fds=(lock_fd,), patience_s=_STOP_S)
+    command = [
+        _binary(),
+        *(part for name, value in options.items() for part in (f"--{name}", value)),
+    ]
+    return Child(
+        "valkey", command, orphaned=signal.SIGTERM, keep_fds=(lock_fd,), patience_s=_STOP_S
+    )
 
 
 def answers(url: str) -> bool:
@@ -74,4 +83,6 @@ def _binary() -> str:
     try:
         return str(get_binary_path())
     except ValkeyBinaryNotFoundError as error:
-        raise Fault(f"no embedded Valkey for this machine ({error}); run a server and set DDPM_REDIS_URL") from None
+        raise Fault(
+            f"no embedded Valkey for this machine ({error}); run a server and set DDPM_REDIS_URL"
+        ) from None

@@ -42,7 +42,9 @@ class Supervisor:
     def run(self) -> int:
         """Until SIGINT, SIGTERM or a closed terminal; the exit status."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup asked to stay
+            if (
+                number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+            ):  # nohup asked to stay
                 signal.signal(number, self._request_stop)
         try:
             while not self._requests:

@@ -25,7 +25,9 @@ def up(host: str, port: int, workers: int | None, keyed: bool) -> int:
     """Run until stopped; the exit status. `keyed`: clients need a key."""
     settings = read(CliSettings)
     with ExitStack() as stack:
-        stages, url = ([], settings.redis_url) if settings.redis_url else embedded_server(settings, stack)
+        stages, url = (
+            ([], settings.redis_url) if settings.redis_url else embedded_server(settings, stack)
+        )
         check_port(host, port)
         env = {
             "DDPM_REDIS_URL": url,
@@ -55,7 +57,9 @@ def check_port(host: str, port: int) -> None:
             "DDPM_PORT=0 leaves the choice of the port to the system, and clients would not know it; name one, such as 8000"
         )
     try:
-        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)

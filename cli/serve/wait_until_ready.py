@@ -39,7 +39,9 @@ class WaitUntilReady:
     def _fault(self) -> str | None:
         try:
             # as localhost: without keys the API answers to that on whatever address it listens
-            answer = httpx.get(f"{self.url}/readyz", headers={"host": "localhost"}, timeout=1, trust_env=False)
+            answer = httpx.get(
+                f"{self.url}/readyz", headers={"host": "localhost"}, timeout=1, trust_env=False
+            )
         except httpx.HTTPError as error:
             return f"no answer from {self.url} ({error})"
         return None if answer.status_code == 200 else detail(answer)

@@ -33,7 +33,8 @@ def make_card(
         shape=Shape(channels=cfg.in_channels, height=cfg.sample_size, width=cfg.sample_size),
         schedule=schedule,
         prediction=prediction,
-        defaults=defaults or Defaults(steps=schedule.T, variance=diffusers_format.read_variance(folder)),
+        defaults=defaults
+        or Defaults(steps=schedule.T, variance=diffusers_format.read_variance(folder)),
         parameters=loaded.net.parameter_count(),
         gflop_per_image_step=round(gflop_per_image_step(loaded.net), 3),
         data=data,

@@ -36,29 +36,50 @@ class Shape(_Frozen):
 
 
 class ScheduleCard(_Frozen):
-    kind: Literal["linear", "cosine"] = Field(description="How beta_t grows with t", examples=["linear"])
-    T: int = Field(ge=2, le=100_000, description="Timesteps that the network was trained with", examples=[1000])
-    beta_start: float | None = Field(default=None, gt=0, lt=1, description="beta_1, for a linear schedule", examples=[1e-4])
-    beta_end: float | None = Field(default=None, gt=0, lt=1, description="beta_T, for a linear schedule", examples=[0.02])
+    kind: Literal["linear", "cosine"] = Field(
+        description="How beta_t grows with t", examples=["linear"]
+    )
+    T: int = Field(
+        ge=2, le=100_000, description="Timesteps that the network was trained with", examples=[1000]
+    )
+    beta_start: float | None = Field(
+        default=None, gt=0, lt=1, description="beta_1, for a linear schedule", examples=[1e-4]
+    )
+    beta_end: float | None = Field(
+        default=None, gt=0, lt=1, description="beta_T, for a linear schedule", examples=[0.02]
+    )
 
 
 class Defaults(_Frozen):
-    sampler: Sampler = Field(default="ddpm", description="Used when a job names no sampler", examples=["ddpm"])
+    sampler: Sampler = Field(
+        default="ddpm", description="Used when a job names no sampler", examples=["ddpm"]
+    )
     steps: int = Field(ge=1, description="Used when a job names no number of steps", examples=[100])
     variance: FixedVariance = Field(
-        default="fixed_small", description="Reverse variance of the ddpm sampler", examples=["fixed_small"]
+        default="fixed_small",
+        description="Reverse variance of the ddpm sampler",
+        examples=["fixed_small"],
     )
-    eta: float = Field(default=0.0, ge=0, le=1, description="Noise of the ddim sampler", examples=[0.0])
+    eta: float = Field(
+        default=0.0, ge=0, le=1, description="Noise of the ddim sampler", examples=[0.0]
+    )
 
 
 class DataCard(_Frozen):
     name: str = Field(description="Data set", examples=["Fashion-MNIST, training images"])
     licence: str = Field(description="Licence of the data", examples=["MIT"])
-    images: int | None = Field(default=None, description="Number of images trained on", examples=[60000])
+    images: int | None = Field(
+        default=None, description="Number of images trained on", examples=[60000]
+    )
 
 
 ModelName = Annotated[
-    str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="Unique name", examples=["fashion-mnist-28"])
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
+        description="Unique name",
+        examples=["fashion-mnist-28"],
+    ),
 ]
 
 
@@ -69,8 +90,12 @@ class Card(_Frozen):
     default: bool = Field(default=False, description="Used by jobs that name no model")
     shape: Shape
     schedule: ScheduleCard
-    prediction: Prediction = Field(description="What the network's output estimates", examples=["epsilon"])
-    samplers: tuple[Sampler, ...] = Field(default=SAMPLERS, description="Samplers that a job may name")
+    prediction: Prediction = Field(
+        description="What the network's output estimates", examples=["epsilon"]
+    )
+    samplers: tuple[Sampler, ...] = Field(
+        default=SAMPLERS, description="Samplers that a job may name"
+    )
     defaults: Defaults
     parameters: int = Field(description="Weights of the network", examples=[2734945])
     gflop_per_image_step: float = Field(
@@ -78,7 +103,9 @@ class Card(_Frozen):
     )
     data: DataCard
     licence: str = Field(description="Licence of the weights", examples=["Apache-2.0"])
-    provenance: str = Field(description="How the weights came to be", examples=["trained by `make train`"])
+    provenance: str = Field(
+        description="How the weights came to be", examples=["trained by `make train`"]
+    )
     sha256: str = Field(pattern=_SHA256, description="Of the safetensors file")
     residual_variance: str | None = Field(
         default=None,
@@ -89,7 +116,9 @@ class Card(_Frozen):
     @model_validator(mode="after")
     def _default_steps_fit(self) -> Self:
         if self.defaults.steps > self.schedule.T:
-            raise ValueError(f"defaults.steps={self.defaults.steps} is more than the schedule's T; use 1 to {self.schedule.T}")
+            raise ValueError(
+                f"defaults.steps={self.defaults.steps} is more than the schedule's T; use 1 to {self.schedule.T}"
+            )
         return self
 
 
@@ -104,7 +133,9 @@ class Catalog(Mapping[str, Card]):
         """Every folder with a card below `roots`; a later root's model replaces an earlier one's of the same name."""
         folders = {read_card(folder).name: folder for folder in _card_folders(roots)}
         if not folders:
-            raise CatalogError(f"no {CARD} below {', '.join(map(str, roots))}; add a model with `ddpm models add FOLDER`")
+            raise CatalogError(
+                f"no {CARD} below {', '.join(map(str, roots))}; add a model with `ddpm models add FOLDER`"
+            )
         return cls(folders, {name: read_card(folder) for name, folder in folders.items()})
 
     def __getitem__(self, name: str) -> Card:
@@ -127,7 +158,9 @@ class Catalog(Mapping[str, Card]):
 
 
 def _card_folders(roots: Iterable[Path]) -> list[Path]:
-    return [card.parent for root in roots if root.is_dir() for card in sorted(root.glob(f"*/{CARD}"))]
+    return [
+        card.parent for root in roots if root.is_dir() for card in sorted(root.glob(f"*/{CARD}"))
+    ]
 
 
 def read_card(folder: Path) -> Card:
@@ -136,9 +169,13 @@ def read_card(folder: Path) -> Card:
     try:
         return Card.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise CatalogError(f"{folder} has no {CARD}; write one with `ddpm models add {folder}`") from None
+        raise CatalogError(
+            f"{folder} has no {CARD}; write one with `ddpm models add {folder}`"
+        ) from None
     except OSError as error:
-        raise CatalogError(f"{path} cannot be read ({error.strerror}); give the user of this process the right to") from None
+        raise CatalogError(
+            f"{path} cannot be read ({error.strerror}); give the user of this process the right to"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -126,9 +126,18 @@ def save(
     (folder / "scheduler").mkdir(exist_ok=True)
     weights = folder / "unet" / WEIGHTS
     _write_json(folder / "unet" / "config.json", config.to_diffusers())
-    save_file({k: v.detach().float().cpu().contiguous() for k, v in state.items()}, weights, metadata={"format": "pt"})
-    shutil.copymode(folder / "unet" / "config.json", weights)  # safetensors lets nobody else read what it writes
-    _write_json(folder / "scheduler" / "scheduler_config.json", _scheduler_config(schedule, prediction, variance))
+    save_file(
+        {k: v.detach().float().cpu().contiguous() for k, v in state.items()},
+        weights,
+        metadata={"format": "pt"},
+    )
+    shutil.copymode(
+        folder / "unet" / "config.json", weights
+    )  # safetensors lets nobody else read what it writes
+    _write_json(
+        folder / "scheduler" / "scheduler_config.json",
+        _scheduler_config(schedule, prediction, variance),
+    )
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": "0.35.0",
@@ -151,7 +160,11 @@ def schedule_of(card: ScheduleCard) -> Schedule:
 
 def read_variance(folder: Path) -> FixedVariance:
     """The reverse variance that the checkpoint was published with; fixed_small where it says nothing that we have."""
-    return "fixed_large" if _scheduler_file(folder)[1].get("variance_type") == "fixed_large" else "fixed_small"
+    return (
+        "fixed_large"
+        if _scheduler_file(folder)[1].get("variance_type") == "fixed_large"
+        else "fixed_small"
+    )
 
 
 def read_scheduler(folder: Path) -> tuple[ScheduleCard, Prediction]:
@@ -168,20 +181,29 @@ def read_scheduler(folder: Path) -> tuple[ScheduleCard, Prediction]:
             raise BadCheckpoint(f"{path}: {key}={config[key]!r} is not supported; only {only!r} is")
     name = config.get("beta_schedule", "linear")
     if name not in list(_BETA_SCHEDULES):
-        raise BadCheckpoint(f"{path}: beta_schedule={name!r} is not supported; use {' or '.join(_BETA_SCHEDULES)}")
+        raise BadCheckpoint(
+            f"{path}: beta_schedule={name!r} is not supported; use {' or '.join(_BETA_SCHEDULES)}"
+        )
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "sample", "v_prediction"):
-        raise BadCheckpoint(f"{path}: prediction_type={prediction!r} is not supported; use epsilon, sample or v_prediction")
+        raise BadCheckpoint(
+            f"{path}: prediction_type={prediction!r} is not supported; use epsilon, sample or v_prediction"
+        )
     wanted = {"kind": _BETA_SCHEDULES[name], "T": config.get("num_train_timesteps", LINEAR_T)}
     if name == "linear":
         start, end = _SCHEDULERS[scheduler]
-        wanted |= {"beta_start": config.get("beta_start", start), "beta_end": config.get("beta_end", end)}
+        wanted |= {
+            "beta_start": config.get("beta_start", start),
+            "beta_end": config.get("beta_end", end),
+        }
     try:
         card = ScheduleCard.model_validate(wanted)
     except ValidationError as error:
         fault = error.errors()[0]
         key = str(fault["loc"][0]).replace("T", "num_train_timesteps")
-        raise BadCheckpoint(f"{path}: {key}={fault['input']!r}: {fault['msg']}; correct it") from None
+        raise BadCheckpoint(
+            f"{path}: {key}={fault['input']!r}: {fault['msg']}; correct it"
+        ) from None
     schedule = schedule_of(card)
     if not schedule.can_be_reversed:
         ends = f"{schedule.alpha_bar[0]:g} to {schedule.alpha_bar[-1]:g}"
@@ -207,7 +229,9 @@ def network_files(folder: Path) -> tuple[Path, Path]:
             raise BadCheckpoint(
                 f"{base} holds no {WEIGHTS}; pickled weights are not read: save the model with safe_serialization=True"
             )
-    raise BadCheckpoint(f"{folder} holds no unet/config.json and no config.json; give a folder in diffusers' UNet2DModel format")
+    raise BadCheckpoint(
+        f"{folder} holds no unet/config.json and no config.json; give a folder in diffusers' UNet2DModel format"
+    )
 
 
 def _read_weights(wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -216,14 +240,23 @@ def _read_weights(wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
         with safe_open(path, "pt") as file:
             names = _names(file, path)
             for name in sorted(wanted.keys() - names.keys()):
-                raise BadCheckpoint(f"{path}: {name} is missing; config.json describes another network than the weights")
+                raise BadCheckpoint(
+                    f"{path}: {name} is missing; config.json describes another network than the weights"
+                )
             for name in sorted(names.keys() - wanted.keys()):
-                raise BadCheckpoint(f"{path}: {name} belongs to no layer that config.json describes; the two files do not fit")
+                raise BadCheckpoint(
+                    f"{path}: {name} belongs to no layer that config.json describes; the two files do not fit"
+                )
             for name, stored in names.items():
                 _check_header(file.get_slice(stored), name, list(wanted[name].shape), path)
-            return {name: _finite(file.get_tensor(stored).float(), name, path) for name, stored in names.items()}
+            return {
+                name: _finite(file.get_tensor(stored).float(), name, path)
+                for name, stored in names.items()
+            }
     except SafetensorError as error:
-        raise BadCheckpoint(f"{path} is not a safetensors file ({error}); download or save it again") from None
+        raise BadCheckpoint(
+            f"{path} is not a safetensors file ({error}); download or save it again"
+        ) from None
 
 
 def _names(file: Any, path: Path) -> dict[str, str]:
@@ -232,20 +265,28 @@ def _names(file: Any, path: Path) -> dict[str, str]:
     for stored in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
         other = names.setdefault(_modern_name(stored), stored)
         if other != stored:
-            raise BadCheckpoint(f"{path}: {other} and {stored} are names of one layer; remove one of them")
+            raise BadCheckpoint(
+                f"{path}: {other} and {stored} are names of one layer; remove one of them"
+            )
     return names
 
 
 def _check_header(header: Any, name: str, shape: list[int], path: Path) -> None:
     if header.get_shape() != shape:
-        raise BadCheckpoint(f"{path}: {name} has shape {header.get_shape()}, config.json asks for {shape}")
+        raise BadCheckpoint(
+            f"{path}: {name} has shape {header.get_shape()}, config.json asks for {shape}"
+        )
     if header.get_dtype() not in _DTYPES:
-        raise BadCheckpoint(f"{path}: {name} is of type {header.get_dtype()}; convert it to one of {', '.join(_DTYPES)}")
+        raise BadCheckpoint(
+            f"{path}: {name} is of type {header.get_dtype()}; convert it to one of {', '.join(_DTYPES)}"
+        )
 
 
 def _finite(tensor: Tensor, name: str, path: Path) -> Tensor:
     if not bool(torch.isfinite(tensor).all()):
-        raise BadCheckpoint(f"{path}: {name} holds NaN or infinity in float32; the training diverged or the file is damaged")
+        raise BadCheckpoint(
+            f"{path}: {name} holds NaN or infinity in float32; the training diverged or the file is damaged"
+        )
     return tensor
 
 
@@ -256,9 +297,19 @@ def _modern_name(name: str) -> str:
     return ".".join(_OLD_ATTENTION.get(part, part) for part in name.split("."))
 
 
-def _scheduler_config(schedule: ScheduleCard, prediction: Prediction, variance: FixedVariance) -> dict[str, Any]:
-    betas = {"beta_schedule": "squaredcos_cap_v2"} if schedule.kind == "cosine" else {"beta_schedule": "linear"}
-    ends = {"beta_start": schedule.beta_start, "beta_end": schedule.beta_end} if schedule.kind == "linear" else {}
+def _scheduler_config(
+    schedule: ScheduleCard, prediction: Prediction, variance: FixedVariance
+) -> dict[str, Any]:
+    betas = (
+        {"beta_schedule": "squaredcos_cap_v2"}
+        if schedule.kind == "cosine"
+        else {"beta_schedule": "linear"}
+    )
+    ends = (
+        {"beta_start": schedule.beta_start, "beta_end": schedule.beta_end}
+        if schedule.kind == "linear"
+        else {}
+    )
     return {
         "_class_name": "DDPMScheduler",
         "_diffusers_version": "0.35.0",
@@ -275,7 +326,10 @@ def _scheduler_config(schedule: ScheduleCard, prediction: Prediction, variance: 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:  # of what nests too deeply; a number too long is a plain ValueError
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # of what nests too deeply; a number too long is a plain ValueError
         raise BadCheckpoint(f"{path} is not JSON that can be read ({error})") from None
     if not isinstance(content, dict):
         raise BadCheckpoint(f"{path} holds a {type(content).__name__}, not an object")

@@ -14,7 +14,9 @@ from torch import Tensor
 def picture(pixels: Tensor) -> Image.Image:
     """uint8 (C, H, W), one channel or three, to a picture."""
     array = pixels.cpu().numpy()
-    return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+    return Image.fromarray(
+        array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0))
+    )
 
 
 def png(pixels: Tensor, text: dict[str, str]) -> bytes:

@@ -50,9 +50,13 @@ class ResidualVariance(BaseModel):
             where = ".".join(map(str, first["loc"])) or "the file"
             raise BadCheckpoint(f"{path}: {where}: {first['msg']}; {_REMEDY}") from None
         if found.weights != weights:
-            raise BadCheckpoint(f"{path} is of weights {found.weights[:12]}, the model has {weights[:12]}; {_REMEDY}")
+            raise BadCheckpoint(
+                f"{path} is of weights {found.weights[:12]}, the model has {weights[:12]}; {_REMEDY}"
+            )
         if len(found.values) != T:
-            raise BadCheckpoint(f"{path} holds {len(found.values)} values, the schedule has {T} timesteps; {_REMEDY}")
+            raise BadCheckpoint(
+                f"{path} holds {len(found.values)} values, the schedule has {T} timesteps; {_REMEDY}"
+            )
         if sha256 not in (None, sha256_of(path)):
             raise BadCheckpoint(f"{path} is not the one that the card names; {_REMEDY}")
         return found

@@ -27,10 +27,14 @@ def normal(seed: Tensor, index: Tensor, draw: Tensor, shape: tuple[int, int, int
     lane = torch.arange(-(-size // 4), device=seed.device).expand(len(seed), -1)
     index, draw = index[:, None].expand_as(lane), draw[:, None].expand_as(lane)
     counter = torch.stack([torch.stack([lane, index]), torch.stack([draw, torch.zeros_like(draw)])])
-    return _box_muller(*philox(counter, torch.stack([seed & _WORD, seed >> 32])))[:, :size].reshape(-1, *shape)
+    return _box_muller(*philox(counter, torch.stack([seed & _WORD, seed >> 32])))[:, :size].reshape(
+        -1, *shape
+    )
 
 
-def philox(counter: Tensor, key: Tensor, rounds: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None) -> Tensor:
+def philox(
+    counter: Tensor, key: Tensor, rounds: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+) -> Tensor:
     """Philox4x32-10. counter (2, 2, B, N) holds words 0 and 2, then 1 and 3; key (2, B) -> random words, laid out as the counter.
 
     Words are 0..2^32-1, all int64.
@@ -60,7 +64,9 @@ def rounds_in_torch(counter: Tensor, keys: Tensor, multipliers: Tensor) -> Tenso
 
 def rounds_in_numpy(counter: Tensor, keys: Tensor, multipliers: Tensor) -> Tensor:
     """The same. Of many operations on little data NumPy does each in a third of torch's time."""
-    words, keys_, multipliers_ = (tensor.numpy().view(np.uint64) for tensor in (counter, keys, multipliers))
+    words, keys_, multipliers_ = (
+        tensor.numpy().view(np.uint64) for tensor in (counter, keys, multipliers)
+    )
     even, odd = words.copy()
     high, low = np.empty_like(even), np.empty_like(even)
     for key in keys_:
@@ -80,5 +86,7 @@ def _box_muller(even: Tensor, odd: Tensor) -> Tensor:
     """
     radius = even.double().add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
     angle = odd.double().add_(0.5).mul_(2 * math.pi * 2.0**-32)
-    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)  # word 0's cosines, its sines, then word 2's
+    pairs = torch.stack(
+        [radius * angle.cos(), radius * angle.sin()], dim=1
+    )  # word 0's cosines, its sines, then word 2's
     return pairs.permute(2, 0, 1, 3).flatten(1).float()

@@ -34,7 +34,9 @@ class Plan:
     t: Tensor
     rows: Tensor
 
-    timesteps: list[int] = field(init=False, repr=False)  # the same numbers, for a host that puts batches together
+    timesteps: list[int] = field(
+        init=False, repr=False
+    )  # the same numbers, for a host that puts batches together
     numbers: list[list[float]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +80,14 @@ def compile_plan(
     """The plan of a job. Raises ValueError for steps outside 1..T, for an unknown sampler and for what `ddpm` refuses."""
     tau = linspace_grid(steps, schedule.T)
     if sampler == "ddpm":
-        return ddpm(schedule, tau, variance, prediction=prediction, clip=clip, residual_variance=residual_variance)
+        return ddpm(
+            schedule,
+            tau,
+            variance,
+            prediction=prediction,
+            clip=clip,
+            residual_variance=residual_variance,
+        )
     if sampler == "ddim":
         return ddim(schedule, tau, eta, prediction=prediction, clip=clip)
     if sampler != "dpmpp_2m":
@@ -103,14 +112,26 @@ def ddpm(
     """
     process = schedule.respaced(tau)
     posterior = Posterior(process)
-    sigma2 = reverse_variance(process, variance, None if residual_variance is None else residual_variance[tau])
+    sigma2 = reverse_variance(
+        process, variance, None if residual_variance is None else residual_variance[tau]
+    )
     sigma = sigma2.sqrt()
     if clip and variance == "analytic":
         sigma[1:2] = sigma[1:2].minimum(posterior.variance[1:2].sqrt().clamp(min=_VISIBLE))
-    return _plan(Grid.of(schedule, tau), prediction, clip, posterior.of_x_0, posterior.of_x_t, torch.zeros_like(sigma), sigma)
+    return _plan(
+        Grid.of(schedule, tau),
+        prediction,
+        clip,
+        posterior.of_x_0,
+        posterior.of_x_t,
+        torch.zeros_like(sigma),
+        sigma,
+    )
 
 
-def reverse_variance(process: Schedule, variance: Variance, residual_variance: Tensor | None = None) -> Tensor:
+def reverse_variance(
+    process: Schedule, variance: Variance, residual_variance: Tensor | None = None
+) -> Tensor:
     """sigma_t^2 of p(x_{t-1} | x_t), float64 (T,) as the process has timesteps.
 
     The analytic one is beta_tilde plus a^2 times `residual_variance` (T,), the mean over pixels of Var(x_0 | x_t): what
@@ -122,11 +143,20 @@ def reverse_variance(process: Schedule, variance: Variance, residual_variance: T
     if variance == "fixed_small":
         return posterior.variance
     if residual_variance is None:
-        raise ValueError("the analytic variance needs residual_variance, shape (T,); estimate it on training data")
+        raise ValueError(
+            "the analytic variance needs residual_variance, shape (T,); estimate it on training data"
+        )
     return posterior.variance + posterior.of_x_0.square() * residual_variance
 
 
-def ddim(schedule: Schedule, tau: Tensor, eta: float, *, prediction: Prediction = "epsilon", clip: bool = True) -> Plan:
+def ddim(
+    schedule: Schedule,
+    tau: Tensor,
+    eta: float,
+    *,
+    prediction: Prediction = "epsilon",
+    clip: bool = True,
+) -> Plan:
     """Song et al., 2021, Eq. 12: eta 0 is deterministic, eta 1 is DDPM with fixed_small."""
     g = Grid.of(schedule, tau)
     beta_tilde = (1 - g.alpha_bar_prev) / (1 - g.alpha_bar) * (1 - g.alpha_bar / g.alpha_bar_prev)
@@ -136,20 +166,34 @@ def ddim(schedule: Schedule, tau: Tensor, eta: float, *, prediction: Prediction 
     return _plan(g, prediction, clip, a, b, torch.zeros_like(a), eta * beta_tilde.sqrt())
 
 
-def dpmpp_2m(schedule: Schedule, tau: Tensor, *, prediction: Prediction = "epsilon", clip: bool = True) -> Plan:
+def dpmpp_2m(
+    schedule: Schedule, tau: Tensor, *, prediction: Prediction = "epsilon", clip: bool = True
+) -> Plan:
     """DPM-Solver++(2M), Lu et al., 2022, Algorithm 2. First order at the first step, and at the last, which ends at noise 0."""
     g = Grid.of(schedule, tau)
     log_snr = (g.alpha_bar / (1 - g.alpha_bar)).log() / 2
-    h = torch.cat([torch.full((1,), math.inf, dtype=torch.float64), log_snr.diff().neg()])  # row i goes from tau_i to tau_{i-1}
+    h = torch.cat(
+        [torch.full((1,), math.inf, dtype=torch.float64), log_snr.diff().neg()]
+    )  # row i goes from tau_i to tau_{i-1}
     b = ((1 - g.alpha_bar_prev) / (1 - g.alpha_bar)).sqrt()
     first_order = g.alpha_bar_prev.sqrt() - b * g.alpha_bar.sqrt()
     # D = (1 + 1/2r) x_0_hat - 1/2r x_0_hat_previous, with r = h_previous / h and the previous row at tau_{i+1}
     half_over_r = torch.zeros_like(b)
     half_over_r[1:-1] = h[1:-1] / h[2:] / 2
-    return _plan(g, prediction, clip, first_order * (1 + half_over_r), b, -first_order * half_over_r, torch.zeros_like(b))
+    return _plan(
+        g,
+        prediction,
+        clip,
+        first_order * (1 + half_over_r),
+        b,
+        -first_order * half_over_r,
+        torch.zeros_like(b),
+    )
 
 
-def _plan(g: Grid, prediction: Prediction, clip: bool, a: Tensor, b: Tensor, d: Tensor, s: Tensor) -> Plan:
+def _plan(
+    g: Grid, prediction: Prediction, clip: bool, a: Tensor, b: Tensor, d: Tensor, s: Tensor
+) -> Plan:
     """Columns over increasing tau -> rows in the order of execution. The last row gives x_0_hat exactly, without noise."""
     p, q = x_0_from(prediction, g.alpha_bar)
     bound = torch.full_like(p, 1.0 if clip else math.inf)

@@ -34,7 +34,9 @@ def chain(
 
     x = z(0) if start is None else start
     previous = torch.zeros_like(x)
-    for k, (t, (p, q, bound, a, b, d, s)) in enumerate(zip(plan.t.to(device), plan.rows.to(device), strict=True)):
+    for k, (t, (p, q, bound, a, b, d, s)) in enumerate(
+        zip(plan.t.to(device), plan.rows.to(device), strict=True)
+    ):
         x_0_hat = (p * x + q * net(x, t.expand(len(x)))).clamp(-bound, bound)
         x = a * x_0_hat + b * x + d * previous + s * z(k + 1)
         previous = x_0_hat
@@ -43,7 +45,12 @@ def chain(
 
 @torch.inference_mode()
 def sample(
-    net: Network, plan: Plan, seed: int, indices: Sequence[int], shape: tuple[int, int, int], device: torch.device | str = "cpu"
+    net: Network,
+    plan: Plan,
+    seed: int,
+    indices: Sequence[int],
+    shape: tuple[int, int, int],
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """The finished images, float32 of (B, C, H, W)."""
     for x, _ in chain(net, plan, seed, indices, shape, device):

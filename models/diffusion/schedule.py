@@ -24,12 +24,18 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.beta.dtype != torch.float64 or self.beta.ndim != 1:
-            raise ValueError(f"beta is {self.beta.dtype} of shape {tuple(self.beta.shape)}; give float64 of shape (T,)")
+            raise ValueError(
+                f"beta is {self.beta.dtype} of shape {tuple(self.beta.shape)}; give float64 of shape (T,)"
+            )
         if not bool(((self.beta > 0) & (self.beta < 1)).all()):
-            raise ValueError(f"beta reaches from {self.beta.min():g} to {self.beta.max():g}; keep it inside (0, 1)")
+            raise ValueError(
+                f"beta reaches from {self.beta.min():g} to {self.beta.max():g}; keep it inside (0, 1)"
+            )
 
     @classmethod
-    def linear(cls, T: int = LINEAR_T, start: float = LINEAR_START, end: float = LINEAR_END) -> Schedule:
+    def linear(
+        cls, T: int = LINEAR_T, start: float = LINEAR_START, end: float = LINEAR_END
+    ) -> Schedule:
         """Constants increasing linearly from `start` to `end` (section 4 of the paper)."""
         return cls(torch.linspace(start, end, T, dtype=torch.float64))
 
@@ -62,7 +68,9 @@ class Schedule:
     @property
     def can_be_reversed(self) -> bool:
         """Whether alpha_bar falls at every timestep, and is above 0 at the last, in float32 too: else x_0_hat is not finite."""
-        return bool((self.alpha_bar < self.alpha_bar_prev).all()) and bool(self.alpha_bar[-1].float() > 0)
+        return bool((self.alpha_bar < self.alpha_bar_prev).all()) and bool(
+            self.alpha_bar[-1].float() > 0
+        )
 
     def respaced(self, timesteps: Tensor) -> Schedule:
         """The process that visits only `timesteps` (increasing, shape (K,)): beta'_i = 1 - ab_i / ab_{i-1}.
@@ -92,7 +100,9 @@ def linspace_grid(steps: int, T: int) -> Tensor:
     By numpy as in diffusers: at 173 of the K up to 1000 a timestep lies halfway, and torch.linspace rounds it to another side.
     """
     if not 1 <= steps <= T:
-        raise ValueError(f"steps={steps} does not fit the {T} timesteps of the schedule; use 1 to {T}")
+        raise ValueError(
+            f"steps={steps} does not fit the {T} timesteps of the schedule; use 1 to {T}"
+        )
     if steps == 1:
         return torch.tensor([T - 1])
     return torch.from_numpy(np.linspace(0, T - 1, steps).round().astype(np.int64))

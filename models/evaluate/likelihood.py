@@ -39,7 +39,9 @@ class Terms:
     @classmethod
     def joined(cls, parts: Sequence[Terms]) -> Terms:
         """Of the pictures of all parts."""
-        columns = zip(*((part.squared_error, part.prior, part.decoder) for part in parts), strict=True)
+        columns = zip(
+            *((part.squared_error, part.prior, part.decoder) for part in parts), strict=True
+        )
         return cls(*(torch.cat(column) for column in columns))
 
     def __len__(self) -> int:
@@ -94,7 +96,13 @@ class Evaluation:
         self._tables = tables.float().to(self.device)
 
     @torch.inference_mode()
-    def terms(self, pixels: Tensor, seed: int, indices: Sequence[int], stepped: Callable[[], object] = lambda: None) -> Terms:
+    def terms(
+        self,
+        pixels: Tensor,
+        seed: int,
+        indices: Sequence[int],
+        stepped: Callable[[], object] = lambda: None,
+    ) -> Terms:
         """Of pictures `indices`, uint8 (B, C, H, W). `stepped` is called after each timestep.
 
         Picture i has the noise of image i of `seed`, whatever the batch. Raises FloatingPointError where the network's output
@@ -105,28 +113,45 @@ class Evaluation:
         index = torch.tensor(indices, device=self.device)
         errors, decoder = [], torch.empty(0)
         for k, t in enumerate(self.tau.to(self.device)):
-            eps = normal(torch.full_like(index, seed), index, t.expand_as(index) + 1, (channels, height, width))
+            eps = normal(
+                torch.full_like(index, seed),
+                index,
+                t.expand_as(index) + 1,
+                (channels, height, width),
+            )
             x_0_hat = self._x_0_hat(x_0, k, t, eps)
             errors.append(_per_dimension((x_0_hat.double() - x_0.double()).square()).cpu())
             if k == 0:
-                decoder = decoder_bits(pixels, x_0_hat.double().cpu(), math.sqrt(Posterior(self.process).variance[1]))
+                decoder = decoder_bits(
+                    pixels, x_0_hat.double().cpu(), math.sqrt(Posterior(self.process).variance[1])
+                )
             stepped()
-        return Terms(torch.stack(errors, dim=1), prior_bits(self.process, x_0.double().cpu()), decoder)
+        return Terms(
+            torch.stack(errors, dim=1), prior_bits(self.process, x_0.double().cpu()), decoder
+        )
 
     def likelihood(self, terms: Terms, variance: Variance) -> Likelihood:
         rate = terms.prior + self._transitions(terms, variance).sum(1)
         bits = rate + terms.decoder
         error = float(bits.std() / math.sqrt(len(bits))) if len(bits) > 1 else None
-        return Likelihood(float(bits.mean()), error, float(rate.mean()), float(terms.decoder.mean()))
+        return Likelihood(
+            float(bits.mean()), error, float(rate.mean()), float(terms.decoder.mean())
+        )
 
     def coding(self, terms: Terms, variance: Variance) -> Coding:
         transitions = self._transitions(terms, variance).mean(0)
-        sent = terms.prior.mean() + torch.cat([torch.zeros(1, dtype=torch.float64), transitions.flip(0).cumsum(0)])
+        sent = terms.prior.mean() + torch.cat(
+            [torch.zeros(1, dtype=torch.float64), transitions.flip(0).cumsum(0)]
+        )
         rmse = terms.squared_error.mean(0).sqrt() * 127.5
         return Coding(variance, self.tau.flip(0).tolist(), sent.tolist(), rmse.flip(0).tolist())
 
     def _transitions(self, terms: Terms, variance: Variance) -> Tensor:
-        unknown = terms.squared_error.mean(0) if self._residual_variance is None else self._residual_variance
+        unknown = (
+            terms.squared_error.mean(0)
+            if self._residual_variance is None
+            else self._residual_variance
+        )
         sigma2 = reverse_variance(self.process, variance, unknown)
         return transition_bits(self.process, sigma2, terms.squared_error)
 
@@ -136,7 +161,9 @@ class Evaluation:
         x_t = signal * x_0 + noise * eps
         out = self.net(x_t, t.expand(len(x_t)))
         if not out.isfinite().all():  # clipping would hide it
-            raise FloatingPointError(f"at t={int(t)} the network gives what is not finite; its weights are damaged or diverged")
+            raise FloatingPointError(
+                f"at t={int(t)} the network gives what is not finite; its weights are damaged or diverged"
+            )
         x_0_hat: Tensor = (p * x_t + q * out).clamp(-1, 1)
         return x_0_hat
 
@@ -167,7 +194,9 @@ def decoder_bits(pixels: Tensor, mean: Tensor, sigma: float) -> Tensor:
     centre = pixels.double() / 127.5 - 1
     low = torch.where(pixels == 0, -math.inf, (centre - _HALF_BIN - mean) / sigma)
     high = torch.where(pixels == 255, math.inf, (centre + _HALF_BIN - mean) / sigma)
-    mirrored = low + high > 0  # to the lower tail, where logarithms of the distribution function are exact
+    mirrored = (
+        low + high > 0
+    )  # to the lower tail, where logarithms of the distribution function are exact
     low, high = torch.where(mirrored, -high, low), torch.where(mirrored, -low, high)
     log_high = torch.special.log_ndtr(high)
     log_p = log_high + (-torch.expm1(torch.special.log_ndtr(low) - log_high)).log()

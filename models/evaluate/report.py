@@ -25,13 +25,24 @@ def check_replaces(folder: Path, about: Mapping[str, Any]) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        raise ValueError(f"{path} is there, and cannot be read as an evaluation; {remedy}") from None
+        raise ValueError(
+            f"{path} is there, and cannot be read as an evaluation; {remedy}"
+        ) from None
     for key, value in of.items():
-        if value != about[key] and not (key == "images" and value < about[key]):  # fewer: the same, ended early
-            raise ValueError(f"{path} is an evaluation with {key}={value}, this one has {key}={about[key]}; {remedy}")
+        if value != about[key] and not (
+            key == "images" and value < about[key]
+        ):  # fewer: the same, ended early
+            raise ValueError(
+                f"{path} is an evaluation with {key}={value}, this one has {key}={about[key]}; {remedy}"
+            )
 
 
-def write(folder: Path, about: Mapping[str, Any], likelihoods: Mapping[Variance, Likelihood], coding: Coding) -> None:
+def write(
+    folder: Path,
+    about: Mapping[str, Any],
+    likelihoods: Mapping[Variance, Likelihood],
+    coding: Coding,
+) -> None:
     """<folder>/likelihood.json with all of it, and <folder>/coding.png. The folder is there."""
     found = {
         **about,

@@ -25,7 +25,9 @@ class Pointwise(nn.Conv2d):
         super().__init__(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
+        return F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(
+            0, 3, 1, 2
+        )
 
 
 class NormSiLU(nn.GroupNorm):
@@ -72,7 +74,8 @@ class Attention(nn.Module):
         B, C, H, W = x.shape
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         q, k, v = (
-            to(tokens).view(B, H * W, self.heads, C // self.heads).transpose(1, 2) for to in (self.to_q, self.to_k, self.to_v)
+            to(tokens).view(B, H * W, self.heads, C // self.heads).transpose(1, 2)
+            for to in (self.to_q, self.to_k, self.to_v)
         )
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, H * W, C)
         return x + self.to_out[0](mixed).transpose(1, 2).reshape(B, C, H, W)
@@ -115,9 +118,15 @@ class Level(nn.Module):
 
 
 class DownLevel(Level):
-    def __init__(self, widths: list[tuple[int, int]], attention: bool, cfg: UNetConfig, last: bool) -> None:
+    def __init__(
+        self, widths: list[tuple[int, int]], attention: bool, cfg: UNetConfig, last: bool
+    ) -> None:
         super().__init__(widths, attention, cfg)
-        self.downsamplers = nn.ModuleList() if last else nn.ModuleList([Downsample(widths[-1][1], cfg.downsample_padding)])
+        self.downsamplers = (
+            nn.ModuleList()
+            if last
+            else nn.ModuleList([Downsample(widths[-1][1], cfg.downsample_padding)])
+        )
 
     def forward(self, x: Tensor, skips: list[Tensor], features: Tensor) -> Tensor:
         for j in range(len(self.resnets)):
@@ -130,7 +139,9 @@ class DownLevel(Level):
 
 
 class UpLevel(Level):
-    def __init__(self, widths: list[tuple[int, int]], attention: bool, cfg: UNetConfig, last: bool) -> None:
+    def __init__(
+        self, widths: list[tuple[int, int]], attention: bool, cfg: UNetConfig, last: bool
+    ) -> None:
         super().__init__(widths, attention, cfg)
         self.upsamplers = nn.ModuleList() if last else nn.ModuleList([Upsample(widths[-1][1])])
 
@@ -169,9 +180,15 @@ class TimeEmbedding(nn.Module):
     def sinusoid(self, t: Tensor) -> Tensor:
         half = self.cfg.block_out_channels[0] // 2
         # in this order of operations: any other is off by 6e-5 from diffusers at t near 1000, where the angles are large
-        exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - self.cfg.freq_shift)
+        exponent = (
+            -math.log(10000)
+            * torch.arange(half, dtype=torch.float32, device=t.device)
+            / (half - self.cfg.freq_shift)
+        )
         angle = t[:, None].float() * torch.exp(exponent)
-        parts = (angle.cos(), angle.sin()) if self.cfg.flip_sin_to_cos else (angle.sin(), angle.cos())
+        parts = (
+            (angle.cos(), angle.sin()) if self.cfg.flip_sin_to_cos else (angle.sin(), angle.cos())
+        )
         return torch.cat(parts, dim=1)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -204,7 +221,9 @@ class UNet(nn.Module):
             for _ in range(cfg.layers_per_block + 1):
                 pairs.append((c + skips.pop(), width))
                 c = width
-            self.up_blocks.append(UpLevel(pairs, cfg.up_attention[i], cfg, last=i == len(widths) - 1))
+            self.up_blocks.append(
+                UpLevel(pairs, cfg.up_attention[i], cfg, last=i == len(widths) - 1)
+            )
         self.conv_norm_out = NormSiLU(cfg.norm_num_groups, widths[0], eps=cfg.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], cfg.out_channels, 3, padding=1)
         self._lay_out_time_features()

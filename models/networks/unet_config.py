@@ -26,7 +26,11 @@ _FIXED: dict[str, Any] = {
 }
 _DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}
 _UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
-_LARGEST = {"sample_size": 2048, "layers_per_block": 64, "norm_num_groups": 8192}  # far beyond what anybody trains on pixels
+_LARGEST = {
+    "sample_size": 2048,
+    "layers_per_block": 64,
+    "norm_num_groups": 8192,
+}  # far beyond what anybody trains on pixels
 _WIDEST, _DEEPEST = 8192, 12
 
 
@@ -43,8 +47,18 @@ class UNetConfig:
     out_channels: int = 3
     block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
     layers_per_block: int = 2
-    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
-    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    down_block_types: tuple[str, ...] = (
+        "DownBlock2D",
+        "AttnDownBlock2D",
+        "AttnDownBlock2D",
+        "AttnDownBlock2D",
+    )
+    up_block_types: tuple[str, ...] = (
+        "AttnUpBlock2D",
+        "AttnUpBlock2D",
+        "AttnUpBlock2D",
+        "UpBlock2D",
+    )
     attention_head_dim: int | None = 8
     downsample_padding: int = 1
     flip_sin_to_cos: bool = True
@@ -60,18 +74,26 @@ class UNetConfig:
                 raise UnsupportedConfig(f"{name}={getattr(self, name)}; give 1 to {largest}")
         levels = len(self.block_out_channels)
         if not 1 <= levels <= _DEEPEST:
-            raise UnsupportedConfig(f"block_out_channels holds {levels} widths; give 1 to {_DEEPEST}")
+            raise UnsupportedConfig(
+                f"block_out_channels holds {levels} widths; give 1 to {_DEEPEST}"
+            )
         for width in self.block_out_channels:
             if not 1 <= width <= _WIDEST:
-                raise UnsupportedConfig(f"block_out_channels holds {width}; give 1 to {_WIDEST} channels")
+                raise UnsupportedConfig(
+                    f"block_out_channels holds {width}; give 1 to {_WIDEST} channels"
+                )
         self._check_numbers()
         for name, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
             blocks = getattr(self, name)
             if len(blocks) != levels:
-                raise UnsupportedConfig(f"{name} names {len(blocks)} levels, block_out_channels {levels}; give one each")
+                raise UnsupportedConfig(
+                    f"{name} names {len(blocks)} levels, block_out_channels {levels}; give one each"
+                )
             for block in blocks:
                 if block not in known:
-                    raise UnsupportedConfig(f"{name} holds {block!r}; this U-Net has {', '.join(known)}")
+                    raise UnsupportedConfig(
+                        f"{name} holds {block!r}; this U-Net has {', '.join(known)}"
+                    )
         if self.sample_size % 2 ** (levels - 1):
             raise UnsupportedConfig(
                 f"sample_size={self.sample_size} cannot be halved {levels - 1} times; use a multiple of {2 ** (levels - 1)}"
@@ -81,25 +103,37 @@ class UNetConfig:
                 f"out_channels={self.out_channels} differs from in_channels={self.in_channels}; learned variances are unsupported"
             )
         if self.in_channels not in (1, 3):
-            raise UnsupportedConfig(f"in_channels={self.in_channels} make no picture; only 1 (grey) and 3 (RGB) are supported")
+            raise UnsupportedConfig(
+                f"in_channels={self.in_channels} make no picture; only 1 (grey) and 3 (RGB) are supported"
+            )
         for width in self.block_out_channels:
             if width % self.norm_num_groups:
-                raise UnsupportedConfig(f"norm_num_groups={self.norm_num_groups} does not divide {width} channels")
+                raise UnsupportedConfig(
+                    f"norm_num_groups={self.norm_num_groups} does not divide {width} channels"
+                )
         for width in self._attending_widths():
-            if self.attention_head_dim is not None and (self.attention_head_dim < 1 or width % self.attention_head_dim):
-                raise UnsupportedConfig(f"attention_head_dim={self.attention_head_dim} does not divide {width} channels")
+            if self.attention_head_dim is not None and (
+                self.attention_head_dim < 1 or width % self.attention_head_dim
+            ):
+                raise UnsupportedConfig(
+                    f"attention_head_dim={self.attention_head_dim} does not divide {width} channels"
+                )
 
     def _check_numbers(self) -> None:
         """What would make a network that does not run, or whose output is NaN."""
         half = self.block_out_channels[0] // 2
         if self.block_out_channels[0] % 2:
-            raise UnsupportedConfig(f"block_out_channels begins with {self.block_out_channels[0]}; give an even number")
+            raise UnsupportedConfig(
+                f"block_out_channels begins with {self.block_out_channels[0]}; give an even number"
+            )
         if not 0 <= self.freq_shift < half:
             raise UnsupportedConfig(
                 f"freq_shift={self.freq_shift} does not fit the {half} frequencies of t; give 0 to {half - 1}"
             )
         if self.downsample_padding not in (0, 1):
-            raise UnsupportedConfig(f"downsample_padding={self.downsample_padding} is not supported; only 0 and 1 are")
+            raise UnsupportedConfig(
+                f"downsample_padding={self.downsample_padding} is not supported; only 0 and 1 are"
+            )
         if not 0 <= self.dropout < 1:
             raise UnsupportedConfig(f"dropout={self.dropout}; give 0 or more, and less than 1")
         if not 1e-12 <= self.norm_eps <= 1:
@@ -109,19 +143,27 @@ class UNetConfig:
     def from_diffusers(cls, config: Mapping[str, Any]) -> UNetConfig:
         """Read config.json. Raises UnsupportedConfig with the key, its value and what is supported."""
         if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
-            raise UnsupportedConfig(f"_class_name={config['_class_name']!r}; this loader reads UNet2DModel")
+            raise UnsupportedConfig(
+                f"_class_name={config['_class_name']!r}; this loader reads UNet2DModel"
+            )
         known = {f.name for f in fields(cls)}
         for key, value in config.items():
             if key.startswith("_") or key in known:
                 continue
             if key not in _FIXED:
-                raise UnsupportedConfig(f"unknown key {key}={value!r}; remove it or convert the checkpoint")
+                raise UnsupportedConfig(
+                    f"unknown key {key}={value!r}; remove it or convert the checkpoint"
+                )
             if value != _FIXED[key]:
-                raise UnsupportedConfig(f"{key}={value!r} is not supported; only {_FIXED[key]!r} is")
+                raise UnsupportedConfig(
+                    f"{key}={value!r} is not supported; only {_FIXED[key]!r} is"
+                )
         size = config.get("sample_size")
         if isinstance(size, list | tuple) and size:
             if any(side != size[0] for side in size):
-                raise UnsupportedConfig(f"sample_size={list(size)} is not square; only square images are supported")
+                raise UnsupportedConfig(
+                    f"sample_size={list(size)} is not square; only square images are supported"
+                )
             size = size[0]
         if not isinstance(size, int):
             raise UnsupportedConfig(f"sample_size={size!r}; give the image's side in pixels")
@@ -132,7 +174,9 @@ class UNetConfig:
             fault = error.errors()[0]
             key = ".".join(map(str, fault["loc"]))
             raise UnsupportedConfig(
-                f"{key}={fault['input']!r}: {fault['msg']}" if key else fault["msg"].removeprefix("Value error, ")
+                f"{key}={fault['input']!r}: {fault['msg']}"
+                if key
+                else fault["msg"].removeprefix("Value error, ")
             ) from None
 
     def to_diffusers(self) -> dict[str, Any]:
@@ -150,8 +194,16 @@ class UNetConfig:
 
     def _attending_widths(self) -> set[int]:
         """Channels of every level that has attention; the middle has the last level's."""
-        down = {w for w, attends in zip(self.block_out_channels, self.down_attention, strict=True) if attends}
-        up = {w for w, attends in zip(reversed(self.block_out_channels), self.up_attention, strict=True) if attends}
+        down = {
+            w
+            for w, attends in zip(self.block_out_channels, self.down_attention, strict=True)
+            if attends
+        }
+        up = {
+            w
+            for w, attends in zip(reversed(self.block_out_channels), self.up_attention, strict=True)
+            if attends
+        }
         return down | up | ({self.block_out_channels[-1]} if self.add_attention else set())
 
     @property

@@ -20,7 +20,9 @@ from torch import Tensor
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _IDX_UINT8 = 0x08
 # A run is known by its pictures' names, so none may go. What a file holds is found by its content, not by its suffix.
-_REMEDY_IN_A_FOLDER = "put an 8-bit PNG or JPEG in its place, under the same name, and run the same command again"
+_REMEDY_IN_A_FOLDER = (
+    "put an 8-bit PNG or JPEG in its place, under the same name, and run the same command again"
+)
 
 
 class BadData(ValueError):
@@ -83,13 +85,20 @@ class FolderImages:
         return read_picture(self.paths[index], self.size, self.channels, _REMEDY_IN_A_FOLDER)
 
 
-def read_picture(path: Path, size: int, channels: int, remedy: str = "give another, or save it anew as an 8-bit PNG") -> Tensor:
+def read_picture(
+    path: Path,
+    size: int,
+    channels: int,
+    remedy: str = "give another, or save it anew as an 8-bit PNG",
+) -> Tensor:
     """Upright, on white, centre-cropped and resized: uint8 (C, size, size). Raises BadData."""
     mode = "L" if channels == 1 else "RGB"
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
-            fitted = ImageOps.fit(_on_white(_eight_bit(upright)).convert(mode), (size, size), Image.Resampling.LANCZOS)
+            fitted = ImageOps.fit(
+                _on_white(_eight_bit(upright)).convert(mode), (size, size), Image.Resampling.LANCZOS
+            )
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadData(f"{path} cannot be read as an image ({error}); {remedy}") from None
     return _channels_first(np.asarray(fitted))
@@ -100,10 +109,14 @@ def open_images(path: Path, size: int, channels: int) -> Images:
     if path.is_dir():
         return FolderImages(path, size, channels)
     if not path.is_file():
-        raise BadData(f"{path} does not exist; for Fashion-MNIST install the Debian package dataset-fashion-mnist")
+        raise BadData(
+            f"{path} does not exist; for Fashion-MNIST install the Debian package dataset-fashion-mnist"
+        )
     pixels = _read_npz(path) if path.suffix == ".npz" else _read_idx(path)
     if pixels.shape[1:] != (channels, size, size):
-        raise BadData(f"{path} holds images of shape {tuple(pixels.shape[1:])}, the network takes {(channels, size, size)}")
+        raise BadData(
+            f"{path} holds images of shape {tuple(pixels.shape[1:])}, the network takes {(channels, size, size)}"
+        )
     if not len(pixels):
         raise BadData(f"{path} holds no images; give at least one")
     return ArrayImages(pixels)
@@ -116,12 +129,22 @@ def _read_idx(path: Path) -> Tensor:
             raw = file.read()
     except (OSError, EOFError, zlib.error) as error:
         raise BadData(f"{path} cannot be read ({error}); download it again") from None
-    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != _IDX_UINT8 or raw[3] not in (3, 4) or len(raw) < 4 + 4 * raw[3]:
-        raise BadData(f"{path} is not an IDX file of bytes with 3 or 4 dimensions; give images in IDX, npz or a folder")
+    if (
+        len(raw) < 4
+        or raw[:2] != b"\0\0"
+        or raw[2] != _IDX_UINT8
+        or raw[3] not in (3, 4)
+        or len(raw) < 4 + 4 * raw[3]
+    ):
+        raise BadData(
+            f"{path} is not an IDX file of bytes with 3 or 4 dimensions; give images in IDX, npz or a folder"
+        )
     shape = struct.unpack_from(f">{raw[3]}I", raw, 4)
     pixels = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
     if pixels.size != math.prod(shape):
-        raise BadData(f"{path} holds {pixels.size} bytes where its header promises {math.prod(shape)}; download it again")
+        raise BadData(
+            f"{path} holds {pixels.size} bytes where its header promises {math.prod(shape)}; download it again"
+        )
     return _batch_channels_first(pixels.reshape(shape))
 
 
@@ -130,10 +153,22 @@ def _read_npz(path: Path) -> Tensor:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             name = "images" if "images" in arrays else arrays.files[0]
             pixels = arrays[name]
-    except (OSError, EOFError, ValueError, IndexError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadData(f"{path} is not an npz of plain arrays ({error}); write it with numpy.savez") from None
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        IndexError,
+        TypeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise BadData(
+            f"{path} is not an npz of plain arrays ({error}); write it with numpy.savez"
+        ) from None
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
-        raise BadData(f"{path}: array {name!r} is {pixels.dtype} of shape {pixels.shape}; give uint8 (N, H, W) or (N, H, W, C)")
+        raise BadData(
+            f"{path}: array {name!r} is {pixels.dtype} of shape {pixels.shape}; give uint8 (N, H, W) or (N, H, W, C)"
+        )
     return _batch_channels_first(pixels)
 
 

@@ -23,4 +23,8 @@ class EMA:
     @torch.no_grad()
     def update(self, parameters: Mapping[str, Tensor], update: int) -> None:
         """Fold in the weights after update number `update` (0-based)."""
-        torch._foreach_lerp_(list(self.averages.values()), list(parameters.values()), 1 - decay_at(update, self.decay))
+        torch._foreach_lerp_(
+            list(self.averages.values()),
+            list(parameters.values()),
+            1 - decay_at(update, self.decay),
+        )

@@ -19,7 +19,11 @@ from models.train.trainer import Trainer
 
 def export(trainer: Trainer) -> Path:
     """Write <out>/<name>/ with the EMA weights as they are now; the folder is returned. Nobody sees it half-written."""
-    recipe, finished, staging = trainer.recipe, trainer.out / trainer.recipe.card.name, trainer.out / STAGING
+    recipe, finished, staging = (
+        trainer.recipe,
+        trainer.out / trainer.recipe.card.name,
+        trainer.out / STAGING,
+    )
     check_output(trainer.out, recipe.card.name, recipe.data.path)
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -59,7 +63,9 @@ def _is_there(finished: Path, folder: Path) -> bool:
     try:
         found, card = read_card(finished), read_card(folder)
         others = [path for path in _files(folder) if path.name != CARD]
-        same = all(sha256_of(finished / path.relative_to(folder)) == sha256_of(path) for path in others)
+        same = all(
+            sha256_of(finished / path.relative_to(folder)) == sha256_of(path) for path in others
+        )
     except (CatalogError, OSError):
         return False
     return same and found == card.model_copy(update={"provenance": found.provenance})

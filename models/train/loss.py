@@ -33,7 +33,10 @@ class Diffusion:
 
 
 def simple_loss(
-    net: Callable[[Tensor, Tensor], Tensor], diffusion: Diffusion, x_0: Tensor, prediction: Prediction = "epsilon"
+    net: Callable[[Tensor, Tensor], Tensor],
+    diffusion: Diffusion,
+    x_0: Tensor,
+    prediction: Prediction = "epsilon",
 ) -> Tensor:
     """Mean squared error over all dimensions at uniform t: one line of Algorithm 1. x_0 (B, C, H, W) in [-1, 1]; a scalar."""
     t = torch.randint(0, diffusion.T, (len(x_0),), device=x_0.device)

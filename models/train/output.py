@@ -24,20 +24,30 @@ def check_output(out: Path, name: str, data: Path) -> None:
     if out.exists() and not out.is_dir():
         raise BadOutput(f"{out} is a file; name a folder with --out")
     if name.endswith(_FILES):
-        raise BadOutput(f"card.name={name!r} may be a file of the run itself; give the model a name without {Path(name).suffix}")
+        raise BadOutput(
+            f"card.name={name!r} may be a file of the run itself; give the model a name without {Path(name).suffix}"
+        )
     if data.is_dir() and _within(out, data):
-        raise BadOutput(f"{out} lies in the data {data}, where the run's own pictures would be trained on; name another --out")
+        raise BadOutput(
+            f"{out} lies in the data {data}, where the run's own pictures would be trained on; name another --out"
+        )
     if any(_within(data, replaced) for replaced in (model, out / STAGING)):
-        raise BadOutput(f"{data} is the data, and lies where the run puts its model {name!r}; name another --out, or card.name")
+        raise BadOutput(
+            f"{data} is the data, and lies where the run puts its model {name!r}; name another --out, or card.name"
+        )
     if (model.exists() or model.is_symlink()) and not (model / CARD).is_file():
-        raise BadOutput(f"{model} is where the model goes, and holds no {CARD}; move what is there, or name another --out")
+        raise BadOutput(
+            f"{model} is where the model goes, and holds no {CARD}; move what is there, or name another --out"
+        )
 
 
 def make_output(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadOutput(f"{out} cannot be made ({error.strerror}); name another folder with --out") from None
+        raise BadOutput(
+            f"{out} cannot be made ({error.strerror}); name another folder with --out"
+        ) from None
 
 
 @contextmanager

@@ -24,7 +24,9 @@ class _Section(BaseModel):
 
 class DataSection(_Section):
     path: Path = Field(description="Image folder, IDX file (also .gz) or .npz")
-    horizontal_flip: bool = Field(default=True, description="Mirror half of the images, as the paper does for CIFAR10")
+    horizontal_flip: bool = Field(
+        default=True, description="Mirror half of the images, as the paper does for CIFAR10"
+    )
     name: str
     licence: str
 
@@ -63,16 +65,23 @@ class TrainingRecipe(_Section):
     @model_validator(mode="after")
     def _steps_exist(self) -> Self:
         """Here, not at the first save."""
-        wanted = {"training.sample_steps": self.training.sample_steps, "card.defaults.steps": self.card.defaults.steps}
+        wanted = {
+            "training.sample_steps": self.training.sample_steps,
+            "card.defaults.steps": self.card.defaults.steps,
+        }
         for key, steps in wanted.items():
             if steps > self.schedule.T:
-                raise ValueError(f"{key}={steps} is more than schedule.T={self.schedule.T}; give 1 to {self.schedule.T}")
+                raise ValueError(
+                    f"{key}={steps} is more than schedule.T={self.schedule.T}; give 1 to {self.schedule.T}"
+                )
         return self
 
     @model_validator(mode="after")
     def _leads_back(self) -> Self:
         if not schedule_of(self.schedule).can_be_reversed:
-            raise ValueError("schedule: its alpha_bar falls to 0 or not at every step; lower T or beta_end")
+            raise ValueError(
+                "schedule: its alpha_bar falls to 0 or not at every step; lower T or beta_end"
+            )
         return self
 
     @classmethod
@@ -81,13 +90,18 @@ class TrainingRecipe(_Section):
         try:
             return cls.model_validate(tomllib.loads(path.read_text()))
         except FileNotFoundError:
-            raise BadRecipe(f"{path} does not exist; the shipped recipes are in models/train/recipes/") from None
+            raise BadRecipe(
+                f"{path} does not exist; the shipped recipes are in models/train/recipes/"
+            ) from None
         except OSError as error:
             raise BadRecipe(f"{path} cannot be read ({error.strerror}); name a TOML file") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise BadRecipe(f"{path} is not TOML: {error}") from None
         except ValidationError as error:
-            faults = "; ".join(": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors())
+            faults = "; ".join(
+                ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"])))
+                for e in error.errors()
+            )
             raise BadRecipe(f"{path}: {faults}") from None
 
     def data_card(self, images: int) -> DataCard:

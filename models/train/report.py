@@ -23,11 +23,16 @@ def draw_loss(trainer: Trainer) -> Path:
     """<out>/loss.png: the mean loss between readings, and over ten readings, on logarithmic axes."""
     from matplotlib.figure import Figure  # the train extra; only drawing needs it
 
-    updates, losses = [u for u, _ in trainer.counters.losses], [loss for _, loss in trainer.counters.losses]
+    updates, losses = (
+        [u for u, _ in trainer.counters.losses],
+        [loss for _, loss in trainer.counters.losses],
+    )
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.loglog(updates, losses, color="0.8", label="between readings")
-    smooth = [sum(part) / len(part) for i in range(len(losses)) if (part := losses[max(0, i - 9) : i + 1])]
+    smooth = [
+        sum(part) / len(part) for i in range(len(losses)) if (part := losses[max(0, i - 9) : i + 1])
+    ]
     axes.loglog(updates, smooth, color="C0", label="mean of ten")
     axes.set(xlabel="updates", ylabel="L_simple", title=trainer.recipe.card.name)
     axes.legend()
@@ -40,7 +45,11 @@ def draw_loss(trainer: Trainer) -> Path:
 def draw_samples(trainer: Trainer, images: int = SHEET_IMAGES) -> Path:
     """<out>/samples-<update>.png: images of the averaged weights, always from the same noise."""
     recipe, cfg = trainer.recipe, trainer.recipe.network
-    plan = compile_plan(diffusers_format.schedule_of(recipe.schedule), recipe.training.sample_steps, prediction=recipe.prediction)
+    plan = compile_plan(
+        diffusers_format.schedule_of(recipe.schedule),
+        recipe.training.sample_steps,
+        prediction=recipe.prediction,
+    )
 
     def net(x: Tensor, t: Tensor) -> Tensor:
         with autocast(trainer.counters.precision, trainer.device):

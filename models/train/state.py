@@ -36,7 +36,9 @@ class Counters:
     losses: list[tuple[int, float]] = field(default_factory=list)
 
 
-def save_state(folder: Path, counters: Counters, net: UNet, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
+def save_state(
+    folder: Path, counters: Counters, net: UNet, ema: EMA, optimizer: torch.optim.Optimizer
+) -> None:
     """Raises BadOutput on a full disk; the state that was there before is there still."""
     tensors: dict[str, Tensor] = {f"net.{k}": v for k, v in net.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.averages.items()}
@@ -46,7 +48,9 @@ def save_state(folder: Path, counters: Counters, net: UNet, ema: EMA, optimizer:
     metadata = {"counters": json.dumps(asdict(counters))}
     try:
         with written(folder / FILE):
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata
+            )
             flush(partial)
             partial.replace(folder / FILE)
     finally:
@@ -62,7 +66,9 @@ def load_state(
         return None
     counters, tensors = _read(path)
     if counters.fingerprint != fingerprint:
-        raise BadState(f"{path} belongs to a run with another recipe; use another --out, or remove it to begin anew")
+        raise BadState(
+            f"{path} belongs to a run with another recipe; use another --out, or remove it to begin anew"
+        )
     if counters.data != data:
         raise BadState(
             f"{path} belongs to a run on other pictures than data.path has now; put those back, or begin anew in another --out"
@@ -75,8 +81,15 @@ def load_state(
         index, key = name.split(".")
         moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    for p, kept in optimizer.state.items():  # fused Adam wants them laid out as the parameter is; on the disk all is contiguous
-        kept.update({name: torch.empty_like(p).copy_(v) for name, v in kept.items() if v.shape == p.shape})
+    for (
+        p,
+        kept,
+    ) in (
+        optimizer.state.items()
+    ):  # fused Adam wants them laid out as the parameter is; on the disk all is contiguous
+        kept.update(
+            {name: torch.empty_like(p).copy_(v) for name, v in kept.items() if v.shape == p.shape}
+        )
     return counters
 
 
@@ -87,7 +100,9 @@ def _read(path: Path) -> tuple[Counters, dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         return Counters(**{**raw, "losses": [tuple(entry) for entry in raw["losses"]]}), tensors
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BadState(f"{path} cannot be read as the state of a run ({error}); restore it, or remove it to begin anew") from None
+        raise BadState(
+            f"{path} cannot be read as the state of a run ({error}); restore it, or remove it to begin anew"
+        ) from None
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -17,12 +17,23 @@ _PATIENCE_S = 1800.0
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the jobs and of what happens when")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=random.randrange(10**6),
+        help="of the jobs and of what happens when",
+    )
     parser.add_argument("--short", action="store_true", help="less work, as in CI")
     asked = parser.parse_args()
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    verdict = storm(asked.seed, SHORT if asked.short else FULL, _PATIENCE_S, folder, lambda text: _say(began, text))
+    verdict = storm(
+        asked.seed,
+        SHORT if asked.short else FULL,
+        _PATIENCE_S,
+        folder,
+        lambda text: _say(began, text),
+    )
     _say(began, f"over\n\n{verdict}")
     for fault in verdict.faults():
         _say(began, f"FAILED  {fault}")

@@ -45,16 +45,28 @@ class Actor:
         if self.process is not None and not self.alive:
             self.deaths.append(self.process.returncode)
             if len(self.deaths) == _MOST_DEATHS:
-                raise RuntimeError(f"{self.name} does not stay alive:\n{self.log.read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"{self.name} does not stay alive:\n{self.log.read_text()[-2000:]}"
+                )
             self._forget()
         if self.process is None and time.monotonic() >= self._start_at:
             self.start()
 
     def start(self) -> None:
-        leash = [sys.executable, "-P", die_with_parent.__file__, str(int(signal.SIGKILL)), str(os.getpid())]
+        leash = [
+            sys.executable,
+            "-P",
+            die_with_parent.__file__,
+            str(int(signal.SIGKILL)),
+            str(os.getpid()),
+        ]
         with self.log.open("ab") as log:
-            env = {name: value for name, value in os.environ.items() if not name.startswith("DDPM_")} | dict(self.env)
-            self.process = subprocess.Popen([*leash, *self.command], stdout=log, stderr=log, env=env, cwd=ROOT)
+            env = {
+                name: value for name, value in os.environ.items() if not name.startswith("DDPM_")
+            } | dict(self.env)
+            self.process = subprocess.Popen(
+                [*leash, *self.command], stdout=log, stderr=log, env=env, cwd=ROOT
+            )
 
     def kill(self) -> None:
         assert self.process is not None
@@ -121,12 +133,16 @@ class Fleet:
     def image_steps(self) -> int:
         return sum(worker.image_steps for worker in self.workers)
 
-    def tend_until(self, done: Callable[[], bool], within_s: float, turn: Callable[[], None] = lambda: None) -> None:
+    def tend_until(
+        self, done: Callable[[], bool], within_s: float, turn: Callable[[], None] = lambda: None
+    ) -> None:
         """Keep all alive. Raises TimeoutError."""
         deadline = time.monotonic() + within_s
         while not done():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not done after {within_s:g} s; the logs are in {self.store.folder}")
+                raise TimeoutError(
+                    f"not done after {within_s:g} s; the logs are in {self.store.folder}"
+                )
             for actor in self.all:
                 actor.tend()
             turn()

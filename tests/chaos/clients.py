@@ -50,7 +50,9 @@ class Clients:
                 continue
             if response.status_code not in _TRY_AGAIN:
                 return response.raise_for_status()
-            self._pause(str(response.status_code), float(response.headers.get("retry-after", _PAUSE_S)))
+            self._pause(
+                str(response.status_code), float(response.headers.get("retry-after", _PAUSE_S))
+            )
         raise RuntimeError("the storm was given up")
 
     def close(self) -> None:
@@ -59,10 +61,19 @@ class Clients:
         self._http.close()
 
     def _draw(self, body: dict[str, Any]) -> Outcome:
-        job = self.call("POST", "/v1/jobs", json=body, headers={"Idempotency-Key": uuid4().hex}).json()
+        job = self.call(
+            "POST", "/v1/jobs", json=body, headers={"Idempotency-Key": uuid4().hex}
+        ).json()
         while job["state"] in ("queued", "running"):
             job = self.call("GET", job["links"]["self"], params={"wait": 5}).json()
-        return Outcome(job, {image["index"]: self._png(image) for image in job["images"] if image["state"] == "finished"})
+        return Outcome(
+            job,
+            {
+                image["index"]: self._png(image)
+                for image in job["images"]
+                if image["state"] == "finished"
+            },
+        )
 
     def _png(self, image: dict[str, Any]) -> bytes:
         png = self.call("GET", image["url"]).content

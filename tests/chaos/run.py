@@ -18,14 +18,20 @@ from tests.chaos.storm import Storm
 from tests.chaos.verdict import Verdict
 from worker.jobs.shard_queue import LEASE_S
 
-_SETTLES_WITHIN_S = 3 * LEASE_S  # the leases of those that were killed last lapse, and the names of dead workers
+_SETTLES_WITHIN_S = (
+    3 * LEASE_S
+)  # the leases of those that were killed last lapse, and the names of dead workers
 
 
-def storm(seed: int, size: Size, patience_s: float, folder: Path, say: Callable[[str], None]) -> Verdict:
+def storm(
+    seed: int, size: Size, patience_s: float, folder: Path, say: Callable[[str], None]
+) -> Verdict:
     """Raises TimeoutError where jobs do not end within `patience_s`. `folder`'s path must be short: a socket lies in it."""
     dice = Random(seed)
     bodies = draw_jobs(dice, size)
-    say(f"seed {seed}: {len(bodies)} jobs of {image_steps(bodies)} image-steps; the logs are in {folder}")
+    say(
+        f"seed {seed}: {len(bodies)} jobs of {image_steps(bodies)} image-steps; the logs are in {folder}"
+    )
     with on_stage(folder, sorted({body["model"] for body in bodies}), patience_s, say) as stage:
         undisturbed, peace_s = _in_peace(stage, bodies)
         peaceful = stage.fleet.image_steps
@@ -56,7 +62,9 @@ def _in_peace(stage: Stage, bodies: Sequence[dict[str, Any]]) -> tuple[list[Outc
     return outcomes, time.monotonic() - began
 
 
-def _in_storm(stage: Stage, bodies: Sequence[dict[str, Any]], dice: Random) -> tuple[list[Outcome], float, Storm]:
+def _in_storm(
+    stage: Stage, bodies: Sequence[dict[str, Any]], dice: Random
+) -> tuple[list[Outcome], float, Storm]:
     began = time.monotonic()
     drawn = stage.clients.draw(bodies)
     weather = Storm(stage.fleet, dice, lambda: _share_ended(drawn), stage.say)

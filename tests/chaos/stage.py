@@ -55,7 +55,9 @@ def on_stage(
             fleet.end()
 
 
-def _fleet(folder: Path, models: Iterable[str], socket_path: Path, ports: Sequence[int], workers: int) -> Fleet:
+def _fleet(
+    folder: Path, models: Iterable[str], socket_path: Path, ports: Sequence[int], workers: int
+) -> Fleet:
     """As `ddpm up` runs them: the same server with the same settings."""
     for name in ("valkey", "models"):
         (folder / name).mkdir()
@@ -71,7 +73,10 @@ def _fleet(folder: Path, models: Iterable[str], socket_path: Path, ports: Sequen
     api = [sys.executable, "-m", "cli", "api", "--port"]
     return Fleet(
         Actor("valkey", store, {}, folder),
-        [Actor(f"api-{number}", [*api, str(port)], env, folder) for number, port in enumerate(ports)],
+        [
+            Actor(f"api-{number}", [*api, str(port)], env, folder)
+            for number, port in enumerate(ports)
+        ],
         [CountedWorker(f"worker-{number}", [], env, folder) for number in range(workers)],
     )
 

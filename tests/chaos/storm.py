@@ -14,14 +14,26 @@ PAUSE_S = LEASE_S + 4
 _BETWEEN_KILLS_S = (3.0, 6.0)
 
 # Share of the jobs that have ended -> what happens then. By work and not by the clock: it is to happen on any machine, amid work.
-_PLAN = ((0.1, "pause"), (0.2, "kill store"), (0.3, "kill api"), (0.5, "kill store"), (0.6, "kill api"))
+_PLAN = (
+    (0.1, "pause"),
+    (0.2, "kill store"),
+    (0.3, "kill api"),
+    (0.5, "kill store"),
+    (0.6, "kill api"),
+)
 PLANNED = Counter(what for _, what in _PLAN)
 
 
 class Storm:
     """`turn` is called many times a second. What has happened is counted in `happened`, and told to `say`."""
 
-    def __init__(self, fleet: Fleet, random: Random, share_ended: Callable[[], float], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        random: Random,
+        share_ended: Callable[[], float],
+        say: Callable[[str], None],
+    ) -> None:
         self._fleet, self._random, self._share_ended, self._say = fleet, random, share_ended, say
         self.happened: Counter[str] = Counter()
         self._plan = list(_PLAN)
@@ -30,7 +42,11 @@ class Storm:
 
     def turn(self) -> None:
         now = time.monotonic()
-        if self._plan and self._share_ended() >= self._plan[0][0] and self._happens(self._plan[0][1]):
+        if (
+            self._plan
+            and self._share_ended() >= self._plan[0][0]
+            and self._happens(self._plan[0][1])
+        ):
             self._plan.pop(0)
         if now >= self._next_kill:
             self._kill_any_worker()
@@ -61,7 +77,9 @@ class Storm:
 
     def _kill_any_worker(self) -> None:
         """Spares one that has computed nothing yet: on a slow machine none would live long enough to do any work."""
-        worker = self._random.choice([worker for worker in self._fleet.workers if not worker.stopped])
+        worker = self._random.choice(
+            [worker for worker in self._fleet.workers if not worker.stopped]
+        )
         if worker.at_work:
             self._kill(worker, "kill worker")
 

@@ -17,7 +17,9 @@ SEED = 4
 @pytest.mark.redis
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # a minute on two idle cores
-@pytest.mark.skipif(sys.platform != "linux", reason="the processes are tethered to this one by the kernel")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the processes are tethered to this one by the kernel"
+)
 def test_every_job_outlives_a_storm_with_the_same_bytes() -> None:
     told: list[str] = []
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:

@@ -32,7 +32,11 @@ class Verdict:
 
     @property
     def unfinished(self) -> list[str]:
-        return [f"{o.job['id']}: {o.job['state']} {o.job['error'] or ''}" for o in self.stormy if o.job["state"] != "finished"]
+        return [
+            f"{o.job['id']}: {o.job['state']} {o.job['error'] or ''}"
+            for o in self.stormy
+            if o.job["state"] != "finished"
+        ]
 
     @property
     def images(self) -> int:
@@ -42,7 +46,11 @@ class Verdict:
     def differing(self) -> int:
         """Images that the storm changed or lost."""
         pairs = zip(self.undisturbed, self.stormy, strict=True)
-        return sum(after.pngs.get(index) != png for before, after in pairs for index, png in before.pngs.items())
+        return sum(
+            after.pngs.get(index) != png
+            for before, after in pairs
+            for index, png in before.pngs.items()
+        )
 
     @property
     def twice(self) -> float:
@@ -51,8 +59,10 @@ class Verdict:
     def faults(self) -> list[str]:
         """Promises that were not kept, with what shows it."""
         promises = {
-            f"{len(self.stormy)} jobs are fewer than {JOBS_AT_LEAST}": len(self.stormy) >= JOBS_AT_LEAST,
-            f"the peaceful run computed {self.peaceful} image-steps, not {self.needed}": self.peaceful == self.needed,
+            f"{len(self.stormy)} jobs are fewer than {JOBS_AT_LEAST}": len(self.stormy)
+            >= JOBS_AT_LEAST,
+            f"the peaceful run computed {self.peaceful} image-steps, not {self.needed}": self.peaceful
+            == self.needed,
             f"jobs that did not finish: {self.unfinished}": not self.unfinished,
             f"{self.differing} images differ": not self.differing,
             f"{self.twice:.1%} of the image-steps were computed twice": self.twice <= TWICE_AT_MOST,

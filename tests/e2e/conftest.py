@@ -41,13 +41,20 @@ class Service:
         return self.http.get(f"/v1/jobs/{job}").json()
 
     def finished(self, job: str, within_s: float = 60) -> dict[str, Any]:
-        eventually(lambda: self.job(job)["state"] not in ("queued", "running"), within_s, f"job {job} has ended")
+        eventually(
+            lambda: self.job(job)["state"] not in ("queued", "running"),
+            within_s,
+            f"job {job} has ended",
+        )
         ended = self.job(job)
         assert ended["state"] == "finished", ended
         return ended
 
     def pngs(self, job: str) -> dict[int, bytes]:
-        return {image["index"]: self.http.get(image["url"]).content for image in self.finished(job)["images"]}
+        return {
+            image["index"]: self.http.get(image["url"]).content
+            for image in self.finished(job)["images"]
+        }
 
     def add_worker(self, module: str = "cli") -> WorkerProcess:
         log = self.logs / f"worker-{len(self.workers)}.log"
@@ -109,8 +116,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """What the workers said goes with a failure."""
     report = yield
     if report.failed:
-        for running in (value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Service)):
-            report.sections += [(worker.log.name, worker.log.read_text()[-4000:]) for worker in running.workers]
+        for running in (
+            value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Service)
+        ):
+            report.sections += [
+                (worker.log.name, worker.log.read_text()[-4000:]) for worker in running.workers
+            ]
     return report
 
 

@@ -13,10 +13,22 @@ from worker.jobs.keys import WORKERS
 
 # The last one is what is asked about: what comes later nobody can foresee.
 MIXES = {
-    "one image beside bulk work": [(256, 70, "bulk"), (1, 140, "interactive")],  # enough bulk for both workers
-    "interactive after interactive": [(64, 105, "interactive"), (8, 70, "interactive"), (64, 90, "interactive")],
+    "one image beside bulk work": [
+        (256, 70, "bulk"),
+        (1, 140, "interactive"),
+    ],  # enough bulk for both workers
+    "interactive after interactive": [
+        (64, 105, "interactive"),
+        (8, 70, "interactive"),
+        (64, 90, "interactive"),
+    ],
     "bulk after all else": [(64, 140, "interactive"), (130, 105, "bulk"), (64, 70, "bulk")],
-    "bulk after interactive": [(64, 70, "interactive"), (64, 70, "interactive"), (130, 50, "bulk"), (64, 35, "bulk")],
+    "bulk after interactive": [
+        (64, 70, "interactive"),
+        (64, 70, "interactive"),
+        (130, 50, "bulk"),
+        (64, 35, "bulk"),
+    ],
     "small bulk beside bulk": [(640, 42, "bulk"), (16, 70, "bulk")],
 }
 
@@ -33,14 +45,20 @@ def rates(service: Service) -> list[float]:
 def new_rates(service: Service) -> list[float]:
     """When every worker has spoken again."""
     said = set(service.redis.hvals(WORKERS))
-    eventually(lambda: not said & set(service.redis.hvals(WORKERS)), 20, "the workers have said how fast they found themselves")
+    eventually(
+        lambda: not said & set(service.redis.hvals(WORKERS)),
+        20,
+        "the workers have said how fast they found themselves",
+    )
     return rates(service)
 
 
 def ratio(service: Service, mix: list[tuple[int, int, str]]) -> float:
     """What the last job was told, of what it then took; had the workers been as fast then as they had said before."""
     before = rates(service)
-    jobs = [service.post(count=count, steps=steps, priority=priority) for count, steps, priority in mix]
+    jobs = [
+        service.post(count=count, steps=steps, priority=priority) for count, steps, priority in mix
+    ]
     took = seconds([service.finished(job["id"], within_s=120) for job in jobs][-1])
     return jobs[-1]["queue"]["eta_s"] / took * sum(before) / sum(new_rates(service))
 

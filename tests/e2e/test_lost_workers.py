@@ -20,13 +20,22 @@ def pngs(service: Service, jobs: list[str]) -> list[dict[int, bytes]]:
     return [service.pngs(job) for job in jobs]
 
 
-def test_a_killed_worker_costs_seconds_and_the_pictures_of_every_sampler_are_the_same(calm: Service) -> None:
+def test_a_killed_worker_costs_seconds_and_the_pictures_of_every_sampler_are_the_same(
+    calm: Service,
+) -> None:
     # so few that any machine steps them all at once; else the third job's chains might come when the first one's are gone
-    recipes = [{"count": 2, "seed": 5, "steps": 800, "sampler": sampler} for sampler in ("ddpm", "ddim", "dpmpp_2m")]
+    recipes = [
+        {"count": 2, "seed": 5, "steps": 800, "sampler": sampler}
+        for sampler in ("ddpm", "ddim", "dpmpp_2m")
+    ]
     first = calm.add_worker()
     undisturbed = pngs(calm, [calm.post(**recipe)["id"] for recipe in recipes])
     jobs = [calm.post(**recipe)["id"] for recipe in recipes]
-    eventually(lambda: all(calm.redis.exists(f"ddpm:job:{job}:chains") for job in jobs), 60, "chains of every job are saved")
+    eventually(
+        lambda: all(calm.redis.exists(f"ddpm:job:{job}:chains") for job in jobs),
+        60,
+        "chains of every job are saved",
+    )
     first.kill()
     second = calm.add_worker()
     assert pngs(calm, jobs) == undisturbed
@@ -57,7 +66,9 @@ def test_a_worker_that_was_stopped_past_its_lease_drops_what_is_no_longer_its_ow
     assert not [key for key in calm.key_names() if job in key and "chains" in key]
 
 
-def test_workers_whose_step_throws_end_with_a_status_and_the_job_says_what_was_thrown(calm: Service) -> None:
+def test_workers_whose_step_throws_end_with_a_status_and_the_job_says_what_was_thrown(
+    calm: Service,
+) -> None:
     job = calm.post(count=3, steps=10)["id"]
     for _ in range(MAX_LOSSES):
         thrower = calm.add_worker("tests.support.throwing_worker")
@@ -66,5 +77,8 @@ def test_workers_whose_step_throws_end_with_a_status_and_the_job_says_what_was_t
     calm.add_worker()
     eventually(lambda: calm.job(job)["state"] == "failed", 30, "the job has failed")
     message = calm.job(job)["error"]["message"]
-    assert "(the last said: RuntimeError: CUDA error: an illegal memory access was encountered)" in message
+    assert (
+        "(the last said: RuntimeError: CUDA error: an illegal memory access was encountered)"
+        in message
+    )
     calm.finished(calm.post(count=1, steps=5)["id"])

@@ -29,13 +29,18 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; Debian has it")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; Debian has it"),
+]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET, chromium_sandbox=False)
+        yield playwright.chromium.launch(
+            executable_path=CHROMIUM, args=QUIET, chromium_sandbox=False
+        )
 
 
 @pytest.fixture
@@ -47,7 +52,12 @@ def opened(browser: Browser) -> Iterator[Callable[[str], Page]]:
     def opened(url: str) -> Page:
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda said: faults.append(said.text) if "Content Security Policy" in said.text else None)
+        page.on(
+            "console",
+            lambda said: (
+                faults.append(said.text) if "Content Security Policy" in said.text else None
+            ),
+        )
         page.goto(url)
         return page
 
@@ -66,7 +76,12 @@ def sample(page: Page, **fields: object) -> Locator:
     page.select_option("[name=model]", "tiny")
     for name, value in fields.items():
         field = page.locator(f"#new [name={name}]")
-        field.select_option(str(value)) if name in ("model", "sampler", "priority", "variance") else field.fill(str(value))
+        field.select_option(str(value)) if name in (
+            "model",
+            "sampler",
+            "priority",
+            "variance",
+        ) else field.fill(str(value))
     with page.expect_response(lambda answer: answer.request.method == "POST") as accepted:
         page.click("#new button")
     return page.locator(f"#job-{accepted.value.json()['id']}")
@@ -95,7 +110,9 @@ def test_a_job_is_asked_for_and_its_pictures_appear(page: Page, service: Service
     assert len(set(pictures)) == 3
 
 
-def test_a_picture_is_enlarged_and_saved_and_all_of_them_as_a_zip(page: Page, service: Service, tmp_path: Path) -> None:
+def test_a_picture_is_enlarged_and_saved_and_all_of_them_as_a_zip(
+    page: Page, service: Service, tmp_path: Path
+) -> None:
     job = sample(page, count=2, steps=3, seed=1, start=5)
     job.locator(".tile.finished").nth(1).click()
     dialog = page.get_by_role("dialog", name="image 6 of seed 1: ddpm, 3 steps")
@@ -124,7 +141,9 @@ def test_while_it_runs_its_images_are_seen_and_it_can_be_cancelled(page: Page) -
 
 def test_who_hears_the_page_knows_what_belongs_to_which_job(page: Page) -> None:
     job = sample(page, count=4, steps=1000, seed=8)
-    expect(page.get_by_role("article", name="4 × tiny").first).to_have_id(str(job.get_attribute("id")))
+    expect(page.get_by_role("article", name="4 × tiny").first).to_have_id(
+        str(job.get_attribute("id"))
+    )
     expect(job.get_by_role("status")).to_have_text("running", timeout=30_000)
     expect(job.get_by_role("progressbar", name="Progress")).to_be_visible()
     for does in ("Again", "Cancel", "Delete"):
@@ -139,7 +158,11 @@ def test_a_recipe_can_be_had_again_and_a_job_be_deleted(page: Page) -> None:
     first = sample(page, count=1, steps=9, seed=3, sampler="ddpm", variance="fixed_large")
     page.fill("[name=seed]", "")
     first.locator(".again").click()
-    assert [page.input_value(f"[name={name}]") for name in ("steps", "seed", "variance")] == ["9", "3", "fixed_large"]
+    assert [page.input_value(f"[name={name}]") for name in ("steps", "seed", "variance")] == [
+        "9",
+        "3",
+        "fixed_large",
+    ]
     expect(first.locator(".tile.finished")).to_have_count(1, timeout=30_000)
     page.once("dialog", lambda asked: (questions.append(asked.message), asked.dismiss()))
     first.locator(".delete").click()
@@ -154,7 +177,14 @@ def test_a_model_offers_the_variances_that_it_has(page: Page) -> None:
     for model, variances in (("tiny", 2), ("fashion-mnist-28", 3)):
         page.select_option("[name=model]", model)
         expect(page.locator("[name=variance] option")).to_have_count(variances)
-    job = sample(page, model="fashion-mnist-28", count=1, sampler="ddpm", variance="analytic", priority="bulk")
+    job = sample(
+        page,
+        model="fashion-mnist-28",
+        count=1,
+        sampler="ddpm",
+        variance="analytic",
+        priority="bulk",
+    )
     expect(job.locator(".recipe")).to_contain_text("ddpm (analytic)")
     job.locator(".delete").click()
     expect(job).to_have_count(0)  # it has no picture, and nothing is asked
@@ -169,7 +199,9 @@ def test_a_hidden_option_does_not_keep_a_job_from_being_asked_for(page: Page) ->
         page.click("#new button")
     assert accepted.value.status == 202
     page.select_option("[name=sampler]", "ddim")
-    assert page.locator("[name=eta]").evaluate("field => field.willValidate && field.validity.rangeOverflow")
+    assert page.locator("[name=eta]").evaluate(
+        "field => field.willValidate && field.validity.rangeOverflow"
+    )
     first.locator(".again").click()
     expect(page.locator("[name=eta]")).to_be_hidden()
     expect(page.locator("[name=variance]")).to_be_enabled()
@@ -199,7 +231,9 @@ def test_while_the_service_is_away_the_page_waits_and_goes_on(page: Page, servic
 
 def test_what_is_no_answer_of_the_services_is_told_and_the_page_goes_on(page: Page) -> None:
     expect(page.locator("#service")).to_contain_text("2 workers")
-    page.route("**/v1/jobs?**", lambda route: route.fulfill(content_type="text/html", body="<p>Log in"))
+    page.route(
+        "**/v1/jobs?**", lambda route: route.fulfill(content_type="text/html", body="<p>Log in")
+    )
     expect(page.locator("#service")).to_have_text("What answers is not the service, or breaks off.")
     page.unroute("**/v1/jobs?**")
     expect(page.locator("#service")).to_contain_text("2 workers")
@@ -215,7 +249,9 @@ def test_a_picture_that_is_refused_at_first_comes_later(page: Page) -> None:
     expect(job.locator(".tile.finished")).to_have_count(1)
 
 
-def test_pictures_that_have_expired_say_so_and_are_offered_no_more(page: Page, service: Service) -> None:
+def test_pictures_that_have_expired_say_so_and_are_offered_no_more(
+    page: Page, service: Service
+) -> None:
     ended = service.post(count=2, steps=2)["id"]
     service.finished(ended)
     job = page.locator(f"#job-{ended}")
@@ -242,22 +278,33 @@ def test_the_reference_has_every_call_tries_it_and_loads_nothing_from_elsewhere(
     service.finished(job)
     page = opened(f"{base}/docs")
     paths = service.http.get("/openapi.json").json()["paths"]
-    expect(page.locator(".opblock")).to_have_count(sum(len(operations) for operations in paths.values()))
-    call = page.locator(".opblock", has=page.locator("[data-path='/v1/jobs/{job_id}/images/{index}']"))
+    expect(page.locator(".opblock")).to_have_count(
+        sum(len(operations) for operations in paths.values())
+    )
+    call = page.locator(
+        ".opblock", has=page.locator("[data-path='/v1/jobs/{job_id}/images/{index}']")
+    )
     call.locator(".opblock-summary-control").click()
     call.get_by_role("button", name="Try it out").click()
     call.get_by_placeholder("job_id").fill(job)
     call.get_by_placeholder("index").fill("0")
     call.get_by_role("button", name="Execute").click()
     expect(call.locator("img")).to_be_visible()
-    assert shown(call.locator("img")) == Image.open(BytesIO(service.pngs(job)[0])).convert("RGBA").tobytes()
+    assert (
+        shown(call.locator("img"))
+        == Image.open(BytesIO(service.pngs(job)[0])).convert("RGBA").tobytes()
+    )
     loaded = page.evaluate("performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert all(url.removeprefix("blob:").startswith(f"{base}/") for url in loaded), loaded
 
 
-def test_a_service_with_keys_is_asked_with_one(service: Service, opened: Callable[[str], Page]) -> None:
+def test_a_service_with_keys_is_asked_with_one(
+    service: Service, opened: Callable[[str], Page]
+) -> None:
     key, entry = new_key("ann")
-    app = create_app(ApiSettings(redis_url=service.redis_url, models_dir=service.models_dir, api_keys=entry))
+    app = create_app(
+        ApiSettings(redis_url=service.redis_url, models_dir=service.models_dir, api_keys=entry)
+    )
     with serve(app) as url:
         page = opened(url)
         expect(page.locator("#key")).to_be_visible()

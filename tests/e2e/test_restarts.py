@@ -20,7 +20,9 @@ pytestmark = [
     pytest.mark.redis,
     pytest.mark.slow,
     pytest.mark.timeout(240),
-    pytest.mark.skipif(sys.platform != "linux", reason="the processes are tethered to this one by the kernel"),
+    pytest.mark.skipif(
+        sys.platform != "linux", reason="the processes are tethered to this one by the kernel"
+    ),
 ]
 BODIES = [
     {"model": "tiny", "count": count, "seed": seed, "steps": 100, "priority": priority}
@@ -47,7 +49,9 @@ def chains_are_saved(stage: Stage) -> bool:
     return stage.fleet.store.alive and any(stage.redis.scan_iter("ddpm:job:*:chains"))
 
 
-def test_after_all_processes_were_killed_at_once_every_job_goes_on_from_where_it_was_saved(stage: Stage) -> None:
+def test_after_all_processes_were_killed_at_once_every_job_goes_on_from_where_it_was_saved(
+    stage: Stage,
+) -> None:
     undisturbed = drawn(stage)
     killed: list[Actor] = []
 
@@ -86,11 +90,16 @@ def fraction(body: dict[str, Any]) -> float:
     return float(body.get("progress", {}).get("fraction", 0.0))
 
 
-def test_pollers_see_no_connection_or_503_while_api_and_store_are_killed_and_progress_never_goes_back(stage: Stage) -> None:
+def test_pollers_see_no_connection_or_503_while_api_and_store_are_killed_and_progress_never_goes_back(
+    stage: Stage,
+) -> None:
     stage.clients.draw([{"model": "tiny", "count": 130, "steps": 1000}])
     stage.tend_until(lambda: chains_are_saved(stage))
     (chains,) = stage.redis.scan_iter("ddpm:job:*:chains")
-    pollers = [Poller(f"{stage.clients.urls[0]}/v1/jobs/{chains.decode().split(':')[2]}") for _ in range(20)]
+    pollers = [
+        Poller(f"{stage.clients.urls[0]}/v1/jobs/{chains.decode().split(':')[2]}")
+        for _ in range(20)
+    ]
     for poller in pollers:
         poller.start()
     for actor in (stage.fleet.apis[0], stage.fleet.store):
@@ -108,4 +117,6 @@ def test_pollers_see_no_connection_or_503_while_api_and_store_are_killed_and_pro
 
 def answered_anew(stage: Stage, pollers: list[Poller]) -> None:
     before = [len(poller.seen) for poller in pollers]
-    stage.tend_until(lambda: all(200 in dict(p.seen[n + 3 :]) for p, n in zip(pollers, before, strict=True)))
+    stage.tend_until(
+        lambda: all(200 in dict(p.seen[n + 3 :]) for p, n in zip(pollers, before, strict=True))
+    )

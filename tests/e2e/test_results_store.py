@@ -31,12 +31,24 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stored(shared_valkey_url: str, tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Iterator[Service]:
+def stored(
+    shared_valkey_url: str, tmp_path_factory: pytest.TempPathFactory, pictures: Path
+) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("stored")
     write_model(root / "models", "tiny")
     url = f"file://{pictures}"
-    settings = ApiSettings(redis_url=shared_valkey_url, models_dir=root / "models", results_url=url, results_ttl_s=TTL_S)
-    worker = {"redis_url": shared_valkey_url, "models_dir": str(root / "models"), "models": "tiny", "results_url": url}
+    settings = ApiSettings(
+        redis_url=shared_valkey_url,
+        models_dir=root / "models",
+        results_url=url,
+        results_ttl_s=TTL_S,
+    )
+    worker = {
+        "redis_url": shared_valkey_url,
+        "models_dir": str(root / "models"),
+        "models": "tiny",
+        "results_url": url,
+    }
     with (
         serve(create_app(settings)) as api,
         httpx.Client(base_url=api, timeout=30) as http,
@@ -54,17 +66,25 @@ def of_job(pictures: Path, job: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (pictures / job).glob("*")}
 
 
-def test_pngs_lie_in_the_folder_are_served_from_it_and_go_when_their_time_is_over(stored: Service, pictures: Path) -> None:
+def test_pngs_lie_in_the_folder_are_served_from_it_and_go_when_their_time_is_over(
+    stored: Service, pictures: Path
+) -> None:
     job = stored.post(count=3, seed=4, steps=5)["id"]
     ended = stored.finished(job)
-    served = {f"{image['index']}.png": stored.http.get(image["url"]).content for image in ended["images"]}
+    served = {
+        f"{image['index']}.png": stored.http.get(image["url"]).content for image in ended["images"]
+    }
     assert of_job(pictures, job) == served
     assert len(served) == 3
     assert not stored.redis.exists(png_key(job))
     assert stored.http.get(ended["links"]["grid"]).status_code == 200
     image = ended["images"][0]["url"]
-    eventually(lambda: stored.http.get(image).status_code == 410, TTL_S + 2, "the image has expired")
-    eventually(lambda: not (pictures / job).exists(), 2 * POLL_EVERY_S, "the worker removed the objects")
+    eventually(
+        lambda: stored.http.get(image).status_code == 410, TTL_S + 2, "the image has expired"
+    )
+    eventually(
+        lambda: not (pictures / job).exists(), 2 * POLL_EVERY_S, "the worker removed the objects"
+    )
 
 
 def test_a_running_job_that_is_deleted_leaves_no_object(stored: Service, pictures: Path) -> None:
@@ -83,7 +103,11 @@ def test_a_job_outlives_a_store_that_is_away(stored: Service, pictures: Path) ->
     pictures.rename(away)
     pictures.write_text("where a disk was mounted")
     job = stored.post(count=2, steps=2)["id"]
-    eventually(lambda: "outbox: the results store" in stored.workers[0].log.read_text(), 20, "the worker says so")
+    eventually(
+        lambda: "outbox: the results store" in stored.workers[0].log.read_text(),
+        20,
+        "the worker says so",
+    )
     eventually(lambda: stored.job(job)["state"] == "running", 20, "it waits with its pictures")
     pictures.unlink()
     away.rename(pictures)
@@ -92,11 +116,27 @@ def test_a_job_outlives_a_store_that_is_away(stored: Service, pictures: Path) ->
 
 
 @pytest.mark.parametrize("process", ["worker", "cli api", "cli up"])
-def test_a_url_that_cannot_be_used_ends_the_process_with_one_line(process: str, tmp_path: Path) -> None:
-    env = {**os.environ, "DDPM_RESULTS_URL": "nonsense://me:secret@host/x", "DDPM_DATA_DIR": str(tmp_path)}
+def test_a_url_that_cannot_be_used_ends_the_process_with_one_line(
+    process: str, tmp_path: Path
+) -> None:
+    env = {
+        **os.environ,
+        "DDPM_RESULTS_URL": "nonsense://me:secret@host/x",
+        "DDPM_DATA_DIR": str(tmp_path),
+    }
     module, *words = process.split()
-    done = subprocess.run([sys.executable, "-m", module, *words], env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line]
-    assert "DDPM_RESULTS_URL=nonsense://***@host/x is of an unknown kind; use file://, s3:// or gs://" in line
+    assert (
+        "DDPM_RESULTS_URL=nonsense://***@host/x is of an unknown kind; use file://, s3:// or gs://"
+        in line
+    )
     assert "secret" not in done.stdout + done.stderr

@@ -26,7 +26,10 @@ from tests.support import sse
 from tests.support.processes import eventually
 from worker.backends.served_network import ServedNetwork
 
-CONFIGURATION = {"rq:queues", "rq:workers"}  # sets of names; they do not grow with the number of jobs
+CONFIGURATION = {
+    "rq:queues",
+    "rq:workers",
+}  # sets of names; they do not grow with the number of jobs
 
 
 def picture(png: bytes) -> Image.Image:
@@ -36,7 +39,13 @@ def picture(png: bytes) -> Image.Image:
 def test_a_job_goes_in_and_its_pictures_come_out(service: Service):
     job = service.post(count=5, seed=11, steps=20)
     ended = service.finished(job["id"])
-    assert ended["progress"] == {**ended["progress"], "step": 20, "steps": 20, "images_done": 5, "fraction": 1.0}
+    assert ended["progress"] == {
+        **ended["progress"],
+        "step": 20,
+        "steps": 20,
+        "images_done": 5,
+        "fraction": 1.0,
+    }
     pngs = [service.http.get(image["url"]).content for image in ended["images"]]
     for png, image in zip(pngs, ended["images"], strict=True):
         assert hashlib.sha256(png).hexdigest() == image["sha256"]
@@ -54,7 +63,8 @@ def test_a_picture_is_what_the_plain_loop_makes_of_the_recipe_in_it(calm: Servic
         recipe = {"model": calm.models, "seed": 3, "start": 9, "count": 1, "steps": 10, **sampler}
         png = picture(next(iter(calm.pngs(calm.post(**recipe)["id"]).values())))
         off = (
-            torch.from_numpy(np.array(png)).int() - made_again(json.loads(png.text["ddpm"]), "analytic" in recipe.values())
+            torch.from_numpy(np.array(png)).int()
+            - made_again(json.loads(png.text["ddpm"]), "analytic" in recipe.values())
         ).abs()
         assert off.max() <= 1, "the same picture, but for a value at the edge of two grey levels"
         assert (off > 0).sum() <= 2
@@ -66,7 +76,11 @@ def made_again(found: dict[str, Any], analytic: bool) -> torch.Tensor:
     loaded = diffusers_format.load(folder, found["weights"])
     assert analytic == ("residual_variance" in found)
     unknown = (
-        ResidualVariance.read(folder, loaded.sha256, loaded.schedule.T, found["residual_variance"]).tensor if analytic else None
+        ResidualVariance.read(
+            folder, loaded.sha256, loaded.schedule.T, found["residual_variance"]
+        ).tensor
+        if analytic
+        else None
     )
     options = {"variance": found["variance"], "eta": found["eta"], "residual_variance": unknown}
     plan = compile_plan(loaded.schedule, found["steps"], found["sampler"], **options)
@@ -106,7 +120,10 @@ def test_a_stream_shows_images_as_they_become_pictures(service: Service):
     for index in (0, 2):
         *shown, last = [event for event in events if event.data["index"] == index]
         assert last.name == "image"
-        steps = [json.loads(picture(b64decode(event.data["png"])).text["ddpm"])["step"] for event in shown]
+        steps = [
+            json.loads(picture(b64decode(event.data["png"])).text["ddpm"])["step"]
+            for event in shown
+        ]
         assert steps == sorted(set(steps))
         assert len(steps) >= 2, f"steps seen: {steps}"
     assert [event.name for event in events if event.data["index"] == 1] == ["image"]
@@ -114,7 +131,9 @@ def test_a_stream_shows_images_as_they_become_pictures(service: Service):
 
 def test_an_image_is_the_same_alone_and_in_a_big_job_across_shards_and_workers(service: Service):
     big = service.pngs(service.post(count=130, seed=21, steps=15)["id"])
-    alone = [service.post(count=1, start=index, seed=21, steps=15)["id"] for index in (0, 63, 64, 129)]
+    alone = [
+        service.post(count=1, start=index, seed=21, steps=15)["id"] for index in (0, 63, 64, 129)
+    ]
     for job in alone:
         for index, png in service.pngs(job).items():
             assert png == big[index]
@@ -125,7 +144,10 @@ def test_two_workers_share_one_big_job(service: Service):
     at_work: set[bytes] = set()
 
     def both_at_work() -> bool:
-        names = (service.redis.hget(key, "worker_name") for key in service.redis.scan_iter(f"rq:execution:{job['id']}-*"))
+        names = (
+            service.redis.hget(key, "worker_name")
+            for key in service.redis.scan_iter(f"rq:execution:{job['id']}-*")
+        )
         at_work.update(name for name in names if name)
         return len(at_work) == 2
 
@@ -147,7 +169,9 @@ def test_cancel_stops_a_running_job_at_once_and_frees_its_place(service: Service
     cancelled = service.http.post(f"/v1/jobs/{job}/cancel").json()
     assert cancelled["state"] == "cancelled"
     step = cancelled["progress"]["step"]
-    eventually(lambda: not service.redis.exists(f"rq:job:{job}-0"), 5, "the worker let the shard go")
+    eventually(
+        lambda: not service.redis.exists(f"rq:job:{job}-0"), 5, "the worker let the shard go"
+    )
     assert service.job(job)["progress"]["step"] - step <= 1
     assert service.http.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
     service.finished(service.post(count=1, steps=5)["id"], within_s=10)
@@ -167,7 +191,9 @@ def test_deleting_a_running_job_leaves_no_key_behind(service: Service):
     job = service.post(count=200, steps=1000)["id"]
     eventually(lambda: service.job(job)["progress"]["fraction"] > 0, 30, "the job runs")
     assert service.http.delete(f"/v1/jobs/{job}").status_code == 204
-    eventually(lambda: not any(job in key for key in service.key_names()), 5, "all its keys are gone")
+    eventually(
+        lambda: not any(job in key for key in service.key_names()), 5, "all its keys are gone"
+    )
     time.sleep(1)
     assert not any(job in key for key in service.key_names()), "a worker brought a key back"
     assert service.http.get(f"/v1/jobs/{job}").status_code == 404
@@ -189,7 +215,11 @@ def test_after_300_jobs_every_key_will_expire_but_the_configuration(service: Ser
     jobs = [service.post(count=1, steps=1, seed=n)["id"] for n in range(300)]
     for job in jobs:
         service.finished(job)
-    eventually(lambda: not any(key.startswith("rq:job:") for key in service.key_names()), 10, "every shard is closed")
+    eventually(
+        lambda: not any(key.startswith("rq:job:") for key in service.key_names()),
+        10,
+        "every shard is closed",
+    )
     for_ever = {key for key in service.key_names() if service.redis.ttl(key) == -1}
     assert {key for key in for_ever if not key.startswith("rq:workers:")} <= CONFIGURATION
 
@@ -198,10 +228,17 @@ def test_after_300_jobs_every_key_will_expire_but_the_configuration(service: Ser
 def test_a_worker_that_is_told_to_stop_gives_its_shards_back_and_exits_cleanly(service: Service):
     worker = service.add_worker()
     jobs = [service.post(count=64, seed=seed, steps=100)["id"] for seed in range(4)]
-    eventually(lambda: all(service.job(job)["state"] == "running" for job in jobs), 30, "all jobs run")
+    eventually(
+        lambda: all(service.job(job)["state"] == "running" for job in jobs), 30, "all jobs run"
+    )
     assert worker.stop(within_s=10) == 0
     given_back = int(re.search(r"gave back (\d+) shards", worker.log.read_text())[1])
     for job in jobs:
         assert service.finished(job, within_s=90)["attempts"] == 1, "what is given back is not lost"
-    resumed = [line for other in service.workers for line in other.log.read_text().splitlines() if "resume" in line]
+    resumed = [
+        line
+        for other in service.workers
+        for line in other.log.read_text().splitlines()
+        if "resume" in line
+    ]
     assert sum(job in line for line in resumed for job in jobs) >= given_back

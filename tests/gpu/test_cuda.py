@@ -25,7 +25,10 @@ from worker.engine.engine import Engine
 from worker.engine.pool import Pool
 from worker.jobs.domain import Precision
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
 MODEL = SHIPPED / "fashion-mnist-28"
 SHAPE = (1, 28, 28)
 CUDA = torch.device("cuda")
@@ -59,12 +62,16 @@ def test_the_engine_draws_what_the_plain_loop_draws_on_the_cpu(precision: Precis
     loaded = diffusers_format.load(MODEL)
     engine = Engine(make_pool(precision), {2: 1.0, 8: 2.0})
     plans = [compile_plan(loaded.schedule, 20), compile_plan(loaded.schedule, 10, "dpmpp_2m")]
-    engine.submit([ChainRequest((p, i), p, plan, 5, i) for p, plan in enumerate(plans) for i in range(4)])
+    engine.submit(
+        [ChainRequest((p, i), p, plan, 5, i) for p, plan in enumerate(plans) for i in range(4)]
+    )
     pixels = drain(engine)
     apart = []
     for p, plan in enumerate(plans):
         expected = to_bytes(sample(loaded.net, plan, 5, range(4), SHAPE))
-        apart += [(pixels[p, i].int() - expected[i].int()).abs().float().mean().item() for i in range(4)]
+        apart += [
+            (pixels[p, i].int() - expected[i].int()).abs().float().mean().item() for i in range(4)
+        ]
     # in bf16 a single one may be further apart, on a CPU as well: 3.6, of 2.3 in the mean; different pictures are by 45 or more
     assert (max(apart) if precision == "fp32" else fmean(apart)) < FAR_APART[precision]
 
@@ -92,7 +99,9 @@ def test_an_image_does_not_depend_on_its_batch_mates(precision: Precision):
 
 @pytest.mark.parametrize(("precision", "error"), [("fp32", 3e-5), ("bf16", 5e-2)])
 @torch.inference_mode()
-def test_the_papers_network_is_as_exact_as_its_precision_in_batches_of_any_size(precision: Precision, error: float):
+def test_the_papers_network_is_as_exact_as_its_precision_in_batches_of_any_size(
+    precision: Precision, error: float
+):
     """Compared with float64: an error is a share of the norm."""
     net = random_unet(cfg=CONFIG)
     loaded = diffusers_format.Checkpoint(net, diffusers_format.load(MODEL).schedule, "epsilon", "")
@@ -109,7 +118,9 @@ def test_the_papers_network_is_as_exact_as_its_precision_in_batches_of_any_size(
 
 
 @KINDS
-def test_a_step_is_one_recorded_graph_and_gives_the_bits_of_the_step_it_recorded(precision: Precision):
+def test_a_step_is_one_recorded_graph_and_gives_the_bits_of_the_step_it_recorded(
+    precision: Precision,
+):
     plan = compile_plan(diffusers_format.load(MODEL).schedule, 20)
     recorded, eager = make_pool(precision), make_pool(precision, record=one_by_one)
     for pool in (recorded, eager):

@@ -15,7 +15,9 @@ Aside = Callable[..., Any]
 @contextmanager
 def aside(**environment: str) -> Iterator[Aside]:
     """What is called as `function, *args` there, one call after the other."""
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_set, initargs=(environment,)) as process:
+    with ProcessPoolExecutor(
+        1, get_context("spawn"), initializer=_set, initargs=(environment,)
+    ) as process:
         yield lambda *task, **options: process.submit(*task, **options).result()
 
 

@@ -33,10 +33,15 @@ def engine(
     record: Recorder | None = None,
     pool: type[Pool] = Pool,
 ) -> Engine:
-    return Engine(pool(network, SHAPE, capacity, torch.device("cpu"), record), {size: SECONDS[size] for size in buckets})
+    return Engine(
+        pool(network, SHAPE, capacity, torch.device("cpu"), record),
+        {size: SECONDS[size] for size in buckets},
+    )
 
 
-def request(name: object, plan: Plan = PLANS[1], seed: int = 5, index: int = 0, **options: object) -> ChainRequest:
+def request(
+    name: object, plan: Plan = PLANS[1], seed: int = 5, index: int = 0, **options: object
+) -> ChainRequest:
     return ChainRequest(name, name, plan, seed, index, **options)
 
 

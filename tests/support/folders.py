@@ -25,7 +25,13 @@ def write_model(root: Path, name: str, *, blow_up: bool = False, analytic: bool 
     diffusers_format.save(root / name, TINY, state, LINEAR, "epsilon")
     if analytic:
         values = tuple(k / LINEAR.T for k in range(LINEAR.T))
-        found = ResidualVariance(weights=diffusers_format.load(root / name).sha256, data="none", images=1, seed=0, values=values)
+        found = ResidualVariance(
+            weights=diffusers_format.load(root / name).sha256,
+            data="none",
+            images=1,
+            seed=0,
+            values=values,
+        )
         found.write(root / name)
     card = make_card(
         root / name,

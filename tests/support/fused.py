@@ -12,7 +12,9 @@ SLOTS = 9
 CPU = torch.device("cpu")
 
 
-def differences(shape: tuple[int, int, int], outputs: float, device: torch.device = CPU) -> list[int]:
+def differences(
+    shape: tuple[int, int, int], outputs: float, device: torch.device = CPU
+) -> list[int]:
     """Of a step of five chains and one of padding: how many values of x, and of x_0_hat, are not those of `rows.advance`.
 
     `outputs` is what the network said of one value; chances are fixed.
@@ -21,7 +23,14 @@ def differences(shape: tuple[int, int, int], outputs: float, device: torch.devic
 
     random, torch_random = np.random.default_rng(0), torch.Generator().manual_seed(0)
     chains = [
-        (slot, random.integers(1000), random.integers(2**53), random.integers(2**32), random.integers(2**32), *_row(random))
+        (
+            slot,
+            random.integers(1000),
+            random.integers(2**53),
+            random.integers(2**32),
+            random.integers(2**32),
+            *_row(random),
+        )
         for slot in (3, 0, 8, 5, 7)
     ]
     padding = (SLOTS, *[0] * (step.WIDTH - 1))
@@ -36,7 +45,9 @@ def differences(shape: tuple[int, int, int], outputs: float, device: torch.devic
         ours.copy_(there[1]), hats.copy_(there[2])
     assert not torch.equal(pools[0][0][8], x[8])  # what was to change has changed
     assert torch.equal(pools[0][0][1], x[1])  # and nothing else
-    return [int((a.view(torch.int32) != b.view(torch.int32)).sum()) for a, b in zip(*pools, strict=True)]
+    return [
+        int((a.view(torch.int32) != b.view(torch.int32)).sum()) for a, b in zip(*pools, strict=True)
+    ]
 
 
 def _row(random: np.random.Generator) -> list[float]:
@@ -52,8 +63,16 @@ def machine_code(capability: int) -> bytes:
 
     from worker.backends.cuda import step_kernel
 
-    types = dict.fromkeys(("x", "x_0_hat", "out"), "*fp32") | {"columns": "*fp64", "chains": "i32", "size": "i32"}
-    source = ASTSource(step_kernel._advance, types | {"VALUES": "constexpr"}, constexprs={"VALUES": 256})
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
+    types = dict.fromkeys(("x", "x_0_hat", "out"), "*fp32") | {
+        "columns": "*fp64",
+        "chains": "i32",
+        "size": "i32",
+    }
+    source = ASTSource(
+        step_kernel._advance, types | {"VALUES": "constexpr"}, constexprs={"VALUES": 256}
+    )
+    made = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False}
+    )
     assert "fma.rn.f32" not in made.asm["ptx"]
     return made.asm["cubin"]

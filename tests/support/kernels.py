@@ -44,16 +44,23 @@ def convolution(stride: int, pad: int, up: bool, extras: bool, multiprocessors: 
     expected = conv(F.pad(seen, (0, 1, 0, 1)) if pad == 0 else seen)
     if not extras:
         with gpu(multiprocessors):
-            planes = layers.convolution(x, layers.Weights.of(conv), stride=stride, pad=pad, up=up, planes=True)
+            planes = layers.convolution(
+                x, layers.Weights.of(conv), stride=stride, pad=pad, up=up, planes=True
+            )
         assert planes.is_contiguous()
         return apart(planes, expected)
-    sources = [torch.randn(3, channels, *expected.shape[2:]).to(memory_format=NHWC) for channels in (32, 16)]
+    sources = [
+        torch.randn(3, channels, *expected.shape[2:]).to(memory_format=NHWC)
+        for channels in (32, 16)
+    ]
     features, added = torch.randn(3, 50)[:, 2:], torch.randn_like(expected).to(memory_format=NHWC)
     weights = layers.Weights.of(conv, shortcut)
     added_to = {"features": features, "added": added, "sources": sources}
     with gpu(multiprocessors):
         ours = layers.convolution(x, weights, stride=stride, pad=pad, up=up, **added_to)
-    return apart(ours, expected + features[:, :, None, None] + added + shortcut(torch.cat(sources, 1)))
+    return apart(
+        ours, expected + features[:, :, None, None] + added + shortcut(torch.cat(sources, 1))
+    )
 
 
 @torch.inference_mode()
@@ -76,7 +83,10 @@ def network(cfg: UNetConfig) -> list[float]:
     from worker.backends.cuda.unet import GpuUNet
 
     net = random_unet(cfg=cfg)
-    x, features = torch.randn(2, cfg.in_channels, cfg.sample_size, cfg.sample_size), net.time_features(torch.tensor([3, 999]))
+    x, features = (
+        torch.randn(2, cfg.in_channels, cfg.sample_size, cfg.sample_size),
+        net.time_features(torch.tensor([3, 999])),
+    )
     expected, denoise = net.denoise(x, features), GpuUNet(net)
     with gpu(FEW):
         together = denoise(x, features)
@@ -85,7 +95,9 @@ def network(cfg: UNetConfig) -> list[float]:
     return [apart(together, expected), apart(alone, expected[:1])]
 
 
-def tile(layer: nn.Conv2d, sources: list[int], positions: int, memory: int) -> tuple[int, int, int, int, int]:
+def tile(
+    layer: nn.Conv2d, sources: list[int], positions: int, memory: int
+) -> tuple[int, int, int, int, int]:
     """Rows, columns, depth, warps and stages of a layer's tile for a GPU of 132 multiprocessors."""
     from worker.backends.cuda.layers import Weights, _tile
 
@@ -94,12 +106,16 @@ def tile(layer: nn.Conv2d, sources: list[int], positions: int, memory: int) -> t
         return astuple(_tile(positions, Weights.of(layer), [layer.in_channels, *sources], x))
 
 
-def intermediate_code(kernel: str, types: dict[str, str], constants: dict[str, Any], **options: int) -> list[str]:
+def intermediate_code(
+    kernel: str, types: dict[str, str], constants: dict[str, Any], **options: int
+) -> list[str]:
     """Lines of what Triton makes of a kernel, whatever the GPU. `types` of arguments; integers are i32."""
     return str(_compiled(kernel, types, constants, 90, options).asm["ttir"]).splitlines()
 
 
-def machine_code(kernel: str, types: dict[str, str], constants: dict[str, Any], capability: int, **options: int) -> list[str]:
+def machine_code(
+    kernel: str, types: dict[str, str], constants: dict[str, Any], capability: int, **options: int
+) -> list[str]:
     """Lines of what a kernel becomes on GPUs of that compute capability times ten."""
     import triton
 
@@ -107,11 +123,19 @@ def machine_code(kernel: str, types: dict[str, str], constants: dict[str, Any], 
     with NamedTemporaryFile(suffix=".cubin") as file:
         file.write(_compiled(kernel, types, constants, capability, options).asm["cubin"])
         file.flush()
-        listing = subprocess.run([tool, "--dump-sass", file.name], capture_output=True, text=True, check=True).stdout
+        listing = subprocess.run(
+            [tool, "--dump-sass", file.name], capture_output=True, text=True, check=True
+        ).stdout
     return re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(.*?) ;", listing, re.MULTILINE)
 
 
-def _compiled(kernel: str, types: dict[str, str], constants: dict[str, Any], capability: int, options: dict[str, int]) -> Any:
+def _compiled(
+    kernel: str,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    capability: int,
+    options: dict[str, int],
+) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -119,7 +143,14 @@ def _compiled(kernel: str, types: dict[str, str], constants: dict[str, Any], cap
     from worker.backends.cuda import kernels
 
     function = getattr(kernels, kernel)
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] in "*i"}
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "i32")
+        for name in function.arg_names
+    }
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, kind in enumerate(signature.values())
+        if kind[0] in "*i"
+    }
     source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

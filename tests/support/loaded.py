@@ -15,8 +15,12 @@ from worker.process.loaded_model import LoadedModel
 from worker.settings import WorkerSettings
 
 
-def load_tiny(root: Path, capacity: int = 256, precision: Precision | Literal["auto"] = "auto") -> LoadedModel:
+def load_tiny(
+    root: Path, capacity: int = 256, precision: Precision | Literal["auto"] = "auto"
+) -> LoadedModel:
     """Written below `root` first. Other tests' workers have the same network, and share what is measured of it."""
     write_model(root, "tiny")
     calibrations = CalibrationCache(WorkerSettings().cache_dir)
-    return LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), capacity, precision, calibrations)
+    return LoadedModel(
+        Catalog.read(root), "tiny", torch.device("cpu"), capacity, precision, calibrations
+    )

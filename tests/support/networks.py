@@ -31,7 +31,11 @@ TINY = UNetConfig(
 def gaussian_eps(x: Tensor, t: Tensor, mu: float = 0.3, variance: float = 0.25) -> Tensor:
     """The optimal eps_theta for x_0 ~ N(mu, variance I). Elementwise, so it cannot depend on the batch."""
     alpha_bar = SCHEDULE.alpha_bar.float().to(x.device)[t][:, None, None, None]
-    return (1 - alpha_bar).sqrt() * (x - alpha_bar.sqrt() * mu) / (alpha_bar * variance + 1 - alpha_bar)
+    return (
+        (1 - alpha_bar).sqrt()
+        * (x - alpha_bar.sqrt() * mu)
+        / (alpha_bar * variance + 1 - alpha_bar)
+    )
 
 
 def points_eps(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

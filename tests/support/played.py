@@ -16,15 +16,41 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 
 
-def job(state: str, done: int, error: dict[str, str] | None = None, expired: int = 0) -> dict[str, Any]:
+def job(
+    state: str, done: int, error: dict[str, str] | None = None, expired: int = 0
+) -> dict[str, Any]:
     """Two images; the first `done` are finished, and the first `expired` of these were."""
-    states = ["expired" if index < expired else "finished" if index < done else "running" for index in (0, 1)]
-    images = [{"index": index, "state": state, "url": f"/v1/jobs/j/images/{index}"} for index, state in enumerate(states)]
+    states = [
+        "expired" if index < expired else "finished" if index < done else "running"
+        for index in (0, 1)
+    ]
+    images = [
+        {"index": index, "state": state, "url": f"/v1/jobs/j/images/{index}"}
+        for index, state in enumerate(states)
+    ]
     progress = {"fraction": done / 2, "images_done": done}
-    return {"id": "j", "state": state, "seed": 7, "count": 2, "progress": progress, "images": images, "error": error}
+    return {
+        "id": "j",
+        "state": state,
+        "seed": 7,
+        "count": 2,
+        "progress": progress,
+        "images": images,
+        "error": error,
+    }
 
 
-Hiccup = Literal["hang up", "503", "503, in 1 s", "503, in an hour", "429, in 1 s", "429, in an hour", "moved", "HTML", "a list"]
+Hiccup = Literal[
+    "hang up",
+    "503",
+    "503, in 1 s",
+    "503, in an hour",
+    "429, in 1 s",
+    "429, in an hour",
+    "moved",
+    "HTML",
+    "a list",
+]
 ANSWERS: dict[Hiccup, tuple[int, dict[str, str]]] = {
     "503": (503, {}),
     "503, in 1 s": (503, {"retry-after": "1"}),

@@ -31,7 +31,11 @@ class WorkerProcess:
         env = {**os.environ, **{f"DDPM_{k.upper()}": v for k, v in settings.items()}}
         self._process = _LOADED.Process(target=_run, args=(module, env, log), daemon=True)
         self._process.start()
-        eventually(lambda: "is ready" in log.read_text() or not self._process.is_alive(), 60, "the worker is ready")
+        eventually(
+            lambda: "is ready" in log.read_text() or not self._process.is_alive(),
+            60,
+            "the worker is ready",
+        )
         assert self._process.is_alive(), log.read_text()
 
     def signal(self, number: signal.Signals) -> None:

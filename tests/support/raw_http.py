@@ -36,7 +36,9 @@ class Wire:
         if not line:
             return None
         headers = {name.lower(): value for name, value in parse_headers(self._answers).items()}
-        return Answer(int(line.split()[1]), headers, self._answers.read(int(headers.get("content-length", 0))))
+        return Answer(
+            int(line.split()[1]), headers, self._answers.read(int(headers.get("content-length", 0)))
+        )
 
 
 @contextmanager
@@ -54,11 +56,28 @@ def ask(url: str, request: bytes) -> Answer | None:
 
 
 def get(target: bytes, *headers: bytes, version: bytes = b"HTTP/1.1") -> bytes:
-    return b"GET " + target + b" " + version + b"\r\n" + HOST + b"".join(line + b"\r\n" for line in headers) + b"\r\n"
+    return (
+        b"GET "
+        + target
+        + b" "
+        + version
+        + b"\r\n"
+        + HOST
+        + b"".join(line + b"\r\n" for line in headers)
+        + b"\r\n"
+    )
 
 
 def post(body: bytes, *headers: bytes, length: object = None) -> bytes:
     """A POST of a job."""
     declared = f"Content-Length: {len(body) if length is None else length}\r\n".encode()
     more = b"".join(line + b"\r\n" for line in headers)
-    return b"POST /v1/jobs HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n" + declared + more + b"\r\n" + body
+    return (
+        b"POST /v1/jobs HTTP/1.1\r\n"
+        + HOST
+        + b"Content-Type: application/json\r\n"
+        + declared
+        + more
+        + b"\r\n"
+        + body
+    )

@@ -38,7 +38,11 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            kept.received.append(Received(self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+            kept.received.append(
+                Received(
+                    self.path, {name.lower(): value for name, value in self.headers.items()}, body
+                )
+            )
             if kept.held:
                 kept.held.wait(30)
             self.send_response(kept.status())

@@ -25,7 +25,9 @@ def serve(app: FastAPI, **options: Any) -> Iterator[str]:
             assert thread.is_alive(), "the server did not start"
             time.sleep(0.01)
         url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        httpx.get(f"{url}/nowhere")  # FastAPI builds its routes at the first request, which two threads must not do at once
+        httpx.get(
+            f"{url}/nowhere"
+        )  # FastAPI builds its routes at the first request, which two threads must not do at once
         yield url
     finally:
         server.should_exit = True

@@ -47,8 +47,12 @@ class _Worker:
         lines = list(self.lines.values())
         places = self.buckets.places(waiting(lines, urgent=True), waiting(lines, urgent=False))
         chosen = pick(lines, places, self.given)
-        self.given = self.given.plus(len(chosen), sum(self.line_of[chain].urgent for chain in chosen))
-        return self.buckets.seconds[self.buckets.holding(len(chosen))], [job for job in map(self._advance, chosen) if job]
+        self.given = self.given.plus(
+            len(chosen), sum(self.line_of[chain].urgent for chain in chosen)
+        )
+        return self.buckets.seconds[self.buckets.holding(len(chosen))], [
+            job for job in map(self._advance, chosen) if job
+        ]
 
     def _admit(self, shard: Shard) -> None:
         line = ChainGroup(shard.job, shard.owner, shard.priority == "interactive")
@@ -71,13 +75,20 @@ class _Worker:
         return chain[0]
 
 
-def finished_at(jobs: Iterable[Sequence[Shard]], workers: int, seconds: Mapping[int, float], luck: Random) -> dict[str, float]:
+def finished_at(
+    jobs: Iterable[Sequence[Shard]], workers: int, seconds: Mapping[int, float], luck: Random
+) -> dict[str, float]:
     """Seconds from now until each job has finished, if all are in the queue now and nothing else comes.
 
     Which worker is the first to take a shard is a matter of luck.
     """
     shards = [shard for job in jobs for shard in job]
-    queues = _Queues(*(deque(s for s in shards if (s.priority == "interactive") is urgent) for urgent in (True, False)))
+    queues = _Queues(
+        *(
+            deque(s for s in shards if (s.priority == "interactive") is urgent)
+            for urgent in (True, False)
+        )
+    )
     crew = [_Worker(BatchSizes(seconds)) for _ in range(workers)]
     while any(worker.take(queues) for worker in luck.sample(crew, workers)):
         pass

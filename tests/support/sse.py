@@ -47,14 +47,22 @@ class Reader:
 
 
 @contextmanager
-def read(http: httpx.Client, job: str, after: str | None = None, previews: Sequence[int] = ()) -> Iterator[Reader]:
+def read(
+    http: httpx.Client, job: str, after: str | None = None, previews: Sequence[int] = ()
+) -> Iterator[Reader]:
     """The events of a job, from the beginning or behind the one with the id `after`."""
     headers = {"Last-Event-ID": after} if after else {}
-    with http.stream("GET", f"/v1/jobs/{job}/events", headers=headers, params={"preview": previews}) as response:
+    with http.stream(
+        "GET", f"/v1/jobs/{job}/events", headers=headers, params={"preview": previews}
+    ) as response:
         assert response.status_code == 200, response.read()
         yield Reader(response)
 
 
 def told(events: list[Event]) -> list[Any]:
     """States and images in order; of all else, as much or little may be told as there is time for."""
-    return [event.data.get("state", event.data.get("index")) for event in events if event.name in ("state", "image")]
+    return [
+        event.data.get("state", event.data.get("index"))
+        for event in events
+        if event.name in ("state", "image")
+    ]

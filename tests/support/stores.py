@@ -31,9 +31,13 @@ def binary_of(server: str) -> str:
     """Of `valkey`, which comes with the packages, or of `redis`. Raises NoSuchServer."""
     if server == "valkey":
         return str(get_binary_path())
-    found = shutil.which("redis-server") or shutil.which("redis-check-rdb")  # one program, which asks what it was called
+    found = shutil.which("redis-server") or shutil.which(
+        "redis-check-rdb"
+    )  # one program, which asks what it was called
     if not found:
-        raise NoSuchServer("no Redis here; on Debian: apt-get install redis-tools, which starts no service")
+        raise NoSuchServer(
+            "no Redis here; on Debian: apt-get install redis-tools, which starts no service"
+        )
     return found
 
 
@@ -44,7 +48,16 @@ def running(server: str, kind: str, folder: Path) -> Iterator[str]:
     options, url = _options(kind, port, folder)
     log = folder / "server.log"
     with log.open("wb") as out:
-        command = [f"{server}-server", "--dir", str(folder), "--save", "", "--appendonly", "yes", *options]
+        command = [
+            f"{server}-server",
+            "--dir",
+            str(folder),
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+            *options,
+        ]
         process = subprocess.Popen(command, executable=binary_of(server), stdout=out, stderr=out)
     try:
         eventually(lambda: _answers(url) or process.poll() is not None, 20, f"{server} answers")
@@ -62,7 +75,11 @@ def _options(kind: str, port: int, folder: Path) -> tuple[list[str], str]:
     plain = ["--port", str(port)]
     match kind:
         case "password":
-            return [*plain, "--requirepass", _PASSWORD], f"redis://:{quote(_PASSWORD, safe='')}@127.0.0.1:{port}/0"
+            return [
+                *plain,
+                "--requirepass",
+                _PASSWORD,
+            ], f"redis://:{quote(_PASSWORD, safe='')}@127.0.0.1:{port}/0"
         case "user":
             rules = f"ddpm on >{_PASSWORD} {USER_RULES}".split()
             url = f"redis://ddpm:{quote(_PASSWORD, safe='')}@127.0.0.1:{port}/0"
@@ -79,7 +96,9 @@ def _tls(port: int, folder: Path) -> list[str]:
     certificate.cert_chain_pems[0].write_to_path(folder / "server.pem")
     certificate.private_key_pem.write_to_path(folder / "server.key")
     files = {"ca-cert": "ca.pem", "cert": "server.pem", "key": "server.key"}
-    named = [part for name, file in files.items() for part in (f"--tls-{name}-file", str(folder / file))]
+    named = [
+        part for name, file in files.items() for part in (f"--tls-{name}-file", str(folder / file))
+    ]
     return ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no", *named]
 
 

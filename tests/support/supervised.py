@@ -24,7 +24,10 @@ class Supervised:
     def __init__(self, redis: Redis, model: LoadedModel) -> None:
         self.redis, self.model = redis, model
         self.faults: list[BaseException] = []
-        self._current, self._over = WorkerLoop(redis, {"tiny": model}, "cpu", InRedis()), threading.Event()
+        self._current, self._over = (
+            WorkerLoop(redis, {"tiny": model}, "cpu", InRedis()),
+            threading.Event(),
+        )
         self._thread = threading.Thread(target=self._keep_running)
         self._thread.start()
 
@@ -51,11 +54,20 @@ class Supervised:
             self._thread.join(0.1)
 
 
-def post(redis: Redis, model: LoadedModel, name: str, seed: int, *, count: int = 3, steps: int = 40) -> str:
+def post(
+    redis: Redis, model: LoadedModel, name: str, seed: int, *, count: int = 3, steps: int = 40
+) -> str:
     """A job as the API records it; its id is the letter `name`, many times."""
     recipe = Recipe("tiny", model.card.sha256, "dpmpp_2m", steps, "fixed_small", 0.0, seed)
     job, shards = name * 32, list(shards_of(name * 32, recipe, 0, count, "local", "interactive"))
-    fields = {"id": job, "state": "queued", "count": count, "priority": "interactive", "results_ttl_s": 600, "attempts": 0}
+    fields = {
+        "id": job,
+        "state": "queued",
+        "count": count,
+        "priority": "interactive",
+        "results_ttl_s": 600,
+        "attempts": 0,
+    }
     with redis.pipeline() as pipe:
         pipe.hset(job_key(job), mapping=fields)
         pipe.zadd(open_key("interactive"), {job: 1})

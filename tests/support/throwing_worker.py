@@ -12,7 +12,9 @@ if __name__ == "__main__":
 
     def throw(engine: Engine, *args: Any) -> Any:
         if len(engine) > 1:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore that nobody is to read")
+            raise RuntimeError(
+                "CUDA error: an illegal memory access was encountered\nmore that nobody is to read"
+            )
         return step(engine, *args)
 
     Engine.step = throw  # type: ignore[method-assign]

@@ -20,13 +20,18 @@ class OwnValkey:
 
     def __init__(self, folder: Path, **options: str) -> None:
         self._socket = folder / "valkey.sock"
-        self._command = [*embedded_valkey.valkey(folder, self._socket, lock_fd=-1).command, *_arguments(options)]
+        self._command = [
+            *embedded_valkey.valkey(folder, self._socket, lock_fd=-1).command,
+            *_arguments(options),
+        ]
         self.url = embedded_valkey.socket_url(self._socket)
 
     def start(self, **options: str) -> None:
         """Ready when it returns, unless it has to load its data first and `options` make that slow."""
         command = [*self._command, *_arguments(options)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         if not options:
             self.is_ready()
 
@@ -46,7 +51,10 @@ class OwnValkey:
 
 def valkey_server(folder: Path, **options: Any) -> ValkeyServer:
     """On a port by chance: those that ValkeyServer looks at in turn are taken twice where two runs of tests start at once."""
-    return ValkeyServer(data_dir=folder, **{"port": find_free_port(start_port=random.randrange(10_000, 30_000))} | options)
+    return ValkeyServer(
+        data_dir=folder,
+        **{"port": find_free_port(start_port=random.randrange(10_000, 30_000))} | options,
+    )
 
 
 def _arguments(options: dict[str, str]) -> list[str]:

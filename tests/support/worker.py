@@ -33,7 +33,13 @@ class IdleWorker:
     def __init__(self, redis: Redis, store: ResultsStore | None = None) -> None:
         self.redis, self.store = redis, store or InRedis()
 
-    def announce(self, *, image_steps_per_s: float = 100.0, lives_s: float = 60.0, models: tuple[str, ...] = ("tiny",)) -> None:
+    def announce(
+        self,
+        *,
+        image_steps_per_s: float = 100.0,
+        lives_s: float = 60.0,
+        models: tuple[str, ...] = ("tiny",),
+    ) -> None:
         served = ModelInfo("fp32", "pytorch", 1, {1: 1 / image_steps_per_s})
         say(self.redis, WorkerInfo("worker-1", "cpu", dict.fromkeys(models, served), 1.0), lives_s)
 
@@ -41,12 +47,18 @@ class IdleWorker:
         return self._run(transitions.START, job, 1, int(self.store.external))
 
     def progress(self, job: str, shard: int, least: int, image_steps: int) -> bool:
-        return bool(self._run(transitions.PROGRESS, job, progress_field(shard), f"{least},{image_steps}"))
+        return bool(
+            self._run(transitions.PROGRESS, job, progress_field(shard), f"{least},{image_steps}")
+        )
 
     def publish(self, job: str, indices: Iterable[int]) -> bool:
         pngs = [(index, png_of(index)) for index in indices]
         kept = zip(pngs, self.store.put(job, pngs), strict=True)
-        images = [part for (index, png), in_redis in kept for part in (index, hashlib.sha256(png).hexdigest(), in_redis)]
+        images = [
+            part
+            for (index, png), in_redis in kept
+            for part in (index, hashlib.sha256(png).hexdigest(), in_redis)
+        ]
         return bool(self._run(transitions.PUBLISH, job, *images))
 
     def show(self, job: str, index: int, shade: int = 77, lives_ms: int = 10_000) -> None:

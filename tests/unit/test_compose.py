@@ -25,7 +25,13 @@ def test_the_gpu_file_is_the_cpu_file_and_the_gpu() -> None:
     without = copy.deepcopy(read(GPU))
     asked = without["services"]["worker"].pop("deploy")
     assert without == read(CPU)
-    assert asked == {"resources": {"reservations": {"devices": [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]}}}
+    assert asked == {
+        "resources": {
+            "reservations": {
+                "devices": [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+            }
+        }
+    }
 
 
 @pytest.mark.parametrize("name", [GPU, CPU])
@@ -41,7 +47,9 @@ def test_without_keys_it_is_answered_as_localhost_only(name: str) -> None:
     environment = read(name)["services"]["api"]["environment"]
     assert environment["DDPM_ANONYMOUS_HOSTS"] == "${DDPM_ANONYMOUS_HOSTS:-localhost}"
     assert environment["DDPM_API_KEYS"] is None, "the host's, where it has some"
-    assert environment["DDPM_PUBLISH"] == "${DDPM_PUBLISH:-127.0.0.1:8000}", "so that the API can refuse to be everybody's"
+    assert environment["DDPM_PUBLISH"] == "${DDPM_PUBLISH:-127.0.0.1:8000}", (
+        "so that the API can refuse to be everybody's"
+    )
 
 
 @pytest.mark.parametrize("name", [GPU, CPU])
@@ -62,7 +70,9 @@ def test_a_setting_that_a_service_is_handed_exists() -> None:
 def test_the_page_on_containers_names_every_variable_that_compose_reads() -> None:
     text = (ROOT / CPU).read_text()
     environments = [body["environment"] for body in read(CPU)["services"].values()]
-    passed_on = {name for environment in environments for name, value in environment.items() if value is None}
+    passed_on = {
+        name for environment in environments for name, value in environment.items() if value is None
+    }
     read_by_compose = set(re.findall(r"\$\{(\w+)", text)) | passed_on
     page = (ROOT / "docs" / "containers.md").read_text()
     assert {name for name in read_by_compose if f"`{name}`" not in page} == set()

@@ -24,7 +24,9 @@ def available_cores(cgroup: Path = CGROUP) -> int:
 
 def memory_bytes(device: torch.device, cgroup: Path = CGROUP) -> int:
     """Of a GPU what is free now; else all that the process may have."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory_bytes(cgroup)
+    return (
+        torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory_bytes(cgroup)
+    )
 
 
 def description(device: torch.device) -> str:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from worker.backends.cuda.unet import GpuUNet  # for which Triton has to be there
 
 log = logging.getLogger(__name__)
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # of x float32 (B, C, H, W) and the time features, as float32
+Denoiser = Callable[
+    [Tensor, Tensor], Tensor
+]  # of x float32 (B, C, H, W) and the time features, as float32
 BY_PYTORCH, COMPILED = "pytorch", "pytorch, worker/cpu_kernels.c"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -37,7 +39,11 @@ class ServedNetwork:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, precision: Precision = "fp32", sizes: Sequence[int] = (1,)
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        precision: Precision = "fp32",
+        sizes: Sequence[int] = (1,),
     ) -> None:
         """`sizes`: batches for which a GPU's kernels are compiled now rather than when they are met."""
         dtype = _DTYPES[precision]
@@ -48,7 +54,9 @@ class ServedNetwork:
         if device.type == "cuda":
             make_current(device)
             torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 is to mean it
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
+                False  # fp32 is to mean it
+            )
             ours = by_our_kernels(net, self.features[:1], sizes)
             if ours:
                 self.kernels = ours.kernels
@@ -75,7 +83,9 @@ def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> GpuUNet
         denoise, cfg = GpuUNet(net), net.cfg
 
         def run(size: int) -> None:
-            x = torch.zeros(size, cfg.in_channels, cfg.sample_size, cfg.sample_size, device=features.device)
+            x = torch.zeros(
+                size, cfg.in_channels, cfg.sample_size, cfg.sample_size, device=features.device
+            )
             denoise(x, features.expand(size, -1))
 
         def run_all() -> None:
@@ -87,10 +97,18 @@ def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> GpuUNet
         torch.cuda.empty_cache()
         run(1)
         torch.cuda.synchronize(features.device)
-    except (torch.OutOfMemoryError, torch.AcceleratorError):  # of the latter nothing recovers in this process
+    except (
+        torch.OutOfMemoryError,
+        torch.AcceleratorError,
+    ):  # of the latter nothing recovers in this process
         raise
-    except Exception as error:  # no Triton, no C compiler for it, a GPU or a network that ours are not made for
-        log.warning("the network runs by PyTorch's kernels, of which few batch sizes agree to the bit: %s", client_reason(error))
+    except (
+        Exception
+    ) as error:  # no Triton, no C compiler for it, a GPU or a network that ours are not made for
+        log.warning(
+            "the network runs by PyTorch's kernels, of which few batch sizes agree to the bit: %s",
+            client_reason(error),
+        )
         return None
     return denoise
 
@@ -113,7 +131,9 @@ def precisions(device: torch.device) -> tuple[Precision, ...]:
         with torch.cuda.device(device):
             native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        native = (
+            torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
     return ("fp32", "bf16") if native else ("fp32",)
 
 

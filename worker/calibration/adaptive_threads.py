@@ -9,7 +9,10 @@ from __future__ import annotations
 _STRETCH_S = 0.25  # of steps, to judge by
 _SLOWED = 1.3  # two stretches in a row by `most` that take longer than calibration promises, by this factor, are worth a trial
 _GAIN = 0.9  # of the time of the present number; the other is taken where it needs less
-_REST_S, _LONGEST_REST_S = 1.0, 60.0  # of steps, from one trial to the next; after each in vain twice as long
+_REST_S, _LONGEST_REST_S = (
+    1.0,
+    60.0,
+)  # of steps, from one trial to the next; after each in vain twice as long
 
 
 class AdaptiveThreads:
@@ -18,7 +21,9 @@ class AdaptiveThreads:
     def __init__(self, most: int, fewer: int) -> None:
         self.count = self._most = most
         self._other = fewer
-        self._to_beat: float | None = None  # while the other number is tried: what a promised second took before
+        self._to_beat: float | None = (
+            None  # while the other number is tried: what a promised second took before
+        )
         self._rest_s, self._rested_s = _REST_S, _REST_S
         self._took_s = self._promised_s = 0.0
         self._was_slow = False
@@ -36,7 +41,9 @@ class AdaptiveThreads:
             return
         self._rested_s += took_s
         was_slow, self._was_slow = self._was_slow, slowed > _SLOWED
-        if ((was_slow and self._was_slow) or self.count < self._most) and self._rested_s >= self._rest_s:
+        if (
+            (was_slow and self._was_slow) or self.count < self._most
+        ) and self._rested_s >= self._rest_s:
             self._to_beat = slowed
             self._swap()
 

@@ -27,7 +27,10 @@ class CalibrationCache:
         self._folder = folder
 
     def recall(
-        self, conditions: tuple[str, ...], measure: Callable[[], Calibration], beaten: Calibration | None = None
+        self,
+        conditions: tuple[str, ...],
+        measure: Callable[[], Calibration],
+        beaten: Calibration | None = None,
     ) -> Calibration:
         """What was found under these conditions, or what `measure` finds now, while others who want the same wait.
 
@@ -62,7 +65,11 @@ class CalibrationCache:
             self._folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except OSError as error:
-            log.info("no calibration is kept: %s cannot be used (%s); set DDPM_CACHE_DIR", self._folder, error.strerror)
+            log.info(
+                "no calibration is kept: %s cannot be used (%s); set DDPM_CACHE_DIR",
+                self._folder,
+                error.strerror,
+            )
             yield
             return
         try:
@@ -76,7 +83,10 @@ def _read(path: Path, key: str) -> Calibration | None:
     try:
         if kept is None:
             return None
-        seconds, by_fewer = ({int(size): float(s) for size, s in kept[name].items()} for name in ("seconds", "by_fewer"))
+        seconds, by_fewer = (
+            {int(size): float(s) for size, s in kept[name].items()}
+            for name in ("seconds", "by_fewer")
+        )
         return Calibration(seconds, int(kept["threads"]), int(kept["fewer"]), by_fewer)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

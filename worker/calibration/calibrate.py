@@ -25,12 +25,23 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 _BETWEEN = (3, 6, 12)  # where a size costs no memory of its own; larger ones gain nothing
 _BEYOND = (128, 256)  # what fills a GPU
 LONGEST_STEP_S = 1.0  # jobs join, stop and report once a step: no larger batch is tried than one that takes this long
-_CHAINS, _CHAINS_S = 32, 1.0  # this many chains are compared, or as many as the smallest batches step in this time
+_CHAINS, _CHAINS_S = (
+    32,
+    1.0,
+)  # this many chains are compared, or as many as the smallest batches step in this time
 _TIMED, _TIMED_S = 3, 1.0
 _TRIALS, _MIDDLING = 5, 16
 _FEWEST_THREADS, _FEWER_THREADS_GAIN = 4, 1.15  # a busy moment is not to halve the worker for good
 _BEATEN = 2.0  # so much faster than it was, the machine was at other work then; neighbours alone seldom make that much
-_ROW = (1.0, -0.5, 1.0, 0.5, 0.5, 0.1, 0.1)  # p, q, bound, a, b, d, s: every part of a step takes part
+_ROW = (
+    1.0,
+    -0.5,
+    1.0,
+    0.5,
+    0.5,
+    0.1,
+    0.1,
+)  # p, q, bound, a, b, d, s: every part of a step takes part
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +70,9 @@ class Calibration:
         return self.seconds if threads == self.threads else self.by_fewer
 
     def __str__(self) -> str:
-        rates = ", ".join(f"{size}: {size / seconds:.0f}" for size, seconds in sorted(self.seconds.items()))
+        rates = ", ".join(
+            f"{size}: {size / seconds:.0f}" for size, seconds in sorted(self.seconds.items())
+        )
         by = f" by {self.threads} threads" if self.threads else ""
         return f"image-steps/s by batch size{by}: {rates}"
 
@@ -88,12 +101,20 @@ def calibrate(pool: Pool, T: int, sizes: Sequence[int] = SIZES) -> Calibration:
     for threads in _by_speed(trial):
         torch.set_num_threads(threads)
         seconds = trial.agreeing()
-        same = [n for n in dict.fromkeys([threads // 2, 1]) if 0 < n < threads and trial.same_by(n, seconds)]
+        same = [
+            n
+            for n in dict.fromkeys([threads // 2, 1])
+            if 0 < n < threads and trial.same_by(n, seconds)
+        ]
         if threads == 1 or 1 in same:
             fewer = max(same, default=1)
             torch.set_num_threads(fewer)
-            return Calibration(seconds, threads, fewer, trial.seconds(seconds) if fewer < threads else {})
-        log.info("with %d threads the network's bits are not those of one thread; trying fewer", threads)
+            return Calibration(
+                seconds, threads, fewer, trial.seconds(seconds) if fewer < threads else {}
+            )
+        log.info(
+            "with %d threads the network's bits are not those of one thread; trying fewer", threads
+        )
     raise AssertionError("one thread is always among the choices")
 
 
@@ -107,7 +128,9 @@ def is_beaten(pool: Pool, T: int, kept: Calibration) -> bool:
     sizes = {kept.buckets[0], kept.buckets[-1]}
     try:
         now = _Trial(pool, T, sorted(sizes)).seconds(sizes)
-    except torch.OutOfMemoryError:  # others have the memory now; which sizes still fit is found out when they are prepared
+    except (
+        torch.OutOfMemoryError
+    ):  # others have the memory now; which sizes still fit is found out when they are prepared
         return False
     return any(_BEATEN * seconds < kept.seconds[size] for size, seconds in now.items())
 
@@ -115,7 +138,9 @@ def is_beaten(pool: Pool, T: int, kept: Calibration) -> bool:
 def _by_speed(trial: _Trial) -> Iterable[int]:
     """Numbers of threads, the fastest first, and one at the end. Of few cores all are used, however busy they are just now."""
     most = available_cores()
-    seconds = {n: float("inf") for n in (most, most // 2, most // 4) if n == most or n >= _FEWEST_THREADS}
+    seconds = {
+        n: float("inf") for n in (most, most // 2, most // 4) if n == most or n >= _FEWEST_THREADS
+    }
     if len(seconds) == 1:
         return dict.fromkeys([most, 1])
     for _, threads in itertools.product(range(_TRIALS), seconds):
@@ -131,7 +156,10 @@ class _Trial:
 
     def __init__(self, pool: Pool, T: int, sizes: Sequence[int]) -> None:
         self._pool, self._sizes = pool, sizes
-        self._numbers = [(i, i * (T - 1) // (_CHAINS - 1), 0, i, 1, *_ROW) for i in range(min(_CHAINS, pool.capacity))]
+        self._numbers = [
+            (i, i * (T - 1) // (_CHAINS - 1), 0, i, 1, *_ROW)
+            for i in range(min(_CHAINS, pool.capacity))
+        ]
         self._time(sizes[0])  # the first of all allocates, lays out weights and chooses kernels
         self._image_s = self._time(sizes[0]) / sizes[0]
         self._numbers = self._numbers[: max(sizes[0], int(_CHAINS_S / self._image_s))]
@@ -147,7 +175,11 @@ class _Trial:
                 group[size] = seconds
         chosen = max((group for _, group in groups), key=lambda group: (len(group), max(group)))
         if others := sorted(size for _, group in groups for size in group if size not in chosen):
-            log.info("batches of %s give other bits than those of %s, and are not used", others, sorted(chosen))
+            log.info(
+                "batches of %s give other bits than those of %s, and are not used",
+                others,
+                sorted(chosen),
+            )
         return chosen
 
     def seconds(self, sizes: Iterable[int]) -> dict[int, float]:
@@ -163,7 +195,11 @@ class _Trial:
 
     def seconds_of_one(self) -> float:
         """A step of a middling batch, or of as many as may be stepped at once."""
-        fit = [size for size in self._sizes if size <= _MIDDLING and size * self._image_s < LONGEST_STEP_S]
+        fit = [
+            size
+            for size in self._sizes
+            if size <= _MIDDLING and size * self._image_s < LONGEST_STEP_S
+        ]
         return self._time(max(fit, default=self._sizes[0]))
 
     def _runs(self) -> Iterable[tuple[int, Tensor, float]]:
@@ -173,7 +209,11 @@ class _Trial:
                 bits = self._bits(size)
                 seconds = self._least(size)
             except torch.OutOfMemoryError:
-                log.warning("a batch of %d does not fit the memory of %s; smaller ones are used", size, self._pool.device)
+                log.warning(
+                    "a batch of %d does not fit the memory of %s; smaller ones are used",
+                    size,
+                    self._pool.device,
+                )
                 torch.cuda.empty_cache()
                 return
             yield size, bits, seconds
@@ -191,7 +231,10 @@ class _Trial:
         for first in range(0, filled, size):
             self._step(numbers[first : first + size], size)
         bits = torch.stack([self._pool.read(range(filled)), self._pool.read_x_0_hat(range(filled))])
-        same = all(torch.equal(bits[:, first : first + n], bits[:, : min(n, filled - first)]) for first in range(0, filled, n))
+        same = all(
+            torch.equal(bits[:, first : first + n], bits[:, : min(n, filled - first)])
+            for first in range(0, filled, n)
+        )
         return bits[:, :n] if same else torch.full_like(bits[:, :n], math.nan)
 
     def _least(self, size: int) -> float:

@@ -24,4 +24,8 @@ class Slowdown:
     @property
     def slowed(self) -> float:
         """Seconds that steps take, of one that calibration promises; 1 until two seconds of them are measured."""
-        return self._took_s / self._promised_s if self._took_s >= _MEASURED_S and self._promised_s else 1.0
+        return (
+            self._took_s / self._promised_s
+            if self._took_s >= _MEASURED_S and self._promised_s
+            else 1.0
+        )

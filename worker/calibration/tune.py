@@ -19,7 +19,10 @@ from worker.engine.pool import Pool
 from worker.jobs.domain import SHARD_IMAGES, Precision
 
 log = logging.getLogger(__name__)
-_POOL_SHARE, _MOST_SHARE = 1 / 8, 1 / 2  # of the memory, the latter where a shard needs it; the rest is for the network
+_POOL_SHARE, _MOST_SHARE = (
+    1 / 8,
+    1 / 2,
+)  # of the memory, the latter where a shard needs it; the rest is for the network
 _GAIN = 1.1  # bf16 costs accuracy: it has to be this much faster
 
 
@@ -54,7 +57,9 @@ def tune(
     chosen = bench.choose(offered) if precision == "auto" else precision
     bench.make_sure(chosen)
     pool = bench.pool(chosen)
-    return TunedNetwork(pool, _prepared(pool, bench.calibration(chosen)), chosen, bench.kernels(chosen))
+    return TunedNetwork(
+        pool, _prepared(pool, bench.calibration(chosen)), chosen, bench.kernels(chosen)
+    )
 
 
 class _Bench:
@@ -88,7 +93,13 @@ class _Bench:
         if self._cache is None or len(offered) == 1:
             return choose()
         kernels = kernels_on_a_cpu() if self._device.type == "cpu" else ""
-        conditions = (self._weights, description(self._device), torch.__version__, kernels, *offered)
+        conditions = (
+            self._weights,
+            description(self._device),
+            torch.__version__,
+            kernels,
+            *offered,
+        )
         return cast(Precision, self._cache.decide(conditions, choose))
 
     def calibration(self, precision: Precision) -> Calibration:
@@ -99,8 +110,12 @@ class _Bench:
     def make_sure(self, precision: Precision) -> None:
         """Measure anew what was kept of it, if it was measured beside other work."""
         kept = self.calibration(precision)
-        if precision not in self._measured and is_beaten(self.pool(precision), self._loaded.schedule.T, kept):
-            log.info("steps are much faster than when they were calibrated, perhaps beside other work: they are calibrated anew")
+        if precision not in self._measured and is_beaten(
+            self.pool(precision), self._loaded.schedule.T, kept
+        ):
+            log.info(
+                "steps are much faster than when they were calibrated, perhaps beside other work: they are calibrated anew"
+            )
             self._found[precision] = self._recall(precision, beaten=kept)
 
     def _recall(self, precision: Precision, beaten: Calibration | None = None) -> Calibration:
@@ -127,12 +142,18 @@ class _Bench:
             torch.cuda.empty_cache()
             fitting = [size for size in self._sizes if size <= self._capacity]
             network = ServedNetwork(self._loaded, self._device, precision, fitting)
-            self._last = precision, network, Pool(network, self._shape, self._capacity, self._device)
+            self._last = (
+                precision,
+                network,
+                Pool(network, self._shape, self._capacity, self._device),
+            )
         return self._last[1:]
 
     def kernels(self, precision: Precision) -> str:
         """On a GPU the network has to be made to know: what ours cannot do is left to PyTorch's."""
-        return self._made(precision)[0].kernels if self._device.type == "cuda" else kernels_on_a_cpu()
+        return (
+            self._made(precision)[0].kernels if self._device.type == "cuda" else kernels_on_a_cpu()
+        )
 
     def worth(self, precision: Precision) -> float:
         """The rate that would be worth as much in fp32."""
@@ -143,15 +164,21 @@ def _prepared(pool: Pool, calibration: Calibration) -> Calibration:
     """Do at the start what the first step of each size would have to do. Raises ValueError where none fits."""
     calibration.use()
     ready = {}
-    for size, seconds in sorted(calibration.seconds.items(), reverse=True):  # smaller ones then need no memory of their own
+    for size, seconds in sorted(
+        calibration.seconds.items(), reverse=True
+    ):  # smaller ones then need no memory of their own
         try:
             pool.prepare(size)
         except torch.OutOfMemoryError:
-            log.warning("a batch of %d does not fit the memory any more; smaller ones are used", size)
+            log.warning(
+                "a batch of %d does not fit the memory any more; smaller ones are used", size
+            )
             continue
         ready[size] = seconds
     if not ready:
-        raise ValueError(f"no batch fits the memory that is free on {pool.device}; free some, or use another device")
+        raise ValueError(
+            f"no batch fits the memory that is free on {pool.device}; free some, or use another device"
+        )
     torch.cuda.empty_cache()  # what was only for recording
     by_fewer = {size: seconds for size, seconds in calibration.by_fewer.items() if size in ready}
     return replace(calibration, seconds=ready, by_fewer=by_fewer)
@@ -160,12 +187,19 @@ def _prepared(pool: Pool, calibration: Calibration) -> Calibration:
 def _capacity(asked: int, shape: tuple[int, int, int], device: torch.device) -> int:
     """Raises ValueError where not even a shard of images fits: none would ever be taken."""
     memory, chain_bytes = memory_bytes(device), 2 * 4 * shape[0] * shape[1] * shape[2]
-    fit = max(int(_POOL_SHARE * memory) // chain_bytes, min(SHARD_IMAGES, int(_MOST_SHARE * memory) // chain_bytes))
+    fit = max(
+        int(_POOL_SHARE * memory) // chain_bytes,
+        min(SHARD_IMAGES, int(_MOST_SHARE * memory) // chain_bytes),
+    )
     if fit < SHARD_IMAGES:
         raise ValueError(
             f"half of the memory ({memory / 2**30:.1f} GiB) holds {fit} images of {'x'.join(map(str, shape))}, and a worker "
             f"takes {SHARD_IMAGES} at once; give it {SHARD_IMAGES * chain_bytes / _MOST_SHARE / 2**30:.1f} GiB or more"
         )
     if fit < asked:
-        log.info("the pool holds %d images instead of %d: the rest of the memory is for the network", fit, asked)
+        log.info(
+            "the pool holds %d images instead of %d: the rest of the memory is for the network",
+            fit,
+            asked,
+        )
     return min(asked, fit)

@@ -48,8 +48,12 @@ class BatchSizes:
 
 def _first_of_rounds(chains: int, costs: tuple[tuple[int, float], ...]) -> int:
     """The largest batch of the cheapest set of batches that holds all chains."""
-    cheapest: list[tuple[float, int]] = [(0.0, 0)]  # for each number of chains: seconds, and the largest batch
+    cheapest: list[tuple[float, int]] = [
+        (0.0, 0)
+    ]  # for each number of chains: seconds, and the largest batch
     for n in range(1, chains + 1):
         rest = ((cheapest[max(0, n - size)], size, seconds) for size, seconds in costs)
-        cheapest.append(min((spent + seconds, max(size, largest)) for (spent, largest), size, seconds in rest))
+        cheapest.append(
+            min((spent + seconds, max(size, largest)) for (spent, largest), size, seconds in rest)
+        )
     return cheapest[chains][1]

@@ -38,12 +38,17 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._memory = torch.cuda.graph_pool_handle()
-        self._here, self._aside, self._capture = torch.cuda.current_stream(device), *(torch.cuda.Stream(device) for _ in range(2))
+        self._here, self._aside, self._capture = (
+            torch.cuda.current_stream(device),
+            *(torch.cuda.Stream(device) for _ in range(2)),
+        )
         self._running: deque[torch.cuda.Event] = deque()
 
     def __call__(self, step: Step, inputs: Tensor) -> Callable[[], None]:
         self._aside.wait_stream(self._here)
-        with torch.cuda.stream(self._aside):  # always the same: cuBLAS keeps memory for each stream that it meets
+        with torch.cuda.stream(
+            self._aside
+        ):  # always the same: cuBLAS keeps memory for each stream that it meets
             for _ in range(_WARM_UPS):
                 step(inputs)
         self._here.wait_stream(self._aside)

@@ -37,7 +37,14 @@ class _Chain:
     def numbers(self) -> tuple[float, ...]:
         """What the next step is to know of the chain, as in worker/engine/pool.py: its address, and its plan's row."""
         plan = self.request.plan
-        return self.slot, plan.timesteps[self.row], self.request.seed, self.request.index, self.row + 1, *plan.numbers[self.row]
+        return (
+            self.slot,
+            plan.timesteps[self.row],
+            self.request.seed,
+            self.request.index,
+            self.row + 1,
+            *plan.numbers[self.row],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,10 @@ class _Leaving:
     def finished(self) -> list[Finished]:
         x = self.x.result()
         finite = x.isfinite().flatten(1).all(1)
-        return [Finished(request, to_bytes(x[i]) if finite[i] else None) for i, request in self.places.values()]
+        return [
+            Finished(request, to_bytes(x[i]) if finite[i] else None)
+            for i, request in self.places.values()
+        ]
 
 
 class Engine:
@@ -81,7 +91,9 @@ class Engine:
     def is_urgent(self) -> bool:
         """Whether chains of the upper class are in it, those included whose pictures are on their way."""
         leaving = (request for leaving in self._leaving for _, request in leaving.places.values())
-        return any(line.urgent for line in self._lines.values()) or any(request.urgent for request in leaving)
+        return any(line.urgent for line in self._lines.values()) or any(
+            request.urgent for request in leaving
+        )
 
     def __len__(self) -> int:
         return len(self._chains) + sum(len(leaving.places) for leaving in self._leaving)
@@ -94,7 +106,11 @@ class Engine:
     def rows_done(self, chain: Hashable) -> int:
         if chain in self._chains:
             return self._chains[chain].row
-        return next(len(leaving.places[chain][1].plan) for leaving in self._leaving if chain in leaving.places)
+        return next(
+            len(leaving.places[chain][1].plan)
+            for leaving in self._leaving
+            if chain in leaving.places
+        )
 
     def submit(self, requests: Sequence[ChainRequest]) -> None:
         """Admit new chains; they run from the next step on. Raises ValueError for more than there is room, or a name in use."""
@@ -106,7 +122,11 @@ class Engine:
         """Admit chains where their snapshots left them; the images come out as if nothing had happened."""
         slots = self._admit([s.request for s in snapshots], [s.row for s in snapshots])
         if snapshots:
-            self.pool.write(slots, torch.stack([s.x for s in snapshots]), torch.stack([s.x_0_hat for s in snapshots]))
+            self.pool.write(
+                slots,
+                torch.stack([s.x for s in snapshots]),
+                torch.stack([s.x_0_hat for s in snapshots]),
+            )
 
     def snapshot(self, chains: Iterable[Hashable]) -> list[Snapshot]:
         """Copies of the chains as they are between two steps. They keep running. None may be leaving: `settle` first."""
@@ -135,12 +155,18 @@ class Engine:
             for leaving in self._leaving:
                 leaving.places.pop(chain, None)
 
-    def step(self, only: Sequence[Hashable] | None = None, within_s: float = math.inf) -> list[Finished]:
+    def step(
+        self, only: Sequence[Hashable] | None = None, within_s: float = math.inf
+    ) -> list[Finished]:
         """One step for the chains that are picked, or for `only` these where given; returns those that have left since.
 
         It is to take `within_s` where a batch does.
         """
-        picked = self._pick(within_s) if only is None else [self._chains[chain] for chain in only if chain in self._chains]
+        picked = (
+            self._pick(within_s)
+            if only is None
+            else [self._chains[chain] for chain in only if chain in self._chains]
+        )
         if not picked:
             return self.settle()
         del picked[self.buckets.largest :]
@@ -163,9 +189,13 @@ class Engine:
     def _admit(self, requests: Sequence[ChainRequest], rows: Sequence[int]) -> list[int]:
         names = [request.chain for request in requests]
         if len(requests) > self.room:
-            raise ValueError(f"{len(requests)} chains do not fit the {self.room} free places; submit what `room` allows")
+            raise ValueError(
+                f"{len(requests)} chains do not fit the {self.room} free places; submit what `room` allows"
+            )
         if len(set(names)) < len(names) or any(self._knows(name) for name in names):
-            raise ValueError("a chain of this name is in the engine; give every chain a name of its own")
+            raise ValueError(
+                "a chain of this name is in the engine; give every chain a name of its own"
+            )
         for request, row in zip(requests, rows, strict=True):
             chain = _Chain(request, self._free.pop(), self._line(request), row, row)
             self._chains[request.chain] = chain
@@ -181,7 +211,9 @@ class Engine:
 
     def _pick(self, within_s: float) -> list[_Chain]:
         lines = list(self._lines.values())
-        places = self.buckets.places(waiting(lines, urgent=True), waiting(lines, urgent=False), within_s)
+        places = self.buckets.places(
+            waiting(lines, urgent=True), waiting(lines, urgent=False), within_s
+        )
         chosen = self._chains if places == len(self._chains) else pick(lines, places, self._given)
         picked = [self._chains[chain] for chain in chosen]
         self._given = self._given.plus(len(picked), sum(chain.request.urgent for chain in picked))
@@ -193,7 +225,9 @@ class Engine:
         x = self.pool.copy_out([chain.slot for chain in done])
         for chain in done:
             self._leave(chain.request.chain)
-        self._leaving.append(_Leaving({chain.request.chain: (i, chain.request) for i, chain in enumerate(done)}, x))
+        self._leaving.append(
+            _Leaving({chain.request.chain: (i, chain.request) for i, chain in enumerate(done)}, x)
+        )
 
     def _arrived(self) -> list[Finished]:
         finished: list[Finished] = []

@@ -39,7 +39,9 @@ class ModelScheduler(Generic[M]):
     def of(self, busy: Sequence[M]) -> Iterator[tuple[M, float]]:
         """Those that step in this turn, each with the seconds that its batch may take."""
         urgent = [model for model in busy if model.is_urgent]
-        least_s = min((self._spent_s[model] for model in urgent if model in self._spent_s), default=0.0)
+        least_s = min(
+            (self._spent_s[model] for model in urgent if model in self._spent_s), default=0.0
+        )
         self._spent_s = {model: self._spent_s.get(model, least_s) for model in urgent}
         bulk = [model for model in busy if model not in urgent]
         if not urgent:

@@ -32,7 +32,9 @@ def columns_of(chains: Sequence[tuple[float, ...]], size: int, dummy: int) -> Te
     float64 holds every seed (below 2^53) and every float32 exactly.
     """
     padding = (dummy, *[0] * (WIDTH - 1))
-    numbers = array("d", chain.from_iterable(zip(*chains, *[padding] * (size - len(chains)), strict=True)))
+    numbers = array(
+        "d", chain.from_iterable(zip(*chains, *[padding] * (size - len(chains)), strict=True))
+    )
     return torch.frombuffer(numbers, dtype=torch.float64).view(WIDTH, size)
 
 
@@ -56,13 +58,19 @@ class Pool:
         if record is None and device.type == "cuda":
             record = CudaRecorder(device)
         self.gather, self.advance = fastest_on(device)
-        self._step = StepGraphs(self._whole_step, self.dummy, device, record).replay if record else self._whole_step
+        self._step = (
+            StepGraphs(self._whole_step, self.dummy, device, record).replay
+            if record
+            else self._whole_step
+        )
 
     @torch.inference_mode()
     def start(self, slots: Sequence[int], seeds: Sequence[int], indices: Sequence[int]) -> None:
         """Put x_T into the slots of new chains: draw 0 of their noise."""
         addresses = to_device(self.device, torch.tensor([slots, seeds, indices]))
-        for where, seed, index in addresses.split(max(1, _DRAWN_AT_ONCE // math.prod(self.shape)), dim=1):
+        for where, seed, index in addresses.split(
+            max(1, _DRAWN_AT_ONCE // math.prod(self.shape)), dim=1
+        ):
             self.x[where] = normal(seed, index, torch.zeros_like(index), self.shape)
             self.x_0_hat[where] = 0
 
@@ -109,4 +117,7 @@ class Pool:
     @torch.inference_mode()
     def write(self, slots: Sequence[int], x: Tensor, x_0_hat: Tensor) -> None:
         where = to_device(self.device, torch.tensor(slots))
-        self.x[where], self.x_0_hat[where] = to_device(self.device, x), to_device(self.device, x_0_hat)
+        self.x[where], self.x_0_hat[where] = (
+            to_device(self.device, x),
+            to_device(self.device, x_0_hat),
+        )

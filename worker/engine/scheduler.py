@@ -55,7 +55,9 @@ def waiting(lines: Iterable[ChainGroup], urgent: bool) -> int:
     return sum(len(line.chains) for line in lines if line.urgent is urgent)
 
 
-def pick(lines: Sequence[ChainGroup], places: int, given: Served = NOTHING_SERVED) -> list[Hashable]:
+def pick(
+    lines: Sequence[ChainGroup], places: int, given: Served = NOTHING_SERVED
+) -> list[Hashable]:
     """At most `places` chains, the urgent ones first."""
     urgent, bulk = ([line for line in lines if line.urgent is kind] for kind in (True, False))
     before = sum(given)
@@ -82,7 +84,9 @@ _NOBODY = object()
 
 def _shortest_first(lines: Sequence[ChainGroup]) -> Iterator[Hashable]:
     """A job's first images come first, so that they finish first."""
-    return chain.from_iterable(line.chains for line in sorted(lines, key=lambda line: line.rows_left))
+    return chain.from_iterable(
+        line.chains for line in sorted(lines, key=lambda line: line.rows_left)
+    )
 
 
 def _rotated(owners: list[str], by: int) -> list[str]:

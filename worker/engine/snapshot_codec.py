@@ -31,7 +31,10 @@ def pack(snapshots: Sequence[Snapshot], precision: Precision) -> bytes:
 
 
 def unpack(
-    blob: bytes, requests: Mapping[int, ChainRequest], shape: tuple[int, int, int], precision: Precision
+    blob: bytes,
+    requests: Mapping[int, ChainRequest],
+    shape: tuple[int, int, int],
+    precision: Precision,
 ) -> list[Snapshot]:
     """Those of `requests`, by image index, that the blob holds. `shape` is a picture's, (C, H, W). Raises BadSnapshot.
 
@@ -50,14 +53,20 @@ def unpack(
         raise BadSnapshot(f"it holds {len(index)} images and {len(row)} rows")
     _check_pictures(x, len(index), shape)
     _check_pictures(x_0_hat, len(index), shape)
-    found = [Snapshot(requests[i], row[k], x[k], x_0_hat[k]) for k, i in enumerate(index) if i in requests]
+    found = [
+        Snapshot(requests[i], row[k], x[k], x_0_hat[k])
+        for k, i in enumerate(index)
+        if i in requests
+    ]
     _check_chains(found, "x_0_hat" in tensors)
     return found
 
 
 def _check_pictures(pictures: Tensor, count: int, shape: tuple[int, int, int]) -> None:
     if pictures.dtype != torch.float32 or pictures.shape != (count, *shape):
-        raise BadSnapshot(f"it holds {pictures.dtype} {list(pictures.shape)}, not torch.float32 {[count, *shape]}")
+        raise BadSnapshot(
+            f"it holds {pictures.dtype} {list(pictures.shape)}, not torch.float32 {[count, *shape]}"
+        )
     if not bool(pictures.isfinite().all()):
         raise BadSnapshot("it holds NaN or infinity")
 
@@ -67,6 +76,8 @@ def _check_chains(found: Sequence[Snapshot], remembered: bool) -> None:
         raise BadSnapshot("it holds an image twice")
     for s in found:
         if type(s.row) is not int or not 0 <= s.row < len(s.request.plan):
-            raise BadSnapshot(f"row {s.row} of image {s.request.index} is none of the {len(s.request.plan)} of its plan")
+            raise BadSnapshot(
+                f"row {s.row} of image {s.request.index} is none of the {len(s.request.plan)} of its plan"
+            )
         if s.request.plan.remembers and not remembered:
             raise BadSnapshot("it holds no x_0_hat, which the plan needs")

@@ -55,8 +55,16 @@ def fastest_on(device: torch.device) -> tuple[Gather, Advance]:
         from worker.backends.cuda import step_kernel
 
         nothing = torch.zeros(1, 1, 1, 1, device=device)
-        step_kernel.advance(torch.zeros(WIDTH, 1, dtype=torch.float64, device=device), nothing, nothing.clone(), nothing.clone())
+        step_kernel.advance(
+            torch.zeros(WIDTH, 1, dtype=torch.float64, device=device),
+            nothing,
+            nothing.clone(),
+            nothing.clone(),
+        )
     except Exception as error:  # no Triton, no C compiler for it, a GPU that it does not know
-        log.warning("rows and noise take a hundred operations a step instead of one, for Triton makes no kernel: %s", error)
+        log.warning(
+            "rows and noise take a hundred operations a step instead of one, for Triton makes no kernel: %s",
+            error,
+        )
         return gather, advance
     return gather, step_kernel.advance

@@ -13,7 +13,9 @@ class HostCopy:
         self._done: torch.cuda.Event | None = None
         self._host = tensor
         if tensor.is_cuda:
-            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+                tensor, non_blocking=True
+            )
             self._done = torch.cuda.Event(blocking=True)
             self._done.record(torch.cuda.current_stream(tensor.device))
 

@@ -100,10 +100,14 @@ def job_of(shard_id: str) -> str:
     return shard_id.rpartition("-")[0]
 
 
-def shards_of(job: str, recipe: Recipe, start: int, count: int, owner: str, priority: str) -> Iterator[Shard]:
+def shards_of(
+    job: str, recipe: Recipe, start: int, count: int, owner: str, priority: str
+) -> Iterator[Shard]:
     for number in range(shard_count(count)):
         first = start + number * SHARD_IMAGES
-        yield Shard(job, number, first, min(SHARD_IMAGES, start + count - first), owner, priority, recipe)
+        yield Shard(
+            job, number, first, min(SHARD_IMAGES, start + count - first), owner, priority, recipe
+        )
 
 
 def shard_count(count: int) -> int:

@@ -23,7 +23,9 @@ from hashlib import sha256
 LEFT = "ddpm:left"  # hash: open job -> "<image-steps left to run> <count> <steps> <model> <owner>"
 LOAD = "ddpm:load"  # hash: owner -> image-steps left of all its open jobs. Both empty themselves
 CHANGES = "ddpm:changes"
-PREVIEWS = "ddpm:previews"  # channel: "<job> <index>" of an image that somebody would like to see as it is
+PREVIEWS = (
+    "ddpm:previews"  # channel: "<job> <index>" of an image that somebody would like to see as it is
+)
 PREVIEW_LIVES_MS = 500
 EXPIRING = "ddpm:expiring"  # sorted set: job -> when what the results store holds of it is to be removed; it empties itself
 WEBHOOKS = "ddpm:webhooks"  # sorted set: job that has ended -> when its webhook is to be sent next; it empties itself

@@ -27,7 +27,9 @@ class Reaper:
         queues = our_queues(self._redis)
         for shard_id, outcome in reap(queues, self._lease_s):
             log.warning("shard %s was lost by its worker: %s", shard_id, outcome)
-        for queue in queues:  # all of them, not only those of this turn: a kill may have come in between
+        for (
+            queue
+        ) in queues:  # all of them, not only those of this turn: a kill may have come in between
             for shard_id, reason in given_up(queue):
                 self._give_up(queue, shard_id, reason)
         for priority in Priority:

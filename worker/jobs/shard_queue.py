@@ -31,7 +31,11 @@ _NO_CONNECTION = Redis()  # RQ's queues want one to be made; this one never conn
 def make_queue(name: str, connection: Any) -> Queue:
     """JSON always: a queue built without a serializer unpickles what it finds."""
     queue = Queue(name, connection=cast("Redis", connection), serializer=JSONSerializer)
-    queue.redis_server_version = (6, 2, 0)  # else the first enqueue asks the server with a blocking INFO
+    queue.redis_server_version = (
+        6,
+        2,
+        0,
+    )  # else the first enqueue asks the server with a blocking INFO
     return queue
 
 
@@ -59,8 +63,12 @@ def enqueue(shards: Iterable[Shard], pipe: Any) -> None:
             retry=Retry(max=MAX_LOSSES, enqueue_at_front=True),  # our budget of losses
         )
         make_queue(shard.queue, _NO_CONNECTION).enqueue_many([data], pipeline=pipe)
-        pipe.hset(Job.key_for(shard.id), mapping={"owner": shard.owner, "images": len(shard.indices)})  # for scripts.TAKE
-        pipe.expire(Job.key_for(shard.id), UNFINISHED_TTL_S)  # as its job's record, should nobody ever run it
+        pipe.hset(
+            Job.key_for(shard.id), mapping={"owner": shard.owner, "images": len(shard.indices)}
+        )  # for scripts.TAKE
+        pipe.expire(
+            Job.key_for(shard.id), UNFINISHED_TTL_S
+        )  # as its job's record, should nobody ever run it
 
 
 def withdraw_keys(shard: Shard) -> list[str]:
@@ -75,7 +83,9 @@ def given_up(queue: Queue) -> list[tuple[str, str]]:
 
 
 def _reason(queue: Queue, shard_id: str) -> str:
-    return (cast("bytes | None", queue.connection.hget(Job.key_for(shard_id), "reason")) or b"").decode()
+    return (
+        cast("bytes | None", queue.connection.hget(Job.key_for(shard_id), "reason")) or b""
+    ).decode()
 
 
 def discard(queue: Queue, shard_id: str) -> None:
@@ -119,5 +129,7 @@ def reap(queues: Sequence[Queue], lease_s: float = LEASE_S) -> list[tuple[str, s
             ),
         )
         done += [(out[i].decode(), out[i + 1].decode()) for i in range(0, len(out), 2)]
-        worker_registration.clean_worker_registry(queue)  # names of killed workers, once their hash has expired
+        worker_registration.clean_worker_registry(
+            queue
+        )  # names of killed workers, once their hash has expired
     return done

@@ -5,10 +5,24 @@ Knows no torch. What a job's keys are is said in contract.py.
 
 from __future__ import annotations
 
-from worker.jobs.keys import CHANGES, EXPIRING, LEFT, LOAD, NOW, WEBHOOKS, chains_key, job_key, open_key, png_key, sha256_key
+from worker.jobs.keys import (
+    CHANGES,
+    EXPIRING,
+    LEFT,
+    LOAD,
+    NOW,
+    WEBHOOKS,
+    chains_key,
+    job_key,
+    open_key,
+    png_key,
+    sha256_key,
+)
 from worker.jobs.policy import RECORD_TTL_S, UNFINISHED_TTL_S
 
-_REMOVED_AGAIN_S = 60  # workers remove a deleted job's objects once more: one may just have been writing
+_REMOVED_AGAIN_S = (
+    60  # workers remove a deleted job's objects once more: one may just have been writing
+)
 
 
 def _script(body: str) -> str:

@@ -30,7 +30,9 @@ class Pace:
     def of(cls, seconds: Mapping[int, float], slowed: float = 1.0) -> Pace:
         """From the seconds of a step by batch size: the line through the smallest and the one that gives the most."""
         small, best = min(seconds), max(seconds, key=lambda size: (size / seconds[size], size))
-        image_s = max(0.0, (seconds[best] - seconds[small]) / (best - small)) if best > small else 0.0
+        image_s = (
+            max(0.0, (seconds[best] - seconds[small]) / (best - small)) if best > small else 0.0
+        )
         return cls(slowed * max(0.0, seconds[small] - small * image_s), slowed * image_s, best)
 
     def step_s(self, images: float) -> float:
@@ -140,6 +142,7 @@ def _parsed(json: bytes) -> WorkerInfo | None:
         return _WORKER.validate_json(json)
     except ValidationError:
         log.warning(
-            "a worker of another version is not counted, as what it says of itself is not understood: %.200s", json.decode()
+            "a worker of another version is not counted, as what it says of itself is not understood: %.200s",
+            json.decode(),
         )
         return None

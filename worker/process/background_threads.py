@@ -7,7 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from redis.exceptions import ConnectionError, OutOfMemoryError, ReadOnlyError, RedisError, TimeoutError
+from redis.exceptions import (
+    ConnectionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    TimeoutError,
+)
 
 from worker.results.store import StoreFault
 
@@ -74,7 +80,9 @@ class BackgroundThreads:
 
 def _passing(error: RedisError | StoreFault) -> bool:
     """Faults that time mends: no connection, no answer, a server that loads its data, is full, or is a replica for now."""
-    if isinstance(error, ConnectionError | TimeoutError | StoreFault | OutOfMemoryError | ReadOnlyError):
+    if isinstance(
+        error, ConnectionError | TimeoutError | StoreFault | OutOfMemoryError | ReadOnlyError
+    ):
         return True
     # the client has no classes for these
     return any(word in str(error) for word in ("BUSY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN "))

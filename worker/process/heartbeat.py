@@ -38,7 +38,10 @@ class Heartbeat:
         """`turns`: how many the loop that steps has made."""
         self._redis, self._shards, self._inbox, self._stopping = redis, shards, inbox, stopping
         self._info, self._turns = info, turns
-        self._turned, self._unturned = 0, 0  # the loop's turns at the last beat, and beats since it made one
+        self._turned, self._unturned = (
+            0,
+            0,
+        )  # the loop's turns at the last beat, and beats since it made one
         self._say = cast("Any", redis.register_script(worker_registry.SAY))
         self._compared: set[str] = set()  # names of workers
         self._rescue = Reaper(redis, shards.lease_s)

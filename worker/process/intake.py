@@ -45,10 +45,20 @@ class Intake:
         inbox: MessageQueue,
         held_back: Callable[[], bool],
     ) -> None:
-        self._shards, self._results, self._models, self._load, self._inbox = shards, results, models, load, inbox
+        self._shards, self._results, self._models, self._load, self._inbox = (
+            shards,
+            results,
+            models,
+            load,
+            inbox,
+        )
         self._held_back = held_back
-        self._asked_at: float | None = None  # for the saved chains of the shard that is taken, in vain
-        self._taken: Lease | None = None  # kept until it is handed on: its lease is prolonged, so nobody else would run it
+        self._asked_at: float | None = (
+            None  # for the saved chains of the shard that is taken, in vain
+        )
+        self._taken: Lease | None = (
+            None  # kept until it is handed on: its lease is prolonged, so nobody else would run it
+        )
 
     def turn(self) -> None:
         self._load.changed.clear()
@@ -112,7 +122,9 @@ class Intake:
             if left_to_interactive >= 0 or not held:
                 most, small = max(SHARD_IMAGES, left_to_interactive), left_to_interactive // _SMALL
                 wanted[queue_name(Priority.INTERACTIVE, name)] = OwnerLimit(most, small)
-            if (left >= (SHARD_IMAGES if held_in_bulk else 0) or not held) and held_in_bulk < model.low_water:
+            if (
+                left >= (SHARD_IMAGES if held_in_bulk else 0) or not held
+            ) and held_in_bulk < model.low_water:
                 wanted[queue_name(Priority.BULK, name)] = OwnerLimit()
         return wanted
 
@@ -122,7 +134,9 @@ class ChangeListener:
     wants a preview.
     """
 
-    def __init__(self, redis: Redis, load: WorkerLoad, inbox: MessageQueue, previews: PreviewSender) -> None:
+    def __init__(
+        self, redis: Redis, load: WorkerLoad, inbox: MessageQueue, previews: PreviewSender
+    ) -> None:
         self._redis, self._load, self._inbox, self._previews = redis, load, inbox, previews
         self._pubsub: PubSub | None = None
 

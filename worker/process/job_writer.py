@@ -18,13 +18,19 @@ from worker.jobs.keys import chains_key, job_key, progress_field, sha256_key
 from worker.results.store import ResultsStore, StoreFault
 
 METADATA_KEY = "ddpm"  # the tEXt entry that holds the recipe
-LARGE_BYTES = 1 << 20  # chains of this size go to the results store, where there is one; 64 of 32x32 RGB are smaller
+LARGE_BYTES = (
+    1 << 20
+)  # chains of this size go to the results store, where there is one; 64 of 32x32 RGB are smaller
 _IN_STORE = b""  # stands in Redis for chains that lie in the results store
 
 
-def encode(pixels: Tensor, recipe: Recipe, index: int, precision: Precision, step: int | None = None) -> bytes:
+def encode(
+    pixels: Tensor, recipe: Recipe, index: int, precision: Precision, step: int | None = None
+) -> bytes:
     """uint8 (C, H, W) to a PNG from whose metadata the picture can be made again. `step`: of a preview, how many are done."""
-    made_by = {**recipe.fields, "index": index, "precision": precision} | ({} if step is None else {"step": step})
+    made_by = {**recipe.fields, "index": index, "precision": precision} | (
+        {} if step is None else {"step": step}
+    )
     return png(pixels, {METADATA_KEY: json.dumps(made_by, sort_keys=True)})
 
 
@@ -35,12 +41,16 @@ class JobWriter:
         self._redis, self._store = redis, store
         self._in_store: set[str] = set()  # shards whose chains may lie there
         scripts = (transitions.START, transitions.PROGRESS, transitions.SAVE, transitions.PUBLISH)
-        self._start, self._progress, self._save, self._publish = (cast("Any", redis.register_script(s)) for s in scripts)
+        self._start, self._progress, self._save, self._publish = (
+            cast("Any", redis.register_script(s)) for s in scripts
+        )
 
     def start(self, shard: Shard, attempt: int, fence: tuple[str, str] | tuple[()] = ()) -> bool:
         """`fence`: the set of leases, and the one in it without which nothing starts."""
         leases, lease = fence[:1], fence[1:]
-        state = self._start(keys=[*_keys(shard), *leases], args=[attempt, int(self._store.external), *lease])
+        state = self._start(
+            keys=[*_keys(shard), *leases], args=[attempt, int(self._store.external), *lease]
+        )
         return state is not None and State(state.decode()) is State.RUNNING
 
     def settled(self, shard: Shard) -> bool:
@@ -52,11 +62,17 @@ class JobWriter:
             pipe.hget(job_key(shard.job), "state")
             pipe.hkeys(sha256_key(shard.job))
             state, indices = pipe.execute()
-        return state is None or State(state.decode()).final or set(shard.indices) <= {int(index) for index in indices}
+        return (
+            state is None
+            or State(state.decode()).final
+            or set(shard.indices) <= {int(index) for index in indices}
+        )
 
     def finished_indices(self, shard: Shard) -> set[int]:
         """Images of the shard's job that need no computing again."""
-        return {int(index) for index in cast("list[bytes]", self._redis.hkeys(sha256_key(shard.job)))}
+        return {
+            int(index) for index in cast("list[bytes]", self._redis.hkeys(sha256_key(shard.job)))
+        }
 
     def progress(self, reports: Sequence[tuple[Shard, int, int]]) -> list[bool]:
         """Of each shard the step of its least advanced image, and the image-steps that are done: one write for all."""
@@ -111,7 +127,9 @@ class JobWriter:
             self._in_store.discard(shard.id)
             self._store.remove_blob(shard.job, _chains_name(shard))
 
-    def publish(self, shard: Shard, images: Sequence[tuple[int, bytes]], last: bool = False) -> bool:
+    def publish(
+        self, shard: Shard, images: Sequence[tuple[int, bytes]], last: bool = False
+    ) -> bool:
         """Store PNGs by index, the bytes before the hashes. The one that completes the job closes it. Raises StoreFault.
 
         `last` images of a shard bring its progress to the end, in the same write.
@@ -137,18 +155,30 @@ class JobWriter:
 
         What gets its hash while the objects are written is replaced all the same, and then refused by the API as harmed.
         """
-        hashes = cast("list[bytes | None]", self._redis.hmget(sha256_key(job), [str(index) for index, _ in images]))
+        hashes = cast(
+            "list[bytes | None]",
+            self._redis.hmget(sha256_key(job), [str(index) for index, _ in images]),
+        )
         return [image for image, sha256 in zip(images, hashes, strict=True) if not sha256]
 
     def _note(self, pipe: Pipeline, shard: Shard, least: int, image_steps: int) -> None:
-        self._progress(keys=_keys(shard), args=[progress_field(shard.number), f"{least},{image_steps}"], client=pipe)
+        self._progress(
+            keys=_keys(shard),
+            args=[progress_field(shard.number), f"{least},{image_steps}"],
+            client=pipe,
+        )
 
     def _take_back(self, job: str, indices: Sequence[int]) -> None:
         """Images that have a hash stay: the job has ended with them, perhaps by this very call, whose answer was lost."""
         if not self._redis.exists(job_key(job)):
             return self._store.remove_all(job)
-        hashes = cast("list[bytes | None]", self._redis.hmget(sha256_key(job), [str(index) for index in indices]))
-        self._store.remove(job, [index for index, sha256 in zip(indices, hashes, strict=True) if not sha256])
+        hashes = cast(
+            "list[bytes | None]",
+            self._redis.hmget(sha256_key(job), [str(index) for index in indices]),
+        )
+        self._store.remove(
+            job, [index for index, sha256 in zip(indices, hashes, strict=True) if not sha256]
+        )
 
     def fail(self, job: str, code: str, message: str) -> None:
         """End the job as failed, unless it has ended or is gone."""

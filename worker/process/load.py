@@ -16,7 +16,9 @@ class WorkerLoad:
         self._images: dict[tuple[str, Priority, str], int] = {}
         self._lock = threading.Lock()
         self.changed = threading.Event()
-        self.suspect: Lease | None = None  # while one is here no other shard is taken, so that its loss is nobody else's
+        self.suspect: Lease | None = (
+            None  # while one is here no other shard is taken, so that its loss is nobody else's
+        )
 
     def add(self, shard: Shard, images: int) -> None:
         """As they come, and with a minus as they go."""
@@ -35,7 +37,11 @@ class WorkerLoad:
 
     def of(self, model: str, *priorities: Priority) -> int:
         with self._lock:
-            return sum(images for (name, priority, _), images in self._images.items() if name == model and priority in priorities)
+            return sum(
+                images
+                for (name, priority, _), images in self._images.items()
+                if name == model and priority in priorities
+            )
 
     def by_owner(self) -> dict[str, int]:
         """Interactive ones."""

@@ -59,20 +59,29 @@ class LoadedModel:
         self._residual_variance = self._read_residual_variance(catalog.folder(name))
         shape = (self.card.shape.channels, self.card.shape.height, self.card.shape.width)
         tuned = tune(loaded, self.card.sha256, shape, device, capacity, precision, cache)
-        self.calibration, self.precision, self.kernels = tuned.calibration, tuned.precision, tuned.kernels
+        self.calibration, self.precision, self.kernels = (
+            tuned.calibration,
+            tuned.precision,
+            tuned.kernels,
+        )
         self.capacity = tuned.pool.capacity
         self._threads = AdaptiveThreads(self.calibration.threads, self.calibration.fewer)
         self._buckets = {
-            n: BatchSizes(self.calibration.seconds_by(n)) for n in (self.calibration.threads, self.calibration.fewer)
+            n: BatchSizes(self.calibration.seconds_by(n))
+            for n in (self.calibration.threads, self.calibration.fewer)
         }
         self.engine = Engine(tuned.pool, self.calibration.seconds)
         self.plan = lru_cache(maxsize=256)(self._plan)
-        log.info("%s on %s in %s by %s: %s", name, device, self.precision, self.kernels, self.calibration)
+        log.info(
+            "%s on %s in %s by %s: %s", name, device, self.precision, self.kernels, self.calibration
+        )
 
     @property
     def info(self) -> ModelInfo:
         """As it runs now."""
-        return ModelInfo(self.precision, self.kernels, self._threads.count, self.engine.buckets.seconds)
+        return ModelInfo(
+            self.precision, self.kernels, self._threads.count, self.engine.buckets.seconds
+        )
 
     @property
     def low_water(self) -> int:
@@ -87,7 +96,9 @@ class LoadedModel:
     def lone_s(self) -> float:
         return self.promised_s(1)
 
-    def step(self, only: Sequence[Hashable] | None = None, within_s: float = math.inf) -> list[Finished]:
+    def step(
+        self, only: Sequence[Hashable] | None = None, within_s: float = math.inf
+    ) -> list[Finished]:
         """As the engine's. From one thread only, always the same."""
         compute_by(self._threads.count)
         self.engine.buckets = self._buckets[self._threads.count]
@@ -116,16 +127,25 @@ class LoadedModel:
         requests = {request.index: request for request in self._requests(shard, indices)}
         snapshots = self._unpacked(saved, requests, shard.id) if saved else []
         if snapshots:
-            log.info("shard %s: %d images resume, from step %d on", shard.id, len(snapshots), min(s.row for s in snapshots))
+            log.info(
+                "shard %s: %d images resume, from step %d on",
+                shard.id,
+                len(snapshots),
+                min(s.row for s in snapshots),
+            )
         self.engine.restore(snapshots)
         resumed = {snapshot.request.index for snapshot in snapshots}
         self.engine.submit([request for index, request in requests.items() if index not in resumed])
 
-    def _unpacked(self, saved: bytes, requests: dict[int, ChainRequest], shard_id: str) -> list[Snapshot]:
+    def _unpacked(
+        self, saved: bytes, requests: dict[int, ChainRequest], shard_id: str
+    ) -> list[Snapshot]:
         try:
             return unpack(saved, requests, self.engine.pool.shape, self.precision)
         except BadSnapshot as error:
-            log.warning("shard %s begins anew: what was saved of it cannot be used (%s)", shard_id, error)
+            log.warning(
+                "shard %s begins anew: what was saved of it cannot be used (%s)", shard_id, error
+            )
             return []
 
     def _requests(self, shard: Shard, indices: list[int]) -> list[ChainRequest]:
@@ -137,9 +157,12 @@ class LoadedModel:
                 "service has been restarted"
             )
             raise CannotRun("wrong_weights", message)
-        if recipe.residual_variance != ((self.card.residual_variance or "") if recipe.variance == "analytic" else ""):
+        if recipe.residual_variance != (
+            (self.card.residual_variance or "") if recipe.variance == "analytic" else ""
+        ):
             asked, loaded = (
-                sha256[:12] if sha256 else "none" for sha256 in (recipe.residual_variance, self.card.residual_variance)
+                sha256[:12] if sha256 else "none"
+                for sha256 in (recipe.residual_variance, self.card.residual_variance)
             )
             message = (
                 f"the job asks for residual variance {asked} of {recipe.model!r}, the worker has {loaded}; post it again "
@@ -151,7 +174,10 @@ class LoadedModel:
         except ValueError as error:
             raise CannotRun("unknown_version", f"the worker has no such plan: {error}") from None
         urgent = shard.priority == "interactive"
-        return [ChainRequest((shard.id, i), shard.job, plan, recipe.seed, i, shard.owner, urgent) for i in indices]
+        return [
+            ChainRequest((shard.id, i), shard.job, plan, recipe.seed, i, shard.owner, urgent)
+            for i in indices
+        ]
 
     def _plan(self, sampler: str, steps: int, variance: str, eta: float) -> Plan:
         return compile_plan(
@@ -167,5 +193,7 @@ class LoadedModel:
     def _read_residual_variance(self, folder: Path) -> Tensor | None:
         if self.card.residual_variance is None:
             return None
-        found = ResidualVariance.read(folder, self.card.sha256, self.schedule.T, self.card.residual_variance)
+        found = ResidualVariance.read(
+            folder, self.card.sha256, self.schedule.T, self.card.residual_variance
+        )
         return found.tensor

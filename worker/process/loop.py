@@ -44,7 +44,9 @@ _STOP_WITHIN_S = 3.0
 class WorkerLoop:
     """`run` returns when its crew is to stop, with its shards given back; it raises what made a step or a thread fail."""
 
-    def __init__(self, redis: Redis, models: Mapping[str, LoadedModel], device: str, store: ResultsStore) -> None:
+    def __init__(
+        self, redis: Redis, models: Mapping[str, LoadedModel], device: str, store: ResultsStore
+    ) -> None:
         queues = [queue_name(priority, name) for priority in Priority for name in models]
         self.crew = BackgroundThreads()
         self._models, self._device, self._store = models, device, store
@@ -55,8 +57,12 @@ class WorkerLoop:
         self._listener = ChangeListener(redis, self._load, self._inbox, self._previews)
         self._outbox = ResultSender(self._shards, self._results, self._inbox)
         self._saver = SnapshotSaver(self._shards, self._results, self._inbox)
-        self._intake = Intake(self._shards, self._results, models, self._load, self._inbox, self._outbox.is_full)
-        self._upkeep = Heartbeat(redis, self._shards, self._inbox, self._info, lambda: self._turned, self.crew.stopping)
+        self._intake = Intake(
+            self._shards, self._results, models, self._load, self._inbox, self._outbox.is_full
+        )
+        self._upkeep = Heartbeat(
+            redis, self._shards, self._inbox, self._info, lambda: self._turned, self.crew.stopping
+        )
         self._expiry = ResultsCleanup(redis, store, self.crew.stopping)
         self._speed = Slowdown()
         self._turns = ModelScheduler[LoadedModel]()
@@ -93,16 +99,23 @@ class WorkerLoop:
     def _turn(self) -> None:
         self._turned += 1
         self._read_inbox()
-        began, busy = time.monotonic(), [model for model in self._models.values() if len(model.engine)]
+        began, busy = (
+            time.monotonic(),
+            [model for model in self._models.values() if len(model.engine)],
+        )
         promised_s = 0.0
         for model, within_s in self._turns.of(busy):
             step_s = self._step(model, within_s)
-            self._turns.note(model, step_s or model.lone_s)  # else one that a suspect keeps from stepping would always be next
+            self._turns.note(
+                model, step_s or model.lone_s
+            )  # else one that a suspect keeps from stepping would always be next
             promised_s += step_s
         self._report()
         self._save()
         self._previews.take(self._held.values())
-        if busy:  # with nothing promised too: a GPU's steps take their time when somebody waits for them
+        if (
+            busy
+        ):  # with nothing promised too: a GPU's steps take their time when somebody waits for them
             self._speed.note(time.monotonic() - began, promised_s)
 
     def _step(self, model: LoadedModel, within_s: float) -> float:
@@ -114,7 +127,9 @@ class WorkerLoop:
         if suspect and suspect.model is not model:
             return 0.0
         done_before = model.engine.image_steps
-        stepping = [suspect] if suspect else [held for held in self._held.values() if held.model is model]
+        stepping = (
+            [suspect] if suspect else [held for held in self._held.values() if held.model is model]
+        )
         try:
             finished = model.step(suspect.chains() if suspect else None, within_s)
         except Exception:
@@ -128,7 +143,9 @@ class WorkerLoop:
         """The shard with which workers were lost, until it has passed the point where that happened."""
         lease = self._load.suspect
         held = self._held.get(lease.shard.id) if lease else None
-        if lease is None or held is None or held.lease is not lease:  # none, or it is still in the inbox
+        if (
+            lease is None or held is None or held.lease is not lease
+        ):  # none, or it is still in the inbox
             return None
         if held.is_suspect():
             return held
@@ -225,7 +242,10 @@ class WorkerLoop:
         if not self._held or now - self._reported < PROGRESS_EVERY_S:
             return
         self._reported = now
-        told, self._moved = self._moved.union(*(model.moved() for model in self._models.values())), set()
+        told, self._moved = (
+            self._moved.union(*(model.moved() for model in self._models.values())),
+            set(),
+        )
         if now - self._told_all >= _TELL_ALL_EVERY_S:
             self._told_all, told = now, set(self._held)
         shards = [held for shard in told if (held := self._held.get(shard))]
@@ -261,17 +281,31 @@ class WorkerLoop:
             try:
                 send()
             except Exception as error:  # whatever keeps chains from being saved: pictures are sent, and shards given back
-                log.warning("worker %s could not send everything: %s", self._shards.name, client_reason(error))
+                log.warning(
+                    "worker %s could not send everything: %s",
+                    self._shards.name,
+                    client_reason(error),
+                )
                 if isinstance(error, RedisError):
                     break  # there is no time to wait for it twice
         try:
             self._upkeep.sign_off()
             self._shards.close()
         except RedisError as error:
-            log.warning("worker %s could not give back %d shards: %s", self._shards.name, len(self._held), error)
+            log.warning(
+                "worker %s could not give back %d shards: %s",
+                self._shards.name,
+                len(self._held),
+                error,
+            )
         else:
             done = sum(model.engine.image_steps for model in self._models.values())
-            log.info("worker %s gave back %d shards after %d image-steps in all", self._shards.name, len(self._held), done)
+            log.info(
+                "worker %s gave back %d shards after %d image-steps in all",
+                self._shards.name,
+                len(self._held),
+                done,
+            )
 
     def _break_off(self, error: Exception) -> None:
         """The shards at risk, or all where nobody knows, count this worker as lost and say why; the others are given back."""

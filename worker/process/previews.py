@@ -73,7 +73,13 @@ class PreviewSender:
             with self._redis.pipeline(transaction=False) as pipe:
                 for held, preview in self._copies:
                     shard, index = held.lease.shard, preview.request.index
-                    png = encode(to_bytes(preview.x_0_hat()), shard.recipe, index, held.model.precision, preview.row)
+                    png = encode(
+                        to_bytes(preview.x_0_hat()),
+                        shard.recipe,
+                        index,
+                        held.model.precision,
+                        preview.row,
+                    )
                     pipe.set(preview_key(shard.job, index), png, px=PREVIEW_LIVES_MS)
                 pipe.execute()
         finally:

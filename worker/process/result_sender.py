@@ -34,7 +34,9 @@ class ResultBatch:
     last: bool = False
 
 
-ProgressReport = tuple[Lease, int, int]  # step of the shard's least advanced image, image-steps done
+ProgressReport = tuple[
+    Lease, int, int
+]  # step of the shard's least advanced image, image-steps done
 
 
 class ResultSender:
@@ -51,7 +53,11 @@ class ResultSender:
     def post(self, parcel: ResultBatch) -> None:
         if parcel.last:  # what was noted before it would set the shard back
             with self._noting:
-                self._progress = {shard: report for shard, report in self._progress.items() if report[0] is not parcel.lease}
+                self._progress = {
+                    shard: report
+                    for shard, report in self._progress.items()
+                    if report[0] is not parcel.lease
+                }
         self._parcels.append(parcel)
         self._work.set()
 
@@ -75,12 +81,19 @@ class ResultSender:
     def flush(self) -> None:
         """Before the worker exits: what is finished need not be computed again. Raises what Redis raises."""
         if not self._sending.acquire(timeout=_FLUSH_WAITS_S):
-            log.warning("a store is too slow: %d parcels are left for another worker to draw again", len(self._parcels))
+            log.warning(
+                "a store is too slow: %d parcels are left for another worker to draw again",
+                len(self._parcels),
+            )
             return
         try:
             self._send_all()
         except StoreFault as fault:  # Redis may answer all the same: give the shards back
-            log.warning("%d parcels of finished images are left for another worker to draw again: %s", len(self._parcels), fault)
+            log.warning(
+                "%d parcels of finished images are left for another worker to draw again: %s",
+                len(self._parcels),
+                fault,
+            )
         finally:
             self._sending.release()
 
@@ -99,14 +112,19 @@ class ResultSender:
         with self._noting:
             reports, self._progress = list(self._progress.values()), {}
         if reports:
-            wanted = self._results.progress([(lease.shard, least, image_steps) for lease, least, image_steps in reports])
+            wanted = self._results.progress(
+                [(lease.shard, least, image_steps) for lease, least, image_steps in reports]
+            )
             for (lease, _, _), stays in zip(reports, wanted, strict=True):
                 self._heed(lease, stays)
 
     def _send(self, parcel: ResultBatch) -> None:
         shard = parcel.lease.shard
         if parcel.images:
-            images = [(index, encode(pixels, shard.recipe, index, parcel.precision)) for index, pixels in parcel.images]
+            images = [
+                (index, encode(pixels, shard.recipe, index, parcel.precision))
+                for index, pixels in parcel.images
+            ]
             self._heed(parcel.lease, self._results.publish(shard, images, parcel.last))
         if parcel.failure:
             self._results.fail(shard.job, *parcel.failure)
@@ -117,7 +135,9 @@ class ResultSender:
         """Both ends are fenced: of a lease that is lost, nothing is touched."""
         if not self._results.settled(lease.shard):
             if self._shards.give_back(lease):
-                log.warning("shard %s has images without a hash after all; it goes back", lease.shard.id)
+                log.warning(
+                    "shard %s has images without a hash after all; it goes back", lease.shard.id
+                )
         elif self._shards.finish(lease):
             self._results.forget(lease.shard)
 

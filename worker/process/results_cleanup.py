@@ -40,7 +40,9 @@ class ResultsCleanup:
 
     def __init__(self, redis: Redis, store: ResultsStore, stopping: Event) -> None:
         self._store, self._stopping = store, stopping
-        self._claim, self._done = (cast("Any", redis.register_script(script)) for script in (_CLAIM, _DONE))
+        self._claim, self._done = (
+            cast("Any", redis.register_script(script)) for script in (_CLAIM, _DONE)
+        )
 
     def turn(self) -> None:
         while not self._stopping.is_set():

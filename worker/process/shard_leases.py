@@ -83,7 +83,9 @@ class BadShard(Exception):
 class ShardLeases(BaseWorker):
     """`beat` signs on, and again every few seconds, from a thread; `take` and `finish` in between; `close` at the end."""
 
-    def __init__(self, connection: Redis, queue_names: Sequence[str], lease_s: float = LEASE_S) -> None:
+    def __init__(
+        self, connection: Redis, queue_names: Sequence[str], lease_s: float = LEASE_S
+    ) -> None:
         super().__init__(
             [make_queue(name, connection) for name in queue_names],
             connection=connection,
@@ -95,7 +97,8 @@ class ShardLeases(BaseWorker):
         self._asking: str | None = None  # execution id of a take that has not been answered
         self._lock = threading.Lock()
         self._take, self._fenced, self._beat, self._abandon = map(
-            connection.register_script, (scripts.TAKE, scripts.FENCED, scripts.BEAT, scripts.ABANDON)
+            connection.register_script,
+            (scripts.TAKE, scripts.FENCED, scripts.BEAT, scripts.ABANDON),
         )
 
     def _set_connection(self, connection: Redis) -> Redis:
@@ -126,7 +129,10 @@ class ShardLeases(BaseWorker):
         queues = [*wanted, *(queue for queue in self.queues if queue not in wanted)]
         nobody = Execution("", "", self.connection)
         got = self._take(
-            keys=[self.executions_key, *(k for q in queues for k in (q.key, StartedJobRegistry(queue=q).key))],
+            keys=[
+                self.executions_key,
+                *(k for q in queues for k in (q.key, StartedJobRegistry(queue=q).key)),
+            ],
             args=[
                 execution_id,
                 self.name,
@@ -146,7 +152,9 @@ class ShardLeases(BaseWorker):
             return None
         queue, job_id, flat = queues[got[0]], got[1].decode(), got[2]
         return self._lease(
-            queue, Execution(execution_id, job_id, self.connection, self.name), dict(zip(flat[::2], flat[1::2], strict=True))
+            queue,
+            Execution(execution_id, job_id, self.connection, self.name),
+            dict(zip(flat[::2], flat[1::2], strict=True)),
         )
 
     def finish(self, lease: Lease) -> bool:
@@ -160,7 +168,10 @@ class ShardLeases(BaseWorker):
     def abandon(self, leases: Iterable[Lease] | None, reason: str) -> None:
         """Count this worker as lost to these shards, or to all that it holds, without waiting for their leases to lapse."""
         with self._lock:
-            lost = [self._leases.pop(lease.execution.id, lease) for lease in (leases or list(self._leases.values()))]
+            lost = [
+                self._leases.pop(lease.execution.id, lease)
+                for lease in (leases or list(self._leases.values()))
+            ]
         keys = [key for lease in lost for key in (lease.started_key, lease.job.key)]
         self._abandon(keys=keys, args=[reason, *(lease.execution.composite_key for lease in lost)])
 
@@ -168,11 +179,21 @@ class ShardLeases(BaseWorker):
         """Prolong the worker and all its leases, in one command. Returns those that are ours no longer: drop their chains."""
         with self._lock:
             leases = list(self._leases.values())
-        keys = [k for le in leases for k in (le.started_key, le.job.key, le.execution.key, le.job.execution_registry.key)]
+        keys = [
+            k
+            for le in leases
+            for k in (le.started_key, le.job.key, le.execution.key, le.job.execution_registry.key)
+        ]
         members = [lease.execution.composite_key for lease in leases]
         alive, *states = self._beat(
             keys=[self.key, self.executions_key, *keys],
-            args=[self.worker_ttl, self.lease_s, utcformat(now()), "busy" if leases else "idle", *members],
+            args=[
+                self.worker_ttl,
+                self.lease_s,
+                utcformat(now()),
+                "busy" if leases else "idle",
+                *members,
+            ],
         )
         if not alive:  # the first time, or we were stopped for so long that our key expired
             self.register_birth()  # type: ignore[no-untyped-call]  # RQ's
@@ -181,13 +202,17 @@ class ShardLeases(BaseWorker):
         with self._lock:
             for lease in gone:
                 self._leases.pop(lease.execution.id, None)
-        return gone + [lease for lease, state in zip(leases, states, strict=True) if state == b"cancelled"]
+        return gone + [
+            lease for lease, state in zip(leases, states, strict=True) if state == b"cancelled"
+        ]
 
     def close(self) -> None:
         """Give everything back, also what a take without an answer got, and sign off."""
         with suppress(BadShard):
             self.take([])
-        for lease in reversed(list(self._leases.values())):  # the last taken is pushed first, so that their order is kept
+        for lease in reversed(
+            list(self._leases.values())
+        ):  # the last taken is pushed first, so that their order is kept
             self.give_back(lease)
         self.register_death()  # type: ignore[no-untyped-call]  # RQ's
         self.connection.delete(self.key)
@@ -196,11 +221,15 @@ class ShardLeases(BaseWorker):
         job = Job(execution.job_id, connection=self.connection, serializer=JSONSerializer)
         try:
             job.restore(fields)
-            lease = Lease(Shard.from_json(job.kwargs), job, queue, execution, int(fields.get(b"reached", 0)))
+            lease = Lease(
+                Shard.from_json(job.kwargs), job, queue, execution, int(fields.get(b"reached", 0))
+            )
         except (DeserializationError, KeyError, TypeError, ValueError):
             log.exception("%s in %s is no shard of this version", execution.job_id, queue.name)
             started_key = StartedJobRegistry(queue=queue).key
-            raise BadShard(execution.job_id, lambda: self._fence(started_key, job, queue, execution, "delete")) from None
+            raise BadShard(
+                execution.job_id, lambda: self._fence(started_key, job, queue, execution, "delete")
+            ) from None
         with self._lock:
             self._leases[execution.id] = lease
         return lease
@@ -210,8 +239,20 @@ class ShardLeases(BaseWorker):
             self._leases.pop(lease.execution.id, None)
         return self._fence(lease.started_key, lease.job, lease.queue, lease.execution, mode)
 
-    def _fence(self, started_key: str, job: Job, queue: Queue, execution: Execution, mode: str) -> bool:
-        keys = [started_key, queue.key, job.key, job.execution_registry.key, execution.key, self.executions_key]
+    def _fence(
+        self, started_key: str, job: Job, queue: Queue, execution: Execution, mode: str
+    ) -> bool:
+        keys = [
+            started_key,
+            queue.key,
+            job.key,
+            job.execution_registry.key,
+            execution.key,
+            self.executions_key,
+        ]
         return bool(
-            cast("Any", self._fenced)(keys=keys, args=[execution.composite_key, job.id, mode, Job.key_for(""), job_key("")])
+            cast("Any", self._fenced)(
+                keys=keys,
+                args=[execution.composite_key, job.id, mode, Job.key_for(""), job_key("")],
+            )
         )

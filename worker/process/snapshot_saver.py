@@ -56,7 +56,10 @@ class SnapshotSaver:
 
     def save(self, shards: Sequence[ActiveShard]) -> None:
         """Copy their chains. None may be leaving its engine."""
-        began, cost = time.monotonic(), time.thread_time()  # not by the clock: on a busy machine a copy is interrupted
+        began, cost = (
+            time.monotonic(),
+            time.thread_time(),
+        )  # not by the clock: on a busy machine a copy is interrupted
         self._copies = _copied(shards)
         self._not_before = max(self._not_before, began + (time.thread_time() - cost) / _SHARE)
         self._work.set()
@@ -82,15 +85,28 @@ class SnapshotSaver:
             finally:
                 self._sending.release()
         if left:
-            log.warning("no time to save %d shards as they stand: their latest seconds are to be computed again", len(left))
+            log.warning(
+                "no time to save %d shards as they stand: their latest seconds are to be computed again",
+                len(left),
+            )
 
     def _send(self) -> None:
         try:
-            copies = [copy for copy in self._copies if self._shards.holds(copy.held.lease)]  # the others have ended meanwhile
-            began, blobs = time.monotonic(), [pack(copy.snapshots, copy.held.model.precision) for copy in copies]
+            copies = [
+                copy for copy in self._copies if self._shards.holds(copy.held.lease)
+            ]  # the others have ended meanwhile
+            began, blobs = (
+                time.monotonic(),
+                [pack(copy.snapshots, copy.held.model.precision) for copy in copies],
+            )
             to_redis = sum(len(blob) for blob in blobs if not self._results.goes_to_store(blob))
-            self._not_before = max(self._not_before, began + to_redis / _REDIS_BYTES_PER_S)  # whether it arrives or not
-            entries = [(copy.held.lease.shard, blob, copy.image_steps) for copy, blob in zip(copies, blobs, strict=True)]
+            self._not_before = max(
+                self._not_before, began + to_redis / _REDIS_BYTES_PER_S
+            )  # whether it arrives or not
+            entries = [
+                (copy.held.lease.shard, blob, copy.image_steps)
+                for copy, blob in zip(copies, blobs, strict=True)
+            ]
             for copy, wanted in zip(copies, self._results.save(entries), strict=True):
                 self._heed(copy, wanted)
         finally:
@@ -133,9 +149,13 @@ def _copied(shards: Sequence[ActiveShard]) -> list[ShardCopy]:
         by_model[shard.model].append(shard)
     copies = []
     for model, of_model in by_model.items():
-        snapshots = iter(model.engine.snapshot([chain for shard in of_model for chain in shard.chains()]))
+        snapshots = iter(
+            model.engine.snapshot([chain for shard in of_model for chain in shard.chains()])
+        )
         for shard in of_model:
             # one whose picture could not leave the engine has no row left to take: it is drawn anew, and is no other's loss
-            if unfinished := [s for s in islice(snapshots, len(shard.left)) if s.row < len(s.request.plan)]:
+            if unfinished := [
+                s for s in islice(snapshots, len(shard.left)) if s.row < len(s.request.plan)
+            ]:
                 copies.append(ShardCopy(shard, unfinished, shard.progress()[1]))
     return copies

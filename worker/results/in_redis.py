@@ -16,7 +16,9 @@ class InRedis:
         return [png for _, png in images]
 
     def get(self, job: str, indices: Sequence[int]) -> list[bytes | None]:
-        raise StoreFault("the job's images lie in a results store, and this process has none; set its DDPM_RESULTS_URL")
+        raise StoreFault(
+            "the job's images lie in a results store, and this process has none; set its DDPM_RESULTS_URL"
+        )
 
     def remove(self, job: str, indices: Iterable[int]) -> None: ...
 

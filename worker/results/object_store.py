@@ -65,10 +65,14 @@ class ObjectStore:
 
     def _get(self, job: str, names: Sequence[str]) -> list[bytes | None]:
         with self._faults():
-            found = self._fs.cat_ranges([self._path(job, name) for name in names], None, None, on_error="return")
+            found = self._fs.cat_ranges(
+                [self._path(job, name) for name in names], None, None, on_error="return"
+            )
             blobs = [_bytes_or_none(answer) for answer in found]
             if None in blobs and self._local and not self._fs.exists(self._root):
-                raise FileNotFoundError(errno.ENOENT, self._root)  # the disk is not there: that says nothing of the images
+                raise FileNotFoundError(
+                    errno.ENOENT, self._root
+                )  # the disk is not there: that says nothing of the images
             return blobs
 
     def _put_whole(self, path: str, blob: bytes) -> None:
@@ -114,7 +118,9 @@ class _Faults:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, Exception):
-            raise StoreFault(f"the results store {self._name} {_ailment(error)} ({type(error).__name__})") from None
+            raise StoreFault(
+                f"the results store {self._name} {_ailment(error)} ({type(error).__name__})"
+            ) from None
 
 
 def _ailment(error: Exception) -> str:

@@ -32,7 +32,9 @@ def open_store(url: str | None) -> ResultsStore:
     if set("*?[]") & set(url):
         raise BadStoreUrl(f"DDPM_RESULTS_URL={shown} holds one of * ? [ ]; choose a path without")
     try:
-        file_system, root = url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **_OPTIONS.get(protocol, {}))
+        file_system, root = url_to_fs(
+            url, skip_instance_cache=True, use_listings_cache=False, **_OPTIONS.get(protocol, {})
+        )
     except Exception as error:  # each file system has its own; their texts may repeat the URL
         raise BadStoreUrl(
             f"DDPM_RESULTS_URL={shown} cannot be opened ({type(error).__name__}); correct it, see docs/results.md"
@@ -51,7 +53,9 @@ def _protocol(url: str) -> str:
     try:
         fsspec.get_filesystem_class(protocol)
     except ValueError:
-        raise BadStoreUrl(f"DDPM_RESULTS_URL={shown} is of an unknown kind; use file://, s3:// or gs://") from None
+        raise BadStoreUrl(
+            f"DDPM_RESULTS_URL={shown} is of an unknown kind; use file://, s3:// or gs://"
+        ) from None
     except ImportError:
         package = known_implementations[protocol]["class"].partition(".")[0]
         raise BadStoreUrl(

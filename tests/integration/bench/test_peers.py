@@ -32,7 +32,9 @@ def system(request: pytest.FixtureRequest, valkey_url: str) -> Iterator[RqWorker
         yield started
 
 
-def test_a_peer_draws_what_it_is_asked_for_and_is_stopped_while_others_are_measured(system: RqWorker | Alone):
+def test_a_peer_draws_what_it_is_asked_for_and_is_stopped_while_others_are_measured(
+    system: RqWorker | Alone,
+):
     with system.awake() as draw:
         pngs = draw(count=1, steps=2, seed=1)
     assert [png[:8] for png in pngs] == [b"\x89PNG\r\n\x1a\n"]
@@ -53,5 +55,12 @@ def state(pid: int) -> str:
 
 
 def test_the_ratio_is_of_rates_of_the_same_round(tmp_path: Path):
-    peers.tabulate(Report(tmp_path, "peers", "cpu"), "A workload", {"ours": [100, 20, 90], "theirs": [10, 10, 10]})
-    assert "| theirs | 10.0          | 9                         | 2 to 10             |" in (tmp_path / "peers.md").read_text()
+    peers.tabulate(
+        Report(tmp_path, "peers", "cpu"),
+        "A workload",
+        {"ours": [100, 20, 90], "theirs": [10, 10, 10]},
+    )
+    assert (
+        "| theirs | 10.0          | 9                         | 2 to 10             |"
+        in (tmp_path / "peers.md").read_text()
+    )

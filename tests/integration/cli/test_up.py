@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[3]
 pytestmark = [
     pytest.mark.redis,
     pytest.mark.slow,
-    pytest.mark.timeout(240),  # two workers start one after the other, and calibrate; 12 s on an idle machine
+    pytest.mark.timeout(
+        240
+    ),  # two workers start one after the other, and calibrate; 12 s on an idle machine
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 ]
 
@@ -35,7 +37,12 @@ class Up:
         self.log = data_dir.parent / f"up-{self.port}.log"
         self.url = f"http://127.0.0.1:{self.port}"
         env = {name: value for name, value in os.environ.items() if not name.startswith("DDPM_")}
-        env |= {"DDPM_DATA_DIR": str(data_dir), "DDPM_MODELS": "tiny", "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)}
+        env |= {
+            "DDPM_DATA_DIR": str(data_dir),
+            "DDPM_MODELS": "tiny",
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(scratch),
+        }
         with self.log.open("w") as log:
             command = [sys.executable, "-m", "cli", "up", "--port", str(self.port), *options]
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
@@ -86,7 +93,9 @@ def data_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def start(data_dir: Path) -> Iterator[Callable[..., Up]]:
     started: list[Up] = []
-    with tempfile.TemporaryDirectory(prefix="up-") as scratch:  # short: the server's socket lies in it
+    with tempfile.TemporaryDirectory(
+        prefix="up-"
+    ) as scratch:  # short: the server's socket lies in it
 
         def _start(*options: str) -> Up:
             started.append(Up(data_dir, Path(scratch), *options))
@@ -99,11 +108,17 @@ def start(data_dir: Path) -> Iterator[Callable[..., Up]]:
                 up.process.wait()
 
 
-def test_it_restarts_what_dies_stops_cleanly_and_keeps_what_it_had(start: Callable[..., Up]) -> None:
+def test_it_restarts_what_dies_stops_cleanly_and_keeps_what_it_had(
+    start: Callable[..., Up],
+) -> None:
     up = start()
     up.wait_ready()
     with httpx.Client(base_url=up.url, timeout=30) as http:
-        job = http.post("/v1/jobs", json={"model": "tiny", "count": 2, "seed": 7, "steps": 4}).raise_for_status().json()
+        job = (
+            http.post("/v1/jobs", json={"model": "tiny", "count": 2, "seed": 7, "steps": 4})
+            .raise_for_status()
+            .json()
+        )
         job = http.get(f"/v1/jobs/{job['id']}", params={"wait": 20}).json()
         while job["state"] in ("queued", "running"):
             job = http.get(f"/v1/jobs/{job['id']}", params={"wait": 20}).json()

@@ -17,9 +17,13 @@ print(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc for the memory in use")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads /proc for the memory in use"
+)
 def test_the_api_loads_no_torch_and_stays_under_150_mb(models_dir: Path) -> None:
     command = [sys.executable, "-c", _SCRIPT, str(models_dir)]
-    loaded, rss_kib = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    loaded, rss_kib = subprocess.run(
+        command, check=True, capture_output=True, text=True
+    ).stdout.split()
     assert loaded == "False"
     assert int(rss_kib) < 150_000

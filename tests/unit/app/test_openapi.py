@@ -40,7 +40,12 @@ def test_every_field_of_ours_is_described(document: dict[str, Any]) -> None:
 
 
 def test_every_parameter_is_described(document: dict[str, Any]) -> None:
-    parameters = [p for path in document["paths"].values() for op in path.values() for p in op.get("parameters", [])]
+    parameters = [
+        p
+        for path in document["paths"].values()
+        for op in path.values()
+        for p in op.get("parameters", [])
+    ]
     assert [parameter["name"] for parameter in parameters if "description" not in parameter] == []
 
 
@@ -52,10 +57,18 @@ def test_the_document_names_the_models_and_their_longest_schedule(document: dict
 
 @pytest.mark.parametrize(
     ("with_estimate", "accepted"),
-    [([], []), (["other"], ["other"]), (["tiny"], ["tiny", None]), (["other", "tiny"], ["other", "tiny", None])],
+    [
+        ([], []),
+        (["other"], ["other"]),
+        (["tiny"], ["tiny", None]),
+        (["other", "tiny"], ["other", "tiny", None]),
+    ],
 )
 def test_the_document_allows_the_analytic_variance_to_models_that_have_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_estimate: list[str], accepted: list[str | None]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    with_estimate: list[str],
+    accepted: list[str | None],
 ) -> None:
     monkeypatch.setattr("app.main.SHIPPED", tmp_path)
     for name in ("other", "tiny"):
@@ -63,7 +76,10 @@ def test_the_document_allows_the_analytic_variance_to_models_that_have_it(
         write_card_of(name, tmp_path, default=name == "tiny", residual_variance=estimate)
     document = create_app(ApiSettings()).openapi()
     validator = validator_for({"$ref": "#/components/schemas/JobRequest", **document})
-    bodies = [{"sampler": "ddpm", "variance": "analytic", "model": name} for name in ("other", "tiny", None)]
+    bodies = [
+        {"sampler": "ddpm", "variance": "analytic", "model": name}
+        for name in ("other", "tiny", None)
+    ]
     assert [body["model"] for body in bodies if validator.is_valid(body)] == accepted
     assert validator.is_valid({"sampler": "ddpm", "variance": "analytic"}) == (None in accepted)
     assert validator.is_valid({"sampler": "ddpm", "variance": "fixed_large", "model": "other"})
@@ -81,13 +97,23 @@ def test_every_503_of_a_picture_is_documented(document: dict[str, Any]) -> None:
         assert "results store" in about
 
 
-def test_webhooks_are_documented_where_they_are_sent(document: dict[str, Any], models_dir: Path) -> None:
+def test_webhooks_are_documented_where_they_are_sent(
+    document: dict[str, Any], models_dir: Path
+) -> None:
     sends = create_app(ApiSettings(models_dir=models_dir, webhook_secret="s" * 32)).openapi()
-    reference = sends["webhooks"]["job-ended"]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    reference = sends["webhooks"]["job-ended"]["post"]["requestBody"]["content"][
+        "application/json"
+    ]["schema"]["$ref"]
     assert "timestamp" in sends["components"]["schemas"][reference.rpartition("/")[2]]["properties"]
     assert "webhooks" not in document
-    kinds = [part["components"]["schemas"]["JobRequest"]["properties"]["webhook"]["anyOf"] for part in (sends, document)]
-    assert [[option["type"] for option in options] for options in kinds] == [["string", "null"], ["null"]]
+    kinds = [
+        part["components"]["schemas"]["JobRequest"]["properties"]["webhook"]["anyOf"]
+        for part in (sends, document)
+    ]
+    assert [[option["type"] for option in options] for options in kinds] == [
+        ["string", "null"],
+        ["null"],
+    ]
     assert (kinds[0][0]["pattern"], kinds[0][0]["maxLength"]) == ("^https?://", 2000)
 
 

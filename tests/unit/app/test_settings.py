@@ -14,7 +14,9 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert (str(settings.redis_url), settings.results_ttl_s) == ("unix:///run/valkey.sock", 60)
 
 
-def test_the_server_listens_on_loopback_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_listens_on_loopback_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("DDPM_HOST", raising=False)
     assert ApiSettings().host == "127.0.0.1"
 

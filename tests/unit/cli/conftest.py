@@ -16,7 +16,9 @@ from tests.support.played import Played, playing
 def tiny_model(tmp_path: Path) -> Path:
     """A model folder without a card, as somebody else's training would leave it."""
     folder = tmp_path / "elsewhere"
-    diffusers_format.save(folder, TINY, UNet(TINY).state_dict(), ScheduleCard(kind="linear", T=20), "epsilon")
+    diffusers_format.save(
+        folder, TINY, UNet(TINY).state_dict(), ScheduleCard(kind="linear", T=20), "epsilon"
+    )
     return folder
 
 

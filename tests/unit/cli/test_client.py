@@ -32,7 +32,9 @@ def test_a_url_that_is_none_is_told_at_once(service: Played, tmp_path: Path, url
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs/j", "/v1/jobs/j/images/0"])
-def test_a_hiccup_of_the_service_does_not_lose_the_job(service: Played, tmp_path: Path, path: str) -> None:
+def test_a_hiccup_of_the_service_does_not_lose_the_job(
+    service: Played, tmp_path: Path, path: str
+) -> None:
     service.hiccups = {path: ["hang up", "503"]}
     service.polls = [job("finished", 2)]
     result = ddpm_sample(service, tmp_path)
@@ -41,7 +43,9 @@ def test_a_hiccup_of_the_service_does_not_lose_the_job(service: Played, tmp_path
 
 
 @pytest.mark.parametrize("hiccup", ["503, in 1 s", "429, in 1 s"])
-def test_a_busy_service_is_left_alone_for_as_long_as_it_asks(service: Played, tmp_path: Path, hiccup: Hiccup) -> None:
+def test_a_busy_service_is_left_alone_for_as_long_as_it_asks(
+    service: Played, tmp_path: Path, hiccup: Hiccup
+) -> None:
     service.hiccups = {"/v1/jobs/j": [hiccup]}
     service.polls = [job("finished", 2)]
     began = time.monotonic()
@@ -58,11 +62,15 @@ def test_when_patience_ends_the_job_is_named_and_how_to_look_at_it(
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
     assert f"look at job j with `curl {service.url}/v1/jobs/j`" in result.stderr
-    assert (len(service.hiccups["/v1/jobs/j"]) == 8) == hiccup.endswith("in an hour"), "asked again too soon, or not at all"
+    assert (len(service.hiccups["/v1/jobs/j"]) == 8) == hiccup.endswith("in an hour"), (
+        "asked again too soon, or not at all"
+    )
 
 
 @pytest.mark.parametrize("hiccup", ["hang up", "503", "429, in 1 s"])
-def test_a_job_is_posted_until_it_is_accepted_and_once(service: Played, tmp_path: Path, hiccup: Hiccup) -> None:
+def test_a_job_is_posted_until_it_is_accepted_and_once(
+    service: Played, tmp_path: Path, hiccup: Hiccup
+) -> None:
     service.hiccups = {"/v1/jobs": [hiccup]}
     service.polls = [job("finished", 2)]
     result = ddpm_sample(service, tmp_path)
@@ -79,7 +87,9 @@ def test_every_job_has_a_key_of_its_own(service: Played, tmp_path: Path) -> None
     assert len(set(service.idempotency_keys)) == 2
 
 
-def test_a_queue_that_is_full_for_longer_than_patience_is_told_at_once(service: Played, tmp_path: Path) -> None:
+def test_a_queue_that_is_full_for_longer_than_patience_is_told_at_once(
+    service: Played, tmp_path: Path
+) -> None:
     service.hiccups = {"/v1/jobs": ["429, in an hour"] * 9}
     result = ddpm_sample(service, tmp_path)
     assert (result.exit_code, len(service.asked)) == (1, 1)
@@ -87,7 +97,11 @@ def test_a_queue_that_is_full_for_longer_than_patience_is_told_at_once(service: 
 
 
 def test_a_service_that_restarts_while_a_job_is_posted_is_waited_for() -> None:
-    faults = [httpx.ReadError("reset"), httpx.ConnectError("refused"), httpx.ConnectError("refused")]
+    faults = [
+        httpx.ReadError("reset"),
+        httpx.ConnectError("refused"),
+        httpx.ConnectError("refused"),
+    ]
 
     def restarting(request: httpx.Request) -> httpx.Response:
         if faults:
@@ -119,7 +133,9 @@ def test_a_proxy_does_not_stand_between_this_machine_and_itself(
     assert result.exit_code == 0, result.output
 
 
-def test_a_proxy_serves_the_rest_of_the_world(service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_serves_the_rest_of_the_world(
+    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", service.url)
@@ -129,7 +145,9 @@ def test_a_proxy_serves_the_rest_of_the_world(service: Played, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs/j"])
-@pytest.mark.parametrize(("hiccup", "kind"), [("HTML", "text/html"), ("a list", "application/json")])
+@pytest.mark.parametrize(
+    ("hiccup", "kind"), [("HTML", "text/html"), ("a list", "application/json")]
+)
 def test_an_answer_that_is_no_job_is_told_in_one_line(
     service: Played, tmp_path: Path, path: str, hiccup: Hiccup, kind: str
 ) -> None:
@@ -140,7 +158,9 @@ def test_an_answer_that_is_no_job_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("key", ["ключ", "two\nlines"])
-def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(service: Played, tmp_path: Path, key: str) -> None:
+def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(
+    service: Played, tmp_path: Path, key: str
+) -> None:
     result = ddpm_sample(service, tmp_path, "--key", key)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "correct --key or DDPM_KEY" in result.stderr

@@ -12,7 +12,9 @@ from cli.main import app
 
 def test_help_is_there_at_once_because_it_loads_nothing_heavy() -> None:
     program = "import sys; from cli.main import app; app(['--help'], standalone_mode=False); print(sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     modules = done.stdout.splitlines()[-1]
     for heavy in ("torch", "httpx", "redis", "fastapi", "pydantic"):
         assert f"'{heavy}'" not in modules

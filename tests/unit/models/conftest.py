@@ -86,6 +86,8 @@ def noise_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Tenso
     """`noise_of(f)`: let models.sampling take f(draw), shape (B, C, H, W), as its noise. Draw 0 is x_T."""
 
     def replace(draws: Callable[[int], Tensor]) -> None:
-        monkeypatch.setattr("models.diffusion.sampling.normal", lambda seed, index, draw, shape: draws(int(draw[0])))
+        monkeypatch.setattr(
+            "models.diffusion.sampling.normal", lambda seed, index, draw, shape: draws(int(draw[0]))
+        )
 
     return replace

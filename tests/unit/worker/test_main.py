@@ -27,7 +27,9 @@ def truncate(folder: Path) -> None:
 
 
 def pickle_only(folder: Path) -> None:
-    (folder / "unet" / diffusers_format.WEIGHTS).rename(folder / "unet" / "diffusion_pytorch_model.bin")
+    (folder / "unet" / diffusers_format.WEIGHTS).rename(
+        folder / "unet" / "diffusion_pytorch_model.bin"
+    )
 
 
 def other_weights(folder: Path) -> None:
@@ -37,8 +39,14 @@ def other_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        (truncate, ["unet/diffusion_pytorch_model.safetensors has sha256", "its card says", "restore"]),
-        (other_weights, ["unet/diffusion_pytorch_model.safetensors has sha256", "its card says", "restore"]),
+        (
+            truncate,
+            ["unet/diffusion_pytorch_model.safetensors has sha256", "its card says", "restore"],
+        ),
+        (
+            other_weights,
+            ["unet/diffusion_pytorch_model.safetensors has sha256", "its card says", "restore"],
+        ),
         (pickle_only, ["pickled weights are not read", "safe_serialization=True"]),
     ],
 )

@@ -25,7 +25,9 @@ _OPENMP = re.compile(r"/lib(gomp|iomp5|omp)\b[^/]*$")
 def library() -> ctypes.CDLL | None:
     """Its functions, or None where it is not there or no use, and the log says why."""
     if sys.platform != "linux":
-        log.info("steps are slower than they could be: worker/backends/cpu/kernels.c is compiled on Linux only")
+        log.info(
+            "steps are slower than they could be: worker/backends/cpu/kernels.c is compiled on Linux only"
+        )
         return None
     try:
         ctypes.CDLL(openmp(Path("/proc/self/maps").read_text()), mode=ctypes.RTLD_GLOBAL)
@@ -34,7 +36,10 @@ def library() -> ctypes.CDLL | None:
         if compiled != hashlib.sha256(SOURCE.read_bytes()).hexdigest():
             raise OSError(f"{LIBRARY} was compiled of another {SOURCE.name}")
     except (OSError, ValueError) as error:
-        log.warning("steps are slower than they could be: %s; install this package again where GCC 12 or newer is", error)
+        log.warning(
+            "steps are slower than they could be: %s; install this package again where GCC 12 or newer is",
+            error,
+        )
         return None
     at, size, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     found.group_norm.argtypes = [at, at, at, at, size, size, size, size, ctypes.c_float, flag, flag]
@@ -63,7 +68,9 @@ class CompiledNorm(nn.Module):
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
-        self.weight, self.bias = (parameter.detach().float().contiguous() for parameter in (norm.weight, norm.bias))
+        self.weight, self.bias = (
+            parameter.detach().float().contiguous() for parameter in (norm.weight, norm.bias)
+        )
         self.groups, self.eps, self.silu = norm.num_groups, norm.eps, isinstance(norm, NormSiLU)
         self.bf16 = norm.weight.dtype == torch.bfloat16
         self.run = _functions().group_norm

@@ -17,7 +17,9 @@ from worker.backends.cpu.kernels import CompiledNorm, library
 def pack(net: UNet) -> None:
     """Replace the layers of a network that will be trained no more; its precision must be final."""
     bf16 = net.conv_in.weight.dtype == torch.bfloat16
-    for module in reversed(list(net.modules())):  # what lies inside first: attention takes its norm as it is by then
+    for module in reversed(
+        list(net.modules())
+    ):  # what lies inside first: attention takes its norm as it is by then
         for name, child in list(module.named_children()):
             if isinstance(child, Attention):
                 setattr(module, name, PackedAttention(child))
@@ -32,7 +34,9 @@ def pack(net: UNet) -> None:
 def _can_pack() -> bool:
     """PyTorch's inductor calls these; they are no public interface."""
     wanted = ("_convolution_pointwise", "_reorder_convolution_weight", "_get_mkldnn_serialized_md")
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in wanted)
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in wanted
+    )
 
 
 class PackedConv(nn.Module):
@@ -46,7 +50,9 @@ class PackedConv(nn.Module):
         super().__init__()
         self.conv = conv
         self.options = [list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups]
-        self._packed: dict[tuple[torch.Size, int], Tensor] = {}  # by x's shape and the number of threads
+        self._packed: dict[
+            tuple[torch.Size, int], Tensor
+        ] = {}  # by x's shape and the number of threads
         self._layouts: dict[bytes, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,11 +61,15 @@ class PackedConv(nn.Module):
         packed = self._packed.get(key)
         if packed is None:
             packed = self._packed[key] = self._laid_out(x.shape)
-        out: Tensor = torch.ops.mkldnn._convolution_pointwise(x, packed, self.conv.bias, *self.options, "none", [], "")
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, packed, self.conv.bias, *self.options, "none", [], ""
+        )
         return out
 
     def _laid_out(self, shape: torch.Size) -> Tensor:
-        packed = torch.ops.mkldnn._reorder_convolution_weight(self.conv.weight, *self.options, list(shape))
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            self.conv.weight, *self.options, list(shape)
+        )
         layout = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
         return self._layouts.setdefault(layout, packed)
 
@@ -69,7 +79,11 @@ class PackedAttention(nn.Module):
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
-        self.heads, self.group_norm, self.out = attention.heads, attention.group_norm, attention.to_out[0]
+        self.heads, self.group_norm, self.out = (
+            attention.heads,
+            attention.group_norm,
+            attention.to_out[0],
+        )
         parts = (attention.to_q, attention.to_k, attention.to_v)
         self.weight = torch.cat([part.weight for part in parts]).detach()
         self.bias = torch.cat([part.bias for part in parts]).detach()
@@ -77,7 +91,11 @@ class PackedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
         tokens = self.group_norm(x).permute(0, 2, 3, 1).reshape(B * H * W, C)
-        q, k, v = F.linear(tokens, self.weight, self.bias).view(B, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            F.linear(tokens, self.weight, self.bias)
+            .view(B, H * W, 3, self.heads, C // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B * H * W, C)
         added: Tensor = self.out(mixed).view(B, H, W, C).permute(0, 3, 1, 2)
         return x + added

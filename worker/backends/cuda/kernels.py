@@ -26,12 +26,16 @@ def convolution(
     k = tl.arange(0, DEPTH)
     top, left = (place // width) * STRIDE - PAD, (place % width) * STRIDE - PAD
     parts: tl.constexpr = C // DEPTH
-    convolved: tl.constexpr = SIDE * SIDE * parts  # steps; then those of the first source, and of the second
+    convolved: tl.constexpr = (
+        SIDE * SIDE * parts
+    )  # steps; then those of the first source, and of the second
     of_first: tl.constexpr = C1 // DEPTH if SOURCES > 0 else 0
     of_second: tl.constexpr = C2 // DEPTH if SOURCES > 1 else 0
     # with the bias, and not with zeros: a sum of one step Triton would begin with it, and add it at the end of a longer one
     total = tl.broadcast_to(tl.load(bias + n)[None, :], (ROWS, COLUMNS))
-    for step in range(convolved + of_first + of_second):  # one loop, as of several NVIDIA's assembler made wrong code
+    for step in range(
+        convolved + of_first + of_second
+    ):  # one loop, as of several NVIDIA's assembler made wrong code
         source = x
         if SIDE == 1:
             inside, here = m < M, m * C + step * DEPTH
@@ -39,7 +43,9 @@ def convolution(
             tap = step // parts
             row, column = top + tap // SIDE, left + tap % SIDE
             inside = (m < M) & (row >= 0) & (row < (H << UP)) & (column >= 0) & (column < (W << UP))
-            here = ((image * H + (row >> UP)) * W + (column >> UP)) * C + (step - tap * parts) * DEPTH
+            here = ((image * H + (row >> UP)) * W + (column >> UP)) * C + (
+                step - tap * parts
+            ) * DEPTH
         if SOURCES > 0:
             beyond = step >= convolved
             source, inside = tl.where(beyond, first, source), tl.where(beyond, m < M, inside)
@@ -53,11 +59,17 @@ def convolution(
         total = tl.dot(a, w, total, input_precision=PRECISION)
     inside = (m < M)[:, None] & (n < N)[None, :]
     if FEATURES:
-        total += tl.load(features + image[:, None] * features_stride + n[None, :], inside, 0.0).to(tl.float32)
+        total += tl.load(features + image[:, None] * features_stride + n[None, :], inside, 0.0).to(
+            tl.float32
+        )
     if ADDED:
         total += tl.load(added + m[:, None] * N + n[None, :], inside, 0.0).to(tl.float32)
     if PLANES:
-        tl.store(out + (image[:, None] * N + n[None, :]) * (height * width) + place[:, None], total, inside)
+        tl.store(
+            out + (image[:, None] * N + n[None, :]) * (height * width) + place[:, None],
+            total,
+            inside,
+        )
     else:
         tl.store(out + m[:, None] * N + n[None, :], total.to(out.dtype.element_ty), inside)
 
@@ -74,11 +86,16 @@ def moments(
     width: tl.constexpr = C // GROUPS
     c = (group[:, None] * width + part[None, :])[None, :, :]
     there = ((group < GROUPS)[:, None] & (part < width)[None, :])[None, :, :]
-    total, squares = tl.zeros((ROWS, HELD, PART), tl.float32), tl.zeros((ROWS, HELD, PART), tl.float32)
+    total, squares = (
+        tl.zeros((ROWS, HELD, PART), tl.float32),
+        tl.zeros((ROWS, HELD, PART), tl.float32),
+    )
     for start in tl.static_range(0, CHUNK, ROWS):
         row = chunk * CHUNK + start + tl.arange(0, ROWS)
         inside = (row < positions)[:, None, None] & there
-        value = _side_by_side(first, second, (image * positions + row)[:, None, None], c, inside, C1, C, TWO)
+        value = _side_by_side(
+            first, second, (image * positions + row)[:, None, None], c, inside, C1, C, TWO
+        )
         total += value
         squares += value * value
     here = sums + (image * chunks + chunk) * 2 * GROUPS + group
@@ -101,18 +118,25 @@ def normalise(
         squares += tl.load(here + chunk * 2 * GROUPS + GROUPS, there, 0.0)
     count = positions * (C // GROUPS)
     mean = total / count
-    scale = tl.load(weight + c, there, 0.0) * tl.rsqrt(tl.maximum(squares / count - mean * mean, 0.0) + eps)
+    scale = tl.load(weight + c, there, 0.0) * tl.rsqrt(
+        tl.maximum(squares / count - mean * mean, 0.0) + eps
+    )
     shift = tl.load(bias + c, there, 0.0) - mean * scale
     at = (image * positions + row)[:, None]
     inside = (row < positions)[:, None] & there[None, :]
-    value = _side_by_side(first, second, at, c[None, :], inside, C1, C, TWO) * scale[None, :] + shift[None, :]
+    value = (
+        _side_by_side(first, second, at, c[None, :], inside, C1, C, TWO) * scale[None, :]
+        + shift[None, :]
+    )
     if SILU:
         value = value / (1.0 + tl.exp(-value))
     tl.store(out + at * C + c[None, :], value.to(out.dtype.element_ty), inside)
 
 
 @triton.jit
-def _side_by_side(first, second, row, c, inside, C1: tl.constexpr, C: tl.constexpr, TWO: tl.constexpr):
+def _side_by_side(
+    first, second, row, c, inside, C1: tl.constexpr, C: tl.constexpr, TWO: tl.constexpr
+):
     """Float32 values of one tensor, or of two; 0 outside."""
     if not TWO:
         return tl.load(first + row * C + c, inside, 0.0).to(tl.float32)
@@ -126,7 +150,17 @@ def patches(x, out, M, C, H, W, K: tl.constexpr, ROWS: tl.constexpr):
     m, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, K)
     image, place = m // (H * W), m % (H * W)
     tap, c = k // C, k % C
-    row, column = (place // W)[:, None] + (tap // 3)[None, :] - 1, (place % W)[:, None] + (tap % 3)[None, :] - 1
-    inside = (m < M)[:, None] & (tap < 9)[None, :] & (row >= 0) & (row < H) & (column >= 0) & (column < W)
+    row, column = (
+        (place // W)[:, None] + (tap // 3)[None, :] - 1,
+        (place % W)[:, None] + (tap % 3)[None, :] - 1,
+    )
+    inside = (
+        (m < M)[:, None]
+        & (tap < 9)[None, :]
+        & (row >= 0)
+        & (row < H)
+        & (column >= 0)
+        & (column < W)
+    )
     value = tl.load(x + ((image[:, None] * C + c[None, :]) * H + row) * W + column, inside, 0.0)
     tl.store(out + m[:, None] * K + k[None, :], value.to(out.dtype.element_ty), (m < M)[:, None])

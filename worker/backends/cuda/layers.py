@@ -41,7 +41,11 @@ class Tile:
     def within(self, depth: int, memory: int, of_one: int) -> Tile:
         """No deeper, and with as many stages as fit that many bytes of shared memory, of values of `of_one` bytes."""
         depth = min(depth, self.depth)
-        return replace(self, depth=depth, stages=min(self.stages, memory // ((self.rows + self.columns) * depth * of_one)))
+        return replace(
+            self,
+            depth=depth,
+            stages=min(self.stages, memory // ((self.rows + self.columns) * depth * of_one)),
+        )
 
 
 # The first that keeps the whole GPU busy is taken; measured on an H200, where each is the fastest at some size. A sum in bf16 has
@@ -55,7 +59,12 @@ _TILES = {
         Tile(64, 32, 128, 4, 4),
         Tile(64, 16, 128, 4, 5),
     ),
-    torch.float32: (Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 4), Tile(64, 16, 32, 4, 4)),
+    torch.float32: (
+        Tile(128, 64, 32, 4, 3),
+        Tile(64, 64, 32, 4, 3),
+        Tile(64, 32, 32, 4, 4),
+        Tile(64, 16, 32, 4, 4),
+    ),
 }
 _PRECISION = {torch.bfloat16: "ieee", torch.float32: "tf32x3"}
 _BUSY = 0.9  # programs for each multiprocessor
@@ -86,24 +95,37 @@ class Weights:
     def side_by_side(cls, layers: Sequence[nn.Linear]) -> Weights:
         """Of linear layers with one input, as one that has their outputs one after the other."""
         bias = torch.cat([layer.bias.detach().float() for layer in layers])
-        return cls(_laid_out(torch.cat([layer.weight for layer in layers])), F.pad(bias, _beyond(len(bias))), len(bias), side=1)
+        return cls(
+            _laid_out(torch.cat([layer.weight for layer in layers])),
+            F.pad(bias, _beyond(len(bias))),
+            len(bias),
+            side=1,
+        )
 
     @classmethod
     def of_patches(cls, layer: nn.Conv2d) -> Weights:
         """Of a 3x3 convolution as a product with `patches`."""
         laid_out = cls.of(layer)
         missing = _patch(layer.in_channels) - len(laid_out.weight)
-        return cls(F.pad(laid_out.weight, (0, 0, 0, missing)), laid_out.bias, laid_out.count, side=1)
+        return cls(
+            F.pad(laid_out.weight, (0, 0, 0, missing)), laid_out.bias, laid_out.count, side=1
+        )
 
 
 def _laid_out(weight: Tensor) -> Tensor:
-    flat = (weight.permute(2, 3, 1, 0) if weight.ndim == 4 else weight.t()).reshape(-1, len(weight)).detach()
+    flat = (
+        (weight.permute(2, 3, 1, 0) if weight.ndim == 4 else weight.t())
+        .reshape(-1, len(weight))
+        .detach()
+    )
     return F.pad(flat, _beyond(len(weight))).contiguous()
 
 
 def _beyond(count: int) -> tuple[int, int]:
     """Channels that fill up the last tile."""
-    return 0, (max(16, triton.next_power_of_2(count)) if count <= 64 else triton.cdiv(count, 128) * 128) - count
+    return 0, (
+        max(16, triton.next_power_of_2(count)) if count <= 64 else triton.cdiv(count, 128) * 128
+    ) - count
 
 
 def _patch(channels: int) -> int:
@@ -113,13 +135,24 @@ def _patch(channels: int) -> int:
 def _tile(positions: int, weights: Weights, channels: Sequence[int], x: Tensor) -> Tile:
     """For so many positions of all images; `channels` of what is summed, each a multiple of the tile's depth."""
     busy, memory = _gpu(x.device)
-    divisor = max(depth for depth in (16, 32, 64, 128) if not any(count % depth for count in channels))
-    fitted = [tile.within(divisor, memory, x.element_size()) for tile in _TILES[x.dtype] if not len(weights.bias) % tile.columns]
+    divisor = max(
+        depth for depth in (16, 32, 64, 128) if not any(count % depth for count in channels)
+    )
+    fitted = [
+        tile.within(divisor, memory, x.element_size())
+        for tile in _TILES[x.dtype]
+        if not len(weights.bias) % tile.columns
+    ]
     fitting = [tile for tile in fitted if tile.stages >= _FEWEST_STAGES]
     if not fitting:
         raise ValueError(f"{memory} bytes of shared memory are too few for any tile")
-    programs = (triton.cdiv(positions, tile.rows) * triton.cdiv(weights.count, tile.columns) for tile in fitting)
-    return next((tile for tile, count in zip(fitting, programs, strict=True) if count >= busy), fitting[-1])
+    programs = (
+        triton.cdiv(positions, tile.rows) * triton.cdiv(weights.count, tile.columns)
+        for tile in fitting
+    )
+    return next(
+        (tile for tile, count in zip(fitting, programs, strict=True) if count >= busy), fitting[-1]
+    )
 
 
 @cache
@@ -147,9 +180,13 @@ def _run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) ->
     kernel.run(*arguments, grid=grid, warmup=_only_compile.get(), **options)
 
 
-def _empty(like: Tensor, shape: tuple[int, int, int, int], dtype: torch.dtype, planes: bool = False) -> Tensor:
+def _empty(
+    like: Tensor, shape: tuple[int, int, int, int], dtype: torch.dtype, planes: bool = False
+) -> Tensor:
     if math.prod(shape) >= _LARGEST:
-        raise torch.OutOfMemoryError(f"{math.prod(shape)} values are too many for one kernel; take a smaller batch")
+        raise torch.OutOfMemoryError(
+            f"{math.prod(shape)} values are too many for one kernel; take a smaller batch"
+        )
     layout = torch.contiguous_format if planes else torch.channels_last
     return torch.empty(shape, device=like.device, dtype=dtype, memory_format=layout)
 
@@ -201,15 +238,27 @@ def convolution(
             "PAD": pad,
             "UP": int(up),
         },
-        **{"FEATURES": features is not None, "ADDED": added is not None, "SOURCES": len(sources), "PLANES": planes},
-        **{"PRECISION": _PRECISION[x.dtype], "ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth},
+        **{
+            "FEATURES": features is not None,
+            "ADDED": added is not None,
+            "SOURCES": len(sources),
+            "PLANES": planes,
+        },
+        **{
+            "PRECISION": _PRECISION[x.dtype],
+            "ROWS": tile.rows,
+            "COLUMNS": tile.columns,
+            "DEPTH": tile.depth,
+        },
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
     return out
 
 
-def normalised(sources: Sequence[Tensor], groups: int, eps: float, weight: Tensor, bias: Tensor, silu: bool) -> Tensor:
+def normalised(
+    sources: Sequence[Tensor], groups: int, eps: float, weight: Tensor, bias: Tensor, silu: bool
+) -> Tensor:
     """GroupNorm, then SiLU if `silu`, of one tensor (B, C, H, W) or of two side by side. weight and bias float32 (C,)."""
     first, second = sources[0], sources[-1]
     B, C1, H, W = first.shape
@@ -220,13 +269,46 @@ def normalised(sources: Sequence[Tensor], groups: int, eps: float, weight: Tenso
     out = _empty(first, (B, C, H, W), first.dtype)
     _assert_laid_out(first, second)
     held, part = triton.next_power_of_2(groups), triton.next_power_of_2(C // groups)
-    sizes: dict[str, Any] = {"C1": C1, "C": C, "GROUPS": groups, "chunks": chunks, "TWO": len(sources) > 1}
+    sizes: dict[str, Any] = {
+        "C1": C1,
+        "C": C,
+        "GROUPS": groups,
+        "chunks": chunks,
+        "TWO": len(sources) > 1,
+    }
     rows = min(chunk, max(1, 4096 // (held * part)))
-    _run(kernels.moments, (B, chunks), first, second, sums, H * W, **sizes, HELD=held, PART=part, ROWS=rows, CHUNK=chunk)
+    _run(
+        kernels.moments,
+        (B, chunks),
+        first,
+        second,
+        sums,
+        H * W,
+        **sizes,
+        HELD=held,
+        PART=part,
+        ROWS=rows,
+        CHUNK=chunk,
+    )
     wide = triton.next_power_of_2(C)
     rows = max(1, 8192 // wide)
     grid = B, triton.cdiv(H * W, rows)
-    _run(kernels.normalise, grid, first, second, sums, weight, bias, out, H * W, eps, **sizes, WIDE=wide, SILU=silu, ROWS=rows)
+    _run(
+        kernels.normalise,
+        grid,
+        first,
+        second,
+        sums,
+        weight,
+        bias,
+        out,
+        H * W,
+        eps,
+        **sizes,
+        WIDE=wide,
+        SILU=silu,
+        ROWS=rows,
+    )
     return out
 
 

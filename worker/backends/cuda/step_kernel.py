@@ -21,7 +21,9 @@ def advance(columns: Tensor, x: Tensor, x_0_hat: Tensor, out: Tensor) -> None:
     out = out.contiguous()
     chains, size = len(out), math.prod(out.shape[1:])
     # not fused, each product is rounded before it is added to: the bits are those of one operation after another
-    _advance[chains, triton.cdiv(size, _VALUES)](columns, x, x_0_hat, out, chains, size, VALUES=_VALUES, enable_fp_fusion=False)
+    _advance[chains, triton.cdiv(size, _VALUES)](
+        columns, x, x_0_hat, out, chains, size, VALUES=_VALUES, enable_fp_fusion=False
+    )
 
 
 @triton.jit
@@ -31,8 +33,17 @@ def _advance(columns, x, x_0_hat, out, chains, size, VALUES: tl.constexpr):
     column, inside = columns + chain, value < size
     here = tl.load(column).to(tl.int64) * size + value
     p, q, bound = _row(column + 5 * chains), _row(column + 6 * chains), _row(column + 7 * chains)
-    a, b, d, s = _row(column + 8 * chains), _row(column + 9 * chains), _row(column + 10 * chains), _row(column + 11 * chains)
-    seed, index, draw = tl.load(column + 2 * chains), tl.load(column + 3 * chains), tl.load(column + 4 * chains)
+    a, b, d, s = (
+        _row(column + 8 * chains),
+        _row(column + 9 * chains),
+        _row(column + 10 * chains),
+        _row(column + 11 * chains),
+    )
+    seed, index, draw = (
+        tl.load(column + 2 * chains),
+        tl.load(column + 3 * chains),
+        tl.load(column + 4 * chains),
+    )
     x_now, before = tl.load(x + here, inside), tl.load(x_0_hat + here, inside)
     said = tl.load(out + chain.to(tl.int64) * size + value, inside)
     # as in worker/engine/step.py: out - out keeps what is not finite
@@ -52,7 +63,9 @@ def _normal(seed, index, draw, value, quarter):
     """As `models.diffusion.noise.normal`: a lane's four values lie a quarter of the image apart."""
     lane, part = value % quarter, value // quarter
     zero = tl.zeros_like(lane).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(seed, lane.to(tl.uint32), draw.to(tl.uint32), index.to(tl.uint32), zero)
+    w0, w1, w2, w3 = tl.philox(
+        seed, lane.to(tl.uint32), draw.to(tl.uint32), index.to(tl.uint32), zero
+    )
     even, odd = tl.where(part < 2, w0, w2).to(tl.float64), tl.where(part < 2, w1, w3).to(tl.float64)
     radius = tl.sqrt(tl.log((even + 0.5) * _TO_UNIT) * -2)
     angle = (odd + 0.5) * _TO_ANGLE

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.networks.unet import Attention, DownLevel, Downsample, ResidualBlock, UNet, UpLevel, Upsample
+from models.networks.unet import (
+    Attention,
+    DownLevel,
+    Downsample,
+    ResidualBlock,
+    UNet,
+    UpLevel,
+    Upsample,
+)
 from worker.backends.cuda.layers import Weights, convolution, normalised, patches
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -42,7 +50,9 @@ class GpuUNet:
         self.norm_out = _Norm(net.conv_norm_out)
         self.down = [_Down(level) for level in _all(DownLevel, net.down_blocks)]
         self.middle = [_Block(block) for block in _all(ResidualBlock, net.mid_block.resnets)]
-        self.mid_attentions = [_Attention(attention) for attention in _all(Attention, net.mid_block.attentions)]
+        self.mid_attentions = [
+            _Attention(attention) for attention in _all(Attention, net.mid_block.attentions)
+        ]
         self.up = [_Up(level) for level in _all(UpLevel, net.up_blocks)]
 
     def __call__(self, x: Tensor, features: Tensor) -> Tensor:
@@ -74,15 +84,22 @@ class _Norm:
 class _Block:
     def __init__(self, block: ResidualBlock) -> None:
         self.norm1, self.norm2 = _Norm(block.norm1), _Norm(block.norm2)
-        self.conv1, self.conv2 = Weights.of(block.conv1), Weights.of(block.conv2, block.conv_shortcut)
+        self.conv1, self.conv2 = (
+            Weights.of(block.conv1),
+            Weights.of(block.conv2, block.conv_shortcut),
+        )
         self.columns, self.has_shortcut = block.columns, block.conv_shortcut is not None
 
     def __call__(self, sources: Sources, features: Tensor) -> Tensor:
-        h = convolution(self.norm1(sources, silu=True), self.conv1, features=features[:, self.columns])
+        h = convolution(
+            self.norm1(sources, silu=True), self.conv1, features=features[:, self.columns]
+        )
         h = self.norm2([h], silu=True)
         if self.has_shortcut:
             return convolution(h, self.conv2, sources=sources)
-        return convolution(h, self.conv2, added=sources[0])  # of two there is a shortcut: they have more channels than come out
+        return convolution(
+            h, self.conv2, added=sources[0]
+        )  # of two there is a shortcut: they have more channels than come out
 
 
 class _Attention:
@@ -114,7 +131,10 @@ class _Level:
 class _Down(_Level):
     def __init__(self, level: DownLevel) -> None:
         super().__init__(level)
-        self.convs = [(Weights.of(down.conv), 0 if down.pad else 1) for down in _all(Downsample, level.downsamplers)]
+        self.convs = [
+            (Weights.of(down.conv), 0 if down.pad else 1)
+            for down in _all(Downsample, level.downsamplers)
+        ]
 
     def __call__(self, x: Tensor, skips: list[Tensor], features: Tensor) -> Tensor:
         for j in range(len(self.blocks)):

@@ -55,31 +55,50 @@ def bob(keyed_url: str, redis: Redis) -> Iterator[httpx.Client]:
 
 def operations(client: httpx.Client) -> list[tuple[str, str, dict[str, Any]]]:
     paths: dict[str, dict[str, Any]] = client.get("/openapi.json").json()["paths"]
-    return [(method.upper(), path, body) for path, methods in paths.items() for method, body in methods.items()]
+    return [
+        (method.upper(), path, body)
+        for path, methods in paths.items()
+        for method, body in methods.items()
+    ]
 
 
 def filled(path: str, job: str) -> str:
     return path.replace("{job_id}", job).replace("{index}", "0").replace("{name}", "tiny")
 
 
-def test_every_route_but_the_open_ones_wants_a_key_and_says_so_in_openapi(nobody: httpx.Client) -> None:
-    closed = [(method, path, body) for method, path, body in operations(nobody) if path not in ("/healthz", "/readyz")]
+def test_every_route_but_the_open_ones_wants_a_key_and_says_so_in_openapi(
+    nobody: httpx.Client,
+) -> None:
+    closed = [
+        (method, path, body)
+        for method, path, body in operations(nobody)
+        if path not in ("/healthz", "/readyz")
+    ]
     assert len(closed) > 8
     for method, path, documented in closed:
         response = nobody.request(method, filled(path, uuid.uuid4().hex))
-        assert problem(response, 401)["detail"].startswith("the request has no API key; send it as `Authorization: Bearer KEY`")
+        assert problem(response, 401)["detail"].startswith(
+            "the request has no API key; send it as `Authorization: Bearer KEY`"
+        )
         assert response.headers["www-authenticate"] == 'Bearer realm="ddpm"'
         assert documented["security"] == [{"key": []}]
         assert {"401", "429"} <= set(documented["responses"])
 
 
-@pytest.mark.parametrize("path", ["/static/nothing", "/v1", "/v1/nothing", "/v1/jobs/", "/metric", "/V1/jobs", "//v1/jobs"])
-def test_what_is_not_there_wants_a_key_as_well(nobody: httpx.Client, ann: httpx.Client, path: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    ["/static/nothing", "/v1", "/v1/nothing", "/v1/jobs/", "/metric", "/V1/jobs", "//v1/jobs"],
+)
+def test_what_is_not_there_wants_a_key_as_well(
+    nobody: httpx.Client, ann: httpx.Client, path: str
+) -> None:
     assert nobody.get(path).status_code == nobody.head(path).status_code == 401
     assert ann.get(path).status_code == 404
 
 
-def test_health_readiness_and_the_reference_are_open(nobody: httpx.Client, worker: IdleWorker) -> None:
+def test_health_readiness_and_the_reference_are_open(
+    nobody: httpx.Client, worker: IdleWorker
+) -> None:
     worker.announce()
     for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
         assert nobody.get(path).status_code == 200
@@ -87,8 +106,20 @@ def test_health_readiness_and_the_reference_are_open(nobody: httpx.Client, worke
 
 @pytest.mark.parametrize(
     "sent",
-    ["Bearer wrong", f"Bearer {KEYS['ann'][0]}x", f"Bearer {KEYS['ann'][1]}", f"bearer {KEYS['ann'][0][:-1]}", "Bearer \xff"],
-    ids=["wrong", "too long", "the entry", "too short", "not ASCII"],  # keys are new in each process
+    [
+        "Bearer wrong",
+        f"Bearer {KEYS['ann'][0]}x",
+        f"Bearer {KEYS['ann'][1]}",
+        f"bearer {KEYS['ann'][0][:-1]}",
+        "Bearer \xff",
+    ],
+    ids=[
+        "wrong",
+        "too long",
+        "the entry",
+        "too short",
+        "not ASCII",
+    ],  # keys are new in each process
 )
 def test_a_wrong_key_is_told_so_before_its_body_is_read(nobody: httpx.Client, sent: str) -> None:
     headers = {"authorization": sent.encode("latin-1")} | JSON
@@ -97,13 +128,18 @@ def test_a_wrong_key_is_told_so_before_its_body_is_read(nobody: httpx.Client, se
     assert response.headers["www-authenticate"] == 'Bearer realm="ddpm", error="invalid_token"'
 
 
-@pytest.mark.parametrize("sent", ["Basic YTpi", "Bearer", KEYS["ann"][0]], ids=["Basic", "nothing", "no scheme"])
+@pytest.mark.parametrize(
+    "sent", ["Basic YTpi", "Bearer", KEYS["ann"][0]], ids=["Basic", "nothing", "no scheme"]
+)
 def test_what_is_no_bearer_token_is_no_key(nobody: httpx.Client, sent: str) -> None:
     problem(nobody.get("/v1/jobs", headers={"authorization": sent}), 401)
 
 
 def test_the_scheme_may_be_in_any_case(nobody: httpx.Client) -> None:
-    assert nobody.get("/v1/jobs", headers={"authorization": f"bEARER {KEYS['ann'][0]}"}).status_code == 200
+    assert (
+        nobody.get("/v1/jobs", headers={"authorization": f"bEARER {KEYS['ann'][0]}"}).status_code
+        == 200
+    )
 
 
 def test_another_owners_job_is_answered_exactly_as_one_that_is_not_there(
@@ -116,28 +152,42 @@ def test_another_owners_job_is_answered_exactly_as_one_that_is_not_there(
     of_a_job = [(method, path) for method, path, _ in operations(bob) if "{job_id}" in path]
     assert len(of_a_job) >= 5
     for method, path in of_a_job:
-        others, absent = bob.request(method, filled(path, job)), bob.request(method, filled(path, nothing))
+        others, absent = (
+            bob.request(method, filled(path, job)),
+            bob.request(method, filled(path, nothing)),
+        )
         assert others.status_code == absent.status_code == 404, path
         assert others.text.replace(job, nothing) == absent.text
-        assert {name for name, _ in others.headers.items()} == {name for name, _ in absent.headers.items()}
+        assert {name for name, _ in others.headers.items()} == {
+            name for name, _ in absent.headers.items()
+        }
     assert problem(bob.get(f"/v1/jobs/{job}", params={"wait": 5}), 404)["title"] == "Unknown job"
     assert ann.get(f"/v1/jobs/{job}/images/0").status_code == 200, "it is still there, and whole"
 
 
 def test_a_listing_is_of_ones_own_jobs(ann: httpx.Client, bob: httpx.Client) -> None:
-    anns, bobs = (client.post("/v1/jobs", json={"model": "tiny"}).json()["id"] for client in (ann, bob))
+    anns, bobs = (
+        client.post("/v1/jobs", json={"model": "tiny"}).json()["id"] for client in (ann, bob)
+    )
     assert [job["id"] for job in ann.get("/v1/jobs").json()["jobs"]] == [anns]
     assert [job["id"] for job in bob.get("/v1/jobs").json()["jobs"]] == [bobs]
     cursor = f"{2**51}-{'f' * 32}"
-    assert [job["id"] for job in bob.get("/v1/jobs", params={"cursor": cursor}).json()["jobs"]] == [bobs]
+    assert [job["id"] for job in bob.get("/v1/jobs", params={"cursor": cursor}).json()["jobs"]] == [
+        bobs
+    ]
 
 
-def test_owners_who_chose_the_same_idempotency_key_have_a_job_each(ann: httpx.Client, bob: httpx.Client) -> None:
+def test_owners_who_chose_the_same_idempotency_key_have_a_job_each(
+    ann: httpx.Client, bob: httpx.Client
+) -> None:
     headers = {"idempotency-key": "1"}
     anns = ann.post("/v1/jobs", json={"model": "tiny", "count": 1}, headers=headers).json()["id"]
     bobs = bob.post("/v1/jobs", json={"model": "tiny", "count": 2}, headers=headers).json()["id"]
     assert anns != bobs
-    assert ann.post("/v1/jobs", json={"model": "tiny", "count": 1}, headers=headers).json()["id"] == anns
+    assert (
+        ann.post("/v1/jobs", json={"model": "tiny", "count": 1}, headers=headers).json()["id"]
+        == anns
+    )
 
 
 def test_the_owner_can_do_all_that_there_is_to_do(ann: httpx.Client, worker: IdleWorker) -> None:
@@ -154,7 +204,11 @@ def test_the_owner_can_do_all_that_there_is_to_do(ann: httpx.Client, worker: Idl
 @pytest.fixture
 def limited_url(settings: ApiSettings) -> Iterator[str]:
     entries = ",".join(entry for _, entry in KEYS.values())
-    with serve(create_app(ApiSettings(**settings.model_dump() | {"api_keys": entries, "key_requests_per_s": 0.5}))) as url:
+    with serve(
+        create_app(
+            ApiSettings(**settings.model_dump() | {"api_keys": entries, "key_requests_per_s": 0.5})
+        )
+    ) as url:
         yield url
 
 
@@ -166,7 +220,9 @@ def test_a_key_that_asks_too_fast_is_told_when_to_ask_again_and_the_others_are_n
 
     assert get("ann").status_code == 200
     refused = get("ann")
-    assert problem(refused, 429)["detail"].startswith("this key has sent more than 0.5 requests a second; ask again in 2 s")
+    assert problem(refused, 429)["detail"].startswith(
+        "this key has sent more than 0.5 requests a second; ask again in 2 s"
+    )
     assert refused.headers["retry-after"] == "2"
     assert get("ann", "/healthz").status_code == 200
     assert get("bob").status_code == 200
@@ -175,17 +231,32 @@ def test_a_key_that_asks_too_fast_is_told_when_to_ask_again_and_the_others_are_n
 def test_keys_and_their_limits_ask_nothing_of_redis(models_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as dead:
         redis_url = f"redis://127.0.0.1:{dead.getsockname()[1]}/0"
-    settings = ApiSettings(redis_url=redis_url, models_dir=models_dir, api_keys=KEYS["ann"][1], key_requests_per_s=0.5)
+    settings = ApiSettings(
+        redis_url=redis_url, models_dir=models_dir, api_keys=KEYS["ann"][1], key_requests_per_s=0.5
+    )
     with serve(create_app(settings)) as url:
-        with_key = [httpx.get(f"{url}/v1/models", headers=bearer(KEYS["ann"][0])).status_code for _ in range(2)]
+        with_key = [
+            httpx.get(f"{url}/v1/models", headers=bearer(KEYS["ann"][0])).status_code
+            for _ in range(2)
+        ]
         assert (with_key, httpx.get(f"{url}/v1/models").status_code) == ([200, 429], 401)
 
 
-REBOUND = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "", "[::", "192.168.1.7:8000"]
+REBOUND = [
+    "evil.example",
+    "evil.example:8000",
+    "localhost.evil.example",
+    "127.0.0.1.nip.io",
+    "",
+    "[::",
+    "192.168.1.7:8000",
+]
 
 
 @pytest.mark.parametrize("host", REBOUND)
-def test_without_keys_a_page_that_was_made_to_resolve_here_gets_nothing(api: httpx.Client, host: str) -> None:
+def test_without_keys_a_page_that_was_made_to_resolve_here_gets_nothing(
+    api: httpx.Client, host: str
+) -> None:
     for response in (
         *(
             api.get(path, headers={"host": host})
@@ -193,12 +264,18 @@ def test_without_keys_a_page_that_was_made_to_resolve_here_gets_nothing(api: htt
         ),
         api.post("/v1/jobs", json={"model": "tiny"}, headers={"host": host}),
     ):
-        assert problem(response, 421)["detail"].endswith("or set DDPM_API_KEYS or DDPM_ANONYMOUS_HOSTS where it runs.")
+        assert problem(response, 421)["detail"].endswith(
+            "or set DDPM_API_KEYS or DDPM_ANONYMOUS_HOSTS where it runs."
+        )
     assert api.get("/v1/jobs").json()["jobs"] == []
-    assert api.get("/healthz", headers={"host": host}).json() == {"status": "alive"}, "to those who watch containers"
+    assert api.get("/healthz", headers={"host": host}).json() == {"status": "alive"}, (
+        "to those who watch containers"
+    )
 
 
-def test_ddpm_up_finds_its_service_ready_on_an_address_that_is_no_name_of_its_own(url: str, worker: IdleWorker) -> None:
+def test_ddpm_up_finds_its_service_ready_on_an_address_that_is_no_name_of_its_own(
+    url: str, worker: IdleWorker
+) -> None:
     worker.announce()
     elsewhere = url.replace("127.0.0.1", "0.0.0.0")
     problem(httpx.get(f"{elsewhere}/readyz"), 421)
@@ -207,20 +284,28 @@ def test_ddpm_up_finds_its_service_ready_on_an_address_that_is_no_name_of_its_ow
     assert readiness.ready
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.1.2.3:80", "[::1]:8000"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.1.2.3:80", "[::1]:8000"]
+)
 def test_without_keys_this_machines_own_names_are_answered(api: httpx.Client, host: str) -> None:
     assert api.get("/v1/jobs", headers={"host": host}).status_code == 200
 
 
-@pytest.mark.parametrize(("hosts", "host"), [("gpu-box, Other.Example", "other.example:8000"), ("*", "whatever")])
+@pytest.mark.parametrize(
+    ("hosts", "host"), [("gpu-box, Other.Example", "other.example:8000"), ("*", "whatever")]
+)
 def test_without_keys_the_names_that_were_allowed_are_answered(
     settings: ApiSettings, redis: Redis, hosts: str, host: str
 ) -> None:
-    with serve(create_app(ApiSettings(**settings.model_dump() | {"anonymous_hosts": hosts}))) as url:
+    with serve(
+        create_app(ApiSettings(**settings.model_dump() | {"anonymous_hosts": hosts}))
+    ) as url:
         assert httpx.get(f"{url}/v1/jobs", headers={"host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+)
 def test_a_form_of_another_page_posts_no_job(api: httpx.Client, kind: str) -> None:
     """Types that a browser sends anywhere without asking first."""
     problem(api.post("/v1/jobs", content=b'{"model": "tiny"}', headers={"content-type": kind}), 415)

@@ -64,13 +64,22 @@ def test_two_images_are_told_apart_and_a_third_is_nobodys_business(
     with read(job, previews=[13, 5, 13]) as stream:
         for index in (5, 13, 6):
             worker.show(job, index, index)
-        assert sorted(told(stream.until("preview") + stream.until("preview"))) == [(5, png_of(5)), (13, png_of(13))]
+        assert sorted(told(stream.until("preview") + stream.until("preview"))) == [
+            (5, png_of(5)),
+            (13, png_of(13)),
+        ]
         redis.delete(preview_key(job, 5), preview_key(job, 13))
-        eventually(lambda: set(asked()) == {f"{job} 5", f"{job} 13"}, 20, "workers are asked for both anew")
+        eventually(
+            lambda: set(asked()) == {f"{job} 5", f"{job} 13"}, 20, "workers are asked for both anew"
+        )
 
 
 def test_an_image_that_no_worker_shows_holds_up_no_other(
-    read: Read, worker: IdleWorker, post: Post, asked: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    read: Read,
+    worker: IdleWorker,
+    post: Post,
+    asked: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(previews, "_WITHIN_S", 30.0)  # longer than the reader waits
     job = post(count=130)["id"]
@@ -85,7 +94,9 @@ def test_an_image_that_no_worker_shows_holds_up_no_other(
     assert not any(request.endswith(" 129") for request in asked()), "its shard waits for a worker"
 
 
-def test_who_names_no_image_asks_no_worker(read: Read, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]) -> None:
+def test_who_names_no_image_asks_no_worker(
+    read: Read, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]
+) -> None:
     job = post(count=2)["id"]
     worker.start(job)
     with read(job) as stream:
@@ -95,7 +106,9 @@ def test_who_names_no_image_asks_no_worker(read: Read, worker: IdleWorker, post:
         assert asked() == []
 
 
-def test_a_preview_has_no_id_so_that_a_reader_comes_back_to_what_it_was_told(read: Read, worker: IdleWorker, post: Post) -> None:
+def test_a_preview_has_no_id_so_that_a_reader_comes_back_to_what_it_was_told(
+    read: Read, worker: IdleWorker, post: Post
+) -> None:
     job = post()["id"]
     worker.start(job)
     worker.progress(job, 0, 1, 1)
@@ -104,10 +117,15 @@ def test_a_preview_has_no_id_so_that_a_reader_comes_back_to_what_it_was_told(rea
         *before, preview = stream.until("preview")
     assert preview.id is None
     with read(job, after=before[-1].id, previews=[0]) as stream:
-        assert shown(stream.until("preview")[-1]) == (0, png_of(50)), "who comes back is shown it too"
+        assert shown(stream.until("preview")[-1]) == (0, png_of(50)), (
+            "who comes back is shown it too"
+        )
 
 
-@pytest.mark.parametrize(("indices", "status"), [([4, 8], 404), ([-1], 422), ([2**63], 422), ([*range(17)], 422), (["x"], 422)])
+@pytest.mark.parametrize(
+    ("indices", "status"),
+    [([4, 8], 404), ([-1], 422), ([2**63], 422), ([*range(17)], 422), (["x"], 422)],
+)
 def test_what_cannot_be_shown_is_refused_before_the_stream_begins(
     api: httpx.Client, post: Post, indices: list[Any], status: int
 ) -> None:

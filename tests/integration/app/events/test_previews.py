@@ -34,7 +34,11 @@ def test_a_worker_is_asked_and_its_answer_is_the_preview(
     worker.start(job)
     threading.Timer(0.3, worker.show, [job, 2]).start()
     got = api.get(f"/v1/jobs/{job}/images/2/preview")
-    assert (got.status_code, got.content, got.headers["content-type"]) == (200, png_of(77), "image/png")
+    assert (got.status_code, got.content, got.headers["content-type"]) == (
+        200,
+        png_of(77),
+        "image/png",
+    )
     assert got.headers["cache-control"] == "no-cache"
     assert set(asked()) == {f"{job} 2"}
 
@@ -46,7 +50,9 @@ def test_what_is_there_is_not_asked_for_and_not_sent_twice(
     worker.start(job)
     worker.show(job, 0)
     first = api.get(f"/v1/jobs/{job}/images/0/preview")
-    again = api.get(f"/v1/jobs/{job}/images/0/preview", headers={"If-None-Match": first.headers["etag"]})
+    again = api.get(
+        f"/v1/jobs/{job}/images/0/preview", headers={"If-None-Match": first.headers["etag"]}
+    )
     assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
     assert asked() == []
 
@@ -58,7 +64,9 @@ def test_however_many_look_a_worker_is_asked_a_few_times_a_second(
     worker.start(job)
     statuses: list[int] = []
     clients = [
-        threading.Thread(target=lambda: statuses.append(api.get(f"/v1/jobs/{job}/images/0/preview").status_code))
+        threading.Thread(
+            target=lambda: statuses.append(api.get(f"/v1/jobs/{job}/images/0/preview").status_code)
+        )
         for _ in range(20)
     ]
     began = time.monotonic()
@@ -98,14 +106,19 @@ def test_of_a_finished_image_the_preview_is_the_image(
     assert asked() == []
 
 
-def test_images_of_one_index_are_not_each_others(api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post) -> None:
+def test_images_of_one_index_are_not_each_others(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post
+) -> None:
     jobs = [post(count=2)["id"] for _ in range(2)]
     for job in jobs:
         worker.start(job)
     for n, job in enumerate(jobs):
         for index in (0, 1):
             worker.show(job, index, shade=10 * n + index)
-    shown = [[api.get(f"/v1/jobs/{job}/images/{index}/preview").content for index in (0, 1)] for job in jobs]
+    shown = [
+        [api.get(f"/v1/jobs/{job}/images/{index}/preview").content for index in (0, 1)]
+        for job in jobs
+    ]
     assert shown == [[png_of(0), png_of(1)], [png_of(10), png_of(11)]]
 
 
@@ -119,7 +132,9 @@ def test_nobody_is_asked_for_what_is_no_image_of_a_running_job(
     assert asked() == []
 
 
-def test_a_hundred_who_wait_for_images_share_every_look(api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post) -> None:
+def test_a_hundred_who_wait_for_images_share_every_look(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post
+) -> None:
     job = post(count=50)["id"]
     worker.start(job)
     paths = [f"/v1/jobs/{job}/images/{n % 50}/preview" for n in range(100)]
@@ -132,10 +147,14 @@ def test_a_hundred_who_wait_for_images_share_every_look(api: httpx.Client, redis
             worker.show(job, index)
         assert {answered.result().status_code for answered in waiting} == {200}
     looks = redis.info("commandstats")["cmdstat_eval"]["calls"] - before
-    assert looks <= 100 + (time.monotonic() - began) / 0.05 + 10, "one for each client, and then one for all"
+    assert looks <= 100 + (time.monotonic() - began) / 0.05 + 10, (
+        "one for each client, and then one for all"
+    )
 
 
-def test_a_job_that_ends_ends_the_waiting(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_a_job_that_ends_ends_the_waiting(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
     job = post()["id"]
     worker.start(job)
     threading.Timer(0.3, lambda: api.delete(f"/v1/jobs/{job}")).start()
@@ -151,7 +170,9 @@ def test_where_nothing_runs_there_is_nothing_to_show_and_nobody_is_asked(
     path = f"/v1/jobs/{job}/images/5/preview"
     began = time.monotonic()
     assert "queued" in problem(api.get(path), 409)["detail"]
-    assert problem(api.get(f"/v1/jobs/{job}/images/7/preview"), 404)["type"].endswith("unknown-image")
+    assert problem(api.get(f"/v1/jobs/{job}/images/7/preview"), 404)["type"].endswith(
+        "unknown-image"
+    )
     worker.start(job)
     api.post(f"/v1/jobs/{job}/cancel")
     assert "post the job again" in problem(api.get(path), 409)["detail"]

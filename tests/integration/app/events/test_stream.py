@@ -24,7 +24,9 @@ def read(api: httpx.Client) -> Callable[..., AbstractContextManager[Reader]]:
     return partial(sse.read, api)
 
 
-def test_a_stream_tells_a_job_from_its_beginning_to_its_end(read: Any, worker: IdleWorker, post: Post) -> None:
+def test_a_stream_tells_a_job_from_its_beginning_to_its_end(
+    read: Any, worker: IdleWorker, post: Post
+) -> None:
     job = post(count=2, steps=10)["id"]
     with read(job) as stream:
         assert told(stream.until("progress")) == ["queued"]
@@ -47,7 +49,9 @@ def test_a_stream_tells_a_job_from_its_beginning_to_its_end(read: Any, worker: I
     }
 
 
-def test_who_comes_late_is_told_everything(api: httpx.Client, read: Any, worker: IdleWorker, post: Post) -> None:
+def test_who_comes_late_is_told_everything(
+    api: httpx.Client, read: Any, worker: IdleWorker, post: Post
+) -> None:
     job = post(count=3, start=5)["id"]
     worker.start(job)
     worker.publish(job, [7, 5, 6])
@@ -58,10 +62,14 @@ def test_who_comes_late_is_told_everything(api: httpx.Client, read: Any, worker:
     states = [event.data["at"] for event in events if event.name == "state"]
     assert states == [seen["created_at"], seen["started_at"], seen["finished_at"]]
     images = [event.data for event in events if event.name == "image"]
-    assert images == [{key: image[key] for key in ("index", "url", "sha256")} for image in seen["images"]]
+    assert images == [
+        {key: image[key] for key in ("index", "url", "sha256")} for image in seen["images"]
+    ]
 
 
-def test_a_stream_may_be_cut_anywhere_and_goes_on(read: Any, worker: IdleWorker, post: Post) -> None:
+def test_a_stream_may_be_cut_anywhere_and_goes_on(
+    read: Any, worker: IdleWorker, post: Post
+) -> None:
     job = post(count=70)["id"]
     worker.start(job)
     worker.publish(job, [*range(0, 70, 3)])
@@ -75,7 +83,9 @@ def test_a_stream_may_be_cut_anywhere_and_goes_on(read: Any, worker: IdleWorker,
     assert whole[-1].data["error"] == {"code": "not_finite", "message": "the weights are at fault"}
 
 
-def test_a_job_that_is_cancelled_while_queued_never_ran(api: httpx.Client, read: Any, post: Post) -> None:
+def test_a_job_that_is_cancelled_while_queued_never_ran(
+    api: httpx.Client, read: Any, post: Post
+) -> None:
     job = post()["id"]
     with read(job) as stream:
         stream.until("state", state="queued")
@@ -84,7 +94,10 @@ def test_a_job_that_is_cancelled_while_queued_never_ran(api: httpx.Client, read:
 
 
 def test_a_job_whose_last_worker_is_lost_is_queued_again(
-    redis: Redis, read: Callable[..., AbstractContextManager[Reader]], worker: IdleWorker, post: Post
+    redis: Redis,
+    read: Callable[..., AbstractContextManager[Reader]],
+    worker: IdleWorker,
+    post: Post,
 ) -> None:
     job = post(count=2)["id"]
     worker.start(job)
@@ -120,7 +133,9 @@ def test_a_stream_ends_when_its_job_is_deleted(api: httpx.Client, read: Any, pos
         assert told(list(stream)) == []
 
 
-def test_a_browser_that_was_told_the_end_is_told_not_to_ask_again(api: httpx.Client, read: Any, post: Post) -> None:
+def test_a_browser_that_was_told_the_end_is_told_not_to_ask_again(
+    api: httpx.Client, read: Any, post: Post
+) -> None:
     job = post()["id"]
     api.post(f"/v1/jobs/{job}/cancel")
     with read(job) as stream:
@@ -134,7 +149,10 @@ def test_errors_come_before_the_stream(api: httpx.Client, post: Post) -> None:
     problem(api.get(f"/v1/jobs/{'0' * 32}/events"), 404)
     problem(api.get("/v1/jobs/nonsense/events"), 404)
     for nonsense in ("7", "5-0", "1-", "1-g", "1-" + "f" * 257):
-        assert problem(api.get(path, headers={"Last-Event-ID": nonsense}), 422)["errors"][0]["field"] == "Last-Event-ID"
+        assert (
+            problem(api.get(path, headers={"Last-Event-ID": nonsense}), 422)["errors"][0]["field"]
+            == "Last-Event-ID"
+        )
 
 
 def test_nothing_between_keeps_or_holds_back_a_stream(read: Any, post: Post) -> None:
@@ -144,7 +162,9 @@ def test_nothing_between_keeps_or_holds_back_a_stream(read: Any, post: Post) -> 
         assert stream.headers["x-accel-buffering"] == "no"
 
 
-def test_head_is_answered_with_the_headers_of_a_stream_and_ends(api: httpx.Client, post: Post) -> None:
+def test_head_is_answered_with_the_headers_of_a_stream_and_ends(
+    api: httpx.Client, post: Post
+) -> None:
     path = f"/v1/jobs/{post()['id']}/events"
     for _ in range(2):  # the connection is good for another request
         answer = api.head(path)
@@ -152,7 +172,9 @@ def test_head_is_answered_with_the_headers_of_a_stream_and_ends(api: httpx.Clien
         assert answer.headers["content-type"].startswith("text/event-stream")
 
 
-def test_a_silent_stream_is_kept_open_by_comments(api: httpx.Client, post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_stream_is_kept_open_by_comments(
+    api: httpx.Client, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("app.events.watcher._HEARTBEAT_S", 0.05)
     with api.stream("GET", f"/v1/jobs/{post()['id']}/events") as response:
         lines = response.iter_lines()

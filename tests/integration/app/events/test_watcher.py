@@ -57,7 +57,9 @@ def open_stream(url: str, job: str) -> socket.socket:
     return stream
 
 
-def test_500_readers_that_leave_leave_nothing_behind(counted: tuple[FastAPI, str], post: Post) -> None:
+def test_500_readers_that_leave_leave_nothing_behind(
+    counted: tuple[FastAPI, str], post: Post
+) -> None:
     app, url = counted
     jobs = [post()["id"] for _ in range(10)]
     tasks = httpx.get(f"{url}/tasks").json()
@@ -66,11 +68,17 @@ def test_500_readers_that_leave_leave_nothing_behind(counted: tuple[FastAPI, str
             stack.enter_context(open_stream(url, jobs[n % 10]))
         assert httpx.get(f"{url}/tasks").json() > tasks + 500
         assert len(app.state.watch) == len(app.state.notifier) == 10
-    eventually(lambda: httpx.get(f"{url}/tasks").json() == tasks, 10, "the tasks of readers that have gone are over")
+    eventually(
+        lambda: httpx.get(f"{url}/tasks").json() == tasks,
+        10,
+        "the tasks of readers that have gone are over",
+    )
     assert len(app.state.watch) == len(app.state.notifier) == 0
 
 
-def test_fifty_readers_of_a_job_share_every_look(url: str, redis: Redis, worker: IdleWorker, post: Post) -> None:
+def test_fifty_readers_of_a_job_share_every_look(
+    url: str, redis: Redis, worker: IdleWorker, post: Post
+) -> None:
     job = post(steps=100)["id"]
     worker.start(job)
     with ExitStack() as stack:
@@ -79,7 +87,10 @@ def test_fifty_readers_of_a_job_share_every_look(url: str, redis: Redis, worker:
         for step in range(20):
             worker.progress(job, 0, step, step)
             time.sleep(0.05)
-        looks, elapsed_s = redis.info("commandstats")["cmdstat_hgetall"]["calls"] - before, time.monotonic() - began
+        looks, elapsed_s = (
+            redis.info("commandstats")["cmdstat_hgetall"]["calls"] - before,
+            time.monotonic() - began,
+        )
         worker.fail(job, "not_finite", "the end")
         assert all(b'"failed"' in rest(reader) for reader in readers)
     assert 1 <= looks <= elapsed_s / 0.05 + 2
@@ -126,7 +137,9 @@ def test_a_stream_outlives_a_restart_of_redis(tmp_path: Path, models_dir: Path) 
         until_the_restart = stack.enter_context(ExitStack())
         server = until_the_restart.enter_context(_durable(tmp_path))
         app = create_app(ApiSettings(redis_url=server.connection_url, models_dir=models_dir))
-        http = stack.enter_context(httpx.Client(base_url=stack.enter_context(serve(app)), timeout=20))
+        http = stack.enter_context(
+            httpx.Client(base_url=stack.enter_context(serve(app)), timeout=20)
+        )
         job = http.post("/v1/jobs", json={"model": "tiny", "count": 2}).json()["id"]
         with read(http, job) as stream:
             worker = IdleWorker(stack.enter_context(Redis.from_url(server.connection_url)))
@@ -142,7 +155,11 @@ def test_a_stream_outlives_a_restart_of_redis(tmp_path: Path, models_dir: Path) 
 
 
 def test_a_server_that_stops_waits_for_nobody(
-    settings: ApiSettings, redis: Redis, worker: IdleWorker, post: Post, monkeypatch: pytest.MonkeyPatch
+    settings: ApiSettings,
+    redis: Redis,
+    worker: IdleWorker,
+    post: Post,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(previews, "_WITHIN_S", 100.0)
     read_job, waited_for, looked_at = post()["id"], post()["id"], post()["id"]
@@ -153,12 +170,22 @@ def test_a_server_that_stops_waits_for_nobody(
     thread.start()
     eventually(lambda: server.started, 20, "the server is up")
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    with ThreadPoolExecutor() as threads, httpx.Client(base_url=url, timeout=100) as http, read(http, read_job) as stream:
+    with (
+        ThreadPoolExecutor() as threads,
+        httpx.Client(base_url=url, timeout=100) as http,
+        read(http, read_job) as stream,
+    ):
         stream.until("progress")
-        waiting = threads.submit(httpx.get, f"{url}/v1/jobs/{waited_for}", params={"wait": 60}, timeout=100)
+        waiting = threads.submit(
+            httpx.get, f"{url}/v1/jobs/{waited_for}", params={"wait": 60}, timeout=100
+        )
         eventually(lambda: len(app.state.notifier) == 2, 20, "somebody waits")
         looking = threads.submit(http.get, f"/v1/jobs/{looked_at}/images/0/preview")
-        eventually(lambda: redis.exists(preview_asked_key(looked_at, 0)), 20, "somebody wants to see an image")
+        eventually(
+            lambda: redis.exists(preview_asked_key(looked_at, 0)),
+            20,
+            "somebody wants to see an image",
+        )
         server.should_exit = True
         assert looking.result().status_code == 409
         assert list(stream) == []
@@ -168,4 +195,6 @@ def test_a_server_that_stops_waits_for_nobody(
 
 
 def _durable(folder: Path, **port: int) -> ValkeyServer:
-    return valkey_server(folder, **port, persist=True, appendonly="yes", appendfsync="always", save="")
+    return valkey_server(
+        folder, **port, persist=True, appendonly="yes", appendfsync="always", save=""
+    )

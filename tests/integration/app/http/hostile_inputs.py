@@ -18,8 +18,18 @@ def _number(text: str, field: str = "count") -> bytes:
 
 
 def _chunked(*chunks: bytes, more: bytes = b"") -> bytes:
-    head = b"POST /v1/jobs HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n" + more
-    return head + b"\r\n" + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+    head = (
+        b"POST /v1/jobs HTTP/1.1\r\n"
+        + HOST
+        + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+        + more
+    )
+    return (
+        head
+        + b"\r\n"
+        + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+        + b"0\r\n\r\n"
+    )
 
 
 SIZES = {
@@ -59,11 +69,17 @@ TYPES = {
     "a list for the body": (post(b"[]"), 422),
     "null for the body": (post(b"null"), 422),
     "a field __proto__": (_field("__proto__", {"count": 1}), 422),
-    "a field twice: the last one counts": (post(b'{"model": "tiny", "count": 2000, "count": 1}'), 202),
+    "a field twice: the last one counts": (
+        post(b'{"model": "tiny", "count": 2000, "count": 1}'),
+        202,
+    ),
     "50,000 brackets": (post(b"[" * 50_000), 400),
     "900 nested objects": (post(b'{"x": ' + b'{"a":' * 900 + b"1" + b"}" * 901), 422),
     "a trailing comma": (post(b'{"count": 1,}'), 400),
-    "a form": (post(b"count=1").replace(b"application/json", b"application/x-www-form-urlencoded"), 415),
+    "a form": (
+        post(b"count=1").replace(b"application/json", b"application/x-www-form-urlencoded"),
+        415,
+    ),
     "XML": (post(b"<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><x>&e;</x>"), 400),
     "a compressed body": (post(b"\x1f\x8b\x08", b"Content-Encoding: gzip"), 400),
 }
@@ -83,12 +99,18 @@ HEADERS = {
     "a line break in an id": (get(b"/v1/jobs/x%0d%0aX-Injected:%20yes"), 404),
     "a line break in a query": (get(b"/v1/jobs?cursor=%0d%0aX-Injected:%20yes"), 422),
     "a NUL in a path": (get(b"/v1/jobs/%00"), 404),
-    "a carriage return in an Idempotency-Key": (post(b"{}", b"Idempotency-Key: a\rX-Injected: yes"), 400),
+    "a carriage return in an Idempotency-Key": (
+        post(b"{}", b"Idempotency-Key: a\rX-Injected: yes"),
+        400,
+    ),
     "a NUL in an Idempotency-Key": (post(b"{}", b"Idempotency-Key: a\0b"), 400),
     "an Idempotency-Key that is not ASCII": (post(b"{}", "Idempotency-Key: \u00e9".encode()), 422),
     "an Idempotency-Key of 300 letters": (post(b"{}", b"Idempotency-Key: " + b"k" * 300), 422),
     "another name in Host": (get(b"/v1/jobs").replace(b"localhost", b"evil.example"), 421),
-    "a line break in Host": (get(b"/v1/jobs").replace(b"localhost", b"localhost\rX-Injected: yes"), 400),
+    "a line break in Host": (
+        get(b"/v1/jobs").replace(b"localhost", b"localhost\rX-Injected: yes"),
+        400,
+    ),
     "two names in Host": (get(b"/v1/jobs", b"Host: evil.example"), 200),
     "no Host": (b"GET /v1/jobs HTTP/1.1\r\n\r\n", 421),
     "X-Forwarded-Host and X-Forwarded-Prefix": (
@@ -126,10 +148,18 @@ PROTOCOL = {
     "HTTP/2 without being asked": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     "HTTP/9.9": (get(b"/healthz", version=b"HTTP/9.9"), 400),
     "an upgrade to h2c": (
-        get(b"/healthz", b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk"),
+        get(
+            b"/healthz",
+            b"Connection: Upgrade, HTTP2-Settings",
+            b"Upgrade: h2c",
+            b"HTTP2-Settings: AAMAAABk",
+        ),
         200,
     ),
-    "an upgrade to a WebSocket": (get(b"/healthz", b"Connection: Upgrade", b"Upgrade: websocket"), 200),
+    "an upgrade to a WebSocket": (
+        get(b"/healthz", b"Connection: Upgrade", b"Upgrade: websocket"),
+        200,
+    ),
     "a method in small letters": (get(b"/healthz").replace(b"GET", b"get"), 400),
     "a method of its own": (get(b"/healthz").replace(b"GET", b"BREW"), 400),
     "TRACE": (get(b"/healthz").replace(b"GET", b"TRACE"), 405),
@@ -138,8 +168,14 @@ PROTOCOL = {
     "two Content-Lengths": (post(b"{}", b"Content-Length: 3"), 400),
     "Content-Length beside chunks": (_chunked(b"{}", more=b"Content-Length: 2\r\n"), 400),
     "Transfer-Encoding: xchunked": (post(b"{}", b"Transfer-Encoding: xchunked"), 400),
-    "Transfer-Encoding: gzip, chunked, and no gzip": (_chunked(b"{}").replace(b": chunked", b": gzip, chunked"), 202),
-    "a chunk of 2^64 bytes": (_chunked(b"{}").replace(b"\r\n2\r\n", b"\r\n10000000000000000\r\n"), 400),
+    "Transfer-Encoding: gzip, chunked, and no gzip": (
+        _chunked(b"{}").replace(b": chunked", b": gzip, chunked"),
+        202,
+    ),
+    "a chunk of 2^64 bytes": (
+        _chunked(b"{}").replace(b"\r\n2\r\n", b"\r\n10000000000000000\r\n"),
+        400,
+    ),
     "a chunk of -1 bytes": (_chunked(b"{}").replace(b"\r\n2\r\n", b"\r\n-1\r\n"), 400),
     "lines that end in \\n alone": (get(b"/healthz").replace(b"\r\n", b"\n"), 400),
 }

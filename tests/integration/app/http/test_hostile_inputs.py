@@ -22,12 +22,20 @@ from tests.support.server import serve
 from tests.support.worker import IdleWorker
 
 PAGE = ROOT / "docs" / "hostile-inputs.md"
-ROWS = [(what, request, status) for group in GROUPS.values() for what, (request, status) in group.items()]
+ROWS = [
+    (what, request, status)
+    for group in GROUPS.values()
+    for what, (request, status) in group.items()
+]
 pytestmark = pytest.mark.usefixtures("redis")
 
 
-@pytest.mark.parametrize(("what", "request_bytes", "status"), ROWS, ids=[what for what, _, _ in ROWS])
-def test_what_is_hostile_gets_its_status(url: str, what: str, request_bytes: bytes, status: int) -> None:
+@pytest.mark.parametrize(
+    ("what", "request_bytes", "status"), ROWS, ids=[what for what, _, _ in ROWS]
+)
+def test_what_is_hostile_gets_its_status(
+    url: str, what: str, request_bytes: bytes, status: int
+) -> None:
     answered = ask(url, request_bytes)
     assert answered is not None
     assert answered.status == status, answered
@@ -50,7 +58,11 @@ def drip(wire: Wire, data: bytes) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("at_once", [0, 40, len(post(b" " * 50)) - 50], ids=["of its line", "of its headers", "of its body"])
+@pytest.mark.parametrize(
+    "at_once",
+    [0, 40, len(post(b" " * 50)) - 50],
+    ids=["of its line", "of its headers", "of its body"],
+)
 def test_a_request_that_comes_byte_by_byte_is_given_up(url: str, at_once: int) -> None:
     request = post(b" " * 50)
     with connection(url) as slow:
@@ -63,7 +75,9 @@ def test_a_request_that_comes_byte_by_byte_is_given_up(url: str, at_once: int) -
         assert slow.answer() is None
 
 
-def test_a_client_that_does_not_read_is_cut_off(settings: ApiSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_is_cut_off(
+    settings: ApiSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of an answer that no buffer of the system holds."""
     monkeypatch.setattr(below, "READ_WITHIN_S", 0.3)
     app, size = create_app(settings), 64 << 20
@@ -130,7 +144,9 @@ def test_a_thousand_idle_connections_keep_nobody_out(url: str) -> None:
 
 def test_requests_that_are_sent_before_the_answers_are_answered_in_their_order(url: str) -> None:
     with connection(url) as pipelined:
-        pipelined.send(b"".join(get(b"/healthz") + get(b"/nothing") + post(b"[]") for _ in range(20)))
+        pipelined.send(
+            b"".join(get(b"/healthz") + get(b"/nothing") + post(b"[]") for _ in range(20))
+        )
         assert [pipelined.answer().status for _ in range(60)] == [200, 404, 422] * 20
 
 
@@ -154,10 +170,16 @@ def test_one_behind_another_that_is_too_large_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize(
     ("behind", "status"),
-    [(b"nonsense\r\n\r\n", 400), (b"GET / HTTP/1.1\r\nX: " + b"x" * 1_000_000, 431), (post(b"", b"X: 1", length="x"), 400)],
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 1_000_000, 431),
+        (post(b"", b"X: 1", length="x"), 400),
+    ],
     ids=["no HTTP", "too large a head", "half of one"],
 )
-def test_what_is_refused_is_told_so_behind_the_answers_to_those_before_it(url: str, behind: bytes, status: int) -> None:
+def test_what_is_refused_is_told_so_behind_the_answers_to_those_before_it(
+    url: str, behind: bytes, status: int
+) -> None:
     job = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}).json()["id"]
     with connection(url) as pipelined:
         with suppress(ConnectionError):
@@ -167,7 +189,9 @@ def test_what_is_refused_is_told_so_behind_the_answers_to_those_before_it(url: s
 
 
 def test_a_body_that_is_broken_behind_others_is_told_so_behind_their_answers(url: str) -> None:
-    chunked = post(b"no length", b"Transfer-Encoding: chunked").replace(b"Content-Length: 9\r\n", b"")
+    chunked = post(b"no length", b"Transfer-Encoding: chunked").replace(
+        b"Content-Length: 9\r\n", b""
+    )
     with connection(url) as pipelined:
         pipelined.send(get(b"/healthz") + get(b"/nothing") + chunked)
         assert [pipelined.answer().status for _ in range(3)] == [200, 404, 400]
@@ -191,7 +215,9 @@ def test_a_body_that_nobody_asked_for_and_is_too_large_is_refused_or_overlooked_
     assert not caplog.records
 
 
-def test_a_client_that_leaves_behind_a_second_request_is_noticed(url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_leaves_behind_a_second_request_is_noticed(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     job = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}).json()["id"]
     for call in ("/events", "?wait=1"):
         with connection(url) as leaving:
@@ -222,7 +248,14 @@ def multiply(redis: Redis, job: str, count: int) -> None:
             continue
         match redis.type(key):
             case b"list":
-                write.rpush(key, *(entry.decode().replace(job, other) for entry in redis.lrange(key, 0, -1) for other in others))
+                write.rpush(
+                    key,
+                    *(
+                        entry.decode().replace(job, other)
+                        for entry in redis.lrange(key, 0, -1)
+                        for other in others
+                    ),
+                )
             case b"zset":
                 ((_, score),) = redis.zrange(key, 0, -1, withscores=True)
                 write.zadd(key, dict.fromkeys(others, score))

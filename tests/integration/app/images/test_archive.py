@@ -48,25 +48,33 @@ def large(redis: Redis, drawn: Callable[..., str]) -> str:
 
 
 def opened(answer: httpx.Response) -> ZipFile:
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip"), answer.text
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip"), (
+        answer.text
+    )
     return ZipFile(BytesIO(answer.content))
 
 
-def test_an_archive_has_every_picture_under_its_index(api: httpx.Client, drawn: Callable[..., str]) -> None:
+def test_an_archive_has_every_picture_under_its_index(
+    api: httpx.Client, drawn: Callable[..., str]
+) -> None:
     job = drawn(count=40, start=90)  # more than are read at once
     answer = api.get(f"/v1/jobs/{job}/archive")
     assert answer.headers["content-disposition"] == f'attachment; filename="{job}.zip"'
     with opened(answer) as archive:
         assert archive.testzip() is None
         assert archive.namelist() == [f"{index:03}.png" for index in range(90, 130)]
-        assert {name: archive.read(name) for name in archive.namelist()} == {f"{i:03}.png": png_of(i) for i in range(90, 130)}
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            f"{i:03}.png": png_of(i) for i in range(90, 130)
+        }
 
 
 def test_an_archive_can_be_unpacked_anywhere(api: httpx.Client, drawn: Callable[..., str]) -> None:
     with opened(api.get(f"/v1/jobs/{drawn(count=20)}/archive")) as archive:
         for entry in archive.infolist():
             assert entry.external_attr >> 16 == 0o644, "else only its owner may read the file"
-            assert (entry.flag_bits & 8, entry.compress_type) == (0, ZIP_STORED), "else who reads a stream knows no size"
+            assert (entry.flag_bits & 8, entry.compress_type) == (0, ZIP_STORED), (
+                "else who reads a stream knows no size"
+            )
 
 
 def test_the_same_pictures_give_the_same_archive_at_any_time(
@@ -82,7 +90,9 @@ def test_the_same_pictures_give_the_same_archive_at_any_time(
     assert other.headers["etag"] != first.headers["etag"]
 
 
-def test_an_archive_is_cached_for_ever_and_not_sent_again(api: httpx.Client, drawn: Callable[..., str]) -> None:
+def test_an_archive_is_cached_for_ever_and_not_sent_again(
+    api: httpx.Client, drawn: Callable[..., str]
+) -> None:
     path = f"/v1/jobs/{drawn(count=2)}/archive"
     got = api.get(path)
     assert got.headers["cache-control"] == "private, max-age=31536000, immutable"
@@ -92,7 +102,9 @@ def test_an_archive_is_cached_for_ever_and_not_sent_again(api: httpx.Client, dra
     assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", got.headers["etag"])
 
 
-def test_a_job_that_goes_on_has_no_archive_yet(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_a_job_that_goes_on_has_no_archive_yet(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
     job = post(count=2)["id"]
     path = f"/v1/jobs/{job}/archive"
 
@@ -109,7 +121,9 @@ def test_a_job_that_goes_on_has_no_archive_yet(api: httpx.Client, worker: IdleWo
     assert api.get(path).status_code == 200
 
 
-def test_of_a_cancelled_job_it_has_what_was_finished(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_of_a_cancelled_job_it_has_what_was_finished(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
     job, without = post(count=3)["id"], post()["id"]
     worker.start(job)
     worker.publish(job, [1])
@@ -136,14 +150,20 @@ def test_a_picture_that_goes_meanwhile_breaks_the_archive_off(
 ) -> None:
     job = drawn(count=40)
     redis.hdel(png_key(job), "39")
-    with caplog.at_level(logging.WARNING, "app.images.responses"), pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+    with (
+        caplog.at_level(logging.WARNING, "app.images.responses"),
+        pytest.raises(httpx.RemoteProtocolError, match="incomplete"),
+    ):
         api.get(f"/v1/jobs/{job}/archive")
     assert f"image 39 of job {job} is gone" in caplog.text
     assert "breaks off" in caplog.text
 
 
 def test_a_server_that_stops_ends_an_archive_that_nobody_reads(
-    settings: ApiSettings, large: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    settings: ApiSettings,
+    large: str,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     server = Server(create_app(settings), port=0, log_level="warning", timeout_graceful_shutdown=1)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -160,7 +180,10 @@ def test_a_server_that_stops_ends_an_archive_that_nobody_reads(
 
 
 def test_a_reader_that_leaves_is_nothing_to_speak_of(
-    api: httpx.Client, large: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    api: httpx.Client,
+    large: str,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     with api.stream("GET", f"/v1/jobs/{large}/archive") as answer:
         next(answer.iter_raw())

@@ -29,7 +29,9 @@ def test_an_image_is_cached_for_ever(api: httpx.Client, worker: IdleWorker, post
 
 
 @pytest.mark.parametrize("tags", ["{}", '"other", {}', "W/{}", "*"])
-def test_an_image_that_the_client_has_is_not_sent_again(api: httpx.Client, worker: IdleWorker, post: Post, tags: str) -> None:
+def test_an_image_that_the_client_has_is_not_sent_again(
+    api: httpx.Client, worker: IdleWorker, post: Post, tags: str
+) -> None:
     job = post()["id"]
     worker.start(job)
     worker.publish(job, [0])
@@ -39,7 +41,9 @@ def test_an_image_that_the_client_has_is_not_sent_again(api: httpx.Client, worke
     assert response.headers["etag"]
 
 
-def test_head_tells_of_an_image_without_sending_it(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_head_tells_of_an_image_without_sending_it(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
     job = post()["id"]
     worker.start(job)
     worker.publish(job, [0])
@@ -74,10 +78,15 @@ def test_the_contact_sheet_has_finished_images_in_their_places_and_blanks(
     worker.start(job)
     worker.publish(job, [10, 14])
     response = api.get(f"/v1/jobs/{job}/grid")
-    assert (response.headers["content-type"], response.headers["cache-control"]) == ("image/png", "no-cache")
+    assert (response.headers["content-type"], response.headers["cache-control"]) == (
+        "image/png",
+        "no-cache",
+    )
     sheet = Image.open(BytesIO(response.content))
     assert sheet.size == (2 + 3 * 10, 2 + 2 * 10)
-    centres = [sheet.getpixel((6 + 10 * column, 6 + 10 * row)) for row in range(2) for column in range(3)]
+    centres = [
+        sheet.getpixel((6 + 10 * column, 6 + 10 * row)) for row in range(2) for column in range(3)
+    ]
     assert centres == [10, 255, 255, 255, 14, 255]
 
 

@@ -26,7 +26,9 @@ JOB = {"model": "tiny", "count": 10, "steps": STEPS}  # 100 image-steps
 @pytest.fixture
 def bounded(settings: ApiSettings, redis: Redis) -> Iterator[list[httpx.Client]]:
     """Two API processes before one Redis, which queue 1000 image-steps, of one owner 500."""
-    bounds = settings.model_copy(update={"max_open_image_steps": 1000, "max_open_image_steps_per_key": 500})
+    bounds = settings.model_copy(
+        update={"max_open_image_steps": 1000, "max_open_image_steps_per_key": 500}
+    )
     with ExitStack() as stack:
         urls = [stack.enter_context(serve(create_app(bounds))) for _ in range(2)]
         yield [stack.enter_context(httpx.Client(base_url=url, timeout=10)) for url in urls]
@@ -66,7 +68,9 @@ def test_a_refused_job_leaves_nothing(bounded, redis):
     assert {key.decode() for key in redis.keys("*")} == {LEFT, LOAD}
 
 
-def test_who_is_refused_is_told_when_the_workers_will_have_made_room(bounded, redis, worker: IdleWorker):
+def test_who_is_refused_is_told_when_the_workers_will_have_made_room(
+    bounded, redis, worker: IdleWorker
+):
     api = bounded[0]
     fill(redis, "somebody else", 960)
     assert problem_wait(api) == 60, "nobody can say, without a worker"
@@ -91,7 +95,9 @@ def test_a_job_that_would_not_fit_an_empty_queue_is_refused_for_good(bounded):
 
 def test_processes_that_post_at_once_do_not_overshoot(bounded, redis):
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda i: bounded[i % 2].post("/v1/jobs", json=JOB).status_code, range(40)))
+        answers = list(
+            threads.map(lambda i: bounded[i % 2].post("/v1/jobs", json=JOB).status_code, range(40))
+        )
     assert (answers.count(202), answers.count(429)) == (5, 35)
     assert books(redis) == (500, 500)
 
@@ -113,12 +119,17 @@ ENDS: dict[str, Callable[[httpx.Client, IdleWorker, str], Any]] = {
     "failed": lambda api, worker, job: worker.fail(job, "not_finite", "not a number"),
     "cancelled": lambda api, worker, job: [api.post(f"/v1/jobs/{job}/cancel") for _ in range(2)],
     "deleted": lambda api, worker, job: [api.delete(f"/v1/jobs/{job}") for _ in range(2)],
-    "cancelled, then deleted": lambda api, worker, job: (api.post(f"/v1/jobs/{job}/cancel"), api.delete(f"/v1/jobs/{job}")),
+    "cancelled, then deleted": lambda api, worker, job: (
+        api.post(f"/v1/jobs/{job}/cancel"),
+        api.delete(f"/v1/jobs/{job}"),
+    ),
 }
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_job_that_has_ended_is_in_the_books_no_more_and_never_subtracted_twice(bounded, redis, worker, end):
+def test_a_job_that_has_ended_is_in_the_books_no_more_and_never_subtracted_twice(
+    bounded, redis, worker, end
+):
     api = bounded[0]
     job, other = (api.post("/v1/jobs", json=JOB).json()["id"] for _ in range(2))
     worker.start(job)

@@ -43,7 +43,9 @@ def accepted(api: httpx.Client, **request: Any) -> str:
 
 
 @pytest.mark.slow
-def test_a_job_is_there_after_202_and_an_immediate_kill_100_times_out_of_100(started: OwnValkey, models_dir: Path):
+def test_a_job_is_there_after_202_and_an_immediate_kill_100_times_out_of_100(
+    started: OwnValkey, models_dir: Path
+):
     posted: list[str] = []
     with (
         serve(create_app(ApiSettings(redis_url=started.url, models_dir=models_dir))) as url,
@@ -51,18 +53,29 @@ def test_a_job_is_there_after_202_and_an_immediate_kill_100_times_out_of_100(sta
         Redis.from_url(started.url) as redis,
     ):
         for turn in range(100):
-            request = {"json": {"model": "tiny", "count": 1 + 64 * (turn % 3)}, "headers": {"Idempotency-Key": f"turn-{turn}"}}
+            request = {
+                "json": {"model": "tiny", "count": 1 + 64 * (turn % 3)},
+                "headers": {"Idempotency-Key": f"turn-{turn}"},
+            }
             posted.append(accepted(api, **request))
             started.kill()
             started.start()
-            assert redis.hget(f"ddpm:job:{posted[-1]}", "state") == b"queued", f"lost in turn {turn}"
+            assert redis.hget(f"ddpm:job:{posted[-1]}", "state") == b"queued", (
+                f"lost in turn {turn}"
+            )
             assert accepted(api, **request) == posted[-1], "who posts again finds it"
-        waiting = {id.decode() for queue in redis.keys("rq:queue:*") for id in redis.lrange(queue, 0, -1)}
-        assert waiting == {f"{job}-{shard}" for turn, job in enumerate(posted) for shard in range(1 + turn % 3)}
+        waiting = {
+            id.decode() for queue in redis.keys("rq:queue:*") for id in redis.lrange(queue, 0, -1)
+        }
+        assert waiting == {
+            f"{job}-{shard}" for turn, job in enumerate(posted) for shard in range(1 + turn % 3)
+        }
 
 
 @pytest.fixture
-def api_before(tmp_path: Path, models_dir: Path, request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
+def api_before(
+    tmp_path: Path, models_dir: Path, request: pytest.FixtureRequest
+) -> Iterator[httpx.Client]:
     """An API before a server with the options of the test's parameter."""
     server = OwnValkey(tmp_path, **request.param)
     server.start()
@@ -75,31 +88,51 @@ def api_before(tmp_path: Path, models_dir: Path, request: pytest.FixtureRequest)
 CANNOT_SAY = [{"appendonly": "no"}, {"appendfsync": "no"}, {"rename-command": "WAITAOF hidden"}]
 
 
-@pytest.mark.parametrize("api_before", CANNOT_SAY, ids=["no file", "never synced", "no WAITAOF"], indirect=True)
-def test_a_server_that_cannot_say_what_is_on_disk_is_believed_and_the_log_says_so_once(api_before: httpx.Client, caplog):
+@pytest.mark.parametrize(
+    "api_before", CANNOT_SAY, ids=["no file", "never synced", "no WAITAOF"], indirect=True
+)
+def test_a_server_that_cannot_say_what_is_on_disk_is_believed_and_the_log_says_so_once(
+    api_before: httpx.Client, caplog
+):
     with caplog.at_level(logging.WARNING, "app.jobs.durability"):
-        answers = [api_before.post("/v1/jobs", json={"model": "tiny"}).status_code for _ in range(3)]
+        answers = [
+            api_before.post("/v1/jobs", json={"model": "tiny"}).status_code for _ in range(3)
+        ]
     assert answers == [202] * 3
-    assert len([record for record in caplog.records if "not known to be on disk" in record.message]) == 1
+    assert (
+        len([record for record in caplog.records if "not known to be on disk" in record.message])
+        == 1
+    )
 
 
 @pytest.mark.parametrize("api_before", [{}], indirect=True)
-def test_a_disk_that_is_too_slow_is_a_503_and_the_job_is_not_there_unless_its_key_finds_it(api_before: httpx.Client, monkeypatch):
+def test_a_disk_that_is_too_slow_is_a_503_and_the_job_is_not_there_unless_its_key_finds_it(
+    api_before: httpx.Client, monkeypatch
+):
     async def not_yet(*_: object) -> bool:
         return False
 
     with monkeypatch.context() as slow:
         slow.setattr("app.jobs.durability.Disk.has", not_yet)
         refused = api_before.post("/v1/jobs", json={"model": "tiny"})
-        keyed = api_before.post("/v1/jobs", json={"model": "tiny"}, headers={"Idempotency-Key": "k"})
+        keyed = api_before.post(
+            "/v1/jobs", json={"model": "tiny"}, headers={"Idempotency-Key": "k"}
+        )
     assert problem(refused, 503)["type"].endswith("not-on-disk")
     assert (keyed.status_code, keyed.headers["retry-after"]) == (503, "2")
     [there] = api_before.get("/v1/jobs").json()["jobs"]
-    assert api_before.post("/v1/jobs", json={"model": "tiny"}, headers={"Idempotency-Key": "k"}).json()["id"] == there["id"]
+    assert (
+        api_before.post(
+            "/v1/jobs", json={"model": "tiny"}, headers={"Idempotency-Key": "k"}
+        ).json()["id"]
+        == there["id"]
+    )
 
 
 @pytest.mark.parametrize("api_before", [{"appendfsync": "no"}], indirect=True)
-def test_a_store_that_falls_silent_before_it_says_what_it_syncs_leaves_no_job(api_before: httpx.Client, monkeypatch):
+def test_a_store_that_falls_silent_before_it_says_what_it_syncs_leaves_no_job(
+    api_before: httpx.Client, monkeypatch
+):
     async def silent(*_: object) -> None:
         raise redis_errors.TimeoutError
 

@@ -33,13 +33,25 @@ def test_a_job_is_accepted_and_says_where_it_is(api: httpx.Client) -> None:
     job = response.json()
     assert response.status_code == 202
     assert response.headers["location"] == f"/v1/jobs/{job['id']}" == job["links"]["self"]
-    assert (job["state"], job["count"], job["seed"], job["steps"], job["start"]) == ("queued", 3, 7, 50, 0)
+    assert (job["state"], job["count"], job["seed"], job["steps"], job["start"]) == (
+        "queued",
+        3,
+        7,
+        50,
+        0,
+    )
     assert api.get(response.headers["location"]).json() == job
 
 
 def test_what_is_left_out_is_the_models_default_and_a_drawn_seed(post: Post) -> None:
     one, other = post(), post(model=None, seed=None)
-    assert (one["model"], one["sampler"], one["steps"], one["variance"], one["eta"]) == ("tiny", "ddpm", 100, "fixed_small", None)
+    assert (one["model"], one["sampler"], one["steps"], one["variance"], one["eta"]) == (
+        "tiny",
+        "ddpm",
+        100,
+        "fixed_small",
+        None,
+    )
     assert (one["count"], one["priority"]) == (1, "interactive")
     assert 0 <= one["seed"] < 2**53
     assert one["seed"] != other["seed"]
@@ -56,7 +68,9 @@ def test_a_job_of_200_images_is_four_shards_with_the_whole_recipe(redis: Redis, 
     assert shards_waiting(redis) == [f"{job['id']}-{number}" for number in range(4)]
     shards = [_shard(redis, id) for id in shards_waiting(redis)]
     assert [index for shard in shards for index in shard.indices] == list(range(5, 205))
-    assert {(s.recipe.sampler, s.recipe.eta, s.recipe.seed, s.recipe.weights) for s in shards} == {("ddim", 0.5, 9, "ab" * 32)}
+    assert {(s.recipe.sampler, s.recipe.eta, s.recipe.seed, s.recipe.weights) for s in shards} == {
+        ("ddim", 0.5, 9, "ab" * 32)
+    }
 
 
 def _shard(redis: Redis, id: str) -> Shard:
@@ -93,7 +107,13 @@ def test_images_say_how_far_they_are(api: httpx.Client, worker: IdleWorker, post
     worker.publish(job, [11])
     images = api.get(f"/v1/jobs/{job}").json()["images"]
     assert [image["index"] for image in images] == list(range(10, 76))
-    assert [images[k]["state"] for k in (0, 1, 63, 64, 65)] == ["running", "finished", "running", "queued", "queued"]
+    assert [images[k]["state"] for k in (0, 1, 63, 64, 65)] == [
+        "running",
+        "finished",
+        "running",
+        "queued",
+        "queued",
+    ]
     assert images[1]["sha256"] == hashlib.sha256(png_of(11)).hexdigest()
     assert api.get(images[1]["url"]).content == png_of(11)
 
@@ -104,7 +124,11 @@ def test_the_last_image_finishes_the_job(api: httpx.Client, worker: IdleWorker, 
     worker.publish(job, [0, 1])
     now = api.get(f"/v1/jobs/{job}").json()
     assert now["state"] == "finished"
-    assert (now["progress"]["step"], now["progress"]["fraction"], now["progress"]["images_done"]) == (100, 1.0, 2)
+    assert (
+        now["progress"]["step"],
+        now["progress"]["fraction"],
+        now["progress"]["images_done"],
+    ) == (100, 1.0, 2)
     assert now["created_at"] <= now["started_at"] <= now["finished_at"]
 
 
@@ -112,7 +136,10 @@ def test_a_failed_job_says_why(api: httpx.Client, worker: IdleWorker, post: Post
     job = post()["id"]
     worker.fail(job, "workers_lost", "three workers were lost")
     now = api.get(f"/v1/jobs/{job}").json()
-    assert (now["state"], now["error"]) == ("failed", {"code": "workers_lost", "message": "three workers were lost"})
+    assert (now["state"], now["error"]) == (
+        "failed",
+        {"code": "workers_lost", "message": "three workers were lost"},
+    )
 
 
 def test_a_place_in_the_queue_counts_the_jobs_before_it_and_bulk_comes_last(
@@ -142,7 +169,9 @@ def test_an_interactive_job_waits_for_what_has_less_left_and_beside_bulk_work_fo
     assert eta_s(api, last) == pytest.approx((5.0 + 20.0) * 8 / 7, abs=0.1)
 
 
-def test_a_job_of_several_parts_waits_for_the_bulk_work_before_it(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_a_job_of_several_parts_waits_for_the_bulk_work_before_it(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
     worker.announce(image_steps_per_s=100.0)
     post(count=100, steps=100, priority="bulk")
     job = post(count=70, steps=100)
@@ -151,9 +180,14 @@ def test_a_job_of_several_parts_waits_for_the_bulk_work_before_it(api: httpx.Cli
     assert eta_s(api, job) == 100.0 + 70.0, "what came later comes later"
 
 
-def test_a_bulk_job_waits_until_workers_have_room_for_it(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_a_bulk_job_waits_until_workers_have_room_for_it(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
     worker.announce(image_steps_per_s=100.0)
-    first, bulk = post(count=10, steps=100, priority="bulk"), post(count=1, steps=100, priority="bulk")
+    first, bulk = (
+        post(count=10, steps=100, priority="bulk"),
+        post(count=1, steps=100, priority="bulk"),
+    )
     assert eta_s(api, bulk) == 9.0 + 1.0, "a worker that steps one image holds two"
     worker.start(first["id"])
     worker.progress(first["id"], 0, 50, 500)
@@ -164,7 +198,9 @@ def test_a_bulk_job_waits_until_workers_have_room_for_it(api: httpx.Client, work
     assert eta_s(api, bulk) == 8 * (4.0 + 1.0), "bulk work keeps one place in eight"
 
 
-def test_there_is_no_estimate_without_a_live_worker_that_has_the_model(worker: IdleWorker, post: Post) -> None:
+def test_there_is_no_estimate_without_a_live_worker_that_has_the_model(
+    worker: IdleWorker, post: Post
+) -> None:
     worker.announce(lives_s=-1)
     assert post()["queue"]["eta_s"] is None
     worker.announce(models=("other",))
@@ -186,14 +222,18 @@ def test_cancelling_takes_the_shards_out_of_the_queue_and_keeps_what_is_finished
     assert not worker.progress(job, 0, 1, 1)
 
 
-def test_cancelling_signals_the_worker_that_runs_a_shard(api: httpx.Client, redis: Redis, post: Post) -> None:
+def test_cancelling_signals_the_worker_that_runs_a_shard(
+    api: httpx.Client, redis: Redis, post: Post
+) -> None:
     job = post()["id"]
     redis.hset(f"rq:job:{job}-0", "status", "started")
     api.post(f"/v1/jobs/{job}/cancel")
     assert redis.hget(f"rq:job:{job}-0", "status") == b"canceled"
 
 
-def test_cancelling_a_job_that_has_ended_changes_nothing(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_cancelling_a_job_that_has_ended_changes_nothing(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
     job = post()["id"]
     worker.start(job)
     worker.publish(job, [0])
@@ -232,7 +272,9 @@ def test_a_deletion_ends_the_waiting(api: httpx.Client, url: str, post: Post) ->
     assert time.monotonic() - began < 1
 
 
-def test_every_key_of_a_job_has_a_time_to_live(redis: Redis, worker: IdleWorker, post: Post) -> None:
+def test_every_key_of_a_job_has_a_time_to_live(
+    redis: Redis, worker: IdleWorker, post: Post
+) -> None:
     job = post(count=2)["id"]
     worker.start(job)
     worker.publish(job, [0, 1])

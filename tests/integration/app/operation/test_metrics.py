@@ -20,14 +20,20 @@ def scraped(api: httpx.Client) -> dict[Sample, float]:
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/plain; version=")
     families = text_string_to_metric_families(response.text)
-    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+    return {
+        (s.name, frozenset(s.labels.items())): s.value
+        for family in families
+        for s in family.samples
+    }
 
 
 def sample(name: str, **labels: str) -> Sample:
     return name, frozenset(labels.items())
 
 
-def test_open_work_and_the_workers_speed_can_be_scraped(api: httpx.Client, redis: Redis, post: Callable[..., dict[str, Any]]):
+def test_open_work_and_the_workers_speed_can_be_scraped(
+    api: httpx.Client, redis: Redis, post: Callable[..., dict[str, Any]]
+):
     IdleWorker(redis).announce(image_steps_per_s=200)
     job = post(count=3, steps=50)
     post(count=1, steps=10, priority="bulk")
@@ -36,8 +42,12 @@ def test_open_work_and_the_workers_speed_can_be_scraped(api: httpx.Client, redis
     assert found[sample("ddpm_open_jobs", priority="bulk")] == 1
     assert found[sample("ddpm_open_image_steps")] == 160
     assert found[sample("ddpm_workers")] == 1
-    assert found[sample("ddpm_worker_image_steps_per_second", worker="worker-1", device="cpu")] == pytest.approx(200)
-    step = sample("ddpm_worker_step_seconds", worker="worker-1", model="tiny", precision="fp32", batch="1")
+    assert found[
+        sample("ddpm_worker_image_steps_per_second", worker="worker-1", device="cpu")
+    ] == pytest.approx(200)
+    step = sample(
+        "ddpm_worker_step_seconds", worker="worker-1", model="tiny", precision="fp32", batch="1"
+    )
     assert found[step] == pytest.approx(0.005)
     api.post(f"/v1/jobs/{job['id']}/cancel")
     assert scraped(api)[sample("ddpm_open_image_steps")] == 10

@@ -24,17 +24,41 @@ BAD_FIELDS = [
     ("count", True, "count=true is not an integer; send digits without quotes or a fraction."),
     ("count", None, "count=null is not an integer; send digits without quotes or a fraction."),
     ("seed", -1, "seed=-1 is less than 0; use 0 or more."),
-    ("seed", 2**53, "seed=9007199254740992 is more than 9007199254740991; use 9007199254740991 or less."),
+    (
+        "seed",
+        2**53,
+        "seed=9007199254740992 is more than 9007199254740991; use 9007199254740991 or less.",
+    ),
     ("start", -1, "start=-1 is less than 0; use 0 or more."),
     ("start", 2**32 - 1023, "start=4294966273 is more than 4294966272; use 4294966272 or less."),
     ("steps", 0, "steps=0 is less than 1; use 1 or more."),
-    ("steps", 2000, "steps=2000 is more than the 1000 that 'tiny' was trained with; use 1 to 1000."),
+    (
+        "steps",
+        2000,
+        "steps=2000 is more than the 1000 that 'tiny' was trained with; use 1 to 1000.",
+    ),
     ("model", "nobody", "model='nobody' is not known; use one of: "),
     ("model", 7, "model=7 is not a string; send one in quotes."),
-    ("sampler", "euler", "sampler=\"euler\" is not known; use one of: 'ddpm', 'ddim' or 'dpmpp_2m'."),
-    ("priority", "urgent", "priority=\"urgent\" is not known; use one of: 'interactive' or 'bulk'."),
-    ("nonsense", 1, "nonsense=1 is not a known field; remove it, or see /docs for the fields there are."),
-    ("eta", 0.5, 'eta is an option of sampler ddim, and the request names no sampler; send "sampler": "ddim" or leave it out.'),
+    (
+        "sampler",
+        "euler",
+        "sampler=\"euler\" is not known; use one of: 'ddpm', 'ddim' or 'dpmpp_2m'.",
+    ),
+    (
+        "priority",
+        "urgent",
+        "priority=\"urgent\" is not known; use one of: 'interactive' or 'bulk'.",
+    ),
+    (
+        "nonsense",
+        1,
+        "nonsense=1 is not a known field; remove it, or see /docs for the fields there are.",
+    ),
+    (
+        "eta",
+        0.5,
+        'eta is an option of sampler ddim, and the request names no sampler; send "sampler": "ddim" or leave it out.',
+    ),
     (
         "variance",
         "fixed_large",
@@ -44,7 +68,9 @@ BAD_FIELDS = [
 
 
 @pytest.mark.parametrize(("field", "value", "detail"), BAD_FIELDS)
-def test_a_bad_field_is_named_with_its_value_and_the_remedy(api: httpx.Client, field: str, value: object, detail: str) -> None:
+def test_a_bad_field_is_named_with_its_value_and_the_remedy(
+    api: httpx.Client, field: str, value: object, detail: str
+) -> None:
     body = problem(api.post("/v1/jobs", json={"model": "tiny"} | {field: value}), 422)
     (error,) = body["errors"]
     assert error["field"] == field
@@ -56,12 +82,20 @@ def test_a_bad_field_is_named_with_its_value_and_the_remedy(api: httpx.Client, f
 @pytest.mark.parametrize("field", ["count", "seed", "eta"])
 def test_what_is_no_finite_number_is_refused(api: httpx.Client, field: str, number: str) -> None:
     body = f'{{"model": "tiny", "sampler": "ddim", "{field}": {number}}}'
-    assert problem(api.post("/v1/jobs", content=body, headers=JSON), 422)["errors"][0]["field"] == field
+    assert (
+        problem(api.post("/v1/jobs", content=body, headers=JSON), 422)["errors"][0]["field"]
+        == field
+    )
 
 
 def test_an_option_of_another_sampler_is_refused(api: httpx.Client) -> None:
-    body = problem(api.post("/v1/jobs", json={"model": "tiny", "sampler": "dpmpp_2m", "eta": 0.5}), 422)
-    assert body["detail"] == 'eta is an option of sampler ddim, not of dpmpp_2m; send "sampler": "ddim" or leave it out.'
+    body = problem(
+        api.post("/v1/jobs", json={"model": "tiny", "sampler": "dpmpp_2m", "eta": 0.5}), 422
+    )
+    assert (
+        body["detail"]
+        == 'eta is an option of sampler ddim, not of dpmpp_2m; send "sampler": "ddim" or leave it out.'
+    )
 
 
 def test_every_bad_field_of_a_request_is_named(api: httpx.Client) -> None:
@@ -70,7 +104,16 @@ def test_every_bad_field_of_a_request_is_named(api: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", '{"count": 1,}', "nonsense", "[" * 50_000, '{"count": ' + "9" * 5000 + "}", b"\xff\xfe"]
+    "content",
+    [
+        "",
+        "{",
+        '{"count": 1,}',
+        "nonsense",
+        "[" * 50_000,
+        '{"count": ' + "9" * 5000 + "}",
+        b"\xff\xfe",
+    ],
 )
 def test_what_is_not_json_is_refused(api: httpx.Client, content: str | bytes) -> None:
     status = 422 if content == "" else 400
@@ -84,7 +127,9 @@ def test_a_number_that_is_too_long_is_told_so(api: httpx.Client) -> None:
 
 def test_broken_json_is_told_where(api: httpx.Client) -> None:
     body = problem(api.post("/v1/jobs", content='{"count": }', headers=JSON), 400)
-    assert body["detail"] == "the body is not JSON: Expecting value at character 10; correct it there."
+    assert (
+        body["detail"] == "the body is not JSON: Expecting value at character 10; correct it there."
+    )
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "7", '"text"'])
@@ -92,7 +137,10 @@ def test_json_that_is_no_object_is_refused(api: httpx.Client, content: str) -> N
     problem(api.post("/v1/jobs", content=content, headers=JSON), 422)
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", "json", None])
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", "json", None],
+)
 def test_another_content_type_is_refused(api: httpx.Client, content_type: str | None) -> None:
     headers = {"content-type": content_type} if content_type else {}
     body = problem(api.post("/v1/jobs", content=b"{}", headers=headers), 415)
@@ -101,7 +149,10 @@ def test_another_content_type_is_refused(api: httpx.Client, content_type: str | 
 
 def test_a_body_of_10_mb_is_refused(api: httpx.Client) -> None:
     body = problem(api.post("/v1/jobs", content=b" " * 10_000_000, headers=JSON), 413)
-    assert body["detail"] == "the body is larger than 65536 bytes; send a job alone: it needs less than 1024 besides its webhook."
+    assert (
+        body["detail"]
+        == "the body is larger than 65536 bytes; send a job alone: it needs less than 1024 besides its webhook."
+    )
 
 
 def test_a_large_body_without_a_length_is_refused_too(api: httpx.Client) -> None:
@@ -167,20 +218,31 @@ def test_an_unknown_path_is_not_found(api: httpx.Client, path: str) -> None:
     problem(api.get(path), 404)
 
 
-@pytest.mark.parametrize("index", ["1_0", "00", "01", "%2000", "0%20", "0%0A", "0.0", "+0", "-1", "%D9%A0", "x"])
+@pytest.mark.parametrize(
+    "index", ["1_0", "00", "01", "%2000", "0%20", "0%0A", "0.0", "+0", "-1", "%D9%A0", "x"]
+)
 def test_an_image_has_one_path_only(api: httpx.Client, index: str) -> None:
     job = api.post("/v1/jobs", json={"model": "tiny", "count": 20}).json()["id"]
-    assert api.get(f"/v1/jobs/{job}/images/0").status_code == api.get(f"/v1/jobs/{job}/images/10").status_code == 409
+    assert (
+        api.get(f"/v1/jobs/{job}/images/0").status_code
+        == api.get(f"/v1/jobs/{job}/images/10").status_code
+        == 409
+    )
     problem(api.get(f"/v1/jobs/{job}/images/{index}"), 404)
 
 
 @pytest.mark.parametrize("index", [str(2**32), "9" * 5000])
 def test_an_index_out_of_range_is_named(api: httpx.Client, index: str) -> None:
-    assert problem(api.get(f"/v1/jobs/{'0' * 32}/images/{index}"), 422)["errors"][0]["field"] == "index"
+    assert (
+        problem(api.get(f"/v1/jobs/{'0' * 32}/images/{index}"), 422)["errors"][0]["field"]
+        == "index"
+    )
 
 
 def test_an_unknown_model_is_not_found(api: httpx.Client) -> None:
-    assert problem(api.get("/v1/models/nobody"), 404)["detail"].startswith("model='nobody' is not known; use one of: ")
+    assert problem(api.get("/v1/models/nobody"), 404)["detail"].startswith(
+        "model='nobody' is not known; use one of: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,19 +276,26 @@ def test_a_method_that_is_not_allowed_is_answered_with_all_that_are(
         ({"cursor": "1-" + "0" * 31 + "\n"}, "cursor"),
     ],
 )
-def test_a_bad_parameter_of_a_listing_is_named(api: httpx.Client, params: dict[str, Any], field: str) -> None:
+def test_a_bad_parameter_of_a_listing_is_named(
+    api: httpx.Client, params: dict[str, Any], field: str
+) -> None:
     assert problem(api.get("/v1/jobs", params=params), 422)["errors"][0]["field"] == field
 
 
 @pytest.mark.parametrize("wait", [-1, 61, "NaN", "inf", "long"])
 def test_a_bad_wait_is_named(api: httpx.Client, wait: object) -> None:
-    assert problem(api.get(f"/v1/jobs/{'0' * 32}", params={"wait": wait}), 422)["errors"][0]["field"] == "wait"
+    assert (
+        problem(api.get(f"/v1/jobs/{'0' * 32}", params={"wait": wait}), 422)["errors"][0]["field"]
+        == "wait"
+    )
 
 
 def test_an_unfinished_image_says_whether_to_wait(api: httpx.Client) -> None:
     job = api.post("/v1/jobs", json={"model": "tiny"}).json()["id"]
     assert "poll" in problem(api.get(f"/v1/jobs/{job}/images/0"), 409)["detail"]
-    assert problem(api.get(f"/v1/jobs/{job}/grid"), 409)["detail"].startswith("no image is finished, and the job is queued; poll")
+    assert problem(api.get(f"/v1/jobs/{job}/grid"), 409)["detail"].startswith(
+        "no image is finished, and the job is queued; poll"
+    )
     api.post(f"/v1/jobs/{job}/cancel")
     assert "post the job again" in problem(api.get(f"/v1/jobs/{job}/images/0"), 409)["detail"]
 
@@ -248,5 +317,8 @@ def test_readiness_needs_a_live_worker(api: httpx.Client, worker: IdleWorker) ->
 def test_no_depth_of_nesting_is_a_5xx(api: httpx.Client) -> None:
     """Near Python's limit of recursion a body can be read and yet be too deep for the answer."""
     for depth in range(400, 1100, 7):
-        for content in ('{"x": ' + "[" * depth + "]" * depth + "}", '{"x": ' + '{"a":' * depth + "1" + "}" * depth + "}"):
+        for content in (
+            '{"x": ' + "[" * depth + "]" * depth + "}",
+            '{"x": ' + '{"a":' * depth + "1" + "}" * depth + "}",
+        ):
             assert api.post("/v1/jobs", content=content, headers=JSON).status_code in (400, 422)

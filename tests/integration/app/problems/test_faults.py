@@ -61,7 +61,11 @@ def test_a_redis_that_is_gone_is_a_503_within_2_s(models_dir: Path) -> None:
 def test_a_redis_that_pauses_is_a_503_and_then_well_again(api: httpx.Client, redis: Redis) -> None:
     redis.client_pause(2500)
     problem(api.post("/v1/jobs", json={"model": "tiny"}), 503)
-    eventually(lambda: api.post("/v1/jobs", json={"model": "tiny"}).status_code == 202, 10, "a job is accepted again")
+    eventually(
+        lambda: api.post("/v1/jobs", json={"model": "tiny"}).status_code == 202,
+        10,
+        "a job is accepted again",
+    )
 
 
 @pytest.fixture
@@ -73,12 +77,16 @@ def full(redis: Redis) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("full")
-def test_a_redis_that_is_full_is_a_507_and_nothing_is_written(api: httpx.Client, redis: Redis) -> None:
+def test_a_redis_that_is_full_is_a_507_and_nothing_is_written(
+    api: httpx.Client, redis: Redis
+) -> None:
     problem(api.post("/v1/jobs", json={"model": "tiny"}), 507)
     assert redis.keys("*") == []
 
 
-def test_a_redis_that_is_full_still_shows_jobs_and_deletes_them(api: httpx.Client, redis: Redis, worker: IdleWorker) -> None:
+def test_a_redis_that_is_full_still_shows_jobs_and_deletes_them(
+    api: httpx.Client, redis: Redis, worker: IdleWorker
+) -> None:
     job = "/v1/jobs/" + api.post("/v1/jobs", json={"model": "tiny", "count": 70}).json()["id"]
     redis.hset(f"rq:job:{job[-32:]}-1", "status", "started")
     redis.config_set("maxmemory", 1)
@@ -92,7 +100,9 @@ def test_a_redis_that_is_full_still_shows_jobs_and_deletes_them(api: httpx.Clien
     assert redis.keys("ddpm:*") == []
 
 
-def test_a_bug_is_a_500_that_tells_nothing(settings: ApiSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_a_500_that_tells_nothing(
+    settings: ApiSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def broken(*_: object) -> None:
         raise RuntimeError("secret")
 

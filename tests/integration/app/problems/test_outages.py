@@ -23,7 +23,11 @@ from tests.support.worker import IdleWorker
 
 pytestmark = pytest.mark.redis
 
-WRITES = {"post": ("POST", "/v1/jobs"), "cancel": ("POST", "{job}/cancel"), "delete": ("DELETE", "{job}")}
+WRITES = {
+    "post": ("POST", "/v1/jobs"),
+    "cancel": ("POST", "{job}/cancel"),
+    "delete": ("DELETE", "{job}"),
+}
 READS = {
     "job": ("GET", "{job}"),
     "wait": ("GET", "{job}?wait=20"),
@@ -50,7 +54,9 @@ class Place:
         method, path = route
         body = {"model": "tiny"} if path == "/v1/jobs" and method == "POST" else None
         began = time.monotonic()
-        return self.api.request(method, path.format(job=self.job), json=body), time.monotonic() - began
+        return self.api.request(
+            method, path.format(job=self.job), json=body
+        ), time.monotonic() - began
 
 
 @pytest.fixture
@@ -58,7 +64,11 @@ def place(tmp_path: Path, models_dir: Path) -> Iterator[Place]:
     server = OwnValkey(tmp_path, **{"enable-protected-configs": "local"})
     server.start()
     app = create_app(ApiSettings(redis_url=server.url, models_dir=models_dir))
-    with serve(app) as url, httpx.Client(base_url=url, timeout=20) as api, Redis.from_url(server.url) as redis:
+    with (
+        serve(app) as url,
+        httpx.Client(base_url=url, timeout=20) as api,
+        Redis.from_url(server.url) as redis,
+    ):
         job = api.post("/v1/jobs", json={"model": "tiny", "count": 2}).json()
         worker = IdleWorker(redis)
         worker.announce()
@@ -88,7 +98,9 @@ def loading(server: OwnValkey) -> Iterator[None]:
         redis.mset({f"filler:{number}": 1000 * "x" for number in range(2000)})
         redis.bgrewriteaof()
         eventually(
-            lambda: not redis.info("persistence")["aof_rewrite_in_progress"], 10, "its file is of the kind that can be slow"
+            lambda: not redis.info("persistence")["aof_rewrite_in_progress"],
+            10,
+            "its file is of the kind that can be slow",
         )
     server.kill()
     server.start(**{"key-load-delay": "2000", "loading-process-events-interval-bytes": "1024"})
@@ -108,7 +120,9 @@ def says_loading(redis: Redis) -> bool:
 
 
 @pytest.mark.parametrize("outage", [killed, hung, loading])
-def test_while_the_store_is_away_every_route_is_a_503_within_2_s_and_then_all_is_well(place: Place, outage: Callable):
+def test_while_the_store_is_away_every_route_is_a_503_within_2_s_and_then_all_is_well(
+    place: Place, outage: Callable
+):
     with outage(place.server), ThreadPoolExecutor(10) as threads:
         answers = list(threads.map(place.ask, [*WRITES.values(), *READS.values()]))
         for response, seconds in answers:
@@ -116,7 +130,11 @@ def test_while_the_store_is_away_every_route_is_a_503_within_2_s_and_then_all_is
             assert int(response.headers["retry-after"]) > 0
             assert seconds < 2
         assert place.ask(("GET", "/healthz"))[0].status_code == 200
-    eventually(lambda: place.ask(READS["job"])[0].status_code in (200, 404), 10, "the API is connected again")
+    eventually(
+        lambda: place.ask(READS["job"])[0].status_code in (200, 404),
+        10,
+        "the API is connected again",
+    )
     assert place.ask(WRITES["post"])[0].status_code == 202
 
 
@@ -141,7 +159,11 @@ def out_of_disk(redis: Redis) -> Iterator[None]:
     gone.rmdir()
     redis.config_set("save", "3600 1000000")
     redis.bgsave()
-    eventually(lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err", 10, "saving has failed")
+    eventually(
+        lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err",
+        10,
+        "saving has failed",
+    )
     yield
     redis.config_set("dir", home)
     redis.config_set("save", "")

@@ -37,7 +37,9 @@ def behind(between: Proxy, models_dir: Path) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.parametrize("count", [1, 64, 1024])
-def test_a_status_is_one_round_trip(between: Proxy, behind: httpx.Client, worker: IdleWorker, post: Post, count: int) -> None:
+def test_a_status_is_one_round_trip(
+    between: Proxy, behind: httpx.Client, worker: IdleWorker, post: Post, count: int
+) -> None:
     job = post(count=count)["id"]
     between.about = job.encode()
 
@@ -54,7 +56,9 @@ def test_a_status_is_one_round_trip(between: Proxy, behind: httpx.Client, worker
     assert trips("finished") == 1
 
 
-def test_who_waits_has_the_job_built_once(between: Proxy, behind: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_who_waits_has_the_job_built_once(
+    between: Proxy, behind: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
     job = post(count=1024)["id"]
     between.about = f"{job}:sha256".encode()
     with later(2.2, worker.start, job):
@@ -63,13 +67,19 @@ def test_who_waits_has_the_job_built_once(between: Proxy, behind: httpx.Client, 
     assert between.trips == 1
 
 
-async def test_looks_that_are_asked_for_at_once_are_one_round_trip(between: Proxy, post: Post) -> None:
-    jobs = [post(count=count)["id"] for count in range(1, 11)]  # no more than a server reads at once
+async def test_looks_that_are_asked_for_at_once_are_one_round_trip(
+    between: Proxy, post: Post
+) -> None:
+    jobs = [
+        post(count=count)["id"] for count in range(1, 11)
+    ]  # no more than a server reads at once
     between.about = b"ddpm:job:"
     redis = redis_client.connect(between.url)
     looks = JobReader(redis)
     answers = await asyncio.gather(*(looks.at(job) for job in [*jobs, *jobs]))
-    assert [answer.seen(job, "local").count for job, answer in zip([*jobs, *jobs], answers, strict=True)] == [*range(1, 11)] * 2
+    assert [
+        answer.seen(job, "local").count for job, answer in zip([*jobs, *jobs], answers, strict=True)
+    ] == [*range(1, 11)] * 2
     assert between.trips == 1
     await redis.aclose()
 

@@ -29,14 +29,36 @@ MIXES = {
     "one image": [(1, 100, "interactive")],
     "one part": [(64, 100, "interactive")],
     "a big one alone": [(300, 50, "interactive")],
-    "a big one before small ones": [(64, 200, "interactive"), (1, 50, "interactive"), (8, 100, "interactive")],
-    "bulk before interactive": [(256, 50, "bulk"), (1, 100, "interactive"), (16, 100, "interactive"), (64, 20, "bulk")],
+    "a big one before small ones": [
+        (64, 200, "interactive"),
+        (1, 50, "interactive"),
+        (8, 100, "interactive"),
+    ],
+    "bulk before interactive": [
+        (256, 50, "bulk"),
+        (1, 100, "interactive"),
+        (16, 100, "interactive"),
+        (64, 20, "bulk"),
+    ],
     "bulk before bulk": [(640, 20, "bulk"), (1, 100, "bulk"), (100, 20, "bulk")],
     "small bulk after bulk": [(64, 200, "interactive"), (130, 150, "bulk"), (64, 100, "bulk")],
-    "small bulk before bulk": [(4, 100, "bulk"), (640, 50, "bulk"), (256, 20, "bulk"), (16, 20, "bulk")],
-    "lone bulk images": [(4, 50, "bulk"), (1, 200, "bulk"), (64, 20, "interactive"), (1, 100, "bulk"), (1, 200, "interactive")],
+    "small bulk before bulk": [
+        (4, 100, "bulk"),
+        (640, 50, "bulk"),
+        (256, 20, "bulk"),
+        (16, 20, "bulk"),
+    ],
+    "lone bulk images": [
+        (4, 50, "bulk"),
+        (1, 200, "bulk"),
+        (64, 20, "interactive"),
+        (1, 100, "bulk"),
+        (1, 200, "interactive"),
+    ],
     "many small ones": [(1 + n % 3, 50 + 10 * n, "interactive") for n in range(20)],
-    "many of all sizes": [([1, 4, 16, 64][n % 4], [20, 60, 100][n % 3], "interactive") for n in range(12)],
+    "many of all sizes": [
+        ([1, 4, 16, 64][n % 4], [20, 60, 100][n % 3], "interactive") for n in range(12)
+    ],
     "everything": [
         (130, 60, "interactive"),
         (64, 50, "bulk"),
@@ -55,19 +77,38 @@ def announce(redis: Redis, workers: int, seconds: dict[int, float]) -> None:
 
 def shards(redis: Redis, job: dict[str, Any]) -> list[Shard]:
     ids = [f"{job['id']}-{number}" for number in range(-(-job["count"] // 64))]
-    return [Shard.from_json(Job.fetch(id, connection=redis, serializer=JSONSerializer).kwargs) for id in ids]
+    return [
+        Shard.from_json(Job.fetch(id, connection=redis, serializer=JSONSerializer).kwargs)
+        for id in ids
+    ]
 
 
-def check(redis: Redis, jobs: list[dict[str, Any]], estimates: list[float], workers: int, seconds: dict[int, float]) -> None:
+def check(
+    redis: Redis,
+    jobs: list[dict[str, Any]],
+    estimates: list[float],
+    workers: int,
+    seconds: dict[int, float],
+) -> None:
     """Every estimate is within a factor of two of what then happens."""
     queue = [shards(redis, job) for job in jobs]
-    takes = [finished_at(queue, workers, seconds, Random(luck)) for luck in range(1 if workers == 1 else 6)]
+    takes = [
+        finished_at(queue, workers, seconds, Random(luck))
+        for luck in range(1 if workers == 1 else 6)
+    ]
     told = {
-        f"{job['count']} x {job['steps']} {job['priority']}": (estimate, sorted(round(ends[job["id"]], 1) for ends in takes))
+        f"{job['count']} x {job['steps']} {job['priority']}": (
+            estimate,
+            sorted(round(ends[job["id"]], 1) for ends in takes),
+        )
         for job, estimate in zip(jobs, estimates, strict=True)
     }
     # beside which others a worker takes a job is luck, and to a small one it can be all the difference
-    wrong = [job for job, (estimate, took) in told.items() if not min(took) / 2 - 0.1 <= estimate <= max(took) * 2 + 0.1]
+    wrong = [
+        job
+        for job, (estimate, took) in told.items()
+        if not min(took) / 2 - 0.1 <= estimate <= max(took) * 2 + 0.1
+    ]
     assert not wrong, f"(estimated, took): {told}"
 
 
@@ -75,10 +116,17 @@ def check(redis: Redis, jobs: list[dict[str, Any]], estimates: list[float], work
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("mix", MIXES)
 def test_an_estimate_is_within_a_factor_of_two_of_what_then_happens(
-    api: httpx.Client, redis: Redis, post: Callable[..., dict[str, Any]], mix: str, workers: int, seconds: dict[int, float]
+    api: httpx.Client,
+    redis: Redis,
+    post: Callable[..., dict[str, Any]],
+    mix: str,
+    workers: int,
+    seconds: dict[int, float],
 ):
     announce(redis, workers, seconds)
-    jobs = [post(count=count, steps=steps, priority=priority) for count, steps, priority in MIXES[mix]]
+    jobs = [
+        post(count=count, steps=steps, priority=priority) for count, steps, priority in MIXES[mix]
+    ]
     estimates = [api.get(job["links"]["self"]).json()["queue"]["eta_s"] for job in jobs]
     check(redis, jobs, estimates, workers, seconds)
 
@@ -88,15 +136,28 @@ def owners(settings: ApiSettings, redis: Redis) -> Iterator[list[httpx.Client]]:
     """Clients of one API with a key each."""
     names = ("ann", "bob", "cy")
     keys = ",".join(f"{name}:{sha256(name.encode()).hexdigest()}" for name in names)
-    with serve(create_app(ApiSettings(**settings.model_dump() | {"api_keys": keys, "key_requests_per_s": 1000}))) as url:
-        clients = [httpx.Client(base_url=url, headers={"Authorization": f"Bearer {name}"}, timeout=10) for name in names]
+    with serve(
+        create_app(
+            ApiSettings(**settings.model_dump() | {"api_keys": keys, "key_requests_per_s": 1000})
+        )
+    ) as url:
+        clients = [
+            httpx.Client(base_url=url, headers={"Authorization": f"Bearer {name}"}, timeout=10)
+            for name in names
+        ]
         yield clients
         for client in clients:
             client.close()
 
 
 SHARED = {
-    "one has much, two have little": [(0, 64, 200), (0, 64, 200), (0, 64, 200), (1, 16, 50), (2, 1, 100)],
+    "one has much, two have little": [
+        (0, 64, 200),
+        (0, 64, 200),
+        (0, 64, 200),
+        (1, 16, 50),
+        (2, 1, 100),
+    ],
     "all have the same": [(n % 3, 32, 100) for n in range(6)],
     "the last has the most": [(0, 8, 100), (1, 8, 100), (2, 64, 100), (2, 32, 50)],
 }
@@ -104,10 +165,17 @@ SHARED = {
 
 @pytest.mark.parametrize("seconds", [CPU, STEEP_CPU, GPU], ids=["cpu", "steep cpu", "gpu"])
 @pytest.mark.parametrize("mix", SHARED)
-def test_an_estimate_knows_that_owners_share(owners: list[httpx.Client], redis: Redis, mix: str, seconds: dict[int, float]):
+def test_an_estimate_knows_that_owners_share(
+    owners: list[httpx.Client], redis: Redis, mix: str, seconds: dict[int, float]
+):
     announce(redis, 1, seconds)
     whose = [owners[owner] for owner, *_ in SHARED[mix]]
     asked = [{"model": "tiny", "count": count, "steps": steps} for _, count, steps in SHARED[mix]]
-    jobs = [client.post("/v1/jobs", json=body).json() for client, body in zip(whose, asked, strict=True)]
-    estimates = [client.get(job["links"]["self"]).json()["queue"]["eta_s"] for client, job in zip(whose, jobs, strict=True)]
+    jobs = [
+        client.post("/v1/jobs", json=body).json() for client, body in zip(whose, asked, strict=True)
+    ]
+    estimates = [
+        client.get(job["links"]["self"]).json()["queue"]["eta_s"]
+        for client, job in zip(whose, jobs, strict=True)
+    ]
     check(redis, jobs, estimates, 1, seconds)

@@ -28,10 +28,14 @@ def test_jobs_are_listed_newest_first_without_their_images(api: httpx.Client, po
 def test_a_listing_can_be_of_one_state(api: httpx.Client, post: Post) -> None:
     cancelled, _queued = post()["id"], post()["id"]
     api.post(f"/v1/jobs/{cancelled}/cancel")
-    assert [job["id"] for job in api.get("/v1/jobs", params={"state": "cancelled"}).json()["jobs"]] == [cancelled]
+    assert [
+        job["id"] for job in api.get("/v1/jobs", params={"state": "cancelled"}).json()["jobs"]
+    ] == [cancelled]
 
 
-def pages(api: httpx.Client, between: Callable[[], object] = lambda: None, **params: Any) -> Iterator[str]:
+def pages(
+    api: httpx.Client, between: Callable[[], object] = lambda: None, **params: Any
+) -> Iterator[str]:
     while True:
         page = api.get("/v1/jobs", params=params).json()
         yield from [job["id"] for job in page["jobs"]]
@@ -41,7 +45,9 @@ def pages(api: httpx.Client, between: Callable[[], object] = lambda: None, **par
         between()
 
 
-def test_pages_neither_repeat_nor_skip_a_job_while_others_are_posted(api: httpx.Client, post: Post) -> None:
+def test_pages_neither_repeat_nor_skip_a_job_while_others_are_posted(
+    api: httpx.Client, post: Post
+) -> None:
     posted = [post()["id"] for _ in range(7)]
     assert list(pages(api, between=post, limit=3)) == posted[::-1]
 
@@ -54,15 +60,22 @@ def test_the_last_page_says_so_even_where_it_is_full(api: httpx.Client, post: Po
     assert (len(last["jobs"]), last["next_cursor"]) == (2, None)
 
 
-def test_jobs_of_the_same_microsecond_are_all_listed(api: httpx.Client, redis: Redis, post: Post) -> None:
+def test_jobs_of_the_same_microsecond_are_all_listed(
+    api: httpx.Client, redis: Redis, post: Post
+) -> None:
     posted = [post()["id"] for _ in range(5)]
     redis.zadd(owner_key("local"), dict.fromkeys(posted, 1_795_348_800.000001))
     assert sorted(pages(api, limit=2)) == sorted(posted)
 
 
-def test_a_listing_has_a_job_for_as_long_as_its_pictures_are_kept(settings: ApiSettings, redis: Redis) -> None:
+def test_a_listing_has_a_job_for_as_long_as_its_pictures_are_kept(
+    settings: ApiSettings, redis: Redis
+) -> None:
     month_s = 30 * 86_400
-    with serve(create_app(settings.model_copy(update={"results_ttl_s": month_s}))) as url, httpx.Client(base_url=url) as api:
+    with (
+        serve(create_app(settings.model_copy(update={"results_ttl_s": month_s}))) as url,
+        httpx.Client(base_url=url) as api,
+    ):
         old = api.post("/v1/jobs", json={}).json()["id"]
         redis.zadd(owner_key("local"), {old: time.time() - month_s})
         new = api.post("/v1/jobs", json={}).json()["id"]

@@ -26,7 +26,9 @@ from tests.support.worker import IdleWorker
 Post = Callable[..., dict[str, Any]]
 
 
-def test_waiting_ends_with_the_next_change_of_state(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_waiting_ends_with_the_next_change_of_state(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
     job = post()["id"]
     began = time.monotonic()
     with later(0.1, worker.start, job):
@@ -49,7 +51,9 @@ def test_nobody_waits_for_a_job_that_has_ended(api: httpx.Client, post: Post) ->
     assert time.monotonic() - began < 1
 
 
-def test_waiting_survives_a_lost_subscription(api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post) -> None:
+def test_waiting_survives_a_lost_subscription(
+    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post
+) -> None:
     job = post()["id"]
     redis.client_kill_filter(_type="pubsub")
     with later(0.2, worker.start, job):
@@ -57,10 +61,17 @@ def test_waiting_survives_a_lost_subscription(api: httpx.Client, redis: Redis, w
 
 
 def calls(redis: Redis) -> Counter[str]:
-    return Counter({name.removeprefix("cmdstat_"): about["calls"] for name, about in redis.info("commandstats").items()})
+    return Counter(
+        {
+            name.removeprefix("cmdstat_"): about["calls"]
+            for name, about in redis.info("commandstats").items()
+        }
+    )
 
 
-def test_nothing_is_asked_for_a_client_that_has_gone(api: httpx.Client, url: str, redis: Redis, post: Post) -> None:
+def test_nothing_is_asked_for_a_client_that_has_gone(
+    api: httpx.Client, url: str, redis: Redis, post: Post
+) -> None:
     job = post()["id"]
     with pytest.raises(httpx.ReadTimeout):
         httpx.get(f"{url}/v1/jobs/{job}", params={"wait": 60}, timeout=0.5)
@@ -73,9 +84,21 @@ def test_nothing_is_asked_for_a_client_that_has_gone(api: httpx.Client, url: str
 @contextmanager
 def served_apart(settings: ApiSettings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The API in a process of its own, whose memory is its own too. Listens before it runs: early requests wait for it."""
-    env = {**os.environ, "DDPM_REDIS_URL": str(settings.redis_url), "DDPM_MODELS_DIR": str(settings.models_dir)}
+    env = {
+        **os.environ,
+        "DDPM_REDIS_URL": str(settings.redis_url),
+        "DDPM_MODELS_DIR": str(settings.models_dir),
+    }
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--fd", str(listening.fileno())]
+        command = [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "app.main:create_app",
+            "--factory",
+            "--fd",
+            str(listening.fileno()),
+        ]
         with subprocess.Popen(command, env=env, cwd=ROOT, pass_fds=[listening.fileno()]) as process:
             try:
                 yield f"http://127.0.0.1:{listening.getsockname()[1]}", process
@@ -85,7 +108,10 @@ def served_apart(settings: ApiSettings) -> Iterator[tuple[str, subprocess.Popen[
 
 def resident_mb(process: subprocess.Popen[bytes]) -> float:
     """The most that it ever was."""
-    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())[0]) / 1024
+    return (
+        int(re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())[0])
+        / 1024
+    )
 
 
 async def all_wait(url: str, waiters: int) -> list[httpx.Response]:

@@ -17,7 +17,11 @@ UNSTABLE = {"date"}
 
 
 def heard(response: httpx.Response) -> tuple[int, dict[str, str], bytes]:
-    return response.status_code, {k: v for k, v in response.headers.items() if k not in UNSTABLE}, response.content
+    return (
+        response.status_code,
+        {k: v for k, v in response.headers.items() if k not in UNSTABLE},
+        response.content,
+    )
 
 
 def ended(api: httpx.Client, worker: IdleWorker, post: Post) -> str:
@@ -29,10 +33,20 @@ def ended(api: httpx.Client, worker: IdleWorker, post: Post) -> str:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT"])
-def test_it_is_what_the_route_says(api: httpx.Client, worker: IdleWorker, post: Post, method: str) -> None:
+def test_it_is_what_the_route_says(
+    api: httpx.Client, worker: IdleWorker, post: Post, method: str
+) -> None:
     job = ended(api, worker, post)
-    for path in (f"/v1/jobs/{job}", f"/v1/jobs/{job.upper()}", f"/v1/jobs/{job}/", f"/v1/jobs/{'0' * 32}", "/v1/jobs/a%20b"):
-        assert heard(api.request(method, path)) == heard(api.request(method, path, params=ROUTED)), path
+    for path in (
+        f"/v1/jobs/{job}",
+        f"/v1/jobs/{job.upper()}",
+        f"/v1/jobs/{job}/",
+        f"/v1/jobs/{'0' * 32}",
+        "/v1/jobs/a%20b",
+    ):
+        assert heard(api.request(method, path)) == heard(
+            api.request(method, path, params=ROUTED)
+        ), path
     assert api.get(f"/v1/jobs/{job}").json()["state"] == "finished"
 
 
@@ -61,6 +75,9 @@ def test_a_bug_is_a_problem_too(url: str, post: Post, monkeypatch: pytest.Monkey
         raise ArithmeticError
 
     monkeypatch.setattr(Jobs, "status", broken)
-    past, routed = httpx.get(f"{url}/v1/jobs/{job}"), httpx.get(f"{url}/v1/jobs/{job}", params=ROUTED)
+    past, routed = (
+        httpx.get(f"{url}/v1/jobs/{job}"),
+        httpx.get(f"{url}/v1/jobs/{job}", params=ROUTED),
+    )
     assert heard(past) == heard(routed)
     assert (past.status_code, past.json()["type"]) == (500, "urn:problem-type:ddpm:internal")

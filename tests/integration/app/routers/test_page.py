@@ -28,7 +28,9 @@ TYPES = {
 
 
 @pytest.mark.parametrize("path", TYPES)
-def test_a_file_has_its_type_and_may_load_nothing_from_elsewhere(api: httpx.Client, path: str) -> None:
+def test_a_file_has_its_type_and_may_load_nothing_from_elsewhere(
+    api: httpx.Client, path: str
+) -> None:
     answer = api.get(path)
     assert (answer.status_code, answer.headers["content-type"]) == (200, TYPES[path])
     policy = answer.headers["content-security-policy"]
@@ -39,7 +41,9 @@ def test_a_file_has_its_type_and_may_load_nothing_from_elsewhere(api: httpx.Clie
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/static/page.js", "/static/swagger-ui.css"])
-@pytest.mark.parametrize("asked", ["bytes=foo", "nonsense", "bytes=99999999-", "bytes=0-0", "bytes=0-0,2-3"])
+@pytest.mark.parametrize(
+    "asked", ["bytes=foo", "nonsense", "bytes=99999999-", "bytes=0-0", "bytes=0-0,2-3"]
+)
 def test_a_part_of_a_file_is_not_had(api: httpx.Client, path: str, asked: str) -> None:
     answer = api.get(path, headers={"Range": asked})
     assert (answer.status_code, answer.content) == (200, api.get(path).content)
@@ -50,11 +54,24 @@ def test_who_has_a_file_is_not_sent_it_again(api: httpx.Client) -> None:
     again = api.get("/", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     head = api.head("/")
-    assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", first.headers["etag"])
+    assert (head.status_code, head.content, head.headers["etag"]) == (
+        200,
+        b"",
+        first.headers["etag"],
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["nothing.js", "docs.html", "redoc.standalone.js", "..%2fmain.py", "%2e%2e%2fmain.py", "%00", "a" * 1000]
+    "name",
+    [
+        "nothing.js",
+        "docs.html",
+        "redoc.standalone.js",
+        "..%2fmain.py",
+        "%2e%2e%2fmain.py",
+        "%00",
+        "a" * 1000,
+    ],
 )
 def test_there_is_nothing_else(api: httpx.Client, name: str) -> None:
     problem(api.get(f"/static/{name}"), 404)
@@ -70,5 +87,7 @@ def test_it_takes_no_key_to_be_asked_for_one(valkey_url: str, models_dir: Path) 
     _, entry = new_key("ann")
     app = create_app(ApiSettings(redis_url=valkey_url, models_dir=models_dir, api_keys=entry))
     with serve(app) as url, httpx.Client(base_url=url) as client:
-        assert {path: client.get(path).status_code for path in PAGE_PATHS} == dict.fromkeys(PAGE_PATHS, 200)
+        assert {path: client.get(path).status_code for path in PAGE_PATHS} == dict.fromkeys(
+            PAGE_PATHS, 200
+        )
         problem(client.get("/static/nothing.js"), 401)

@@ -54,7 +54,9 @@ def document(request: pytest.FixtureRequest, settings: ApiSettings, redis: Redis
     with serve(create_app(keyed)) as url:
         worker = IdleWorker(redis)
         worker.announce()
-        finished = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}, headers=headers).json()["id"]
+        finished = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}, headers=headers).json()[
+            "id"
+        ]
         worker.start(finished)
         worker.publish(finished, [0])
         document = schemathesis.openapi.from_url(f"{url}/openapi.json")
@@ -79,7 +81,10 @@ def test_every_answer_is_as_documented(document: Any) -> None:
 
 
 def _check(operation: Any) -> None:
-    @given(case=operation.as_strategy(GenerationMode.POSITIVE) | operation.as_strategy(GenerationMode.NEGATIVE))
+    @given(
+        case=operation.as_strategy(GenerationMode.POSITIVE)
+        | operation.as_strategy(GenerationMode.NEGATIVE)
+    )
     @BOUNDED
     def check(case: Any) -> None:
         case.call_and_validate()
@@ -99,7 +104,9 @@ OF_A_JOB = {
 }
 
 
-def test_jobs_that_follow_each_other_are_answered_as_documented(document: Any, redis: Redis) -> None:
+def test_jobs_that_follow_each_other_are_answered_as_documented(
+    document: Any, redis: Redis
+) -> None:
     met: set[tuple[str, int]] = set()
 
     class Machine(document.as_state_machine()):
@@ -112,7 +119,11 @@ def test_jobs_that_follow_each_other_are_answered_as_documented(document: Any, r
             met.add((case.operation.label, response.status_code))
 
     for _ in range(10):  # what it meets is a matter of chance, and each of these is another chance
-        Machine.run(settings=hypothesis_settings(BOUNDED, derandomize=False, database=None, stateful_step_count=8))
+        Machine.run(
+            settings=hypothesis_settings(
+                BOUNDED, derandomize=False, database=None, stateful_step_count=8
+            )
+        )
         if met >= OF_A_JOB:
             break
     assert met >= OF_A_JOB, "a machine that does not meet its own jobs shows nothing"

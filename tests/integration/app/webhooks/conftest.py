@@ -18,11 +18,15 @@ from tests.support.webhooks import SECRET
 
 @pytest.fixture
 def with_webhooks(settings: ApiSettings) -> ApiSettings:
-    return ApiSettings(**settings.model_dump() | {"webhook_secret": SECRET, "webhook_networks": "127.0.0.1"})
+    return ApiSettings(
+        **settings.model_dump() | {"webhook_secret": SECRET, "webhook_networks": "127.0.0.1"}
+    )
 
 
 @pytest.fixture
-def api(with_webhooks: ApiSettings, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+def api(
+    with_webhooks: ApiSettings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[httpx.Client]:
     monkeypatch.setattr(delivery, "_LOOK_EVERY_S", 0.02)
     with serve(create_app(with_webhooks)) as url, httpx.Client(base_url=url, timeout=10) as client:
         yield client

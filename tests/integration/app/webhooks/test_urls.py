@@ -24,7 +24,9 @@ def test_an_address_that_is_not_public_is_refused_at_once_or_when_its_name_is_kn
         "http://[::1]:8000/",
         "http://[::ffff:127.0.0.1]/",
     ):
-        (error,) = problem(api.post("/v1/jobs", json={"model": "tiny", "webhook": url}), 422)["errors"]
+        (error,) = problem(api.post("/v1/jobs", json={"model": "tiny", "webhook": url}), 422)[
+            "errors"
+        ]
         assert error["field"] == "webhook"
         assert "is not public; use one that is" in error["detail"]
     job = ended(api, worker, post, "http://name.invalid/")
@@ -44,7 +46,9 @@ def test_an_address_that_is_not_public_is_refused_at_once_or_when_its_name_is_kn
         ("http://" + "x" * 2000, "at most 2000 characters"),
     ],
 )
-def test_a_url_that_is_odd_is_refused_with_the_remedy(api: httpx.Client, url: str, remedy: str) -> None:
+def test_a_url_that_is_odd_is_refused_with_the_remedy(
+    api: httpx.Client, url: str, remedy: str
+) -> None:
     (error,) = problem(api.post("/v1/jobs", json={"model": "tiny", "webhook": url}), 422)["errors"]
     assert error["field"] == "webhook"
     assert remedy in error["detail"]
@@ -52,7 +56,10 @@ def test_a_url_that_is_odd_is_refused_with_the_remedy(api: httpx.Client, url: st
 
 def test_a_service_without_a_secret_refuses_webhooks(url: str, redis: Redis) -> None:
     answer = httpx.post(f"{url}/v1/jobs", json={"model": "tiny", "webhook": "https://example.com/"})
-    assert "this service sends none; leave it out, or ask the operator for DDPM_WEBHOOK_SECRET" in problem(answer, 422)["detail"]
+    assert (
+        "this service sends none; leave it out, or ask the operator for DDPM_WEBHOOK_SECRET"
+        in problem(answer, 422)["detail"]
+    )
 
 
 def test_the_url_is_in_no_log_and_no_answer(
@@ -68,7 +75,11 @@ def test_the_url_is_in_no_log_and_no_answer(
     job = ended(api, worker, post, f"http://127.0.0.1:{hook.port}/t0ken")
     eventually(lambda: status(api, job)["said"], 10, "the first attempt is noted")
     api.post(f"/v1/jobs/{job}/cancel")
-    answers = [api.get(f"/v1/jobs/{job}").text, api.get("/v1/jobs").text, hook.received[0].body.decode()]
+    answers = [
+        api.get(f"/v1/jobs/{job}").text,
+        api.get("/v1/jobs").text,
+        hook.received[0].body.decode(),
+    ]
     assert not [text for text in [*answers, caplog.text] if "t0ken" in text]
     hook.statuses = [410]
     due_now(redis, job)

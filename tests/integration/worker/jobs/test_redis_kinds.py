@@ -33,8 +33,14 @@ pytestmark = pytest.mark.redis
 QUEUE = queue_name("interactive", "tiny")
 
 
-@pytest.fixture(scope="module", params=[(server, kind) for server in ("valkey", "redis") for kind in KINDS], ids="-".join)
-def store_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture(
+    scope="module",
+    params=[(server, kind) for server in ("valkey", "redis") for kind in KINDS],
+    ids="-".join,
+)
+def store_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     server, kind = request.param
     with ExitStack() as stack:
         try:
@@ -70,7 +76,9 @@ def take(shards: ShardLeases, results: JobWriter) -> Lease:
     return lease
 
 
-def test_a_shard_that_a_worker_lost_is_taken_up_where_it_was_saved_and_finished(api: httpx.Client, redis: Redis) -> None:
+def test_a_shard_that_a_worker_lost_is_taken_up_where_it_was_saved_and_finished(
+    api: httpx.Client, redis: Redis
+) -> None:
     job = submit(api, count=2)
     shards, results = ShardLeases(redis, [QUEUE]), JobWriter(redis, InRedis())
     shards.beat()
@@ -89,12 +97,17 @@ def test_a_shard_that_a_worker_lost_is_taken_up_where_it_was_saved_and_finished(
     assert shards.finish(again)
 
     assert api.get(f"/v1/jobs/{job}").json()["state"] == "finished"
-    assert [api.get(f"/v1/jobs/{job}/images/{index}").content for index in (0, 1)] == [b"first", b"second"]
+    assert [api.get(f"/v1/jobs/{job}/images/{index}").content for index in (0, 1)] == [
+        b"first",
+        b"second",
+    ]
     shards.close()
     assert not of_shard(redis, again.shard)
 
 
-def test_a_job_that_runs_is_cancelled_and_one_that_waits_is_deleted(api: httpx.Client, redis: Redis) -> None:
+def test_a_job_that_runs_is_cancelled_and_one_that_waits_is_deleted(
+    api: httpx.Client, redis: Redis
+) -> None:
     runs, waits = submit(api), submit(api, count=100)
     shards, results = ShardLeases(redis, [QUEUE]), JobWriter(redis, InRedis())
     shards.beat()
@@ -119,7 +132,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load_tiny(tmp_path_factory.mktemp("models"))
 
 
-def test_a_picture_is_drawn(store_url: str, model: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_picture_is_drawn(
+    store_url: str, model: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_model(tmp_path, "tiny")
     worker = WorkerLoop(connect(store_url), {"tiny": model}, "cpu", InRedis())
     thread = Thread(target=worker.run)
@@ -128,13 +143,21 @@ def test_a_picture_is_drawn(store_url: str, model: LoadedModel, tmp_path: Path, 
         thread.start()
         try:
             job = f"/v1/jobs/{submit(api, count=2)}"
-            eventually(lambda: api.get(job).json()["state"] == "finished", 30, "the job is finished")
+            eventually(
+                lambda: api.get(job).json()["state"] == "finished", 30, "the job is finished"
+            )
             assert api.get(f"{job}/images/1").content.startswith(b"\x89PNG")
         finally:
             worker.crew.ask_to_stop()
             thread.join()
-    assert [said.message for said in caplog.records if said.name.startswith("worker") and said.levelname != "INFO"] == []
+    assert [
+        said.message
+        for said in caplog.records
+        if said.name.startswith("worker") and said.levelname != "INFO"
+    ] == []
 
 
 def test_the_page_on_servers_gives_a_user_the_rights_that_are_tested() -> None:
-    assert f"ACL SETUSER ddpm on >PASSWORD {USER_RULES}\n" in (ROOT / "docs" / "redis.md").read_text()
+    assert (
+        f"ACL SETUSER ddpm on >PASSWORD {USER_RULES}\n" in (ROOT / "docs" / "redis.md").read_text()
+    )

@@ -48,7 +48,9 @@ def state(api: httpx.Client, job: dict[str, Any]) -> str:
     return api.get(job["links"]["self"]).json()["state"]
 
 
-def test_with_no_worker_left_the_api_itself_puts_a_job_back_into_the_queue(api, redis, worker, post, join):
+def test_with_no_worker_left_the_api_itself_puts_a_job_back_into_the_queue(
+    api, redis, worker, post, join
+):
     job = post()
     lease = take(join(), worker)
     began = api.get(job["links"]["self"]).json()
@@ -59,7 +61,9 @@ def test_with_no_worker_left_the_api_itself_puts_a_job_back_into_the_queue(api, 
     assert again["queue"]["position"] == 0
     assert again["started_at"] == began["started_at"]
     take(join(), worker)
-    assert api.get(job["links"]["self"]).json()["started_at"] == began["started_at"], "when a worker first took it"
+    assert api.get(job["links"]["self"]).json()["started_at"] == began["started_at"], (
+        "when a worker first took it"
+    )
 
 
 def test_a_job_that_is_given_up_ends_without_any_worker(api, redis, worker, post, join):
@@ -72,7 +76,9 @@ def test_a_job_that_is_given_up_ends_without_any_worker(api, redis, worker, post
     assert api.get(job["links"]["self"]).json()["error"]["code"] == "workers_lost"
 
 
-def test_a_job_that_is_given_back_is_queued_at_once_and_whoever_waits_is_told(api, worker, post, join):
+def test_a_job_that_is_given_back_is_queued_at_once_and_whoever_waits_is_told(
+    api, worker, post, join
+):
     job = post()
     shards = join()
     take(shards, worker)

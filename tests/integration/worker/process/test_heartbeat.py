@@ -25,7 +25,9 @@ from worker.process.messages import MessageQueue
 from worker.process.shard_leases import ShardLeases
 
 
-def info(name: str, precision: Precision = "fp32", device: str = "cpu", kernels: str = "pytorch") -> WorkerInfo:
+def info(
+    name: str, precision: Precision = "fp32", device: str = "cpu", kernels: str = "pytorch"
+) -> WorkerInfo:
     return WorkerInfo(name, device, {"tiny": ModelInfo(precision, kernels, 1, {1: 0.1})}, 1.0)
 
 
@@ -38,10 +40,19 @@ def upkeep(redis: Redis) -> Heartbeat:
     """Of a worker that runs `tiny` in fp32 on a CPU, and waits for nothing between its turns."""
     stopping = Event()
     stopping.set()
-    return Heartbeat(redis, ShardLeases(redis, QUEUES), MessageQueue(), lambda: info("mine"), count().__next__, stopping)
+    return Heartbeat(
+        redis,
+        ShardLeases(redis, QUEUES),
+        MessageQueue(),
+        lambda: info("mine"),
+        count().__next__,
+        stopping,
+    )
 
 
-def test_a_worker_that_is_gone_is_not_among_the_living_and_is_forgotten(redis: Redis, upkeep: Heartbeat) -> None:
+def test_a_worker_that_is_gone_is_not_among_the_living_and_is_forgotten(
+    redis: Redis, upkeep: Heartbeat
+) -> None:
     say(redis, info("alive"))
     say(redis, info("dead"), lives_s=-1)
     assert worker_registry.read(living(redis)) == [info("alive")]
@@ -69,8 +80,14 @@ def test_a_worker_whose_step_never_ends_ends_itself_and_says_so(
     assert redis.hget(lease.job.key, "reason") == b"no step has ended for 120 s"
 
 
-def test_no_heartbeat_waits_for_a_rescue(redis: Redis, upkeep: Heartbeat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep._rescue, "turn", lambda: pytest.fail("where Redis is slow it takes longer than a lease"))
+def test_no_heartbeat_waits_for_a_rescue(
+    redis: Redis, upkeep: Heartbeat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        upkeep._rescue,
+        "turn",
+        lambda: pytest.fail("where Redis is slow it takes longer than a lease"),
+    )
     upkeep.turn()
     assert worker_registry.read(living(redis)) == [info("mine")]
 
@@ -102,7 +119,11 @@ def test_a_worker_stays_known_while_the_server_is_full(redis: Redis, upkeep: Hea
 def test_workers_of_another_version_are_not_counted_and_harm_nobody(
     redis: Redis, api: httpx.Client, caplog: pytest.LogCaptureFixture, missing: str
 ) -> None:
-    fields = {name: value for name, value in json.loads(info("newer").to_json()).items() if missing not in (name, "everything")}
+    fields = {
+        name: value
+        for name, value in json.loads(info("newer").to_json()).items()
+        if missing not in (name, "everything")
+    }
     say(redis, info("mine"))
     redis.hset(WORKERS, "newer", f"{time.time() + 60} {json.dumps(fields)}")
     assert [worker["name"] for worker in api.get("/readyz").json()["workers"]] == ["mine"]
@@ -111,7 +132,11 @@ def test_workers_of_another_version_are_not_counted_and_harm_nobody(
 
 
 def test_what_a_newer_worker_says_besides_is_overlooked(redis: Redis, api: httpx.Client) -> None:
-    redis.hset(WORKERS, "newer", f"{time.time() + 60} {json.dumps(json.loads(info('newer').to_json()) | {'host': 'gpu-2'})}")
+    redis.hset(
+        WORKERS,
+        "newer",
+        f"{time.time() + 60} {json.dumps(json.loads(info('newer').to_json()) | {'host': 'gpu-2'})}",
+    )
     assert [worker["name"] for worker in api.get("/readyz").json()["workers"]] == ["newer"]
 
 
@@ -130,12 +155,21 @@ def test_a_worker_that_computes_otherwise_is_told_of_once(
     for _ in range(3):
         upkeep.turn()
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told.startswith(f"worker other runs tiny in {there}, this one in fp32 on cpu by pytorch: ")
+    assert told.startswith(
+        f"worker other runs tiny in {there}, this one in fp32 on cpu by pytorch: "
+    )
     assert "DDPM_PRECISION" in told
 
 
-def test_workers_that_compute_alike_say_nothing(redis: Redis, upkeep: Heartbeat, caplog: pytest.LogCaptureFixture) -> None:
+def test_workers_that_compute_alike_say_nothing(
+    redis: Redis, upkeep: Heartbeat, caplog: pytest.LogCaptureFixture
+) -> None:
     say(redis, info("other"))
-    say(redis, replace(info("for another model"), models={"large": ModelInfo("bf16", "pytorch", 1, {1: 0.1})}))
+    say(
+        redis,
+        replace(
+            info("for another model"), models={"large": ModelInfo("bf16", "pytorch", 1, {1: 0.1})}
+        ),
+    )
     upkeep.turn()
     assert not caplog.records

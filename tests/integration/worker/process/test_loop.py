@@ -37,7 +37,9 @@ def worker(redis: Redis, model: LoadedModel) -> WorkerLoop:
     return made
 
 
-def test_a_shard_that_was_taken_while_redis_went_away_is_handed_on_when_it_is_back(redis, model, monkeypatch):
+def test_a_shard_that_was_taken_while_redis_went_away_is_handed_on_when_it_is_back(
+    redis, model, monkeypatch
+):
     shard = post(redis, model)
     inbox, results = MessageQueue(), JobWriter(redis, InRedis())
     shards = ShardLeases(redis, [shard.queue])
@@ -58,7 +60,9 @@ def test_a_shard_that_lapsed_before_it_was_handed_on_is_neither_run_nor_told_as_
     """Redis was away for longer than a lease; another process looked first. Another shard of its job may run elsewhere."""
     shard = post(redis, model)
     with monkeypatch.context() as away:
-        away.setattr(worker._results, "start", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
+        away.setattr(
+            worker._results, "start", lambda *_: (_ for _ in ()).throw(ConnectionError("gone"))
+        )
         with pytest.raises(ConnectionError):
             worker._intake.turn()
     let_lapse(redis, worker._intake._taken)
@@ -69,11 +73,15 @@ def test_a_shard_that_lapsed_before_it_was_handed_on_is_neither_run_nor_told_as_
     assert redis.lrange(f"rq:queue:{shard.queue}", 0, -1) == [shard.id.encode()]
 
 
-def test_the_job_of_a_shard_of_another_version_fails_though_redis_goes_away_meanwhile(redis, worker, model, monkeypatch):
+def test_the_job_of_a_shard_of_another_version_fails_though_redis_goes_away_meanwhile(
+    redis, worker, model, monkeypatch
+):
     shard = post(redis, model)
     redis.hset(f"rq:job:{shard.id}", "data", '["worker", null, [], {}]')
     with monkeypatch.context() as away:
-        away.setattr(worker._results, "fail", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
+        away.setattr(
+            worker._results, "fail", lambda *_: (_ for _ in ()).throw(ConnectionError("gone"))
+        )
         with pytest.raises(ConnectionError):
             worker._intake.turn()
     [lease] = redis.zrange(f"rq:wip:{shard.queue}", 0, -1)
@@ -85,7 +93,9 @@ def test_the_job_of_a_shard_of_another_version_fails_though_redis_goes_away_mean
     assert not redis.keys("rq:job:*")
 
 
-def test_a_shard_that_comes_back_to_the_worker_that_lost_it_is_run_once_more_and_finishes(redis, worker, model):
+def test_a_shard_that_comes_back_to_the_worker_that_lost_it_is_run_once_more_and_finishes(
+    redis, worker, model
+):
     shard = post(redis, model, steps=30)
     first = begin(worker, shard, [0, 1, 2])
     worker._turn()
@@ -126,7 +136,9 @@ def test_a_job_whose_shard_lost_every_worker_fails_and_says_why(redis, model):
     assert not redis.keys("rq:failed:*")
 
 
-def test_a_suspect_that_is_lost_before_it_is_admitted_keeps_the_worker_from_nothing(redis, worker, model):
+def test_a_suspect_that_is_lost_before_it_is_admitted_keeps_the_worker_from_nothing(
+    redis, worker, model
+):
     """Stalled past the lease twice, and between the two the shard came back to this worker."""
     shard = post(redis, model)
     worker._intake.turn()
@@ -174,7 +186,9 @@ def test_a_late_worker_leaves_the_saved_chains_of_its_successor_alone(redis, wor
     assert worker._results.saved(shard) == saved
 
 
-def test_a_shard_whose_hash_was_lost_with_the_server_is_run_again_and_not_forgotten(redis, worker, model):
+def test_a_shard_whose_hash_was_lost_with_the_server_is_run_again_and_not_forgotten(
+    redis, worker, model
+):
     shard = post(redis, model)
     begin(worker, shard, [1, 2])
     run_to_the_end(worker)
@@ -189,7 +203,9 @@ def test_a_shard_whose_hash_was_lost_with_the_server_is_run_again_and_not_forgot
 def test_a_lease_that_lapsed_while_redis_was_away_is_not_handed_on(redis, model):
     shard = post(redis, model)
     inbox, shards = MessageQueue(), ShardLeases(redis, [shard.queue])
-    intake = Intake(shards, JobWriter(redis, InRedis()), {"tiny": model}, WorkerLoad(), inbox, lambda: False)
+    intake = Intake(
+        shards, JobWriter(redis, InRedis()), {"tiny": model}, WorkerLoad(), inbox, lambda: False
+    )
     intake._taken = shards.take([shard.queue])
     let_lapse(redis, intake._taken)
     assert shards.beat() == [intake._taken]
@@ -199,9 +215,20 @@ def test_a_lease_that_lapsed_while_redis_was_away_is_not_handed_on(redis, model)
 
 def test_a_shard_of_another_version_fails_its_job(redis, model):
     shard = post(redis, model)
-    redis.hset("rq:job:" + shard.id, "data", zlib.compress(b'["worker.sample", null, [], {"job": "of tomorrow"}]'))
+    redis.hset(
+        "rq:job:" + shard.id,
+        "data",
+        zlib.compress(b'["worker.sample", null, [], {"job": "of tomorrow"}]'),
+    )
     shards = ShardLeases(redis, [shard.queue])
-    Intake(shards, JobWriter(redis, InRedis()), {"tiny": model}, WorkerLoad(), MessageQueue(), lambda: False).turn()
+    Intake(
+        shards,
+        JobWriter(redis, InRedis()),
+        {"tiny": model},
+        WorkerLoad(),
+        MessageQueue(),
+        lambda: False,
+    ).turn()
     assert state(redis, shard) == "failed"
     assert redis.hget(job_key(shard.job), "error_code") == b"unknown_version"
 

@@ -77,7 +77,9 @@ def make_a_replica(redis: Redis) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize("fault", [stall, fill_up, make_a_replica])
-def test_what_was_finished_while_redis_took_no_writes_arrives_when_it_does_again(redis, model, worker, caplog, fault):
+def test_what_was_finished_while_redis_took_no_writes_arrives_when_it_does_again(
+    redis, model, worker, caplog, fault
+):
     expected = hashes_of(redis, post(redis, model, "a", seed=5, steps=LONG))
     job = post(redis, model, "b", seed=5, steps=LONG)
     eventually(lambda: redis.hget(job_key(job), "p0"), 30, "the job runs")
@@ -98,7 +100,9 @@ def hashes_of(redis: Redis, job: str) -> dict[bytes, bytes]:
     return redis.hgetall(sha256_key(job))
 
 
-def test_a_server_that_was_killed_goes_on_with_the_worker_where_they_were(redis, server, model, worker, caplog):
+def test_a_server_that_was_killed_goes_on_with_the_worker_where_they_were(
+    redis, server, model, worker, caplog
+):
     job = post(redis, model, "b", seed=5, steps=LONG)
     eventually(lambda: redis.hget(job_key(job), "p0"), 30, "the job runs")
     kill(server, redis)
@@ -109,7 +113,9 @@ def test_a_server_that_was_killed_goes_on_with_the_worker_where_they_were(redis,
     assert worker.faults == []
 
 
-def test_chains_of_jobs_that_went_with_the_server_are_dropped_and_new_jobs_are_taken(redis, server, model, worker):
+def test_chains_of_jobs_that_went_with_the_server_are_dropped_and_new_jobs_are_taken(
+    redis, server, model, worker
+):
     gone = post(redis, model, "b", seed=5, count=64, steps=LONG)
     eventually(lambda: redis.hget(job_key(gone), "p0"), 30, "the job runs")
     kill(server, redis)
@@ -118,11 +124,15 @@ def test_chains_of_jobs_that_went_with_the_server_are_dropped_and_new_jobs_are_t
     server.start()
     eventually(lambda: not len(model.engine), 20, "its chains are dropped")
     hashes_of(redis, post(redis, model, "c", seed=5))
-    assert not [key for key in redis.keys("*") if gone.encode() in key], "the worker brought a key back"
+    assert not [key for key in redis.keys("*") if gone.encode() in key], (
+        "the worker brought a key back"
+    )
     assert worker.faults == []
 
 
-def test_a_server_that_lost_its_latest_seconds_gets_the_same_pictures_once_more(redis, server, model, worker):
+def test_a_server_that_lost_its_latest_seconds_gets_the_same_pictures_once_more(
+    redis, server, model, worker
+):
     """Its file ends before the job did: the job is there, and its images are not."""
     expected = hashes_of(redis, post(redis, model, "a", seed=5))
     job = post(redis, model, "b", seed=5)

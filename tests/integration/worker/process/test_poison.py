@@ -81,8 +81,14 @@ def shard_of(model: LoadedModel, seed: int) -> Shard:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (Killed(), "3 workers in a row were lost while they ran this job, and got no further; post it again"),
-        (RuntimeError("a kernel failed in /opt/secret/path.cu\nand more"), "RuntimeError: a kernel failed in …"),
+        (
+            Killed(),
+            "3 workers in a row were lost while they ran this job, and got no further; post it again",
+        ),
+        (
+            RuntimeError("a kernel failed in /opt/secret/path.cu\nand more"),
+            "RuntimeError: a kernel failed in …",
+        ),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
             "OutOfMemoryError: CUDA out of memory. Tried to",
@@ -117,6 +123,9 @@ def test_a_network_that_throws_for_one_job_fails_that_job_with_the_reason_and_it
 
 
 def test_a_reason_is_short_and_tells_no_path():
-    assert client_reason(ValueError("cannot open /root/weights.bin for C:\\key")) == "ValueError: cannot open … for …"
+    assert (
+        client_reason(ValueError("cannot open /root/weights.bin for C:\\key"))
+        == "ValueError: cannot open … for …"
+    )
     assert client_reason(KeyError()) == "KeyError"
     assert len(client_reason(RuntimeError("x" * 1000))) == 200

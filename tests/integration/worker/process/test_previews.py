@@ -54,7 +54,8 @@ def held(model: LoadedModel) -> Iterator[list[ActiveShard]]:
     """A job of 70 images, in two shards, that nobody has stepped yet."""
     recipe = Recipe("tiny", model.card.sha256, "ddpm", STEPS, "fixed_small", 0.0, SEED)
     held = [
-        ActiveShard(lease(shard), model, set(shard.indices)) for shard in shards_of(JOB, recipe, 0, 70, "local", "interactive")
+        ActiveShard(lease(shard), model, set(shard.indices))
+        for shard in shards_of(JOB, recipe, 0, 70, "local", "interactive")
     ]
     for shard in held:
         model.admit(shard.lease.shard, sorted(shard.left), None)
@@ -78,7 +79,9 @@ def found(redis: Redis, job: str = JOB) -> set[int]:
     return {int(key.rpartition(b":")[2]) for key in redis.keys(preview_key(job, "*"))}
 
 
-def test_a_preview_is_what_the_plain_loop_takes_the_image_for(redis: Redis, model: LoadedModel, held: list[ActiveShard]):
+def test_a_preview_is_what_the_plain_loop_takes_the_image_for(
+    redis: Redis, model: LoadedModel, held: list[ActiveShard]
+):
     for indices in ((3, 64), (3,), (3, 64), (64,), (64,)):
         step(model, *indices)
     asked = PreviewSender(redis)
@@ -88,7 +91,12 @@ def test_a_preview_is_what_the_plain_loop_takes_the_image_for(redis: Redis, mode
     for index, row in ((3, 3), (64, 4)):
         with Image.open(BytesIO(redis.get(preview_key(JOB, index)))) as picture:
             told = json.loads(picture.text["ddpm"])
-            assert (told["step"], told["index"], told["seed"], told["precision"]) == (row, index, SEED, model.precision)
+            assert (told["step"], told["index"], told["seed"], told["precision"]) == (
+                row,
+                index,
+                SEED,
+                model.precision,
+            )
             pixels = np.array(picture).astype(int)
         plan = compile_plan(model.schedule, STEPS)
         states = list(chain(model.engine.pool.network, plan, SEED, [index], (1, 8, 8)))
@@ -104,7 +112,9 @@ def test_a_preview_goes_by_itself(redis: Redis, model: LoadedModel, held: list[A
     assert 0 < redis.pttl(preview_key(JOB, 0)) <= LIVES_MS
 
 
-def test_what_is_not_here_or_has_taken_no_step_is_forgotten(redis: Redis, model: LoadedModel, held: list[ActiveShard]):
+def test_what_is_not_here_or_has_taken_no_step_is_forgotten(
+    redis: Redis, model: LoadedModel, held: list[ActiveShard]
+):
     asked = PreviewSender(redis)
     for job, index in ((JOB, 0), ("b" * 32, 0), (JOB, 70)):
         asked.ask(job, index)
@@ -132,7 +142,9 @@ def test_more_than_fit_go_one_after_the_other(
     assert not asked._work.is_set(), "and the thread has nothing to do"
 
 
-def test_large_ones_go_one_by_one(redis: Redis, model: LoadedModel, held: list[ActiveShard], monkeypatch: pytest.MonkeyPatch):
+def test_large_ones_go_one_by_one(
+    redis: Redis, model: LoadedModel, held: list[ActiveShard], monkeypatch: pytest.MonkeyPatch
+):
     step(model, 0, 1)
     monkeypatch.setattr(previews, "_AT_ONCE_BYTES", 1)
     asked = PreviewSender(redis)
@@ -176,7 +188,11 @@ def test_after_a_fault_of_redis_there_are_previews_again(
 
 
 def test_a_device_without_memory_for_a_look_goes_on(
-    redis: Redis, model: LoadedModel, held: list[ActiveShard], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    redis: Redis,
+    model: LoadedModel,
+    held: list[ActiveShard],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
     def full(_slots: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -216,7 +232,16 @@ def test_a_worker_hears_who_wants_one(redis: Redis):
 def test_a_preview_of_what_is_not_finite_harms_nobody(redis: Redis, model: LoadedModel):
     """Its image will fail when it has finished; until then somebody may look at it."""
     engine, plan = model.engine, compile_plan(model.schedule, STEPS)
-    shard = next(shards_of("c" * 32, Recipe("tiny", "", "ddpm", STEPS, "fixed_small", 0.0, SEED), 0, 1, "local", "interactive"))
+    shard = next(
+        shards_of(
+            "c" * 32,
+            Recipe("tiny", "", "ddpm", STEPS, "fixed_small", 0.0, SEED),
+            0,
+            1,
+            "local",
+            "interactive",
+        )
+    )
     engine.submit([ChainRequest((shard.id, 0), shard.job, plan, SEED, 0)])
     engine.step()
     engine.pool.x_0_hat.fill_(torch.nan)

@@ -33,14 +33,18 @@ def test_the_progress_of_all_shards_of_a_worker_is_one_write(
     results.start(shards[0], 1)
     results.progress([(shards[0], 0, 0)])
     before = reads(redis)
-    told = results.progress([(shard, 5, 320) for shard in shards] + [(replace(shards[0], job="0" * 32), 5, 320)])
+    told = results.progress(
+        [(shard, 5, 320) for shard in shards] + [(replace(shards[0], job="0" * 32), 5, 320)]
+    )
     assert reads(redis) - before < len(shards) / 2, "one write for each would be 17"
     assert told == [True] * 16 + [False], "each is told whether it is still wanted"
     now = api.get(job["links"]["self"]).json()
     assert (now["progress"]["step"], now["progress"]["fraction"]) == (5, 0.5)
 
 
-def test_a_worker_tells_of_the_shards_that_have_come_on_and_now_and_then_of_all(redis, tmp_path, monkeypatch):
+def test_a_worker_tells_of_the_shards_that_have_come_on_and_now_and_then_of_all(
+    redis, tmp_path, monkeypatch
+):
     monkeypatch.setattr(loop, "PROGRESS_EVERY_S", 0)
     model = load_tiny(tmp_path)
     worker = WorkerLoop(redis, {"tiny": model}, "cpu", InRedis())
@@ -50,7 +54,11 @@ def test_a_worker_tells_of_the_shards_that_have_come_on_and_now_and_then_of_all(
     begin(worker, first, [0, 1])
     begin(worker, second, [64])
     told: list[list[str]] = []
-    monkeypatch.setattr(worker._outbox, "report", lambda reports: told.append([lease.shard.id for lease, *_ in reports]))
+    monkeypatch.setattr(
+        worker._outbox,
+        "report",
+        lambda reports: told.append([lease.shard.id for lease, *_ in reports]),
+    )
 
     def step(chains: list[tuple[str, int]]) -> list[str]:
         model.engine.step(chains)

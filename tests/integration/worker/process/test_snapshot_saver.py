@@ -34,7 +34,10 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[LoadedModel]:
     root = tmp_path_factory.mktemp("models")
     write_model(root, "tiny")
     cache = CalibrationCache(root / "calibrations")
-    return [LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), 64, "fp32", cache) for _ in range(2)]
+    return [
+        LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), 64, "fp32", cache)
+        for _ in range(2)
+    ]
 
 
 @pytest.fixture
@@ -100,31 +103,43 @@ def test_what_another_worker_takes_up_ends_in_the_same_bytes_and_nothing_of_it_s
 ):
     monkeypatch.setattr("worker.process.job_writer.LARGE_BYTES", large_bytes)
     expected = undisturbed(redis, models[0], sampler)
-    first, second = (worker_with(redis, model, open_store(f"file://{pictures}")) for model in models)
+    first, second = (
+        worker_with(redis, model, open_store(f"file://{pictures}")) for model in models
+    )
     shard = start(redis, first, sampler)
     assert (pictures / shard.job / "chains-0").exists() == (large_bytes == 1)
     take_over(redis, first, second)
     assert state(redis, shard) == "finished"
     assert hashes(redis, shard) == expected
     assert model_of(second).engine.image_steps == 3 * (STEPS - 5)
-    assert sorted(path.name for path in (pictures / shard.job).iterdir()) == ["0.png", "1.png", "2.png"]
+    assert sorted(path.name for path in (pictures / shard.job).iterdir()) == [
+        "0.png",
+        "1.png",
+        "2.png",
+    ]
     assert not redis.exists(chains_key(shard.job))
 
 
 @pytest.mark.parametrize("store", ["the same, emptied", "none"])
-def test_chains_that_the_store_no_longer_has_are_computed_again(redis, models, pictures, monkeypatch, store):
+def test_chains_that_the_store_no_longer_has_are_computed_again(
+    redis, models, pictures, monkeypatch, store
+):
     monkeypatch.setattr("worker.process.job_writer.LARGE_BYTES", 1)
     expected = undisturbed(redis, models[0], "ddpm")
     first = worker_with(redis, models[0], open_store(f"file://{pictures}"))
     shard = start(redis, first)
     (pictures / shard.job / "chains-0").unlink()
-    second = worker_with(redis, models[1], InRedis() if store == "none" else open_store(f"file://{pictures}"))
+    second = worker_with(
+        redis, models[1], InRedis() if store == "none" else open_store(f"file://{pictures}")
+    )
     take_over(redis, first, second)
     assert hashes(redis, shard) == expected
     assert model_of(second).engine.image_steps == 3 * STEPS
 
 
-def test_chains_of_a_job_that_was_cancelled_meanwhile_are_not_left_in_the_store(redis, models, pictures, monkeypatch):
+def test_chains_of_a_job_that_was_cancelled_meanwhile_are_not_left_in_the_store(
+    redis, models, pictures, monkeypatch
+):
     monkeypatch.setattr("worker.process.job_writer.LARGE_BYTES", 1)
     worker = worker_with(redis, models[0], open_store(f"file://{pictures}"))
     shard = post(redis, model_of(worker), steps=STEPS)
@@ -137,7 +152,9 @@ def test_chains_of_a_job_that_was_cancelled_meanwhile_are_not_left_in_the_store(
     assert worker._inbox.get_nowait() == JobEnded(shard.job)
 
 
-def test_what_the_store_cannot_take_keeps_nothing_out_of_redis(redis, models, pictures, monkeypatch):
+def test_what_the_store_cannot_take_keeps_nothing_out_of_redis(
+    redis, models, pictures, monkeypatch
+):
     monkeypatch.setattr("worker.process.job_writer.LARGE_BYTES", 100)
     worker = worker_with(redis, models[0], open_store(f"file://{pictures}"))
     large = start(redis, worker)
@@ -149,7 +166,9 @@ def test_what_the_store_cannot_take_keeps_nothing_out_of_redis(redis, models, pi
 
 
 @pytest.mark.parametrize("error", [StoreFault("away"), torch.OutOfMemoryError("no room")], ids=repr)
-def test_what_cannot_be_saved_at_the_end_keeps_no_picture_and_no_shard(redis, models, monkeypatch, error):
+def test_what_cannot_be_saved_at_the_end_keeps_no_picture_and_no_shard(
+    redis, models, monkeypatch, error
+):
     worker = worker_with(redis, models[0], InRedis())
     shard = start(redis, worker)
     for _ in range(STEPS - 6):
@@ -162,7 +181,9 @@ def test_what_cannot_be_saved_at_the_end_keeps_no_picture_and_no_shard(redis, mo
     assert state(redis, shard) == "queued"
 
 
-def test_a_picture_that_could_not_leave_the_engine_is_no_other_pictures_loss(redis, models, monkeypatch):
+def test_a_picture_that_could_not_leave_the_engine_is_no_other_pictures_loss(
+    redis, models, monkeypatch
+):
     expected = undisturbed(redis, models[0], "ddpm")
     first = worker_with(redis, models[0], InRedis())
     shard = start(redis, first)
@@ -177,7 +198,9 @@ def test_a_picture_that_could_not_leave_the_engine_is_no_other_pictures_loss(red
     second = worker_with(redis, models[1], InRedis())
     take_over(redis, first, second)
     assert hashes(redis, shard) == expected
-    assert model_of(second).engine.image_steps == STEPS + 2 * (STEPS - 6), "two went on, one began anew"
+    assert model_of(second).engine.image_steps == STEPS + 2 * (STEPS - 6), (
+        "two went on, one began anew"
+    )
 
 
 def throw(error: Exception) -> Callable[..., None]:
@@ -209,10 +232,14 @@ def test_a_shard_that_has_not_come_on_is_not_saved_again(redis, models):
 
 
 @pytest.mark.usefixtures("due")
-def test_pictures_that_are_on_their_way_from_a_gpu_have_left_when_the_rest_is_saved(redis, models, monkeypatch):
+def test_pictures_that_are_on_their_way_from_a_gpu_have_left_when_the_rest_is_saved(
+    redis, models, monkeypatch
+):
     expected = undisturbed(redis, models[0], "ddpm")
     engine, pool = models[0].engine, models[0].engine.pool
-    monkeypatch.setattr(engine, "pool", LatePool(pool.network, pool.shape, pool.capacity, pool.device))
+    monkeypatch.setattr(
+        engine, "pool", LatePool(pool.network, pool.shape, pool.capacity, pool.device)
+    )
     worker = worker_with(redis, models[0], InRedis())
     shard = start(redis, worker, turns=STEPS - 1)
     engine.step()
@@ -225,7 +252,9 @@ def test_pictures_that_are_on_their_way_from_a_gpu_have_left_when_the_rest_is_sa
 
 
 @pytest.mark.usefixtures("due")
-def test_while_copies_wait_for_the_store_no_others_are_made_and_what_failed_is_copied_anew(redis, models, pictures, monkeypatch):
+def test_while_copies_wait_for_the_store_no_others_are_made_and_what_failed_is_copied_anew(
+    redis, models, pictures, monkeypatch
+):
     monkeypatch.setattr("worker.process.job_writer.LARGE_BYTES", 1)
     worker = worker_with(redis, models[0], open_store(f"file://{pictures}"))
     shard = start(redis, worker)
@@ -267,13 +296,17 @@ def test_large_chains_in_redis_are_saved_less_often(redis, models, monkeypatch):
 
 
 @pytest.mark.usefixtures("due")
-def test_large_chains_that_redis_was_too_slow_for_are_not_sent_again_at_once(redis, models, monkeypatch):
+def test_large_chains_that_redis_was_too_slow_for_are_not_sent_again_at_once(
+    redis, models, monkeypatch
+):
     worker = worker_with(redis, models[0], InRedis())
     start(redis, worker)
     worker._turn()
     assert worker._saver._copies
     monkeypatch.setattr(snapshot_saver, "_REDIS_BYTES_PER_S", 1e-3)
-    monkeypatch.setattr(worker._results, "save", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer")))
+    monkeypatch.setattr(
+        worker._results, "save", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer"))
+    )
     with pytest.raises(TimeoutError):
         worker._saver.turn()
     worker._turn()

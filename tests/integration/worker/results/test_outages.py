@@ -22,9 +22,10 @@ from worker.results.object_store import ObjectStore
 
 
 def unreachable(response: httpx.Response) -> bool:
-    return (response.status_code, response.json()["type"]) == (503, "urn:problem-type:ddpm:results-unreachable") and int(
-        response.headers["retry-after"]
-    ) > 0
+    return (response.status_code, response.json()["type"]) == (
+        503,
+        "urn:problem-type:ddpm:results-unreachable",
+    ) and int(response.headers["retry-after"]) > 0
 
 
 def test_a_store_that_hangs_is_a_503_within_5_s_to_all_who_ask_at_once_and_keeps_no_other_request_waiting(
@@ -32,7 +33,9 @@ def test_a_store_that_hangs_is_a_503_within_5_s_to_all_who_ask_at_once_and_keeps
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, s3_server():
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        settings = ApiSettings(redis_url=shared_valkey_url, models_dir=models_dir, results_url=f"s3://{BUCKET}")
+        settings = ApiSettings(
+            redis_url=shared_valkey_url, models_dir=models_dir, results_url=f"s3://{BUCKET}"
+        )
         with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=20) as http:
             job = http.post("/v1/jobs", json={"model": "tiny"}).json()["id"]
             worker = IdleWorker(redis, _Kept())
@@ -45,7 +48,9 @@ def test_a_store_that_hangs_is_a_503_within_5_s_to_all_who_ask_at_once_and_keeps
                     assert all(unreachable(answer) for answer in answers)
                     assert time.monotonic() - began < 5
             assert http.delete(f"/v1/jobs/{job}").status_code == 204
-            assert redis.zscore(EXPIRING, job) == pytest.approx(time.time() + 60, abs=10), "left to the workers"
+            assert redis.zscore(EXPIRING, job) == pytest.approx(time.time() + 60, abs=10), (
+                "left to the workers"
+            )
 
 
 class _Kept(ObjectStore):

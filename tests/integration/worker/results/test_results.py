@@ -33,7 +33,9 @@ Post = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module", params=["redis", "file", "s3"])
-def results_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def results_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     if request.param == "s3":
         with s3_server():
             yield f"s3://{BUCKET}/prefix"
@@ -71,7 +73,11 @@ def worker(redis: Redis, store: ResultsStore) -> IdleWorker:
 
 def objects(url: str) -> list[str]:
     file_system, root = url_to_fs(url, skip_instance_cache=True, use_listings_cache=False)
-    return sorted(path.removeprefix(root) for path in file_system.find(root)) if file_system.exists(root) else []
+    return (
+        sorted(path.removeprefix(root) for path in file_system.find(root))
+        if file_system.exists(root)
+        else []
+    )
 
 
 def clear(redis: Redis, store: ResultsStore) -> None:
@@ -88,40 +94,61 @@ def end_long_ago(redis: Redis, job: str) -> None:
     redis.zadd(EXPIRING, {job: long_ago + 86_400})
 
 
-def test_an_image_is_unfinished_then_there_with_its_etag_and_head(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_an_image_is_unfinished_then_there_with_its_etag_and_head(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
     job = post(count=2, start=5)["id"]
     path = f"/v1/jobs/{job}/images/5"
     assert api.get(path).status_code == 409
     worker.start(job)
     worker.publish(job, [5])
     got = api.get(path)
-    assert (got.status_code, got.content, got.headers["content-type"]) == (200, png_of(5), "image/png")
+    assert (got.status_code, got.content, got.headers["content-type"]) == (
+        200,
+        png_of(5),
+        "image/png",
+    )
     assert "immutable" in got.headers["cache-control"]
     head = api.head(path)
-    assert (head.status_code, head.content, int(head.headers["content-length"])) == (200, b"", len(png_of(5)))
+    assert (head.status_code, head.content, int(head.headers["content-length"])) == (
+        200,
+        b"",
+        len(png_of(5)),
+    )
     again = api.get(path, headers={"If-None-Match": got.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     assert [api.get(f"/v1/jobs/{job}/images/{index}").status_code for index in (6, 7)] == [409, 404]
 
 
-def test_the_contact_sheet_shows_what_is_finished(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_the_contact_sheet_shows_what_is_finished(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
     job = post(count=5, start=10)["id"]
     worker.start(job)
     worker.publish(job, [10, 14])
     sheet = Image.open(BytesIO(api.get(f"/v1/jobs/{job}/grid").content))
-    centres = [sheet.getpixel((6 + 10 * column, 6 + 10 * row)) for row in range(2) for column in range(3)]
+    centres = [
+        sheet.getpixel((6 + 10 * column, 6 + 10 * row)) for row in range(2) for column in range(3)
+    ]
     assert centres == [10, 255, 255, 255, 14, 255]
 
 
-def test_the_archive_has_what_is_finished(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_the_archive_has_what_is_finished(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
     job = post(count=2, start=9)["id"]
     worker.start(job)
     worker.publish(job, [9, 10])
     with ZipFile(BytesIO(api.get(f"/v1/jobs/{job}/archive").content)) as archive:
-        assert {name: archive.read(name) for name in archive.namelist()} == {"09.png": png_of(9), "10.png": png_of(10)}
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            "09.png": png_of(9),
+            "10.png": png_of(10),
+        }
 
 
-def test_a_cancelled_job_keeps_its_finished_images(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_a_cancelled_job_keeps_its_finished_images(
+    api: httpx.Client, worker: IdleWorker, post: Post
+) -> None:
     job = post(count=3)["id"]
     worker.start(job)
     worker.publish(job, [1])
@@ -129,13 +156,18 @@ def test_a_cancelled_job_keeps_its_finished_images(api: httpx.Client, worker: Id
     assert api.get(f"/v1/jobs/{job}/images/1").content == png_of(1)
 
 
-def test_pngs_lie_in_one_place_only(redis: Redis, worker: IdleWorker, post: Post, results_url: str) -> None:
+def test_pngs_lie_in_one_place_only(
+    redis: Redis, worker: IdleWorker, post: Post, results_url: str
+) -> None:
     job = post(count=2)["id"]
     worker.start(job)
     worker.publish(job, [0, 1])
     assert redis.exists(png_key(job)) == (0 if results_url else 1)
     if results_url:
-        assert [path for path in objects(results_url) if job in path] == [f"/{job}/0.png", f"/{job}/1.png"]
+        assert [path for path in objects(results_url) if job in path] == [
+            f"/{job}/0.png",
+            f"/{job}/1.png",
+        ]
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "finished"])
@@ -153,7 +185,12 @@ def test_a_deleted_job_leaves_neither_key_nor_object(
 
 
 def test_images_past_their_time_are_410_and_their_objects_go(
-    api: httpx.Client, redis: Redis, worker: IdleWorker, post: Post, store: ResultsStore, external: str
+    api: httpx.Client,
+    redis: Redis,
+    worker: IdleWorker,
+    post: Post,
+    store: ResultsStore,
+    external: str,
 ) -> None:
     job, other = post(count=2)["id"], post()["id"]
     for each, images in ((job, [0, 1]), (other, [0])):
@@ -168,7 +205,9 @@ def test_images_past_their_time_are_410_and_their_objects_go(
     assert {image["state"] for image in api.get(f"/v1/jobs/{job}").json()["images"]} == {"expired"}
     clear(redis, store)
     assert statuses() == [410] * 4
-    assert [path for path in objects(external) if job in path or other in path] == [f"/{other}/0.png"]
+    assert [path for path in objects(external) if job in path or other in path] == [
+        f"/{other}/0.png"
+    ]
     assert redis.zrange(EXPIRING, 0, -1) == [other.encode()]
 
 
@@ -182,7 +221,9 @@ def test_a_job_that_never_ends_is_removed_when_its_record_is_gone(
 
 
 @pytest.mark.usefixtures("external")
-def test_an_entry_is_given_to_one_worker_and_again_when_that_one_fails(redis: Redis, store: ResultsStore) -> None:
+def test_an_entry_is_given_to_one_worker_and_again_when_that_one_fails(
+    redis: Redis, store: ResultsStore
+) -> None:
     store.put("job", [(0, b"zero")])
     redis.zadd(EXPIRING, {"job": time.time() - 1})
 
@@ -203,7 +244,9 @@ def test_an_entry_is_given_to_one_worker_and_again_when_that_one_fails(redis: Re
     assert not redis.exists(EXPIRING)
 
 
-def test_an_entry_made_anew_while_it_is_worked_on_stays(redis: Redis, store: ResultsStore, external: str) -> None:
+def test_an_entry_made_anew_while_it_is_worked_on_stays(
+    redis: Redis, store: ResultsStore, external: str
+) -> None:
     class Slow:
         external = True
 
@@ -229,9 +272,15 @@ def test_a_late_write_to_a_cancelled_job_is_taken_back_and_what_was_finished_sta
     assert results.publish(shard, [(0, png_of(0))])
     api.post(f"/v1/jobs/{shard.job}/cancel")
     assert not results.publish(shard, [(0, png_of(0)), (1, png_of(1))])
-    assert [api.get(f"/v1/jobs/{shard.job}/images/{index}").status_code for index in range(3)] == [200, 409, 409]
+    assert [api.get(f"/v1/jobs/{shard.job}/images/{index}").status_code for index in range(3)] == [
+        200,
+        409,
+        409,
+    ]
     if results_url:
-        assert [path for path in objects(results_url) if shard.job in path] == [f"/{shard.job}/0.png"]
+        assert [path for path in objects(results_url) if shard.job in path] == [
+            f"/{shard.job}/0.png"
+        ]
 
 
 def test_a_late_write_to_a_deleted_job_leaves_nothing(
@@ -291,10 +340,15 @@ def test_what_a_late_worker_of_other_bits_publishes_changes_no_object_that_is_fi
     assert results.publish(shard, [(0, png_of(0))])
     assert results.publish(shard, [(0, png_of(7)), (1, png_of(1))])
     assert not results.publish(shard, [(0, png_of(7)), (1, png_of(8))])
-    assert [api.get(f"/v1/jobs/{shard.job}/images/{index}").content for index in (0, 1)] == [png_of(0), png_of(1)]
+    assert [api.get(f"/v1/jobs/{shard.job}/images/{index}").content for index in (0, 1)] == [
+        png_of(0),
+        png_of(1),
+    ]
 
 
-def test_an_object_that_was_changed_is_never_served(api: httpx.Client, worker: IdleWorker, post: Post, external: str) -> None:
+def test_an_object_that_was_changed_is_never_served(
+    api: httpx.Client, worker: IdleWorker, post: Post, external: str
+) -> None:
     job = post(count=2)["id"]
     worker.start(job)
     worker.publish(job, [0, 1])

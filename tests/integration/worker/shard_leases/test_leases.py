@@ -15,7 +15,18 @@ from rq import Queue
 from rq.worker import BaseWorker
 
 from tests.support.processes import ROOT
-from tests.support.shards import LEASE_S, QUEUES, left, post, rescue, shard, taken, waiting, withdraw, worker
+from tests.support.shards import (
+    LEASE_S,
+    QUEUES,
+    left,
+    post,
+    rescue,
+    shard,
+    taken,
+    waiting,
+    withdraw,
+    worker,
+)
 from worker.jobs.policy import UNFINISHED_TTL_S
 from worker.jobs.reaper import Reaper
 from worker.jobs.shard_queue import MAX_LOSSES, our_queues
@@ -83,7 +94,9 @@ while True:
 
 @pytest.fixture
 def doomed(valkey_url: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([sys.executable, "-c", _HOLDS_TWO, valkey_url], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLDS_TWO, valkey_url], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     with process:
         yield process
         process.kill()
@@ -135,7 +148,9 @@ def test_several_rescuers_at_once_put_a_shard_back_once(redis, valkey_url):
     assert waiting(redis) == [f"{job}-0" for job in jobs]
 
 
-def test_shards_of_a_model_that_no_catalog_has_any_more_go_back_too_and_leave_nothing_when_their_job_is_deleted(redis):
+def test_shards_of_a_model_that_no_catalog_has_any_more_go_back_too_and_leave_nothing_when_their_job_is_deleted(
+    redis,
+):
     post(redis, shard("a"), shard("b"))
     lost = worker(redis)
     for _ in range(2):
@@ -241,7 +256,9 @@ class _Bomb:
 
 def test_a_pickle_in_the_queue_is_removed_and_never_opened(redis, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Queue(QUEUES[0], connection=redis).enqueue("x.y", job_id="evil", description="evil", kwargs={"x": _Bomb()})
+    Queue(QUEUES[0], connection=redis).enqueue(
+        "x.y", job_id="evil", description="evil", kwargs={"x": _Bomb()}
+    )
     w = worker(redis)
     with pytest.raises(BadShard, match="evil") as bad:
         w.take(QUEUES)

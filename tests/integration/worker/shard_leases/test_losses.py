@@ -51,7 +51,9 @@ def test_progress_forgives_the_losses_before_it(redis, losses):
     assert worker(redis).take(QUEUES).job.retries_left == MAX_LOSSES - losses
 
 
-def test_a_worker_that_saved_more_than_it_found_is_not_counted_but_does_not_clear_the_shard_either(redis):
+def test_a_worker_that_saved_more_than_it_found_is_not_counted_but_does_not_clear_the_shard_either(
+    redis,
+):
     post(redis, SHARD)
     for kept in (0, 10, 20, 30, 30):
         lose(redis, reached=64, kept=kept)

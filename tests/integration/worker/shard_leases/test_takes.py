@@ -38,7 +38,9 @@ def test_a_shard_whose_take_was_not_answered_is_held_by_who_asks_again(redis, mo
     assert waiting(redis) == ["a-0", "b-0"]
 
 
-def test_a_shard_whose_take_was_not_answered_is_given_back_by_a_worker_that_stops(redis, monkeypatch):
+def test_a_shard_whose_take_was_not_answered_is_given_back_by_a_worker_that_stops(
+    redis, monkeypatch
+):
     post(redis, shard("a"))
     w = worker(redis)
     lose_the_answer(w, monkeypatch)
@@ -93,7 +95,11 @@ def test_of_interactive_shards_one_whose_owner_has_least_goes_first(redis):
 
 def test_of_an_owner_who_holds_more_than_the_limit_only_small_shards_are_taken(redis):
     sizes = {"big": 64, "middling": 3, "small": 2}
-    post(redis, *(replace(of("ann", job), count=count) for job, count in sizes.items()), of("bob", "bob"))
+    post(
+        redis,
+        *(replace(of("ann", job), count=count) for job, count in sizes.items()),
+        of("bob", "bob"),
+    )
     w, limits = worker(redis), dict.fromkeys(QUEUES, OwnerLimit(most=64, small=2))
     assert w.take(QUEUES, {"ann": 65}, limits).shard.job == "bob"
     assert w.take(QUEUES, {"ann": 65, "bob": 1}, limits).shard.job == "small"

@@ -17,7 +17,11 @@ def test_two_seconds_worth_may_come_at_once_and_then_the_rate_holds() -> None:
 
 def test_keys_do_not_share() -> None:
     limit = RateLimit(per_s=0.5)
-    assert [limit.wait_s(name, now=0.0) > 0 for name in ("ann", "ann", "bob")] == [False, True, False]
+    assert [limit.wait_s(name, now=0.0) > 0 for name in ("ann", "ann", "bob")] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_less_than_one_request_in_two_seconds_can_be_set() -> None:
@@ -32,7 +36,9 @@ def test_zero_is_no_limit() -> None:
 
 
 @given(gaps=st.lists(st.floats(0, 1), max_size=200), per_s=st.sampled_from([0.3, 1.0, 7.0, 50.0]))
-def test_whoever_waits_as_told_is_let_in_and_nobody_gets_more_than_the_rate(gaps: list[float], per_s: float) -> None:
+def test_whoever_waits_as_told_is_let_in_and_nobody_gets_more_than_the_rate(
+    gaps: list[float], per_s: float
+) -> None:
     limit, now, admitted = RateLimit(per_s), 0.0, 0
     for gap in gaps:
         now += gap

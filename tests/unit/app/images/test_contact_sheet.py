@@ -15,7 +15,10 @@ def opened(sheet: ContactSheet) -> Image.Image:
     return Image.open(BytesIO(png))
 
 
-@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (3, 2, 2), (16, 4, 4), (17, 5, 4), (1024, 32, 32)])
+@pytest.mark.parametrize(
+    ("count", "columns", "rows"),
+    [(1, 1, 1), (2, 2, 1), (3, 2, 2), (16, 4, 4), (17, 5, 4), (1024, 32, 32)],
+)
 def test_a_sheet_is_as_square_as_can_be(count: int, columns: int, rows: int) -> None:
     sheet = ContactSheet(count)
     sheet.paste(0, [png_of(0)])

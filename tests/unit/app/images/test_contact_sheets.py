@@ -56,8 +56,12 @@ def run(test: Callable[[HeldPictures, Callable[..., asyncio.Task[Any]]], Awaitab
         pictures = HeldPictures()
         sheets = ContactSheets(cast("Any", pictures))
 
-        def draw(owner: str, gone: Callable[[], Any] = stays, *, external: bool = False) -> asyncio.Task[Any]:
-            return asyncio.create_task(sheets.draw(replace(RECORD, owner=owner, external=external), IMAGES, gone))
+        def draw(
+            owner: str, gone: Callable[[], Any] = stays, *, external: bool = False
+        ) -> asyncio.Task[Any]:
+            return asyncio.create_task(
+                sheets.draw(replace(RECORD, owner=owner, external=external), IMAGES, gone)
+            )
 
         try:
             await test(pictures, draw)
@@ -107,7 +111,9 @@ def test_a_store_that_fails_one_has_failed_all_who_wait_for_it_and_nobody_else()
         await settled()
         pictures.fails = True
         pictures.let["ann"].set()
-        assert [type(said) for said in await asyncio.gather(*stored, return_exceptions=True)] == [ResultsUnreachable] * 3
+        assert [type(said) for said in await asyncio.gather(*stored, return_exceptions=True)] == [
+            ResultsUnreachable
+        ] * 3
         assert await elsewhere is not None, "its pictures are in Redis"
         assert pictures.read_by == ["ann"] * 2, "the others do not wait for the store as long again"
         pictures.fails = False

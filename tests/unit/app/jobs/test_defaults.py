@@ -13,7 +13,9 @@ from worker.jobs.domain import MAX_SEED, Recipe
 
 
 def recipe(*cards: Card, **request: Any) -> Recipe:
-    return recipe_with_defaults(JobRequest(**request), Catalog({}, {card.name: card for card in cards}))
+    return recipe_with_defaults(
+        JobRequest(**request), Catalog({}, {card.name: card for card in cards})
+    )
 
 
 def test_what_is_left_out_comes_from_the_card() -> None:
@@ -26,8 +28,13 @@ def test_what_is_left_out_comes_from_the_card() -> None:
     ("sampler", "variance", "eta"),
     [("ddpm", "fixed_large", 0.0), ("ddim", "fixed_small", 0.25), ("dpmpp_2m", "fixed_small", 0.0)],
 )
-def test_a_default_that_the_sampler_does_not_use_is_not_in_the_recipe(sampler: str, variance: str, eta: float) -> None:
-    asked = recipe(card_of("tiny", defaults=Defaults(steps=20, variance="fixed_large", eta=0.25)), sampler=sampler)
+def test_a_default_that_the_sampler_does_not_use_is_not_in_the_recipe(
+    sampler: str, variance: str, eta: float
+) -> None:
+    asked = recipe(
+        card_of("tiny", defaults=Defaults(steps=20, variance="fixed_large", eta=0.25)),
+        sampler=sampler,
+    )
     assert (asked.variance, asked.eta) == (variance, eta)
 
 
@@ -75,5 +82,10 @@ def test_seeds_are_drawn_from_their_whole_range() -> None:
 def test_what_the_card_does_not_allow_is_refused(request_: dict[str, Any], text: str) -> None:
     schedule = card_of("tiny").schedule.model_copy(update={"T": 50})
     with pytest.raises(InvalidRequest) as error:
-        recipe(card_of("tiny", schedule=schedule, defaults=Defaults(steps=50), samplers=("ddpm", "ddim")), **request_)
+        recipe(
+            card_of(
+                "tiny", schedule=schedule, defaults=Defaults(steps=50), samplers=("ddpm", "ddim")
+            ),
+            **request_,
+        )
     assert error.value.detail == text

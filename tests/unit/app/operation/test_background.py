@@ -24,7 +24,9 @@ async def test_loops_end_with_the_block():
     assert seen == ["ended", "ended"]
 
 
-async def test_a_loop_that_fails_is_in_the_log_at_once_and_the_others_go_on(caplog: pytest.LogCaptureFixture):
+async def test_a_loop_that_fails_is_in_the_log_at_once_and_the_others_go_on(
+    caplog: pytest.LogCaptureFixture,
+):
     async def fails() -> None:
         raise ZeroDivisionError
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from app.records.cursor import CURSOR_PATTERN, Cursor
 
-MICROSECONDS = st.integers(min_value=0, max_value=2**32 * 10**6 - 1)  # to the year 2106; then a double is too coarse
+MICROSECONDS = st.integers(
+    min_value=0, max_value=2**32 * 10**6 - 1
+)  # to the year 2106; then a double is too coarse
 
 
 @given(MICROSECONDS, st.uuids())

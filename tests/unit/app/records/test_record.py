@@ -23,18 +23,28 @@ QUEUED = Record(
 
 def read(record: Record, **more: str) -> Record:
     fields = {**record.to_hash(results_ttl_s=60), **more}
-    return Record.from_hash({str(name).encode(): str(value).encode() for name, value in fields.items()})
+    return Record.from_hash(
+        {str(name).encode(): str(value).encode() for name, value in fields.items()}
+    )
 
 
 def test_a_record_is_read_as_it_was_written() -> None:
     assert read(QUEUED) == QUEUED
-    analytic = replace(QUEUED, recipe=replace(QUEUED.recipe, variance="analytic", residual_variance="cd" * 32))
+    analytic = replace(
+        QUEUED, recipe=replace(QUEUED.recipe, variance="analytic", residual_variance="cd" * 32)
+    )
     assert read(analytic) == analytic
 
 
 def test_what_workers_add_is_read_too() -> None:
     failed = read(
-        QUEUED, state="failed", started_at="1.5", finished_at="2.5", p1="3,70", error_code="nan", error_message="no number"
+        QUEUED,
+        state="failed",
+        started_at="1.5",
+        finished_at="2.5",
+        p1="3,70",
+        error_code="nan",
+        error_message="no number",
     )
     assert failed == replace(
         QUEUED,
@@ -47,17 +57,28 @@ def test_what_workers_add_is_read_too() -> None:
 
 
 @given(
-    st.sampled_from(State), st.sets(st.integers(0, 99)), st.booleans(), st.none() | st.just(QueuePlace(position=1, eta_s=None))
+    st.sampled_from(State),
+    st.sets(st.integers(0, 99)),
+    st.booleans(),
+    st.none() | st.just(QueuePlace(position=1, eta_s=None)),
 )
 def test_a_status_is_the_job_as_its_schema_has_it(
     state: State, finished: set[int], stored: bool, queue: QueuePlace | None
 ) -> None:
     record = replace(QUEUED, state=state, started_at=1.0, done=((3, 70), None))
     hashes = {b"%d" % (record.start + place): b"e3" * 32 for place in finished}
-    assert record.json(hashes, stored, queue, 3.0).decode() == record.job(hashes, stored, queue, 3.0).model_dump_json()
+    assert (
+        record.json(hashes, stored, queue, 3.0).decode()
+        == record.job(hashes, stored, queue, 3.0).model_dump_json()
+    )
 
 
-@given(st.lists(st.none() | st.tuples(st.integers(0, 10), st.integers(0, 640)), min_size=2, max_size=2), st.sampled_from(State))
+@given(
+    st.lists(
+        st.none() | st.tuples(st.integers(0, 10), st.integers(0, 640)), min_size=2, max_size=2
+    ),
+    st.sampled_from(State),
+)
 def test_progress_is_a_share_of_the_whole(done: list[tuple[int, int] | None], state: State) -> None:
     record = replace(QUEUED, state=state, started_at=1.0, done=tuple(done))
     progress = record.summary(images_done=0, now=3.0).progress

@@ -54,7 +54,9 @@ def hook() -> Iterator[Receiver]:
 
 def test_a_name_is_looked_up_once_and_the_receiver_is_asked_by_it(hook: Receiver) -> None:
     names = Names(["127.0.0.1"])
-    assert post(f"http://hooks.example:{hook.port}/a?b=c", names) == Outcome("answered 204", delivered=True)
+    assert post(f"http://hooks.example:{hook.port}/a?b=c", names) == Outcome(
+        "answered 204", delivered=True
+    )
     (got,) = hook.received
     assert (got.path, got.headers["host"], got.headers["x-ours"], got.body) == (
         "/a?b=c",
@@ -78,13 +80,18 @@ def test_a_name_that_changes_its_address_after_the_check_gains_nothing(hook: Rec
     """Rebinding: first an address that is allowed, then one that is not. There is no second lookup to give it to."""
     names = Names(["127.0.0.2"], ["127.0.0.1"])
     reach = Reach([ip_network("127.0.0.2")])
-    assert post(f"http://hooks.example:{hook.port}/", names, reach).said == "no connection, or no valid certificate"
+    assert (
+        post(f"http://hooks.example:{hook.port}/", names, reach).said
+        == "no connection, or no valid certificate"
+    )
     assert (names.asked, hook.received) == (1, [])
 
 
 def test_the_next_address_is_tried_where_one_does_not_answer(hook: Receiver) -> None:
     reach = Reach([ip_network("127.0.0.0/8")])
-    assert post(f"http://hooks.example:{hook.port}/", Names(["127.0.0.2", "127.0.0.1"]), reach).delivered
+    assert post(
+        f"http://hooks.example:{hook.port}/", Names(["127.0.0.2", "127.0.0.1"]), reach
+    ).delivered
 
 
 def test_an_address_that_swallows_what_it_is_sent_leaves_time_for_the_next(
@@ -93,7 +100,9 @@ def test_an_address_that_swallows_what_it_is_sent_leaves_time_for_the_next(
     monkeypatch.setattr(module, "TIMEOUT_S", 2.0)
     with full(("127.0.0.2", hook.port)):
         names = Names(["127.0.0.2", "127.0.0.1"])
-        assert post(f"http://hooks.example:{hook.port}/", names, Reach([ip_network("127.0.0.0/8")])).delivered
+        assert post(
+            f"http://hooks.example:{hook.port}/", names, Reach([ip_network("127.0.0.0/8")])
+        ).delivered
 
 
 @contextmanager
@@ -111,7 +120,9 @@ def full(where: tuple[str, int]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("spelling", ["2130706433", "0x7f.1", "127.1", "localhost"])
-def test_what_the_systems_resolver_makes_of_a_host_is_checked_too(hook: Receiver, spelling: str) -> None:
+def test_what_the_systems_resolver_makes_of_a_host_is_checked_too(
+    hook: Receiver, spelling: str
+) -> None:
     target = Target("http", spelling, hook.port, "/")
     sender = Sender(Reach())
     assert asyncio.run(sender.post(target, {"Host": "x"}, b"{}")) == REFUSED
@@ -167,10 +178,14 @@ def test_lookups_that_hang_leave_a_thread_for_another_attempt_and_are_told_of(
         sender = Sender(LOOPBACK)
 
         def post_to(host: str) -> asyncio.Task[Outcome]:
-            return asyncio.create_task(sender.post(Target.parse(f"http://{host}:{hook.port}/"), {"Host": host}, b"{}"))
+            return asyncio.create_task(
+                sender.post(Target.parse(f"http://{host}:{hook.port}/"), {"Host": host}, b"{}")
+            )
 
         try:
-            stuck = await asyncio.gather(*(post_to("tarpit.example") for _ in range(module.AT_ONCE - 1)))
+            stuck = await asyncio.gather(
+                *(post_to("tarpit.example") for _ in range(module.AT_ONCE - 1))
+            )
             assert {outcome.said for outcome in stuck} == {"no answer in 0.2 s"}
             assert not [outcome for outcome in stuck if outcome.lookup.done()]
             assert (await post_to("hooks.example")).delivered
@@ -206,7 +221,14 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
     now = datetime.now(UTC)
     certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - timedelta(1), now + timedelta(1))
+        x509.CertificateBuilder(
+            name,
+            name,
+            key.public_key(),
+            x509.random_serial_number(),
+            now - timedelta(1),
+            now + timedelta(1),
+        )
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("hooks.example")]), critical=True)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
@@ -214,7 +236,11 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     public, private = tmp_path / "certificate.pem", tmp_path / "key.pem"
     public.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
     )
     monkeypatch.setenv("SSL_CERT_FILE", str(public))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -222,12 +248,16 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     return context
 
 
-def test_the_certificate_is_checked_for_the_name_though_the_address_is_connected_to(tls: ssl.SSLContext) -> None:
+def test_the_certificate_is_checked_for_the_name_though_the_address_is_connected_to(
+    tls: ssl.SSLContext,
+) -> None:
     asked: list[str | None] = []
     tls.sni_callback = lambda _socket, name, _context: asked.append(name)
     with receiver(tls) as hook:
         names = Names(["127.0.0.1"])
         assert post(f"https://hooks.example:{hook.port}/", names).delivered
-        assert post(f"https://other.example:{hook.port}/", names) == Outcome("no connection, or no valid certificate")
+        assert post(f"https://other.example:{hook.port}/", names) == Outcome(
+            "no connection, or no valid certificate"
+        )
         assert asked == ["hooks.example", "other.example"]
         assert len(hook.received) == 1

@@ -16,7 +16,10 @@ def test_a_message_is_signed_as_the_example_of_standard_webhooks() -> None:
 
 def test_every_owner_has_a_secret_of_its_own_and_keeps_it() -> None:
     assert secret_of("s" * 32, "ann") == secret_of("s" * 32, "ann")
-    assert len({secret_of("s" * 32, "ann"), secret_of("s" * 32, "bob"), secret_of("t" * 32, "ann")}) == 3
+    assert (
+        len({secret_of("s" * 32, "ann"), secret_of("s" * 32, "bob"), secret_of("t" * 32, "ann")})
+        == 3
+    )
 
 
 def test_a_secret_is_shown_as_the_libraries_take_it() -> None:

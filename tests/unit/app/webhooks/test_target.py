@@ -11,11 +11,23 @@ from app.webhooks.target import BadTarget, Reach, Target
     ("url", "target", "authority"),
     [
         ("https://example.com", Target("https", "example.com", 443, "/"), "example.com"),
-        ("http://EXAMPLE.com:8080/a%20b?c=d", Target("http", "example.com", 8080, "/a%20b?c=d"), "example.com:8080"),
+        (
+            "http://EXAMPLE.com:8080/a%20b?c=d",
+            Target("http", "example.com", 8080, "/a%20b?c=d"),
+            "example.com:8080",
+        ),
         ("https://example.com:443/x", Target("https", "example.com", 443, "/x"), "example.com"),
         ("http://example.com:443/x", Target("http", "example.com", 443, "/x"), "example.com:443"),
-        ("http://[2606:4700::1111]:8080/", Target("http", "2606:4700::1111", 8080, "/"), "[2606:4700::1111]:8080"),
-        ("https://xn--bcher-kva.example/", Target("https", "xn--bcher-kva.example", 443, "/"), "xn--bcher-kva.example"),
+        (
+            "http://[2606:4700::1111]:8080/",
+            Target("http", "2606:4700::1111", 8080, "/"),
+            "[2606:4700::1111]:8080",
+        ),
+        (
+            "https://xn--bcher-kva.example/",
+            Target("https", "xn--bcher-kva.example", 443, "/"),
+            "xn--bcher-kva.example",
+        ),
         ("https://8.8.8.8/", Target("https", "8.8.8.8", 443, "/"), "8.8.8.8"),
     ],
 )
@@ -89,8 +101,27 @@ NOT_PUBLIC = [
         "239.1.1.1",
         "240.0.0.1",
     ),
-    *("255.255.255.255", "::", "::1", "::ffff:127.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::808:808"),
-    *("64:ff9b:1::1", "100::1", "2001::1", "2001:db8::1", "2002:7f00:1::", "2002:808:808::", "3fff::1", "fc00::1", "fd12::1"),
+    *(
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::ffff:127.0.0.1",
+        "::ffff:8.8.8.8",
+        "::127.0.0.1",
+        "64:ff9b::7f00:1",
+        "64:ff9b::808:808",
+    ),
+    *(
+        "64:ff9b:1::1",
+        "100::1",
+        "2001::1",
+        "2001:db8::1",
+        "2002:7f00:1::",
+        "2002:808:808::",
+        "3fff::1",
+        "fc00::1",
+        "fd12::1",
+    ),
     *("fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1", "5f00::1", "4000::1"),
 ]
 
@@ -100,7 +131,10 @@ def test_nothing_but_a_public_address_is_within_reach(address: str) -> None:
     assert not Reach().allows(ip_address(address))
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "100.63.0.1", "172.32.0.1", "2606:4700::1111", "2a00:1450:4001::1"])
+@pytest.mark.parametrize(
+    "address",
+    ["8.8.8.8", "1.1.1.1", "100.63.0.1", "172.32.0.1", "2606:4700::1111", "2a00:1450:4001::1"],
+)
 def test_public_addresses_are(address: str) -> None:
     assert Reach().allows(ip_address(address))
 
@@ -108,7 +142,8 @@ def test_public_addresses_are(address: str) -> None:
 def test_a_network_that_is_allowed_is_within_reach_and_nothing_beside_it() -> None:
     reach = Reach([ip_network("10.1.0.0/16"), ip_network("fd12::/16")])
     assert [
-        reach.allows(ip_address(address)) for address in ("10.1.2.3", "fd12::5", "10.2.0.1", "fd13::1", "::ffff:10.1.2.3")
+        reach.allows(ip_address(address))
+        for address in ("10.1.2.3", "fd12::5", "10.2.0.1", "fd13::1", "::ffff:10.1.2.3")
     ] == [
         True,
         True,

@@ -9,7 +9,9 @@ import typer
 from typer.testing import CliRunner
 
 
-@pytest.mark.parametrize("name", ["engine", "exact", "latency", "peers", "pollers", "fetch", "quality"])
+@pytest.mark.parametrize(
+    "name", ["engine", "exact", "latency", "peers", "pollers", "fetch", "quality"]
+)
 def test_a_benchmark_says_what_it_does_and_takes(name: str):
     app = typer.Typer(add_completion=False)
     app.command()(importlib.import_module(f"bench.{name}").main)

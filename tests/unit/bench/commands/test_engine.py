@@ -17,9 +17,14 @@ def test_a_row_has_the_medians_of_all_its_rounds_and_not_of_the_turn_that_warms_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     write_model(tmp_path, "tiny")
-    monkeypatch.setattr("worker.calibration.tune.calibrate", lambda pool, T, sizes: Calibration({4: 2.0}, threads=1, fewer=1))
+    monkeypatch.setattr(
+        "worker.calibration.tune.calibrate",
+        lambda pool, T, sizes: Calibration({4: 2.0}, threads=1, fewer=1),
+    )
     bursts = itertools.count()
-    monkeypatch.setattr(engine, "_burst", lambda model, run: float(next(bursts) // 4))  # of turn n, each takes n seconds
+    monkeypatch.setattr(
+        engine, "_burst", lambda model, run: float(next(bursts) // 4)
+    )  # of turn n, each takes n seconds
     (row,) = engine.measure(load(tmp_path / "tiny", "cpu", 24, "fp32"))
     assert (row.network_s, row.engine_s, row.rows_s) == 3 * ((1 + engine.ROUNDS) / 2,)
     assert next(bursts) == 4 * (1 + engine.ROUNDS)

@@ -9,7 +9,9 @@ from bench.commands.exact import difference
 
 
 def images(*values: int) -> dict[int, torch.Tensor]:
-    return {index: torch.full((1, 2, 2), value, dtype=torch.uint8) for index, value in enumerate(values)}
+    return {
+        index: torch.full((1, 2, 2), value, dtype=torch.uint8) for index, value in enumerate(values)
+    }
 
 
 def test_equal_images_differ_in_no_byte():

@@ -23,7 +23,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     write_model(tmp_path, "tiny")
     monkeypatch.setattr("worker.calibration.tune.Pool", LatePool)
     monkeypatch.setattr(
-        "worker.calibration.tune.calibrate", lambda pool, T, sizes: Calibration({1: 1.0, 4: 2.0}, threads=1, fewer=1)
+        "worker.calibration.tune.calibrate",
+        lambda pool, T, sizes: Calibration({1: 1.0, 4: 2.0}, threads=1, fewer=1),
     )
     return Work(tmp_path / "tiny", "cpu", "fp32", images=12, steps=4)
 

@@ -10,7 +10,9 @@ from bench.load.arrivals import SIZES, poisson
 
 
 def test_every_size_has_its_share_of_the_jobs():
-    assert Counter(arrival.size for arrival in poisson(100, 1.0, seed=3)) == {size: round(100 * size.share) for size in SIZES}
+    assert Counter(arrival.size for arrival in poisson(100, 1.0, seed=3)) == {
+        size: round(100 * size.share) for size in SIZES
+    }
 
 
 def test_few_jobs_still_have_one_of_each_size():
@@ -19,4 +21,6 @@ def test_few_jobs_still_have_one_of_each_size():
 
 def test_as_many_images_a_second_come_as_were_asked_for():
     arrivals = poisson(10_000, images_per_s=20.0, seed=3)
-    assert sum(arrival.size.images for arrival in arrivals) / arrivals[-1].at_s == pytest.approx(20.0, rel=0.05)
+    assert sum(arrival.size.images for arrival in arrivals) / arrivals[-1].at_s == pytest.approx(
+        20.0, rel=0.05
+    )

@@ -39,7 +39,9 @@ def test_first_come_first_served_keeps_the_order():
 
 
 def test_a_job_that_does_not_fit_the_pool_waits_outside_it():
-    first, second = served(as_the_service, Arrival(0.0, BULK), Arrival(0.0, BULK), capacity=64).latencies
+    first, second = served(
+        as_the_service, Arrival(0.0, BULK), Arrival(0.0, BULK), capacity=64
+    ).latencies
     assert second > first
 
 

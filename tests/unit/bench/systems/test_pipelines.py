@@ -15,7 +15,10 @@ from bench.systems.pipelines import Pipe, Setting
 
 PIPE = Pipe(DEFAULT, "cpu")
 pytestmark = pytest.mark.timeout(300)
-EAGER = [Setting(torch.float32, torch.channels_last, False), Setting(torch.bfloat16, torch.contiguous_format, False)]
+EAGER = [
+    Setting(torch.float32, torch.channels_last, False),
+    Setting(torch.bfloat16, torch.contiguous_format, False),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +38,13 @@ def test_a_pipeline_makes_as_many_pngs_of_the_shipped_shape_as_asked():
 
 
 @pytest.mark.parametrize("setting", EAGER, ids=str)
-def test_a_tuned_pipeline_makes_the_same_pictures(setting: Setting, monkeypatch: pytest.MonkeyPatch):
+def test_a_tuned_pipeline_makes_the_same_pictures(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(pipelines, "SETTINGS", [setting])
-    (plain,), (tuned,) = (pipelines.pngs(p, 1, 20, seed=1) for p in (pipelines.loaded(PIPE), pipelines.tuned(PIPE, 1)))
+    (plain,), (tuned,) = (
+        pipelines.pngs(p, 1, 20, seed=1) for p in (pipelines.loaded(PIPE), pipelines.tuned(PIPE, 1))
+    )
     assert np.abs(pixels(plain) - pixels(tuned)).mean() < 3
 
 
@@ -49,7 +56,9 @@ def test_the_compiled_pipeline_is_in_that_setting_without_a_search(monkeypatch: 
     assert len(pipelines.pngs(pipeline, 2, 2, seed=1)) == 2
 
 
-def test_a_setting_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+def test_a_setting_that_fails_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     class NoCompiler(pipelines.TunedPipeline):
         def forward(self, x: torch.Tensor, t: torch.Tensor) -> object:
             if self.setting.dtype is torch.bfloat16:
@@ -58,5 +67,8 @@ def test_a_setting_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caplo
 
     monkeypatch.setattr(pipelines, "Tuned", NoCompiler)
     monkeypatch.setattr(pipelines, "SETTINGS", EAGER)
-    assert pipelines.setting(pipelines.tuned(PIPE, 1), 1) == "batches of 1 float32, channels_last, not compiled"
+    assert (
+        pipelines.setting(pipelines.tuned(PIPE, 1), 1)
+        == "batches of 1 float32, channels_last, not compiled"
+    )
     assert "bfloat16, contiguous_format, not compiled: left out, no compiler" in caplog.text

@@ -30,7 +30,9 @@ def found(folder: Path) -> dict:
 
 def test_an_evaluation_is_told_and_kept(tmp_path: Path, tiny_model: Path, data: Path) -> None:
     out = tmp_path / "out"
-    result = ddpm_evaluate(tiny_model, "--data", data, "--images", 5, "--batch-size", 2, "--seed", 3, "--out", out)
+    result = ddpm_evaluate(
+        tiny_model, "--data", data, "--images", 5, "--batch-size", 2, "--seed", 3, "--out", out
+    )
     assert result.exit_code == 0, result.output
     kept = found(out)
     assert (kept["images"], kept["steps"], kept["seed"], len(kept["weights"])) == (5, 20, 3, 64)
@@ -39,29 +41,58 @@ def test_an_evaluation_is_told_and_kept(tmp_path: Path, tiny_model: Path, data: 
         assert likelihood["bits"] == pytest.approx(likelihood["rate"] + likelihood["distortion"])
         assert f"{likelihood['bits']:.3f} ± {likelihood['standard_error']:.3f}" in result.stdout
         assert kept["bits_per_dimension"]["analytic"]["bits"] <= likelihood["bits"], name
-    assert len(kept["coding"]["timesteps"]) == len(kept["coding"]["rate"]) == len(kept["coding"]["rmse"]) == 20
+    assert (
+        len(kept["coding"]["timesteps"])
+        == len(kept["coding"]["rate"])
+        == len(kept["coding"]["rmse"])
+        == 20
+    )
     assert (out / "coding.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_pictures_are_taken_evenly_from_all(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_taken_evenly_from_all(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, seen = tmp_path / "sorted.npz", []
     np.savez(path, np.repeat(np.arange(10, dtype=np.uint8), 64).reshape(10, 8, 8))
     real = Evaluation.terms
     monkeypatch.setattr(
-        Evaluation, "terms", lambda self, pixels, *rest: seen.extend(pixels[:, 0, 0, 0].tolist()) or real(self, pixels, *rest)
+        Evaluation,
+        "terms",
+        lambda self, pixels, *rest: (
+            seen.extend(pixels[:, 0, 0, 0].tolist()) or real(self, pixels, *rest)
+        ),
     )
-    ddpm_evaluate(tiny_model, "--data", path, "--images", 5, "--batch-size", 2, "--steps", 2, "--out", tmp_path / "out")
+    ddpm_evaluate(
+        tiny_model,
+        "--data",
+        path,
+        "--images",
+        5,
+        "--batch-size",
+        2,
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "out",
+    )
     assert seen == [0, 6, 2, 8, 4], "each batch from everywhere"
 
 
-def test_of_one_picture_the_file_is_json_all_the_same(tmp_path: Path, tiny_model: Path, data: Path) -> None:
+def test_of_one_picture_the_file_is_json_all_the_same(
+    tmp_path: Path, tiny_model: Path, data: Path
+) -> None:
     ddpm_evaluate(tiny_model, "--data", data, "--images", 1, "--steps", 2, "--out", tmp_path)
     kept = json.loads((tmp_path / "likelihood.json").read_text(), parse_constant=pytest.fail)
     assert kept["bits_per_dimension"]["fixed_small"]["standard_error"] is None
 
 
-def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path, tiny_model: Path, data: Path) -> None:
-    result = ddpm_evaluate(tiny_model, "--data", data, "--images", 6, "--steps", 2, "--out", data / "below")
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(
+    tmp_path: Path, tiny_model: Path, data: Path
+) -> None:
+    result = ddpm_evaluate(
+        tiny_model, "--data", data, "--images", 6, "--steps", 2, "--out", data / "below"
+    )
     assert (result.exit_code, result.stderr.count("\n"), "--out" in result.stderr) == (1, 1, True)
     assert "image-steps" not in result.stdout
 
@@ -69,8 +100,20 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path, ti
 def test_a_batch_of_any_size_finds_the_same(tmp_path: Path, tiny_model: Path, data: Path) -> None:
     """But for the last bits of the network, which may differ from batch to batch."""
     for size in (1, 4):
-        ddpm_evaluate(tiny_model, "--data", data, "--images", 4, "--batch-size", size, "--out", tmp_path / str(size))
-    one, four = (found(tmp_path / str(size))["bits_per_dimension"]["fixed_small"]["bits"] for size in (1, 4))
+        ddpm_evaluate(
+            tiny_model,
+            "--data",
+            data,
+            "--images",
+            4,
+            "--batch-size",
+            size,
+            "--out",
+            tmp_path / str(size),
+        )
+    one, four = (
+        found(tmp_path / str(size))["bits_per_dimension"]["fixed_small"]["bits"] for size in (1, 4)
+    )
     assert one == pytest.approx(four, rel=1e-5)
 
 
@@ -88,9 +131,21 @@ def test_what_is_stopped_reports_on_the_batches_before(
 ) -> None:
     def stop_after(steps: int) -> Result:
         left = iter([False] * steps)
-        monkeypatch.setattr("cli.commands.measure.StopRequest", lambda: nullcontext(lambda: next(left, True)))
+        monkeypatch.setattr(
+            "cli.commands.measure.StopRequest", lambda: nullcontext(lambda: next(left, True))
+        )
         return ddpm_evaluate(
-            tiny_model, "--data", data, "--images", 6, "--batch-size", 2, "--steps", 5, "--out", tmp_path / "out"
+            tiny_model,
+            "--data",
+            data,
+            "--images",
+            6,
+            "--batch-size",
+            2,
+            "--steps",
+            5,
+            "--out",
+            tmp_path / "out",
         )
 
     assert stop_after(12).exit_code == 0
@@ -127,10 +182,14 @@ def test_an_evaluation_replaces_its_like_of_no_more_images_and_no_other(
         assert "name another folder with --out, or remove it" in result.stderr
     assert (out / "likelihood.json").read_bytes() == before
     (out / "likelihood.json").write_text("[]")
-    assert "cannot be read as an evaluation; name another folder with --out" in evaluate_with().stderr
+    assert (
+        "cannot be read as an evaluation; name another folder with --out" in evaluate_with().stderr
+    )
 
 
-def test_on_a_full_disk_the_evaluation_before_stays(tmp_path: Path, tiny_model: Path, data: Path, full_disk) -> None:
+def test_on_a_full_disk_the_evaluation_before_stays(
+    tmp_path: Path, tiny_model: Path, data: Path, full_disk
+) -> None:
     words = (tiny_model, "--data", data, "--images", 4, "--out", tmp_path / "out")
     ddpm_evaluate(*words)
     before = (tmp_path / "out" / "likelihood.json").read_bytes()
@@ -148,16 +207,25 @@ def test_on_a_full_disk_the_evaluation_before_stays(tmp_path: Path, tiny_model: 
         (["--images", 6, "--device", "abacus"], "--device abacus"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line(tiny_model: Path, data: Path, words: list[object], said: str) -> None:
-    result = CliRunner().invoke(app, ["evaluate", str(tiny_model), "--data", str(data), *map(str, words)])
+def test_what_cannot_be_done_is_told_in_one_line(
+    tiny_model: Path, data: Path, words: list[object], said: str
+) -> None:
+    result = CliRunner().invoke(
+        app, ["evaluate", str(tiny_model), "--data", str(data), *map(str, words)]
+    )
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert said in result.stderr
 
 
-def test_pictures_of_another_shape_and_unknown_models_are_told_in_one_line(tmp_path: Path, tiny_model: Path, data: Path) -> None:
+def test_pictures_of_another_shape_and_unknown_models_are_told_in_one_line(
+    tmp_path: Path, tiny_model: Path, data: Path
+) -> None:
     wide = tmp_path / "wide.npz"
     np.savez(wide, np.zeros((6, 9, 9), np.uint8))
-    for model, pictures, said in ((tiny_model, wide, "(1, 9, 9)"), ("nowhere", data, "fashion-mnist-28")):
+    for model, pictures, said in (
+        (tiny_model, wide, "(1, 9, 9)"),
+        ("nowhere", data, "fashion-mnist-28"),
+    ):
         result = ddpm_evaluate(model, "--data", pictures, "--images", 6)
         assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
         assert said in result.stderr
@@ -165,6 +233,8 @@ def test_pictures_of_another_shape_and_unknown_models_are_told_in_one_line(tmp_p
 
 def test_a_network_that_blows_up_gives_no_figures(tmp_path: Path, data: Path) -> None:
     write_model(tmp_path, "blown", blow_up=True)
-    result = ddpm_evaluate(tmp_path / "blown", "--data", data, "--images", 2, "--steps", 3, "--out", tmp_path / "out")
+    result = ddpm_evaluate(
+        tmp_path / "blown", "--data", data, "--images", 2, "--steps", 3, "--out", tmp_path / "out"
+    )
     assert (result.exit_code, "not finite" in result.stderr) == (1, True)
     assert not list((tmp_path / "out").iterdir())

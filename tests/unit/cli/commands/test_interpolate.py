@@ -26,7 +26,9 @@ def interpolate(*words: object) -> Result:
     return CliRunner().invoke(app, ["interpolate", *map(str, words), "--device", "cpu"])
 
 
-def test_a_sheet_has_a_row_for_each_t_between_the_two_pictures(tmp_path: Path, tiny_model: Path, pictures: tuple[Path, Path]):
+def test_a_sheet_has_a_row_for_each_t_between_the_two_pictures(
+    tmp_path: Path, tiny_model: Path, pictures: tuple[Path, Path]
+):
     out = tmp_path / "sheet.png"
     result = interpolate(tiny_model, *pictures, "--t", 5, "--t", 19, "--between", 3, "--out", out)
     assert result.exit_code == 0, result.output
@@ -42,9 +44,13 @@ def test_a_sheet_has_a_row_for_each_t_between_the_two_pictures(tmp_path: Path, t
     assert again.read_bytes() == out.read_bytes()
 
 
-def test_few_steps_take_the_smaller_variance_unless_another_is_named(tmp_path: Path, pictures: tuple[Path, Path]):
+def test_few_steps_take_the_smaller_variance_unless_another_is_named(
+    tmp_path: Path, pictures: tuple[Path, Path]
+):
     linear = ScheduleCard(kind="linear", T=20)
-    diffusers_format.save(tmp_path / "large", TINY, random_unet().state_dict(), linear, "epsilon", "fixed_large")
+    diffusers_format.save(
+        tmp_path / "large", TINY, random_unet().state_dict(), linear, "epsilon", "fixed_large"
+    )
     drawn = {}
     for steps, words, variance in (
         (20, [], "fixed_large"),
@@ -54,7 +60,9 @@ def test_few_steps_take_the_smaller_variance_unless_another_is_named(tmp_path: P
         (19, ["--variance", "fixed_large"], "fixed_large"),
     ):
         out = tmp_path / "sheet.png"
-        result = interpolate(tmp_path / "large", *pictures, "--t", 19, "--steps", steps, *words, "--out", out)
+        result = interpolate(
+            tmp_path / "large", *pictures, "--t", 19, "--steps", steps, *words, "--out", out
+        )
         assert f"a row for t = 19; variance {variance}" in result.stdout, result.output
         assert drawn.setdefault((steps, variance), out.read_bytes()) == out.read_bytes()
     assert len(set(drawn.values())) == 4
@@ -72,9 +80,15 @@ def test_few_steps_take_the_smaller_variance_unless_another_is_named(tmp_path: P
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line_before_any_step(
-    tiny_model: Path, pictures: tuple[Path, Path], words: list[object], said: str, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
+    pictures: tuple[Path, Path],
+    words: list[object],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("cli.commands.interpolate.interpolate", lambda *_: pytest.fail("a step was taken"))
+    monkeypatch.setattr(
+        "cli.commands.interpolate.interpolate", lambda *_: pytest.fail("a step was taken")
+    )
     result = interpolate(tiny_model, *pictures, *words)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert said in result.stderr

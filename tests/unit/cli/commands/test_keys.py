@@ -27,7 +27,9 @@ def test_a_name_that_cannot_be_one_gets_no_key() -> None:
 
 @pytest.mark.parametrize("command", ["api", "up"])
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "some-name"])
-def test_without_keys_nothing_starts_on_more_than_loopback(monkeypatch: pytest.MonkeyPatch, command: str, host: str) -> None:
+def test_without_keys_nothing_starts_on_more_than_loopback(
+    monkeypatch: pytest.MonkeyPatch, command: str, host: str
+) -> None:
     monkeypatch.delenv("DDPM_API_KEYS", raising=False)
     monkeypatch.delenv("DDPM_ANONYMOUS_HOSTS", raising=False)
     result = CliRunner().invoke(app, [command, "--host", host])
@@ -37,18 +39,29 @@ def test_without_keys_nothing_starts_on_more_than_loopback(monkeypatch: pytest.M
         assert remedy in result.stderr
 
 
-@pytest.mark.parametrize("publish", ["0.0.0.0:8000", "8000", "[::]:8000", "192.168.0.7:80", ":8000"])
+@pytest.mark.parametrize(
+    "publish", ["0.0.0.0:8000", "8000", "[::]:8000", "192.168.0.7:80", ":8000"]
+)
 @pytest.mark.parametrize("hosts", ["", "localhost"])
-def test_without_keys_a_container_starts_on_no_port_that_is_published_for_others(publish: str, hosts: str) -> None:
+def test_without_keys_a_container_starts_on_no_port_that_is_published_for_others(
+    publish: str, hosts: str
+) -> None:
     environment = {"DDPM_PUBLISH": publish, "DDPM_ANONYMOUS_HOSTS": hosts}
     result = CliRunner().invoke(app, ["api"], env=environment)
     assert result.exit_code == 1
-    for said in (f"published on {publish}", "DDPM_API_KEYS", "DDPM_PUBLISH", "DDPM_ANONYMOUS_HOSTS"):
+    for said in (
+        f"published on {publish}",
+        "DDPM_API_KEYS",
+        "DDPM_PUBLISH",
+        "DDPM_ANONYMOUS_HOSTS",
+    ):
         assert said in result.stderr
 
 
 @pytest.mark.parametrize("command", ["api", "up"])
-def test_a_bad_entry_refuses_to_start_without_showing_it(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_a_bad_entry_refuses_to_start_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     monkeypatch.setenv("DDPM_API_KEYS", f"ann:{HASH},bob=secret")
     result = CliRunner().invoke(app, [command])
     assert result.exit_code == 1
@@ -66,7 +79,9 @@ def test_a_bad_entry_refuses_to_start_without_showing_it(monkeypatch: pytest.Mon
     ],
     ids=["keys", "names", "loopback"],
 )
-def test_with_keys_or_by_name_the_api_starts_anywhere(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+def test_with_keys_or_by_name_the_api_starts_anywhere(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
     started: list[str] = []
 
     def run(server: Server) -> None:
@@ -86,7 +101,9 @@ def test_an_owners_webhook_secret_is_printed_and_a_name_that_is_nobodys_is_not()
     assert (result.exit_code, result.stdout) == (1, "")
     assert "'anne' is nobody's name" in result.stderr
     assert "use one of: ann" in result.stderr
-    result = CliRunner().invoke(app, ["keys", "webhook-secret", "local"], env={"DDPM_WEBHOOK_SECRET": "s" * 32})
+    result = CliRunner().invoke(
+        app, ["keys", "webhook-secret", "local"], env={"DDPM_WEBHOOK_SECRET": "s" * 32}
+    )
     assert result.stdout.startswith("whsec_")
 
 

@@ -28,28 +28,53 @@ def ddpm(*words: object) -> Result:
 def test_an_added_model_is_listed_and_complete(tiny_model: Path, models_dir: Path) -> None:
     (tiny_model / "state.safetensors").write_bytes(b"what training left behind")
     weights = sha256_of(tiny_model / "unet" / WEIGHTS)
-    estimate = ResidualVariance(weights=weights, data="noise", images=1, seed=0, values=(0.5,) * 20).write(tiny_model)
-    added = ddpm("models", "add", tiny_model, "--name", "tiny", "--licence", "MIT", "--data-name", "noise", "--default")
+    estimate = ResidualVariance(
+        weights=weights, data="noise", images=1, seed=0, values=(0.5,) * 20
+    ).write(tiny_model)
+    added = ddpm(
+        "models",
+        "add",
+        tiny_model,
+        "--name",
+        "tiny",
+        "--licence",
+        "MIT",
+        "--data-name",
+        "noise",
+        "--default",
+    )
     assert added.exit_code == 0, added.stderr
     catalog = Catalog.read(models_dir)
-    assert (catalog.default.name, catalog.default.data.name, catalog.default.licence) == ("tiny", "noise", "MIT")
+    assert (catalog.default.name, catalog.default.data.name, catalog.default.licence) == (
+        "tiny",
+        "noise",
+        "MIT",
+    )
     assert not (catalog.folder("tiny") / "state.safetensors").exists()
     assert sha256_of(catalog.folder("tiny") / FILE) == catalog["tiny"].residual_variance == estimate
     assert "1x8x8" in ddpm("models").stdout
     assert [path.name for path in models_dir.iterdir()] == ["tiny"]
 
 
-def test_a_model_that_is_added_as_the_default_is_the_only_one(tiny_model: Path, models_dir: Path) -> None:
+def test_a_model_that_is_added_as_the_default_is_the_only_one(
+    tiny_model: Path, models_dir: Path
+) -> None:
     """Of several the last in the alphabet would be it."""
     ddpm("models", "add", tiny_model, "--name", "z", "--default")
     ddpm("models", "add", tiny_model, "--name", "b")
     assert Catalog.read(models_dir).default.name == "z"
     added = ddpm("models", "add", tiny_model, "--name", "a", "--default")
     assert f"added a to {models_dir} as the default instead of z; restart" in added.stdout
-    assert [(card.name, card.default) for card in Catalog.read(models_dir).values()] == [("a", True), ("b", False), ("z", False)]
+    assert [(card.name, card.default) for card in Catalog.read(models_dir).values()] == [
+        ("a", True),
+        ("b", False),
+        ("z", False),
+    ]
 
 
-def test_a_card_that_cannot_be_read_is_named_before_another_becomes_the_default(tiny_model: Path, models_dir: Path) -> None:
+def test_a_card_that_cannot_be_read_is_named_before_another_becomes_the_default(
+    tiny_model: Path, models_dir: Path
+) -> None:
     (models_dir / "broken").mkdir(parents=True)
     (models_dir / "broken" / "card.json").write_text("{")
     added = ddpm("models", "add", tiny_model, "--name", "tiny", "--default")
@@ -109,12 +134,15 @@ def test_the_card_of_a_trained_model_holds_where_no_option_says_otherwise(
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"), [({"sha256": "0" * 64}, "card.json is of other weights"), ({"mystery": 1}, "mystery")]
+    ("changes", "says"),
+    [({"sha256": "0" * 64}, "card.json is of other weights"), ({"mystery": 1}, "mystery")],
 )
 def test_a_card_that_does_not_fit_is_not_taken_and_said_so(
     trained: Path, models_dir: Path, changes: dict[str, object], says: str
 ) -> None:
-    (trained / "card.json").write_text(json.dumps(json.loads((trained / "card.json").read_text()) | changes))
+    (trained / "card.json").write_text(
+        json.dumps(json.loads((trained / "card.json").read_text()) | changes)
+    )
     added = ddpm("models", "add", trained, "--name", "tiny")
     assert added.exit_code == 0
     assert added.stderr.startswith("not taken: ")
@@ -135,7 +163,9 @@ def test_a_models_dir_that_cannot_be_made_is_named_with_the_variable(
     assert "DDPM_MODELS_DIR" in added.stderr
 
 
-def test_a_full_disk_leaves_nothing_half_made(tiny_model: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing_half_made(
+    tiny_model: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -25,9 +25,14 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_images_are_saved_under_seed_and_index(service: Played, tmp_path: Path) -> None:
     service.polls = [job("running", 0), job("running", 1), job("finished", 2)]
-    result = ddpm_sample(service, tmp_path / "out", "--count", "2", "--seed", "7", "--sampler", "ddim")
+    result = ddpm_sample(
+        service, tmp_path / "out", "--count", "2", "--seed", "7", "--sampler", "ddim"
+    )
     assert result.exit_code == 0, result.output
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {"7-0.png": b"PNG 0", "7-1.png": b"PNG 1"}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+        "7-0.png": b"PNG 0",
+        "7-1.png": b"PNG 1",
+    }
     assert service.asked[0] == ("POST", "/v1/jobs", {"count": 2, "seed": 7, "sampler": "ddim"})
     assert sum("/images/" in path for _, path, _ in service.asked) == 2
 
@@ -45,9 +50,15 @@ def test_every_call_carries_the_key_from_the_environment(
 
 
 def test_a_refusal_is_told_in_the_services_words(service: Played, tmp_path: Path) -> None:
-    service.refusal = {"title": "Invalid request", "detail": "count=0 is less than 1; use 1 to 1024."}
+    service.refusal = {
+        "title": "Invalid request",
+        "detail": "count=0 is less than 1; use 1 to 1024.",
+    }
     result = ddpm_sample(service, tmp_path, "--count", "0")
-    assert (result.exit_code, result.stderr) == (1, "ddpm: count=0 is less than 1; use 1 to 1024.\n")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "ddpm: count=0 is less than 1; use 1 to 1024.\n",
+    )
 
 
 @pytest.mark.parametrize("expired", [1, 2])
@@ -62,13 +73,17 @@ def test_images_that_expired_before_they_were_saved_are_told_with_the_seed_to_dr
 
 
 def test_a_failed_job_says_why(service: Played, tmp_path: Path) -> None:
-    service.polls = [job("failed", 0, {"code": "worker_lost", "message": "three workers were lost"})]
+    service.polls = [
+        job("failed", 0, {"code": "worker_lost", "message": "three workers were lost"})
+    ]
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
     assert "three workers were lost" in result.stderr
 
 
-def test_a_folder_that_cannot_be_made_is_known_before_anything_is_drawn(service: Played, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_known_before_anything_is_drawn(
+    service: Played, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     result = ddpm_sample(service, tmp_path / "file" / "out")
     assert (result.exit_code, "--out" in result.stderr, service.asked) == (1, True, [])
@@ -115,7 +130,9 @@ def interrupt_the_post(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C after the service has got the first, and before the command has the answer."""
     call, asked = PatientClient.call, count()
 
-    def call_or_interrupt(client: PatientClient, method: str, path: str, **options: Any) -> httpx.Response:
+    def call_or_interrupt(
+        client: PatientClient, method: str, path: str, **options: Any
+    ) -> httpx.Response:
         if next(asked):
             return call(client, method, path, **options)
         with suppress(Fault):
@@ -133,7 +150,9 @@ def test_ctrl_c_before_the_post_is_answered_cancels_what_was_posted(
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == module.CANCELLED
     assert "job j is cancelled" in result.stderr
-    assert [asked[:2] for asked in service.asked] == [("POST", "/v1/jobs")] * 2 + [("POST", "/v1/jobs/j/cancel")]
+    assert [asked[:2] for asked in service.asked] == [("POST", "/v1/jobs")] * 2 + [
+        ("POST", "/v1/jobs/j/cancel")
+    ]
     assert len(set(service.idempotency_keys)) == 1
 
 
@@ -145,10 +164,14 @@ def test_ctrl_c_says_what_may_go_on_when_the_service_is_gone_before_the_post_is_
     interrupt_the_post(monkeypatch)
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
-    assert ("a job may have been posted" if path == "/v1/jobs" else "job j may go on") in result.stderr
+    assert (
+        "a job may have been posted" if path == "/v1/jobs" else "job j may go on"
+    ) in result.stderr
 
 
-def test_an_image_that_cannot_be_saved_cancels_the_job_and_leaves_nothing_half(service: Played, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_saved_cancels_the_job_and_leaves_nothing_half(
+    service: Played, tmp_path: Path
+) -> None:
     (tmp_path / "7-1.png").mkdir()
     service.polls = [job("running", 2), job("cancelled", 2)]  # the second answers the cancel
     result = ddpm_sample(service, tmp_path)

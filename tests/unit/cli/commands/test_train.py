@@ -54,7 +54,9 @@ defaults = {{ steps = 5 }}
 def write_recipe(folder: Path, updates: int, save_every_s: float = 300) -> Path:
     np.savez(folder / "data.npz", np.random.default_rng(0).integers(0, 256, (16, 8, 8), np.uint8))
     path = folder / "recipe.toml"
-    path.write_text(RECIPE.format(data=folder / "data.npz", updates=updates, save_every_s=save_every_s))
+    path.write_text(
+        RECIPE.format(data=folder / "data.npz", updates=updates, save_every_s=save_every_s)
+    )
     return path
 
 
@@ -69,7 +71,9 @@ def ddpm_train(*words: object) -> Result:
 
 @pytest.mark.slow
 def test_a_run_leaves_a_model_its_card_the_curve_and_samples(tmp_path: Path) -> None:
-    result = ddpm_train(write_recipe(tmp_path, updates=60), "--out", tmp_path / "run", "--device", "cpu")
+    result = ddpm_train(
+        write_recipe(tmp_path, updates=60), "--out", tmp_path / "run", "--device", "cpu"
+    )
     assert result.exit_code == 0, result.output
     assert "update 50/60  loss" in result.stdout
     assert read_card(tmp_path / "run" / "tiny").data.images == 16
@@ -80,7 +84,18 @@ def test_a_run_leaves_a_model_its_card_the_curve_and_samples(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_stop_saves_and_says_how_to_resume(tmp_path: Path) -> None:
     recipe, out = write_recipe(tmp_path, updates=1_000_000), tmp_path / "run"
-    command = [sys.executable, "-u", "-m", "cli", "train", str(recipe), "--out", str(out), "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "cli",
+        "train",
+        str(recipe),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
         assert training.stdout is not None
         assert "update 50/1000000" in training.stdout.readline()
@@ -98,7 +113,13 @@ def test_a_stop_within_the_first_fifty_updates_exports_what_there_is(
 ) -> None:
     asked = iter([False] * updates)
     monkeypatch.setattr(StopRequest, "__call__", lambda _: next(asked, True))
-    result = ddpm_train(write_recipe(tmp_path, updates=60, save_every_s=1e-9), "--out", tmp_path / "run", "--device", "cpu")
+    result = ddpm_train(
+        write_recipe(tmp_path, updates=60, save_every_s=1e-9),
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+    )
     assert result.exit_code == 0, result.output
     assert f"stopped at update {updates} of 60, saved" in result.stdout
     assert (tmp_path / "run" / "tiny" / "card.json").exists() == exported
@@ -109,15 +130,23 @@ def test_a_stop_within_the_first_fifty_updates_exports_what_there_is(
     [
         (lambda path: path.unlink(), "does not exist"),
         (lambda path: path.write_text("[data"), "is not TOML"),
-        (lambda path: path.write_text(path.read_text().replace("updates = 60", "updates = 0")), "training.updates"),
+        (
+            lambda path: path.write_text(path.read_text().replace("updates = 60", "updates = 0")),
+            "training.updates",
+        ),
         (lambda path: (path.parent / "data.npz").unlink(), "data.npz"),
         (lambda path: (path.unlink(), path.mkdir()), "recipe.toml cannot be read"),
         (lambda path: (path.parent / "run").touch(), "run is a file; name a folder with --out"),
-        (lambda path: (path.parent / "run" / "tiny").mkdir(parents=True), "tiny is where the model goes, and holds no card.json"),
+        (
+            lambda path: (path.parent / "run" / "tiny").mkdir(parents=True),
+            "tiny is where the model goes, and holds no card.json",
+        ),
         (lambda path: damaged(path.parent / "run"), "state.safetensors cannot be read"),
     ],
 )
-def test_what_cannot_be_trained_is_told_in_one_line(tmp_path: Path, fault: object, words: str) -> None:
+def test_what_cannot_be_trained_is_told_in_one_line(
+    tmp_path: Path, fault: object, words: str
+) -> None:
     recipe = write_recipe(tmp_path, updates=60)
     fault(recipe)  # type: ignore[operator]
     result = ddpm_train(recipe, "--out", tmp_path / "run", "--device", "cpu")
@@ -127,7 +156,9 @@ def test_what_cannot_be_trained_is_told_in_one_line(tmp_path: Path, fault: objec
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])
 def test_a_device_that_is_not_there_is_a_fault(tmp_path: Path, device: str) -> None:
-    result = ddpm_train(write_recipe(tmp_path, updates=60), "--out", tmp_path / "run", "--device", device)
+    result = ddpm_train(
+        write_recipe(tmp_path, updates=60), "--out", tmp_path / "run", "--device", device
+    )
     assert (result.exit_code, device in result.stderr) == (1, True)
 
 
@@ -137,17 +168,24 @@ def test_a_second_run_to_the_same_folder_learns_who_the_first_is(tmp_path: Path)
     with held(tmp_path / "run"):
         result = ddpm_train(recipe, "--out", tmp_path / "run", "--device", "cpu")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert f"run is in use by another `ddpm train` (pid {os.getpid()}); stop it, or name another --out" in result.stderr
+    assert (
+        f"run is in use by another `ddpm train` (pid {os.getpid()}); stop it, or name another --out"
+        in result.stderr
+    )
     with held(tmp_path / "run"):
         pass
 
 
-def test_a_model_that_cannot_be_exported_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_exported_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_: object) -> None:
         raise BadCheckpoint("conv_in.weight holds NaN")
 
     monkeypatch.setattr("cli.commands.train.export.export", fail)
-    result = ddpm_train(write_recipe(tmp_path, updates=1), "--out", tmp_path / "run", "--device", "cpu")
+    result = ddpm_train(
+        write_recipe(tmp_path, updates=1), "--out", tmp_path / "run", "--device", "cpu"
+    )
     assert (result.exit_code, result.stderr) == (1, "ddpm: conv_in.weight holds NaN\n")
 
 

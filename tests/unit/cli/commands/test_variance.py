@@ -39,7 +39,9 @@ def estimate(*words: object) -> Result:
     return CliRunner().invoke(app, ["models", "variance", *map(str, words), "--device", "cpu"])
 
 
-def test_an_estimate_is_the_networks_squared_error_at_every_timestep(model: Path, data: Path, pixels: np.ndarray) -> None:
+def test_an_estimate_is_the_networks_squared_error_at_every_timestep(
+    model: Path, data: Path, pixels: np.ndarray
+) -> None:
     result = estimate(model, "--data", data, "--images", 6, "--batch-size", 4, "--seed", 3)
     assert result.exit_code == 0, result.output
     loaded = diffusers_format.load(model)
@@ -50,13 +52,28 @@ def test_an_estimate_is_the_networks_squared_error_at_every_timestep(model: Path
     torch.testing.assert_close(found.tensor, terms.squared_error.mean(0), rtol=1e-5, atol=0)
 
 
-def test_an_evaluation_on_other_pictures_goes_by_the_estimate(model: Path, data: Path, tmp_path: Path) -> None:
+def test_an_evaluation_on_other_pictures_goes_by_the_estimate(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
     def bits() -> float:
-        words = ["evaluate", model, "--data", data, "--images", 3, "--out", tmp_path / "out", "--device", "cpu"]
+        words = [
+            "evaluate",
+            model,
+            "--data",
+            data,
+            "--images",
+            3,
+            "--out",
+            tmp_path / "out",
+            "--device",
+            "cpu",
+        ]
         result = CliRunner().invoke(app, list(map(str, words)))
         assert result.exit_code == 0, result.output
         said.append(" ".join(result.stdout.split()))
-        return float(next(line for line in result.stdout.splitlines() if "analytic" in line).split()[1])
+        return float(
+            next(line for line in result.stdout.splitlines() if "analytic" in line).split()[1]
+        )
 
     said: list[str] = []
     fitted = bits()
@@ -66,9 +83,13 @@ def test_an_evaluation_on_other_pictures_goes_by_the_estimate(model: Path, data:
     assert f"estimated on 6 images of {data}" in said[1]
 
 
-def test_what_is_stopped_is_an_estimate_from_the_batches_before(model: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_stopped_is_an_estimate_from_the_batches_before(
+    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     left = iter([False] * 50)
-    monkeypatch.setattr("cli.commands.measure.StopRequest", lambda: nullcontext(lambda: next(left, True)))
+    monkeypatch.setattr(
+        "cli.commands.measure.StopRequest", lambda: nullcontext(lambda: next(left, True))
+    )
     assert estimate(model, "--data", data, "--images", 6, "--batch-size", 2).exit_code == 0
     assert ResidualVariance.read(model, read_card(model).sha256, 20).images == 4
 
@@ -81,7 +102,11 @@ def test_after_an_estimate_signals_do_what_they_did_before(model: Path, data: Pa
 
 def test_a_model_without_a_card_of_its_own_is_refused(tiny_model: Path, data: Path) -> None:
     result = estimate(tiny_model, "--data", data, "--images", 2)
-    assert (result.exit_code, result.stderr.count("\n"), "card.json" in result.stderr) == (1, 1, True)
+    assert (result.exit_code, result.stderr.count("\n"), "card.json" in result.stderr) == (
+        1,
+        1,
+        True,
+    )
     write_card(tiny_model, card_of("tiny"))
     result = estimate(tiny_model, "--data", data, "--images", 2)
     assert (result.exit_code, "the card is of weights abababababab" in result.stderr) == (1, True)
@@ -91,7 +116,9 @@ def test_a_model_without_a_card_of_its_own_is_refused(tiny_model: Path, data: Pa
 def test_what_was_estimated_for_other_weights_is_replaced(model: Path, data: Path) -> None:
     stale = ResidualVariance(weights="ab" * 32, data="noise", images=1, seed=0, values=(0.5,) * 20)
     write_card(model, read_card(model).model_copy(update={"residual_variance": stale.write(model)}))
-    refused = CliRunner().invoke(app, ["evaluate", str(model), "--data", str(data), "--images", "1", "--device", "cpu"])
+    refused = CliRunner().invoke(
+        app, ["evaluate", str(model), "--data", str(data), "--images", "1", "--device", "cpu"]
+    )
     assert (refused.exit_code, "ddpm models variance" in refused.stderr) == (1, True)
     assert estimate(model, "--data", data, "--images", 1).exit_code == 0
     assert ResidualVariance.read(model, read_card(model).sha256, 20).images == 1
@@ -100,4 +127,6 @@ def test_what_was_estimated_for_other_weights_is_replaced(model: Path, data: Pat
 def test_the_card_is_otherwise_what_it_was(model: Path, data: Path) -> None:
     before = read_card(model)
     estimate(model, "--data", data, "--images", 1)
-    assert read_card(model) == before.model_copy(update={"residual_variance": sha256_of(model / FILE)})
+    assert read_card(model) == before.model_copy(
+        update={"residual_variance": sha256_of(model / FILE)}
+    )

@@ -33,22 +33,29 @@ def test_the_delay_begins_anew_after_a_steady_life() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "words"), [(0, "exited with 0"), (-9, "was killed by SIGKILL"), (-63, "was killed by signal 63")]
+    ("code", "words"),
+    [(0, "exited with 0"), (-9, "was killed by SIGKILL"), (-63, "was killed by signal 63")],
 )
 def test_an_ending_is_told_in_words(code: int, words: str) -> None:
     assert ending(code) == words
 
 
 def test_lines_carry_the_name_of_their_child(capfd: pytest.CaptureFixture[str]) -> None:
-    child = Child("api", [sys.executable, "-c", "import sys; print('out'); print('err', file=sys.stderr)"])
+    child = Child(
+        "api", [sys.executable, "-c", "import sys; print('out'); print('err', file=sys.stderr)"]
+    )
     child.start()
     child.finish()
     assert set(capfd.readouterr().out.splitlines()) == {"api      | out", "api      | err"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's death")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells children of their parent's death"
+)
 def test_a_child_dies_with_a_supervisor_that_was_killed() -> None:
-    with subprocess.Popen([sys.executable, "-u", "-c", SUPERVISOR], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", SUPERVISOR], stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         lines = {parent.stdout.readline().strip() for _ in range(2)}
         pid = int((lines - {"x        | 1"}).pop())

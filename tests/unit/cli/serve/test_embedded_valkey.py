@@ -17,7 +17,9 @@ def test_the_socket_lies_in_the_data_folder() -> None:
 
 
 @pytest.mark.parametrize("name", ["long" * 30, "a space", "key=value"])
-def test_a_path_that_no_socket_can_have_is_replaced_by_a_private_one(tmp_path: Path, name: str) -> None:
+def test_a_path_that_no_socket_can_have_is_replaced_by_a_private_one(
+    tmp_path: Path, name: str
+) -> None:
     with embedded_valkey.socket_path(tmp_path / name) as path:
         assert len(os.fsencode(path)) <= 100
         assert path.parent.stat().st_mode & 0o777 == 0o700
@@ -25,7 +27,9 @@ def test_a_path_that_no_socket_can_have_is_replaced_by_a_private_one(tmp_path: P
 
 
 @pytest.mark.redis
-def test_the_server_is_the_users_alone_durable_and_full_rather_than_forgetful(tmp_path: Path) -> None:
+def test_the_server_is_the_users_alone_durable_and_full_rather_than_forgetful(
+    tmp_path: Path,
+) -> None:
     folder = data_dir.valkey_folder(tmp_path / "a folder")
     lock_fd = data_dir.lock(folder)
     with embedded_valkey.socket_path(folder) as path:

@@ -29,7 +29,10 @@ time.sleep(60)
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -47,10 +50,14 @@ def stop_when(condition: Callable[[], bool]) -> Callable[[], None]:
     return watch
 
 
-def test_what_dies_is_started_again_and_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_dies_is_started_again_and_said(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     log = tmp_path / "starts"
     child = python("api", "import sys; open(sys.argv[1], 'a').write('x'); sys.exit(3)", log)
-    supervisor = Supervisor([Stage([child])], stop_when(lambda: log.exists() and log.read_text() == "xx"))
+    supervisor = Supervisor(
+        [Stage([child])], stop_when(lambda: log.exists() and log.read_text() == "xx")
+    )
     assert supervisor.run() == 0
     assert "api exited with 3 after" in capfd.readouterr().out
 
@@ -86,7 +93,9 @@ def test_a_stage_waits_for_the_one_before(tmp_path: Path) -> None:
     assert not any(started_early)
 
 
-def test_a_child_that_will_not_stop_is_killed_in_the_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_child_that_will_not_stop_is_killed_in_the_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     deaf = python("worker-0", DEAF, tmp_path / "up")
     deaf.patience_s = 0.3
     assert Supervisor([Stage([deaf])], stop_when((tmp_path / "up").exists)).run() == 0

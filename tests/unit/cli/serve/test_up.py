@@ -31,7 +31,12 @@ def test_an_address_that_is_not_ours_is_a_fault(host: str) -> None:
 
 @pytest.mark.parametrize(
     ("gpus", "asked", "devices"),
-    [(0, None, [None]), (0, 2, [None, None]), (2, None, ["cuda:0", "cuda:1"]), (2, 3, ["cuda:0", "cuda:1", "cuda:0"])],
+    [
+        (0, None, [None]),
+        (0, 2, [None, None]),
+        (2, None, ["cuda:0", "cuda:1"]),
+        (2, 3, ["cuda:0", "cuda:1", "cuda:0"]),
+    ],
 )
 def test_workers_spread_over_the_gpus(
     monkeypatch: pytest.MonkeyPatch, gpus: int, asked: int | None, devices: list[str | None]
@@ -50,7 +55,11 @@ def test_a_device_that_the_user_chose_is_left_alone(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("host", "url"),
-    [("127.0.0.1", "http://127.0.0.1:80"), ("0.0.0.0", "http://127.0.0.1:80"), ("::", "http://[::1]:80")],
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+    ],
 )
 def test_the_address_that_is_shown_can_be_opened(host: str, url: str) -> None:
     assert up.address(host, 80) == url

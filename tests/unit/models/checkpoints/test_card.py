@@ -14,7 +14,11 @@ from models.networks.unet import UNet
 from models.networks.unet_config import UNetConfig
 from models.train.recipe import TrainingRecipe
 
-WORDS = {"data": DataCard(name="noise", licence="CC0-1.0"), "licence": "MIT", "provenance": "made up"}
+WORDS = {
+    "data": DataCard(name="noise", licence="CC0-1.0"),
+    "licence": "MIT",
+    "provenance": "made up",
+}
 
 
 def test_a_card_says_what_the_files_are(folder, small_net):
@@ -37,9 +41,9 @@ def test_a_card_names_the_estimate_that_lies_beside_it(folder):
     weights = diffusers_format.load(folder).sha256
     found = ResidualVariance(weights=weights, data="noise", images=1, seed=0, values=(0.5,) * 1000)
     assert make_card(folder, "tiny", **WORDS).residual_variance is None
-    assert make_card(folder, "tiny", **WORDS).model_copy(update={"residual_variance": found.write(folder)}) == make_card(
-        folder, "tiny", **WORDS
-    )
+    assert make_card(folder, "tiny", **WORDS).model_copy(
+        update={"residual_variance": found.write(folder)}
+    ) == make_card(folder, "tiny", **WORDS)
     found.model_copy(update={"weights": "ab" * 32}).write(folder)
     with pytest.raises(diffusers_format.BadCheckpoint, match=FILE):
         make_card(folder, "tiny", **WORDS)
@@ -60,14 +64,18 @@ def test_the_cifar10_network_takes_12_1_gflop_per_image_step_and_its_attention_a
         attention_head_dim=None,
         downsample_padding=0,
     )
-    attention = 5 * 2 * 2 * 256**2 * 256 / 1e9  # five of them over 16x16 positions and 256 channels: two products each
+    attention = (
+        5 * 2 * 2 * 256**2 * 256 / 1e9
+    )  # five of them over 16x16 positions and 256 channels: two products each
     with torch.device("meta"):
         net = UNet(config)
     assert gflop_per_image_step(net) == pytest.approx(12.108 + attention, abs=0.01)
 
 
 def test_the_count_is_the_same_wherever_the_network_lies(small_net):
-    assert gflop_per_image_step(small_net) == gflop_per_image_step(copy.deepcopy(small_net).to("meta"))
+    assert gflop_per_image_step(small_net) == gflop_per_image_step(
+        copy.deepcopy(small_net).to("meta")
+    )
 
 
 def test_the_shipped_recipe_keeps_its_promise_of_size():

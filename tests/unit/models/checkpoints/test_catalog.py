@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoints.catalog import Card, Catalog, CatalogError, DataCard, Defaults, ScheduleCard, Shape, read_card, write_card
+from models.checkpoints.catalog import (
+    Card,
+    Catalog,
+    CatalogError,
+    DataCard,
+    Defaults,
+    ScheduleCard,
+    Shape,
+    read_card,
+    write_card,
+)
 
 
 def add(root: Path, folder: str, name: str | None = None, **changes: object) -> Path:
@@ -64,7 +74,10 @@ def test_without_a_mark_the_last_card_is_the_default(tmp_path):
 
 
 def test_no_model_at_all_says_where_it_looked_and_what_to_do(tmp_path):
-    with pytest.raises(CatalogError, match=rf"no card.json below {tmp_path}; add a model with `ddpm models add FOLDER`"):
+    with pytest.raises(
+        CatalogError,
+        match=rf"no card.json below {tmp_path}; add a model with `ddpm models add FOLDER`",
+    ):
         Catalog.read(tmp_path)
 
 
@@ -91,7 +104,10 @@ def test_a_bad_card_is_named_with_its_key(tmp_path, key, value):
 def test_default_steps_beyond_the_schedule_are_refused_with_the_range(tmp_path):
     path = add(tmp_path, "a") / "card.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"defaults": {"steps": 1001}}))
-    with pytest.raises(CatalogError, match=rf"{path}: the file: defaults\.steps=1001 is more than .*; use 1 to 1000; correct it"):
+    with pytest.raises(
+        CatalogError,
+        match=rf"{path}: the file: defaults\.steps=1001 is more than .*; use 1 to 1000; correct it",
+    ):
         Catalog.read(tmp_path)
 
 
@@ -105,7 +121,9 @@ def test_a_card_that_is_no_json_object_is_named(tmp_path, content):
 
 def test_a_card_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "card.json").mkdir()
-    with pytest.raises(CatalogError, match=r"card\.json cannot be read \(Is a directory\); give the user"):
+    with pytest.raises(
+        CatalogError, match=r"card\.json cannot be read \(Is a directory\); give the user"
+    ):
         read_card(tmp_path)
 
 
@@ -117,5 +135,7 @@ def test_a_folder_without_a_card_says_how_to_write_one(tmp_path):
 def test_reading_cards_loads_no_torch():
     code = "import sys, models.checkpoints.catalog; print([m for m in ('torch', 'numpy', 'diffusers') if m in sys.modules])"
     root = Path(__file__).parents[4]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

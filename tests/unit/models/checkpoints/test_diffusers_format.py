@@ -48,7 +48,9 @@ def theirs(small_config, randomise) -> UNet2DModel:
 
 def test_what_is_saved_is_what_is_loaded(folder, small_net):
     loaded = diffusers_format.load(folder)
-    assert all(torch.equal(v, small_net.state_dict()[k]) for k, v in loaded.net.state_dict().items())
+    assert all(
+        torch.equal(v, small_net.state_dict()[k]) for k, v in loaded.net.state_dict().items()
+    )
     assert not loaded.net.training
     assert torch.equal(loaded.schedule.beta, Schedule.linear().beta)
     assert loaded.prediction == "epsilon"
@@ -63,16 +65,25 @@ def test_a_file_that_this_user_may_not_read_is_named(folder, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(diffusers_format, "sha256_of", refuse)  # root may read any
-    with pytest.raises(BadCheckpoint, match=rf"{diffusers_format.WEIGHTS} cannot be read \(Permission denied\); give the user"):
+    with pytest.raises(
+        BadCheckpoint,
+        match=rf"{diffusers_format.WEIGHTS} cannot be read \(Permission denied\); give the user",
+    ):
         diffusers_format.load(folder)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize(
-    "card", [ScheduleCard(kind="cosine", T=500), ScheduleCard(kind="linear", T=100, beta_start=1e-3, beta_end=0.2)]
+    "card",
+    [
+        ScheduleCard(kind="cosine", T=500),
+        ScheduleCard(kind="linear", T=100, beta_start=1e-3, beta_end=0.2),
+    ],
 )
 def test_the_process_survives_being_saved_and_loaded(tmp_path, small_net, card, prediction):
-    sha256 = diffusers_format.save(tmp_path / "m", small_net.cfg, small_net.state_dict(), card, prediction)
+    sha256 = diffusers_format.save(
+        tmp_path / "m", small_net.cfg, small_net.state_dict(), card, prediction
+    )
     loaded = diffusers_format.load(tmp_path / "m", sha256)
     assert diffusers_format.read_scheduler(tmp_path / "m") == (card, prediction)
     torch.testing.assert_close(loaded.schedule.beta, diffusers_format.schedule_of(card).beta)
@@ -98,7 +109,10 @@ def test_a_lone_network_means_the_papers_process(tmp_path, theirs):
     theirs.save_pretrained(tmp_path)
     loaded = diffusers_format.load(tmp_path)
     assert torch.equal(loaded.schedule.beta, Schedule.linear().beta)
-    assert (loaded.prediction, diffusers_format.read_variance(tmp_path)) == ("epsilon", "fixed_small")
+    assert (loaded.prediction, diffusers_format.read_variance(tmp_path)) == (
+        "epsilon",
+        "fixed_small",
+    )
 
 
 def test_the_old_names_of_attention_are_read_too(folder, small_net):
@@ -111,11 +125,15 @@ def test_the_old_names_of_attention_are_read_too(folder, small_net):
 
     change_weights(folder, rename)
     assert any("query" in name for name in load_file(weights_of(folder)))
-    torch.testing.assert_close(output(diffusers_format.load(folder).net), output(small_net), rtol=0, atol=0)
+    torch.testing.assert_close(
+        output(diffusers_format.load(folder).net), output(small_net), rtol=0, atol=0
+    )
 
 
 def test_half_precision_weights_are_loaded_as_float32(folder, small_net):
-    change_weights(folder, lambda tensors: tensors.update({k: v.half() for k, v in tensors.items()}))
+    change_weights(
+        folder, lambda tensors: tensors.update({k: v.half() for k, v in tensors.items()})
+    )
     loaded = diffusers_format.load(folder).net
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     torch.testing.assert_close(output(loaded), output(small_net), rtol=0, atol=0.05)
@@ -130,8 +148,12 @@ def test_our_folder_samples_in_diffusers_pipeline_as_it_does_here(folder, noise_
     ours = sample(loaded.net, compile_plan(loaded.schedule, K), 0, [0, 1], (3, 8, 8))
 
     draws = iter(noise)
-    monkeypatch.setattr("diffusers.pipelines.ddpm.pipeline_ddpm.randn_tensor", lambda *_, **__: next(draws))
-    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(draws))
+    monkeypatch.setattr(
+        "diffusers.pipelines.ddpm.pipeline_ddpm.randn_tensor", lambda *_, **__: next(draws)
+    )
+    monkeypatch.setattr(
+        "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(draws)
+    )
     pipeline = DDPMPipeline.from_pretrained(folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(batch_size=2, num_inference_steps=K, output_type="pt").images
@@ -140,7 +162,10 @@ def test_our_folder_samples_in_diffusers_pipeline_as_it_does_here(folder, noise_
 
 
 def fault(folder: Path, kind: str) -> None:
-    config, scheduler = folder / "unet" / "config.json", folder / "scheduler" / "scheduler_config.json"
+    config, scheduler = (
+        folder / "unet" / "config.json",
+        folder / "scheduler" / "scheduler_config.json",
+    )
     name = "mid_block.attentions.0.to_q.weight"
     match kind:
         case "no folder":
@@ -162,7 +187,9 @@ def fault(folder: Path, kind: str) -> None:
         case "complex":
             change_weights(folder, lambda t: t.update({name: t[name].to(torch.complex64)}))
         case "two names":
-            change_weights(folder, lambda t: t.update({name.replace("to_q", "query"): t[name].clone()}))
+            change_weights(
+                folder, lambda t: t.update({name.replace("to_q", "query"): t[name].clone()})
+            )
         case "too large for any memory":
             edit(config, block_out_channels=[4096, 8192])
         case "truncated":
@@ -212,12 +239,32 @@ def fault(folder: Path, kind: str) -> None:
     [
         ("no folder", "model", "holds no unet/config.json.*give a folder"),
         ("pickle only", "unet", "pickled weights are not read.*safe_serialization=True"),
-        ("missing key", diffusers_format.WEIGHTS, r"mid_block\.attentions\.0\.to_q\.weight is missing; config.json"),
+        (
+            "missing key",
+            diffusers_format.WEIGHTS,
+            r"mid_block\.attentions\.0\.to_q\.weight is missing; config.json",
+        ),
         ("extra key", diffusers_format.WEIGHTS, "surplus belongs to no layer"),
-        ("wrong shape", diffusers_format.WEIGHTS, r"to_q\.weight has shape \[3, 5\], config.json asks for \[32, 32\]"),
-        ("NaN", diffusers_format.WEIGHTS, r"to_q\.weight holds NaN or infinity in float32; the training diverged"),
-        ("infinite in float32", diffusers_format.WEIGHTS, r"to_q\.weight holds NaN or infinity in float32"),
-        ("fp8", diffusers_format.WEIGHTS, r"to_q\.weight is of type F8_E4M3; convert it to one of F64, F32, F16, BF16"),
+        (
+            "wrong shape",
+            diffusers_format.WEIGHTS,
+            r"to_q\.weight has shape \[3, 5\], config.json asks for \[32, 32\]",
+        ),
+        (
+            "NaN",
+            diffusers_format.WEIGHTS,
+            r"to_q\.weight holds NaN or infinity in float32; the training diverged",
+        ),
+        (
+            "infinite in float32",
+            diffusers_format.WEIGHTS,
+            r"to_q\.weight holds NaN or infinity in float32",
+        ),
+        (
+            "fp8",
+            diffusers_format.WEIGHTS,
+            r"to_q\.weight is of type F8_E4M3; convert it to one of F64, F32, F16, BF16",
+        ),
         ("complex", diffusers_format.WEIGHTS, r"to_q\.weight is of type C64; convert it"),
         (
             "two names",
@@ -225,23 +272,51 @@ def fault(folder: Path, kind: str) -> None:
             r"0\.(query|to_q)\.weight and .*0\.(query|to_q)\.weight are names of one layer; remove",
         ),
         ("too large for any memory", diffusers_format.WEIGHTS, "has shape .* config.json asks for"),
-        ("truncated", diffusers_format.WEIGHTS, "is not a safetensors file.*download or save it again"),
+        (
+            "truncated",
+            diffusers_format.WEIGHTS,
+            "is not a safetensors file.*download or save it again",
+        ),
         ("empty", diffusers_format.WEIGHTS, "is not a safetensors file"),
         ("not safetensors", diffusers_format.WEIGHTS, "is not a safetensors file"),
         ("config is garbage", "unet/config.json", "is not JSON"),
         ("config is binary", "unet/config.json", "is not JSON"),
         ("config is a list", "unet/config.json", "holds a list, not an object"),
         ("config nests too deeply", "unet/config.json", "is not JSON that can be read .*recursion"),
-        ("config has an endless number", "unet/config.json", "is not JSON that can be read .*5000 digits"),
+        (
+            "config has an endless number",
+            "unet/config.json",
+            "is not JSON that can be read .*5000 digits",
+        ),
         ("unknown key", "unet/config.json", "unknown key mystery=3; remove it or convert"),
-        ("class conditional", "unet/config.json", "num_class_embeds=10 is not supported; only None is"),
+        (
+            "class conditional",
+            "unet/config.json",
+            "num_class_embeds=10 is not supported; only None is",
+        ),
         ("not square", "unet/config.json", r"sample_size=\[8, 16\] is not square"),
         ("wrong type", "unet/config.json", "layers_per_block='many'"),
         ("scheduler is garbage", "scheduler/scheduler_config.json", "is not JSON"),
-        ("trained betas", "scheduler/scheduler_config.json", r"trained_betas=\[0\.1, 0\.2\] is not supported; only None is"),
-        ("unknown schedule", "scheduler/scheduler_config.json", "beta_schedule='scaled_linear'.*use linear or squaredcos_cap_v2"),
-        ("unknown prediction", "scheduler/scheduler_config.json", "prediction_type='flow_prediction'.*use epsilon"),
-        ("wide clip", "scheduler/scheduler_config.json", r"clip_sample_range=2\.0 is not supported; only 1\.0"),
+        (
+            "trained betas",
+            "scheduler/scheduler_config.json",
+            r"trained_betas=\[0\.1, 0\.2\] is not supported; only None is",
+        ),
+        (
+            "unknown schedule",
+            "scheduler/scheduler_config.json",
+            "beta_schedule='scaled_linear'.*use linear or squaredcos_cap_v2",
+        ),
+        (
+            "unknown prediction",
+            "scheduler/scheduler_config.json",
+            "prediction_type='flow_prediction'.*use epsilon",
+        ),
+        (
+            "wide clip",
+            "scheduler/scheduler_config.json",
+            r"clip_sample_range=2\.0 is not supported; only 1\.0",
+        ),
         ("zero snr", "scheduler/scheduler_config.json", "rescale_betas_zero_snr=True"),
         ("T is text", "scheduler/scheduler_config.json", "num_train_timesteps='thousand'"),
         ("beta beyond 1", "scheduler/scheduler_config.json", r"beta_end=1\.5"),
@@ -256,6 +331,7 @@ def test_a_bad_folder_is_refused_with_file_key_and_remedy(folder, kind, file, sa
 
 def test_weights_that_are_not_the_cards_are_refused(folder):
     with pytest.raises(
-        BadCheckpoint, match=rf"{diffusers_format.WEIGHTS} has sha256 [0-9a-f]{{64}}, its card says {'0' * 64}; restore"
+        BadCheckpoint,
+        match=rf"{diffusers_format.WEIGHTS} has sha256 [0-9a-f]{{64}}, its card says {'0' * 64}; restore",
     ):
         diffusers_format.load(folder, "0" * 64)

@@ -18,7 +18,9 @@ def test_a_png_holds_the_pixels_and_the_text(channels, mode):
         assert (image.format, image.mode, image.size) == ("PNG", mode, (7, 5))
         assert image.text == text
         array = np.asarray(image)
-    assert np.array_equal(array if channels == 1 else array.transpose(2, 0, 1), pixels.squeeze(0).numpy())
+    assert np.array_equal(
+        array if channels == 1 else array.transpose(2, 0, 1), pixels.squeeze(0).numpy()
+    )
 
 
 def test_the_same_input_gives_the_same_bytes():
@@ -27,9 +29,14 @@ def test_the_same_input_gives_the_same_bytes():
     assert png(pixels, {"ddpm": "{}"}) != png(pixels, {"ddpm": "{ }"})
 
 
-@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (5, 3, 2), (9, 3, 3), (10, 4, 3), (64, 8, 8)])
+@pytest.mark.parametrize(
+    ("count", "columns", "rows"),
+    [(1, 1, 1), (2, 2, 1), (5, 3, 2), (9, 3, 3), (10, 4, 3), (64, 8, 8)],
+)
 def test_a_sheet_is_filled_row_by_row(count, columns, rows):
-    images = torch.arange(1, count + 1, dtype=torch.uint8)[:, None, None, None].expand(count, 3, 4, 6)
+    images = torch.arange(1, count + 1, dtype=torch.uint8)[:, None, None, None].expand(
+        count, 3, 4, 6
+    )
     made = np.asarray(sheet(images))
     assert made.shape == (rows * 4, columns * 6, 3)
     for place in range(columns * rows):

@@ -10,7 +10,9 @@ from models.checkpoints.diffusers_format import BadCheckpoint
 from models.checkpoints.residual_variance import FILE, ResidualVariance
 
 WEIGHTS = "ab" * 32
-FOUND = ResidualVariance(weights=WEIGHTS, data="noise.npz", images=3, seed=7, values=(1 / 3, math.pi / 4, 5e-324))
+FOUND = ResidualVariance(
+    weights=WEIGHTS, data="noise.npz", images=3, seed=7, values=(1 / 3, math.pi / 4, 5e-324)
+)
 
 
 def test_an_estimate_is_read_to_the_bit_as_it_was_written(tmp_path: Path):
@@ -29,7 +31,9 @@ def test_an_estimate_is_read_to_the_bit_as_it_was_written(tmp_path: Path):
         (WEIGHTS, 3, "ef" * 32, "not the one that the card names"),
     ],
 )
-def test_an_estimate_of_something_else_is_refused(tmp_path: Path, weights: str, T: int, sha256: str | None, said: str):
+def test_an_estimate_of_something_else_is_refused(
+    tmp_path: Path, weights: str, T: int, sha256: str | None, said: str
+):
     FOUND.write(tmp_path)
     with pytest.raises(BadCheckpoint, match=f"{FILE}.*{said}.*ddpm models variance"):
         ResidualVariance.read(tmp_path, weights, T, sha256)
@@ -40,7 +44,10 @@ def test_an_estimate_of_something_else_is_refused(tmp_path: Path, weights: str, 
     [
         ("{", "the file: Invalid JSON"),
         (FOUND.model_dump_json().replace("0.3333333333333333", "NaN"), "values.0"),
-        (FOUND.model_dump_json().replace("0.3333333333333333", "4.1"), "values.0: .*less than or equal to 4"),
+        (
+            FOUND.model_dump_json().replace("0.3333333333333333", "4.1"),
+            "values.0: .*less than or equal to 4",
+        ),
         (FOUND.model_dump_json().replace('"images":3', '"images":0'), "images"),
     ],
 )

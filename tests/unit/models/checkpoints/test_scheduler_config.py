@@ -15,12 +15,15 @@ from models.checkpoints.diffusers_format import BadCheckpoint
 
 
 @pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler, PNDMScheduler])
-def test_the_process_of_other_schedulers_of_diffusers_is_read_also_where_keys_are_absent(tmp_path, scheduler):
+def test_the_process_of_other_schedulers_of_diffusers_is_read_also_where_keys_are_absent(
+    tmp_path, scheduler
+):
     (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": scheduler.__name__}))
     card, prediction = diffusers_format.read_scheduler(tmp_path)
     theirs = inspect.signature(scheduler).parameters
     assert (card.T, card.beta_start, card.beta_end, prediction) == tuple(
-        theirs[name].default for name in ("num_train_timesteps", "beta_start", "beta_end", "prediction_type")
+        theirs[name].default
+        for name in ("num_train_timesteps", "beta_start", "beta_end", "prediction_type")
     )
 
 
@@ -33,7 +36,9 @@ def test_what_each_of_these_schedulers_saves_is_read(tmp_path, name):
         pytest.skip(f"diffusers needs more for it: {str(error).strip()}")
     theirs.save_pretrained(tmp_path)
     card, prediction = diffusers_format.read_scheduler(tmp_path)
-    torch.testing.assert_close(theirs.betas.double(), diffusers_format.schedule_of(card).beta, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        theirs.betas.double(), diffusers_format.schedule_of(card).beta, rtol=1e-5, atol=1e-8
+    )
     assert prediction == theirs.config.prediction_type
 
 
@@ -49,10 +54,19 @@ def test_what_each_of_these_schedulers_saves_is_read(tmp_path, name):
         ({"sigma_data": 0.5}, "sigma_data=0.5 is not supported"),
         ({"sigma_max": 1348.0}, "sigma_max=1348.0 is not supported"),
         ({"clip_sample": False}, "clip_sample=False is not supported; only True is"),
-        ({"_class_name": "DDIMScheduler", "clip_sample": False}, "clip_sample=False is not supported"),
+        (
+            {"_class_name": "DDIMScheduler", "clip_sample": False},
+            "clip_sample=False is not supported",
+        ),
         ({"shift": 3.0}, "shift=3.0 is not supported; only 1.0 is"),
-        ({"beta_schedule": ["linear"]}, r"beta_schedule=\['linear'\] is not supported; use linear or squaredcos_cap_v2"),
-        ({"num_train_timesteps": 100_000}, r"alpha_bar goes from 0\.9999 to 1.* and cannot be reversed; correct num_train"),
+        (
+            {"beta_schedule": ["linear"]},
+            r"beta_schedule=\['linear'\] is not supported; use linear or squaredcos_cap_v2",
+        ),
+        (
+            {"num_train_timesteps": 100_000},
+            r"alpha_bar goes from 0\.9999 to 1.* and cannot be reversed; correct num_train",
+        ),
         ({"beta_end": 0.999}, r"alpha_bar goes from 0\.9999 to 0 and cannot be reversed"),
         ({"beta_start": 1e-17}, "alpha_bar goes from 1 to .* and cannot be reversed"),
     ],

@@ -47,7 +47,10 @@ def test_philox_gives_the_known_answers(counter, key, answer):
 def test_a_gpus_way_to_the_words_gives_those_of_a_cpu():
     torch.manual_seed(0)
     counter, key = torch.randint(0, ALL + 1, (2, 2, 5, 7)), torch.randint(0, ALL + 1, (2, 5))
-    assert torch.equal(noise.philox(counter, key, noise.rounds_in_torch), noise.philox(counter, key, noise.rounds_in_numpy))
+    assert torch.equal(
+        noise.philox(counter, key, noise.rounds_in_torch),
+        noise.philox(counter, key, noise.rounds_in_numpy),
+    )
 
 
 def test_a_value_is_box_muller_of_the_words_at_its_address():
@@ -61,7 +64,12 @@ def test_a_value_is_box_muller_of_the_words_at_its_address():
         return radius * math.cos(angle), radius * math.sin(angle)
 
     first, second = [pair(w[0], w[1]) for w in lanes], [pair(w[2], w[3]) for w in lanes]
-    values = [p[0] for p in first] + [p[1] for p in first] + [p[0] for p in second] + [p[1] for p in second]
+    values = (
+        [p[0] for p in first]
+        + [p[1] for p in first]
+        + [p[0] for p in second]
+        + [p[1] for p in second]
+    )
     torch.testing.assert_close(got, torch.tensor(values[:6]), rtol=1e-6, atol=1e-7)
 
 
@@ -75,8 +83,12 @@ seeds, words = st.integers(0, 2**53 - 1), st.integers(0, ALL)
     threads=st.sampled_from([1, 2]),
     data=st.data(),
 )
-def test_noise_does_not_depend_on_batch_mates_batch_size_place_or_threads(chains, shape, threads, data):
-    picked = data.draw(st.permutations(range(len(chains))).map(lambda order: order[: max(1, len(order) // 2)]))
+def test_noise_does_not_depend_on_batch_mates_batch_size_place_or_threads(
+    chains, shape, threads, data
+):
+    picked = data.draw(
+        st.permutations(range(len(chains))).map(lambda order: order[: max(1, len(order) // 2)])
+    )
     torch.set_num_threads(threads)
     together = normal(*torch.tensor(chains).T, shape)
     torch.set_num_threads(1)
@@ -97,14 +109,19 @@ def test_noise_has_the_asked_shape_and_is_always_finite(shape):
 @pytest.fixture(scope="module")
 def million() -> Tensor:
     """16 seeds, 16 images, 4 draws, 1024 pixels."""
-    seed, index, draw = (g.flatten() for g in torch.meshgrid(torch.arange(16), torch.arange(16), torch.arange(4), indexing="ij"))
+    seed, index, draw = (
+        g.flatten()
+        for g in torch.meshgrid(torch.arange(16), torch.arange(16), torch.arange(4), indexing="ij")
+    )
     return normal(seed, index, draw, (1, 32, 32)).view(16, 16, 4, 1024).double()
 
 
 def test_the_moments_are_those_of_the_normal_distribution(million):
     z, n = million.flatten(), million.numel()
     for power, moment, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
-        assert z.pow(power).mean().item() == pytest.approx(moment, abs=4.5 * math.sqrt(variance / n)), f"moment {power}"
+        assert z.pow(power).mean().item() == pytest.approx(
+            moment, abs=4.5 * math.sqrt(variance / n)
+        ), f"moment {power}"
 
 
 def test_the_distribution_is_normal_by_kolmogorov_and_smirnov(million):
@@ -128,11 +145,22 @@ def test_the_two_halves_of_a_box_muller_pair_are_not_correlated(million):
     quarters = million.reshape(-1, 4, 256)
     for i in range(4):
         for j in range(i):
-            assert abs((quarters[:, i] * quarters[:, j]).mean().item()) < 4.5 / math.sqrt(quarters[:, 0].numel())
+            assert abs((quarters[:, i] * quarters[:, j]).mean().item()) < 4.5 / math.sqrt(
+                quarters[:, 0].numel()
+            )
 
 
 def test_no_two_addresses_share_their_noise():
     """Also where seed, index and draw exchange their values, and where seeds differ in the high word alone."""
-    addresses = [(1, 2, 3), (1, 3, 2), (2, 1, 3), (3, 2, 1), (1, 2, 4), (1 + 2**32, 2, 3), (1 + 2**52, 2, 3), (0, 0, 0)]
+    addresses = [
+        (1, 2, 3),
+        (1, 3, 2),
+        (2, 1, 3),
+        (3, 2, 1),
+        (1, 2, 4),
+        (1 + 2**32, 2, 3),
+        (1 + 2**52, 2, 3),
+        (0, 0, 0),
+    ]
     z = normal(*torch.tensor(addresses).T, (1, 4, 4)).flatten(1)
     assert len(z.flatten().unique()) == z.numel()

@@ -47,7 +47,9 @@ class Gaussian:
 DATA = [Gaussian(0.3, 0.25), Gaussian(0.3, 1.0)]
 
 
-def marginals(plan: Plan, schedule: Schedule, data: Gaussian, start: tuple[float, float]) -> list[tuple[float, float]]:
+def marginals(
+    plan: Plan, schedule: Schedule, data: Gaussian, start: tuple[float, float]
+) -> list[tuple[float, float]]:
     """Mean and variance after each row, from (x, x_0_hat_previous) as a Gaussian pair that the rows map affinely. Float64."""
     mean, cov = np.array([start[0], 0.0]), np.diag([start[1], 0.0])
     seen = []
@@ -93,7 +95,10 @@ def plan_named(name: str, K: int, data: Gaussian) -> Plan:
 )
 def test_a_thousand_steps_end_at_the_known_mean_and_variance(s2, name, mean, variance):
     data = Gaussian(0.3, s2)
-    assert end(plan_named(name, 1000, data), data) == (pytest.approx(mean, abs=1.2e-6), pytest.approx(variance, abs=1.2e-6))
+    assert end(plan_named(name, 1000, data), data) == (
+        pytest.approx(mean, abs=1.2e-6),
+        pytest.approx(variance, abs=1.2e-6),
+    )
 
 
 def by_equation_12(name: str, K: int, data: Gaussian) -> tuple[float, float]:
@@ -101,7 +106,10 @@ def by_equation_12(name: str, K: int, data: Gaussian) -> tuple[float, float]:
     tau = [round(i * 999 / (K - 1)) for i in range(K)] if K > 1 else [999]
     mean, variance = 0.0, 1.0
     for t, prev in pairwise([*reversed(tau), None]):
-        ab, ab_prev = PAPER.alpha_bar[t].item(), 1.0 if prev is None else PAPER.alpha_bar[prev].item()
+        ab, ab_prev = (
+            PAPER.alpha_bar[t].item(),
+            1.0 if prev is None else PAPER.alpha_bar[prev].item(),
+        )
         (eps, eps_0), (x_0, x_0_0) = data.eps(ab), data.x_0(ab)
         beta = 1 - ab / ab_prev
         tilde2 = (1 - ab_prev) / (1 - ab) * beta
@@ -121,11 +129,15 @@ def by_equation_12(name: str, K: int, data: Gaussian) -> tuple[float, float]:
 
 @pytest.mark.parametrize("data", DATA, ids=str)
 @pytest.mark.parametrize("K", KS)
-@pytest.mark.parametrize("name", ["fixed_small", "fixed_large", "analytic", "ddim 0", "ddim 0.5", "ddim 1"])
+@pytest.mark.parametrize(
+    "name", ["fixed_small", "fixed_large", "analytic", "ddim 0", "ddim 0.5", "ddim 1"]
+)
 def test_every_sampler_ends_where_its_equation_says_for_any_number_of_steps(name, K, data):
     # p reaches 157 at t = 999 and cancels against q: its last float32 digit is 8e-6, which only the fewest steps let through
     tolerance = 2e-6 if K > 2 else 2e-5
-    assert end(plan_named(name, K, data), data) == pytest.approx(by_equation_12(name, K, data), abs=tolerance)
+    assert end(plan_named(name, K, data), data) == pytest.approx(
+        by_equation_12(name, K, data), abs=tolerance
+    )
 
 
 @pytest.mark.parametrize("data", DATA, ids=str)
@@ -135,7 +147,9 @@ def test_with_the_analytic_variance_every_marginal_is_exact_for_any_number_of_st
     alpha_bar = PAPER.alpha_bar[plan.t].tolist()
     seen = marginals(plan, PAPER, data, start=data.marginal(alpha_bar[0]))
     tolerance = 1e-6 if K > 2 else 2e-5
-    for got, here in zip(seen, alpha_bar[1:], strict=False):  # each row but the last lands on the next row's marginal
+    for got, here in zip(
+        seen, alpha_bar[1:], strict=False
+    ):  # each row but the last lands on the next row's marginal
         assert got == pytest.approx(data.marginal(here), abs=tolerance)
     variance_of_estimate = data.x_0(alpha_bar[-1])[0] ** 2 * data.marginal(alpha_bar[-1])[1]
     assert seen[-1] == pytest.approx((data.mu, variance_of_estimate), abs=tolerance)
@@ -153,14 +167,24 @@ def test_of_pictures_the_last_analytic_noise_is_two_grey_levels_in_the_mean_or_f
     exact = ddpm(PAPER, linspace_grid(K, 1000), "analytic", clip=False, residual_variance=residual)
     drawn = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)).abs().mean() * 127.5
     visible = 2 / drawn
-    assert plan.rows[-2, S] == pytest.approx(min(visible.item(), exact.rows[-2, S].item()), rel=2e-3)
+    assert plan.rows[-2, S] == pytest.approx(
+        min(visible.item(), exact.rows[-2, S].item()), rel=2e-3
+    )
     assert torch.equal(plan.rows[:-2, S], exact.rows[:-2, S])
     steep = Schedule(torch.tensor([0.04, 0.5], dtype=torch.float64))
     least = compile_plan(steep, 2, variance="fixed_small").rows[0, S]
-    assert compile_plan(steep, 2, variance="analytic", residual_variance=residual).rows[0, S] == least > visible
+    assert (
+        compile_plan(steep, 2, variance="analytic", residual_variance=residual).rows[0, S]
+        == least
+        > visible
+    )
 
 
-@given(K=st.integers(1, 1000), clip=st.booleans(), prediction=st.sampled_from(["epsilon", "sample", "v_prediction"]))
+@given(
+    K=st.integers(1, 1000),
+    clip=st.booleans(),
+    prediction=st.sampled_from(["epsilon", "sample", "v_prediction"]),
+)
 def test_ddpm_with_fixed_small_is_ddim_with_eta_1(K, clip, prediction):
     tau = linspace_grid(K, 1000)
     one = ddpm(PAPER, tau, "fixed_small", clip=clip, prediction=prediction)
@@ -173,12 +197,17 @@ def test_ddpm_with_fixed_small_is_ddim_with_eta_1(K, clip, prediction):
 def test_ddim_with_eta_0_is_first_order_dpm_solver(K):
     tau = linspace_grid(K, 1000)
     lam, alpha, sigma = (
-        f(PAPER.alpha_bar[tau]) for f in (lambda ab: (ab / (1 - ab)).log() / 2, torch.sqrt, lambda ab: (1 - ab).sqrt())
+        f(PAPER.alpha_bar[tau])
+        for f in (lambda ab: (ab / (1 - ab)).log() / 2, torch.sqrt, lambda ab: (1 - ab).sqrt())
     )
     h = lam[:-1] - lam[1:]  # Lu et al., 2022: x' = sigma'/sigma x - alpha' (e^-h - 1) x_0_hat
     rows = ddim(PAPER, tau, 0.0).rows.flip(0)[1:].double()
-    torch.testing.assert_close(rows[:, COLUMNS.index("a")], -alpha[:-1] * torch.expm1(-h), rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(rows[:, COLUMNS.index("b")], sigma[:-1] / sigma[1:], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        rows[:, COLUMNS.index("a")], -alpha[:-1] * torch.expm1(-h), rtol=1e-6, atol=1e-9
+    )
+    torch.testing.assert_close(
+        rows[:, COLUMNS.index("b")], sigma[:-1] / sigma[1:], rtol=1e-6, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("K", [1, 2, 3, 20, 1000])
@@ -200,7 +229,9 @@ def test_2m_extrapolates_x_0_hat_by_half_the_ratio_of_its_steps_in_log_snr():
     first_order = ddim(PAPER, tau, 0.0).rows.flip(0)[:, COLUMNS.index("a")].tolist()
     for i in (1, 2, 3):  # row 4 has nothing before it, row 0 goes to noise 0
         extra = (lam[i - 1] - lam[i]) / (2 * (lam[i] - lam[i + 1]))
-        assert (a[i], d[i]) == pytest.approx((first_order[i] * (1 + extra), -first_order[i] * extra), rel=1e-5)
+        assert (a[i], d[i]) == pytest.approx(
+            (first_order[i] * (1 + extra), -first_order[i] * extra), rel=1e-5
+        )
 
 
 def order_of_convergence(sampler: str, Ks: tuple[int, ...]) -> float:
@@ -215,7 +246,9 @@ def order_of_convergence(sampler: str, Ks: tuple[int, ...]) -> float:
         plan = compile_plan(schedule, K, sampler, clip=False)  # type: ignore[arg-type]
         first, last = (data.marginal(schedule.alpha_bar[t].item()) for t in (-1, 0))
         exact = last[0] + (1.5 - first[0]) * math.sqrt(last[1] / first[1])
-        errors.append(abs(marginals(plan, schedule, data, start=(1.5, 0.0))[-2][0] - exact))  # the last row jumps to noise 0
+        errors.append(
+            abs(marginals(plan, schedule, data, start=(1.5, 0.0))[-2][0] - exact)
+        )  # the last row jumps to noise 0
     return -np.polyfit(np.log(Ks), np.log(errors), 1)[0]
 
 
@@ -234,7 +267,9 @@ def test_dpm_solver_2m_converges_with_order_2():
     eta=st.floats(0, 1),
     clip=st.booleans(),
 )
-def test_every_plan_starts_at_the_last_timestep_and_ends_with_x_0_hat_itself(K, sampler, variance, eta, clip):
+def test_every_plan_starts_at_the_last_timestep_and_ends_with_x_0_hat_itself(
+    K, sampler, variance, eta, clip
+):
     plan = compile_plan(PAPER, K, sampler, variance=variance, eta=eta, clip=clip)
     assert len(plan) == K
     assert plan.t[0] == 999

@@ -38,7 +38,9 @@ def assert_same_steps(plan, step, noise: Tensor, clips: bool) -> None:
         t = plan.t[k]
         clipped += (x_0_hat.abs() == 1).float().mean().item() / len(plan)
         free = step(net(free, t.expand(2)), t, free, noise[k + 1])
-        torch.testing.assert_close(mine, free, rtol=0, atol=1e-3, msg=lambda m, k=k: f"row {k}: {m}")
+        torch.testing.assert_close(
+            mine, free, rtol=0, atol=1e-3, msg=lambda m, k=k: f"row {k}: {m}"
+        )
         x = mine
     assert bool(x.isfinite().all())
     assert (0.01 < clipped < 0.99) == clips, clipped
@@ -48,7 +50,12 @@ def assert_same_steps(plan, step, noise: Tensor, clips: bool) -> None:
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 def test_ddpm_steps_are_those_of_ddpm_scheduler(paper, noise, monkeypatch, variance, prediction, K):
-    theirs = DDPMScheduler(variance_type=variance, clip_sample=True, timestep_spacing="linspace", prediction_type=prediction)
+    theirs = DDPMScheduler(
+        variance_type=variance,
+        clip_sample=True,
+        timestep_spacing="linspace",
+        prediction_type=prediction,
+    )
     theirs.set_timesteps(K)
 
     def step(out: Tensor, t: Tensor, x: Tensor, z: Tensor) -> Tensor:
@@ -71,17 +78,24 @@ def test_ddim_steps_are_those_of_ddim_scheduler(paper, noise, eta, first):
 
     def step(out: Tensor, t: Tensor, x: Tensor, z: Tensor) -> Tensor:
         noise = {"variance_noise": z} if eta else {}
-        return theirs.step(out, int(t), x, eta=eta, use_clipped_model_output=True, **noise).prev_sample
+        return theirs.step(
+            out, int(t), x, eta=eta, use_clipped_model_output=True, **noise
+        ).prev_sample
 
     assert_same_steps(plan, step, noise, clips=True)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")  # diffusers' own
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)  # diffusers' own
 @pytest.mark.parametrize("K", [2, 3, 20, 100])
 def test_2m_steps_are_those_of_dpm_solver_multistep_scheduler(paper, noise, K):
     """Without clipping, which that scheduler has not."""
     theirs = DPMSolverMultistepScheduler(
-        algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", final_sigmas_type="zero"
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        solver_type="midpoint",
+        final_sigmas_type="zero",
     )
     tau = linspace_grid(K, 1000)
     theirs.set_timesteps(timesteps=tau.flip(0).tolist())

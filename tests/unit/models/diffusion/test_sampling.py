@@ -16,20 +16,30 @@ from tests.support.networks import points_eps
 class GaussianNet:
     """E[eps | x_t] for x_0 ~ N(mu, s2 I), as epsilon, x_0 or v."""
 
-    def __init__(self, schedule: Schedule, mu: float, s2: float, prediction: str = "epsilon") -> None:
+    def __init__(
+        self, schedule: Schedule, mu: float, s2: float, prediction: str = "epsilon"
+    ) -> None:
         self.alpha_bar, self.mu, self.s2, self.prediction = schedule.alpha_bar, mu, s2, prediction
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         ab = self.alpha_bar[t][:, None, None, None]
         eps = (1 - ab).sqrt() * (x - ab.sqrt() * self.mu) / (ab * self.s2 + 1 - ab)
         x_0 = (x - (1 - ab).sqrt() * eps) / ab.sqrt()
-        outputs = {"epsilon": eps, "sample": x_0, "v_prediction": ab.sqrt() * eps - (1 - ab).sqrt() * x_0}
+        outputs = {
+            "epsilon": eps,
+            "sample": x_0,
+            "v_prediction": ab.sqrt() * eps - (1 - ab).sqrt() * x_0,
+        }
         return outputs[self.prediction].float()
 
 
 @pytest.mark.parametrize(
     ("name", "mean", "variance"),
-    [("fixed_small", 0.299997, 0.246125), ("fixed_large", 0.299997, 0.250752), ("ddim", 0.299050, 0.248498)],
+    [
+        ("fixed_small", 0.299997, 0.246125),
+        ("fixed_large", 0.299997, 0.250752),
+        ("ddim", 0.299050, 0.248498),
+    ],
 )
 def test_a_run_over_many_pixels_has_the_known_mean_and_variance(paper, name, mean, variance):
     sampler, kind = ("ddim", "fixed_small") if name == "ddim" else ("ddpm", name)
@@ -43,7 +53,13 @@ def test_a_run_over_many_pixels_has_the_known_mean_and_variance(paper, name, mea
 def test_the_analytic_variance_is_right_in_ten_steps_where_fixed_small_is_far_off(paper):
     residual = 0.25 * (1 - paper.alpha_bar) / (paper.alpha_bar * 0.25 + 1 - paper.alpha_bar)
     tau, net = linspace_grid(10, 1000), GaussianNet(paper, 0.3, 0.25)
-    exact = sample(net, ddpm(paper, tau, "analytic", clip=False, residual_variance=residual), 3, range(20), (1, 32, 32))
+    exact = sample(
+        net,
+        ddpm(paper, tau, "analytic", clip=False, residual_variance=residual),
+        3,
+        range(20),
+        (1, 32, 32),
+    )
     small = sample(net, ddpm(paper, tau, "fixed_small", clip=False), 3, range(20), (1, 32, 32))
     assert exact.var().item() == pytest.approx(0.25, abs=4 * 0.25 * math.sqrt(2 / exact.numel()))
     assert small.var().item() < 0.2
@@ -73,14 +89,26 @@ def test_networks_that_predict_x_0_or_v_give_what_eps_gives(paper, sampler, pred
 
 @pytest.mark.parametrize("K", [1, 7, 50])
 def test_the_last_step_returns_x_0_hat_itself_without_noise(paper, K):
-    *_, (x, x_0_hat) = chain(GaussianNet(paper, 0.3, 0.25), compile_plan(paper, K, variance="fixed_large"), 0, [0], (1, 8, 8))
+    *_, (x, x_0_hat) = chain(
+        GaussianNet(paper, 0.3, 0.25),
+        compile_plan(paper, K, variance="fixed_large"),
+        0,
+        [0],
+        (1, 8, 8),
+    )
     assert torch.equal(x, x_0_hat)
 
 
 def test_x_0_hat_is_clipped_before_the_mean_is_formed(paper, noise_of):
     """One step by hand: an output that asks for |x_0| = 5 moves the mean as 1 does, and x itself is not clipped."""
     noise_of(lambda draw: torch.full((1, 1, 2, 2), 3.0) if draw == 0 else torch.zeros(1, 1, 2, 2))
-    steps = chain(lambda x, t: torch.full_like(x, 5.0), compile_plan(paper, 1000, prediction="sample"), 0, [0], (1, 2, 2))
+    steps = chain(
+        lambda x, t: torch.full_like(x, 5.0),
+        compile_plan(paper, 1000, prediction="sample"),
+        0,
+        [0],
+        (1, 2, 2),
+    )
     x, x_0_hat = next(steps)
     assert torch.equal(x_0_hat, torch.ones(1, 1, 2, 2))
     expected = 1.28351487e-4 * 1 + 0.98994868 * 3
@@ -100,7 +128,8 @@ def test_the_network_sees_every_timestep_of_the_plan_as_it_is(paper):
 
 def test_ddpm_with_fixed_small_and_ddim_with_eta_1_draw_the_same_pictures(paper, small_net):
     one, other = (
-        sample(small_net, compile_plan(paper, 20, sampler, eta=1.0), 4, [0, 1], (3, 8, 8)) for sampler in ("ddpm", "ddim")
+        sample(small_net, compile_plan(paper, 20, sampler, eta=1.0), 4, [0, 1], (3, 8, 8))
+        for sampler in ("ddpm", "ddim")
     )
     torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
     assert not torch.equal(one[0], one[1])
@@ -109,7 +138,10 @@ def test_ddpm_with_fixed_small_and_ddim_with_eta_1_draw_the_same_pictures(paper,
 def test_the_chain_starts_from_draw_0_and_row_k_takes_draw_k_plus_1(paper):
     plan = compile_plan(paper, 4)
     (x, _), *_ = chain(lambda x, t: torch.zeros_like(x), plan, 9, [6], (1, 4, 4))
-    x_T, z = (normal(torch.tensor([9]), torch.tensor([6]), torch.tensor([draw]), (1, 4, 4)) for draw in (0, 1))
+    x_T, z = (
+        normal(torch.tensor([9]), torch.tensor([6]), torch.tensor([draw]), (1, 4, 4))
+        for draw in (0, 1)
+    )
     p, _, _, a, b, _, s = plan.rows[0]
     torch.testing.assert_close(x, a * (p * x_T).clamp(-1, 1) + b * x_T + s * z)
 
@@ -126,7 +158,13 @@ def test_the_numbers_of_diffusers_own_scheduler_test_come_out(paper, noise_of):
     generator = torch.Generator().manual_seed(0)
     start = (torch.arange(4 * 3 * 8 * 8).reshape(3, 8, 8, 4) / (4 * 3 * 8 * 8)).permute(3, 0, 1, 2)
     noise_of(lambda draw: torch.randn(4, 3, 8, 8, generator=generator) if draw else start)
-    x = sample(lambda x, t: x * (t / (t + 1))[:, None, None, None], compile_plan(paper, 1000), 0, range(4), (3, 8, 8))
+    x = sample(
+        lambda x, t: x * (t / (t + 1))[:, None, None, None],
+        compile_plan(paper, 1000),
+        0,
+        range(4),
+        (3, 8, 8),
+    )
     assert x.abs().sum().item() == pytest.approx(258.9606, abs=1e-2)
     assert x.abs().mean().item() == pytest.approx(0.3372, abs=1e-3)
 
@@ -139,4 +177,6 @@ def test_every_byte_survives_the_way_to_minus_one_and_one_and_back():
 
 
 def test_bytes_are_rounded_and_what_lies_outside_is_clipped():
-    assert to_bytes(torch.tensor([-3.0, -1.0, 0.4 / 127.5 - 1, 0.6 / 127.5 - 1, 1.0, 1.7])).tolist() == [0, 0, 0, 1, 255, 255]
+    assert to_bytes(
+        torch.tensor([-3.0, -1.0, 0.4 / 127.5 - 1, 0.6 / 127.5 - 1, 1.0, 1.7])
+    ).tolist() == [0, 0, 0, 1, 255, 255]

@@ -14,7 +14,9 @@ from models.diffusion.schedule import Posterior, Schedule, linspace_grid
 
 
 @pytest.mark.parametrize(
-    ("t", "value"), [(0, 0.9999), (1, 0.99978009207), (499, 0.078587242882), (999, 4.0358297654e-5)], ids=lambda v: f"{v}"
+    ("t", "value"),
+    [(0, 0.9999), (1, 0.99978009207), (499, 0.078587242882), (999, 4.0358297654e-5)],
+    ids=lambda v: f"{v}",
 )
 def test_alpha_bar_has_the_papers_values(paper, t, value):
     assert paper.alpha_bar[t].item() == pytest.approx(value, rel=2e-10)
@@ -35,9 +37,17 @@ def test_the_last_step_of_the_posterior_is_x_0_itself(paper):
 
 
 def test_tables_stay_in_float64_and_plans_cast_once(paper):
-    for table in (paper.beta, paper.alpha, paper.alpha_bar, paper.alpha_bar_prev, *vars(Posterior(paper)).values()):
+    for table in (
+        paper.beta,
+        paper.alpha,
+        paper.alpha_bar,
+        paper.alpha_bar_prev,
+        *vars(Posterior(paper)).values(),
+    ):
         assert table.dtype == torch.float64
-    a = compile_plan(paper, 1000).rows[-2, 3]  # the coefficient of x_0 at t = 1, off by 1.7e-4 when cast before it is formed
+    a = compile_plan(paper, 1000).rows[
+        -2, 3
+    ]  # the coefficient of x_0 at t = 1, off by 1.7e-4 when cast before it is formed
     assert a.item() == torch.tensor(Posterior(paper).of_x_0[1].item(), dtype=torch.float32).item()
 
 
@@ -102,14 +112,18 @@ def test_the_grid_is_that_of_diffusers_for_every_number_of_steps():
 
 
 def test_respacing_to_all_timesteps_changes_nothing(paper):
-    torch.testing.assert_close(paper.respaced(torch.arange(1000)).beta, paper.beta, rtol=1e-11, atol=0)
+    torch.testing.assert_close(
+        paper.respaced(torch.arange(1000)).beta, paper.beta, rtol=1e-11, atol=0
+    )
 
 
 @given(K=st.integers(1, 1000))
 def test_a_respaced_process_has_the_same_alpha_bar_where_it_visits(K):
     paper = Schedule.linear()
     tau = linspace_grid(K, 1000)
-    torch.testing.assert_close(paper.respaced(tau).alpha_bar, paper.alpha_bar[tau], rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        paper.respaced(tau).alpha_bar, paper.alpha_bar[tau], rtol=1e-10, atol=0
+    )
 
 
 @pytest.mark.parametrize("K", [1, 2, 10])

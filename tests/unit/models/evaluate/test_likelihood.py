@@ -30,16 +30,25 @@ def blind(x: Tensor, t: Tensor) -> Tensor:
 
 
 def pixels(count: int = 3) -> Tensor:
-    return torch.randint(0, 256, (count, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (count, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def test_the_decoder_gives_the_levels_their_probabilities():
     """Those of the error function; the paper's code has a tanh for it, which is off by up to 4e-4."""
     off = 0.003
     mean = LEVELS.double() / 127.5 - 1 + off
-    nats = [decoder_bits(LEVELS[..., i : i + 1], mean[..., i : i + 1], SIGMA_1).item() * math.log(2) for i in range(6)]
-    below = [0.5 * (1 + math.erf((edge - off) / SIGMA_1 / math.sqrt(2))) for edge in (-1 / 255, 1 / 255)]
-    assert nats == pytest.approx([-math.log(p) for p in (below[1], *4 * [below[1] - below[0]], 1 - below[0])], rel=1e-12)
+    nats = [
+        decoder_bits(LEVELS[..., i : i + 1], mean[..., i : i + 1], SIGMA_1).item() * math.log(2)
+        for i in range(6)
+    ]
+    below = [
+        0.5 * (1 + math.erf((edge - off) / SIGMA_1 / math.sqrt(2))) for edge in (-1 / 255, 1 / 255)
+    ]
+    assert nats == pytest.approx(
+        [-math.log(p) for p in (below[1], *4 * [below[1] - below[0]], 1 - below[0])], rel=1e-12
+    )
     assert nats == pytest.approx([0.59846075, *4 * [0.98025336], 0.19169457], abs=4e-4)
 
 
@@ -56,7 +65,10 @@ def test_the_levels_probabilities_sum_to_one(mean: float):
 
 def test_a_level_far_from_the_mean_costs_what_its_tail_costs():
     """Where the paper's code would stop at 27.6 nats: a Gaussian's tail from 1.9 / sigma on."""
-    white, mean = torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), torch.full((1, 1, 1, 1), -1.0, dtype=torch.float64)
+    white, mean = (
+        torch.full((1, 1, 1, 1), 255, dtype=torch.uint8),
+        torch.full((1, 1, 1, 1), -1.0, dtype=torch.float64),
+    )
     z = (2 - 1 / 255) / SIGMA_1
     tail = z**2 / 2 + math.log(z * math.sqrt(2 * math.pi))  # of the upper tail, to first order
     assert decoder_bits(white, mean, SIGMA_1).item() * math.log(2) == pytest.approx(tail, rel=1e-6)
@@ -87,11 +99,17 @@ def test_the_prior_costs_the_divergence_from_a_standard_normal(paper: Schedule):
 
 @pytest.mark.parametrize("steps", [1000, 100, 7])
 @pytest.mark.parametrize(("variance", "bits"), [(0.25, 1.047098), (1.0, 2.047098)])
-def test_of_gaussian_data_the_bound_is_the_entropy(paper: Schedule, variance: float, bits: float, steps: int):
+def test_of_gaussian_data_the_bound_is_the_entropy(
+    paper: Schedule, variance: float, bits: float, steps: int
+):
     """With the optimal network, the analytic variance and a Gaussian decoder, for every number of steps."""
     process = paper.respaced(linspace_grid(steps, paper.T))
-    unknown = variance * (1 - process.alpha_bar) / (process.alpha_bar * variance + 1 - process.alpha_bar)
-    transitions = transition_bits(process, reverse_variance(process, "analytic", unknown), unknown[None]).sum()
+    unknown = (
+        variance * (1 - process.alpha_bar) / (process.alpha_bar * variance + 1 - process.alpha_bar)
+    )
+    transitions = transition_bits(
+        process, reverse_variance(process, "analytic", unknown), unknown[None]
+    ).sum()
     mean, alpha_bar = 0.3, process.alpha_bar[-1]
     prior = (alpha_bar * (variance + mean**2) - alpha_bar - (1 - alpha_bar).log()) / 2
     decoder = (1 + (2 * math.pi * unknown[0]).log()) / 2
@@ -113,8 +131,12 @@ def test_a_network_that_knows_nothing_pays_for_it(paper: Schedule):
     evaluation = Evaluation(blind, paper, "sample", 50)
     terms = evaluation.terms(pixels(), 1, range(3))
     x_0 = pixels().double() / 127.5 - 1
-    assert torch.allclose(terms.squared_error, x_0.square().flatten(1).mean(1)[:, None].expand(3, 50), atol=1e-7)
-    assert evaluation.likelihood(terms, "fixed_small").distortion > 1000, "no probability is clamped"
+    assert torch.allclose(
+        terms.squared_error, x_0.square().flatten(1).mean(1)[:, None].expand(3, 50), atol=1e-7
+    )
+    assert evaluation.likelihood(terms, "fixed_small").distortion > 1000, (
+        "no probability is clamped"
+    )
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -126,7 +148,11 @@ def test_x_0_hat_is_the_samplers(paper: Schedule, prediction: str):
         alpha_bar = s.alpha_bar[t].float()[:, None, None, None]
         if prediction == "epsilon":
             return x / (1 - alpha_bar).sqrt()
-        return torch.zeros_like(x) if prediction == "sample" else x * (alpha_bar / (1 - alpha_bar)).sqrt()
+        return (
+            torch.zeros_like(x)
+            if prediction == "sample"
+            else x * (alpha_bar / (1 - alpha_bar)).sqrt()
+        )
 
     terms = Evaluation(says_zero, paper, prediction, 10).terms(pixels(), 1, range(3))
     expected = (pixels().double() / 127.5 - 1).square().flatten(1).mean(1)
@@ -136,11 +162,18 @@ def test_x_0_hat_is_the_samplers(paper: Schedule, prediction: str):
 def test_a_picture_is_judged_the_same_in_any_batch(paper: Schedule):
     evaluation = Evaluation(lambda x, t: 0.5 * x, paper, "epsilon", 12)
     together = evaluation.terms(pixels(5), 3, range(10, 15))
-    apart = Terms.joined([evaluation.terms(pixels(5)[:2], 3, [10, 11]), evaluation.terms(pixels(5)[2:], 3, [12, 13, 14])])
+    apart = Terms.joined(
+        [
+            evaluation.terms(pixels(5)[:2], 3, [10, 11]),
+            evaluation.terms(pixels(5)[2:], 3, [12, 13, 14]),
+        ]
+    )
     assert len(apart) == 5
     for name in ("squared_error", "prior", "decoder"):
         assert torch.equal(getattr(together, name), getattr(apart, name)), name
-    assert not torch.equal(together.squared_error, evaluation.terms(pixels(5), 4, range(10, 15)).squared_error)
+    assert not torch.equal(
+        together.squared_error, evaluation.terms(pixels(5), 4, range(10, 15)).squared_error
+    )
 
 
 SCHEDULES = {"linear": Schedule.linear(), "cosine": Schedule.cosine()}
@@ -150,7 +183,9 @@ SCHEDULES = {"linear": Schedule.linear(), "cosine": Schedule.cosine()}
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("steps", [2, 5, 40])
-def test_the_bound_is_that_of_eq_5_written_out(name: str, prediction: str, variance: str, steps: int):
+def test_the_bound_is_that_of_eq_5_written_out(
+    name: str, prediction: str, variance: str, steps: int
+):
     """By distributions, one transition after another, with a network whose x_0_hat depends on all that it is given."""
 
     def net(x: Tensor, t: Tensor) -> Tensor:
@@ -159,13 +194,18 @@ def test_the_bound_is_that_of_eq_5_written_out(name: str, prediction: str, varia
     schedule = SCHEDULES[name]
     evaluation = Evaluation(net, schedule, prediction, steps)
     terms = evaluation.terms(pixels(), 3, range(7, 10))
-    tau, process = linspace_grid(steps, schedule.T), schedule.respaced(linspace_grid(steps, schedule.T))
+    tau, process = (
+        linspace_grid(steps, schedule.T),
+        schedule.respaced(linspace_grid(steps, schedule.T)),
+    )
     posterior, x_0 = Posterior(process), pixels().double() / 127.5 - 1
     sigma2 = process.beta if variance == "fixed_large" else posterior.variance
     index = torch.arange(7, 10)
     parts = []
     for k, t in enumerate(tau):
-        z = normal(torch.full_like(index, 3), index, torch.full_like(index, int(t) + 1), (1, 4, 4)).double()
+        z = normal(
+            torch.full_like(index, 3), index, torch.full_like(index, int(t) + 1), (1, 4, 4)
+        ).double()
         alpha_bar = process.alpha_bar[k]
         x_t = (alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * z).float()
         out, x_t = net(x_t, t.expand(3)).double(), x_t.double()
@@ -193,7 +233,9 @@ def test_the_bound_is_that_of_eq_5_written_out(name: str, prediction: str, varia
     assert found.distortion == pytest.approx(float(parts[0].mean()), rel=1e-5)
     coding = evaluation.coding(terms, variance)
     gained = torch.tensor(coding.rate).diff()
-    assert torch.allclose(gained, torch.stack(parts[:0:-1]).mean(1).float(), rtol=1e-4, atol=1e-7), "the last timestep first"
+    assert torch.allclose(
+        gained, torch.stack(parts[:0:-1]).mean(1).float(), rtol=1e-4, atol=1e-7
+    ), "the last timestep first"
 
 
 def test_what_is_sent_grows_to_the_rate_and_the_error_is_in_grey_levels(paper: Schedule):
@@ -216,4 +258,7 @@ def test_a_number_of_steps_that_cannot_be_is_refused(paper: Schedule, steps: int
 
 def test_of_one_picture_there_is_no_standard_error(paper: Schedule):
     evaluation = Evaluation(blind, paper, "epsilon", 5)
-    assert evaluation.likelihood(evaluation.terms(pixels(1), 0, [0]), "fixed_small").standard_error is None
+    assert (
+        evaluation.likelihood(evaluation.terms(pixels(1), 0, [0]), "fixed_small").standard_error
+        is None
+    )

@@ -34,7 +34,10 @@ AT_256 = {
     "down_block_types": [*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4],
 }
-DEFAULTS = {"sample_size": 16, "block_out_channels": [32, 64, 96, 128]}  # the rest as diffusers has it
+DEFAULTS = {
+    "sample_size": 16,
+    "block_out_channels": [32, 64, 96, 128],
+}  # the rest as diffusers has it
 NARROW = {  # the published options with few channels
     **PUBLISHED,
     "sample_size": 16,
@@ -63,7 +66,12 @@ def inputs(size: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     ("config", "size", "parameters"),
-    [(CIFAR10_32, 32, 35_746_307), (AT_256, 64, 113_673_219), (DEFAULTS, 16, None), (NARROW, 16, None)],
+    [
+        (CIFAR10_32, 32, 35_746_307),
+        (AT_256, 64, 113_673_219),
+        (DEFAULTS, 16, None),
+        (NARROW, 16, None),
+    ],
     ids=["cifar10-32", "256 pixels, run at 64", "defaults", "narrow"],
 )
 def test_the_network_is_that_of_diffusers(config, size, parameters, randomise):
@@ -103,10 +111,14 @@ def test_a_timestep_that_is_off_by_one_is_noticed(randomise):
         assert difference(ours(x, t + 1), theirs(x, t).sample) > 1e-3
 
 
-@pytest.mark.parametrize("flags", [{"flip_sin_to_cos": False, "freq_shift": 1}, {}], ids=["published", "defaults"])
+@pytest.mark.parametrize(
+    "flags", [{"flip_sin_to_cos": False, "freq_shift": 1}, {}], ids=["published", "defaults"]
+)
 def test_the_sinusoid_is_that_of_diffusers_to_the_bit(small_config, flags):
     t, cfg = torch.arange(1000), replace(small_config, **flags)
-    theirs = get_timestep_embedding(t, 16, flip_sin_to_cos=cfg.flip_sin_to_cos, downscale_freq_shift=cfg.freq_shift)
+    theirs = get_timestep_embedding(
+        t, 16, flip_sin_to_cos=cfg.flip_sin_to_cos, downscale_freq_shift=cfg.freq_shift
+    )
     assert torch.equal(TimeEmbedding(cfg).sinusoid(t), theirs)
 
 
@@ -136,7 +148,11 @@ def test_every_parameter_takes_part(small_config, randomise):
     net = randomise(UNet(small_config))
     net(torch.randn(2, 3, 8, 8), torch.tensor([1, 900])).square().mean().backward()
     # softmax does not see the keys' bias, so its gradient is rounding alone
-    silent = [n for n, p in net.named_parameters() if p.grad is None or (p.grad.abs().max() < 1e-9 and "to_k.bias" not in n)]
+    silent = [
+        n
+        for n, p in net.named_parameters()
+        if p.grad is None or (p.grad.abs().max() < 1e-9 and "to_k.bias" not in n)
+    ]
     assert silent == []
 
 

@@ -19,7 +19,12 @@ def test_absent_keys_mean_what_they_mean_in_diffusers():
 
 
 def test_a_configuration_survives_being_written_and_read(small_config):
-    for config in (small_config, replace(small_config, attention_head_dim=None, norm_eps=1e-6, dropout=0.1, add_attention=False)):
+    for config in (
+        small_config,
+        replace(
+            small_config, attention_head_dim=None, norm_eps=1e-6, dropout=0.1, add_attention=False
+        ),
+    ):
         assert UNetConfig.from_diffusers(config.to_diffusers()) == config
 
 
@@ -30,10 +35,16 @@ def test_a_pair_of_equal_sides_is_square():
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"_class_name": "UNet2DConditionModel"}, "_class_name='UNet2DConditionModel'.*UNet2DModel"),
+        (
+            {"_class_name": "UNet2DConditionModel"},
+            "_class_name='UNet2DConditionModel'.*UNet2DModel",
+        ),
         ({"class_embed_type": "timestep"}, "class_embed_type='timestep'.*None"),
         ({"num_class_embeds": 10}, "num_class_embeds=10"),
-        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift='scale_shift'.*'default'"),
+        (
+            {"resnet_time_scale_shift": "scale_shift"},
+            "resnet_time_scale_shift='scale_shift'.*'default'",
+        ),
         ({"time_embedding_type": "fourier"}, "time_embedding_type='fourier'.*'positional'"),
         ({"act_fn": "gelu"}, "act_fn='gelu'.*'silu'"),
         ({"mystery": 3}, "unknown key mystery=3"),
@@ -43,10 +54,22 @@ def test_a_pair_of_equal_sides_is_square():
         ({"sample_size": 30}, "sample_size=30 cannot be halved 3 times; use a multiple of 8"),
         ({"sample_size": 0}, "sample_size=0"),
         ({"out_channels": 6}, "out_channels=6.*learned variances"),
-        *(({"in_channels": n, "out_channels": n}, f"in_channels={n} make no picture; only 1") for n in (2, 4, 5)),
-        ({"down_block_types": ["DownBlock2D"]}, "down_block_types names 1 levels, block_out_channels 4"),
-        ({"down_block_types": ["SkipDownBlock2D", *["DownBlock2D"] * 3]}, "'SkipDownBlock2D'.*AttnDownBlock2D"),
-        ({"up_block_types": ["ResnetUpsampleBlock2D", *["UpBlock2D"] * 3]}, "'ResnetUpsampleBlock2D'"),
+        *(
+            ({"in_channels": n, "out_channels": n}, f"in_channels={n} make no picture; only 1")
+            for n in (2, 4, 5)
+        ),
+        (
+            {"down_block_types": ["DownBlock2D"]},
+            "down_block_types names 1 levels, block_out_channels 4",
+        ),
+        (
+            {"down_block_types": ["SkipDownBlock2D", *["DownBlock2D"] * 3]},
+            "'SkipDownBlock2D'.*AttnDownBlock2D",
+        ),
+        (
+            {"up_block_types": ["ResnetUpsampleBlock2D", *["UpBlock2D"] * 3]},
+            "'ResnetUpsampleBlock2D'",
+        ),
         ({"norm_num_groups": 48}, "norm_num_groups=48 does not divide 224 channels"),
         ({"norm_num_groups": 0}, "norm_num_groups=0"),
         ({"attention_head_dim": 5}, "attention_head_dim=5 does not divide"),
@@ -59,14 +82,26 @@ def test_a_pair_of_equal_sides_is_square():
         ({"layers_per_block": "two"}, "layers_per_block='two'"),
         ({"dropout": "much"}, "dropout='much'"),
         *(({"dropout": value}, f"dropout={value}") for value in (7.0, 1.0, -0.1, float("nan"))),
-        *(({"norm_eps": value}, f"norm_eps={value}; give") for value in (-5.0, 0.0, float("inf"), float("nan"))),
+        *(
+            ({"norm_eps": value}, f"norm_eps={value}; give")
+            for value in (-5.0, 0.0, float("inf"), float("nan"))
+        ),
         ({"downsample_padding": 5}, "downsample_padding=5 is not supported; only 0 and 1 are"),
-        ({"freq_shift": 112}, "freq_shift=112 does not fit the 112 frequencies of t; give 0 to 111"),
+        (
+            {"freq_shift": 112},
+            "freq_shift=112 does not fit the 112 frequencies of t; give 0 to 111",
+        ),
         ({"freq_shift": -1}, "freq_shift=-1"),
         ({"block_out_channels": []}, "block_out_channels holds 0 widths; give 1 to 12"),
         ({"block_out_channels": [2] * 13}, "block_out_channels holds 13 widths"),
-        ({"block_out_channels": [4_000_000] * 4}, "block_out_channels holds 4000000; give 1 to 8192 channels"),
-        ({"block_out_channels": [33, 32, 32, 32]}, "block_out_channels begins with 33; give an even number"),
+        (
+            {"block_out_channels": [4_000_000] * 4},
+            "block_out_channels holds 4000000; give 1 to 8192 channels",
+        ),
+        (
+            {"block_out_channels": [33, 32, 32, 32]},
+            "block_out_channels begins with 33; give an even number",
+        ),
         ({"layers_per_block": 10**9}, "layers_per_block=1000000000; give 1 to 64"),
         ({"sample_size": 2**20}, "sample_size=1048576; give 1 to 2048"),
         ({"sample_size": [[8], [8]]}, r"sample_size=\[8\]; give the image's side"),

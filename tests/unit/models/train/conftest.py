@@ -64,7 +64,9 @@ def make_recipe(tmp_path):
         path = tmp_path / "recipe.toml"
         path.write_text(RECIPE)
         recipe = TrainingRecipe.read(path)
-        return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=changes)})
+        return recipe.model_copy(
+            update={section: getattr(recipe, section).model_copy(update=changes)}
+        )
 
     return make
 
@@ -72,7 +74,9 @@ def make_recipe(tmp_path):
 @pytest.fixture
 def images() -> ArrayImages:
     """Twenty pictures of a bright left half: 20 is no multiple of the batch of 6."""
-    pixels = torch.randint(0, 64, (20, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    pixels = torch.randint(
+        0, 64, (20, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(5)
+    )
     pixels[..., :4] += 180
     return ArrayImages(pixels)
 

@@ -15,7 +15,11 @@ COLOUR = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
 
 
 def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.tobytes()
+    )
 
 
 def everything(images) -> np.ndarray:
@@ -33,7 +37,9 @@ def test_an_npz_of_grey_or_coloured_images_is_read(tmp_path):
     np.savez(tmp_path / "grey.npz", labels=np.zeros(3), images=GREY)
     np.savez_compressed(tmp_path / "colour.npz", whatever=COLOUR)
     assert np.array_equal(everything(open_images(tmp_path / "grey.npz", 4, 1)), GREY[:, None])
-    assert np.array_equal(everything(open_images(tmp_path / "colour.npz", 4, 3)), COLOUR.transpose(0, 3, 1, 2))
+    assert np.array_equal(
+        everything(open_images(tmp_path / "colour.npz", 4, 3)), COLOUR.transpose(0, 3, 1, 2)
+    )
 
 
 def test_a_batch_follows_the_order_asked_for(tmp_path):
@@ -63,7 +69,9 @@ def test_every_kind_of_picture_becomes_the_networks_channels(tmp_path, mode, cha
 
 
 def test_sixteen_bit_grey_keeps_its_levels(tmp_path):
-    Image.fromarray(np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)).save(
+        tmp_path / "a.png"
+    )
     pixels = everything(open_images(tmp_path, 8, 1))[0, 0]
     assert np.abs(pixels.flatten() - np.linspace(0, 255, 64)).max() <= 1.5
 
@@ -77,14 +85,22 @@ def test_an_oblong_picture_is_cropped_to_its_middle(tmp_path):
 
 @pytest.mark.parametrize(
     "spoil",
-    [lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: b"x" * 99, lambda raw: raw[:60] + b"\0" * 60 + raw[120:]],
+    [
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: b"",
+        lambda raw: b"x" * 99,
+        lambda raw: raw[:60] + b"\0" * 60 + raw[120:],
+    ],
 )
 def test_a_corrupt_picture_is_named(tmp_path, spoil):
     path = tmp_path / "broken.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+        path
+    )
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(
-        BadData, match=r"broken\.png cannot be read as an image .*; put an 8-bit PNG or JPEG in its place, under the same name"
+        BadData,
+        match=r"broken\.png cannot be read as an image .*; put an 8-bit PNG or JPEG in its place, under the same name",
     ):
         everything(open_images(tmp_path, 8, 3))
 
@@ -99,7 +115,11 @@ def test_a_corrupt_picture_is_named(tmp_path, spoil):
         ("a.idx", b"\0\0\x0d\x03" + idx(GREY)[4:], "is not an IDX file of bytes"),
         ("a.idx", idx(GREY)[:-1], "holds 47 bytes where its header promises 48; download it again"),
         ("a.idx", idx(GREY[:0]), "holds no images"),
-        ("a.idx", idx(GREY.reshape(3, 2, 8)), r"holds images of shape \(1, 2, 8\), the network takes \(1, 4, 4\)"),
+        (
+            "a.idx",
+            idx(GREY.reshape(3, 2, 8)),
+            r"holds images of shape \(1, 2, 8\), the network takes \(1, 4, 4\)",
+        ),
         ("a.npz", b"garbage", "is not an npz of plain arrays.*numpy.savez"),
         ("a.npz", b"", "is not an npz of plain arrays"),
     ],
@@ -145,7 +165,12 @@ def test_a_picture_is_turned_as_its_exif_data_says(tmp_path):
 
 @pytest.mark.parametrize(
     ("mode", "colour", "options"),
-    [("RGBA", (200, 0, 0, 0), {}), ("LA", (9, 0), {}), ("P", 0, {"transparency": 0}), ("L", 7, {"transparency": 7})],
+    [
+        ("RGBA", (200, 0, 0, 0), {}),
+        ("LA", (9, 0), {}),
+        ("P", 0, {"transparency": 0}),
+        ("L", 7, {"transparency": 7}),
+    ],
 )
 def test_what_is_transparent_shows_as_white(tmp_path, mode, colour, options):
     Image.new(mode, (8, 8), colour).save(tmp_path / "a.png", **options)
@@ -159,7 +184,10 @@ def test_half_transparent_is_half_white(tmp_path):
 
 def test_a_picture_of_floating_point_numbers_is_refused(tmp_path):
     Image.new("F", (8, 8), 0.7).save(tmp_path / "a.tif")
-    with pytest.raises(BadData, match=r"a\.tif .*floating-point numbers of unknown range.*put an 8-bit PNG or JPEG in its place"):
+    with pytest.raises(
+        BadData,
+        match=r"a\.tif .*floating-point numbers of unknown range.*put an 8-bit PNG or JPEG in its place",
+    ):
         everything(open_images(tmp_path, 8, 1))
 
 
@@ -174,7 +202,11 @@ def test_a_folder_is_known_by_its_names_and_an_array_by_its_pixels(tmp_path):
     (tmp_path / "sub").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "sub" / "a.png")
     one = open_images(tmp_path, 4, 1).identity
-    assert open_images(tmp_path / ".", 8, 3).identity == one != open_images(tmp_path / "sub", 4, 1).identity
+    assert (
+        open_images(tmp_path / ".", 8, 3).identity
+        == one
+        != open_images(tmp_path / "sub", 4, 1).identity
+    )
     (tmp_path / "i").write_bytes(idx(GREY))
     (tmp_path / "j").write_bytes(idx(GREY[::-1]))
     same, other = (open_images(tmp_path / name, 4, 1).identity for name in "ij")

@@ -27,9 +27,21 @@ def test_the_exported_folder_holds_the_averaged_weights_and_an_honest_card(train
     loaded = diffusers_format.load(folder, card.sha256)
     assert all(torch.equal(v, trainer.ema.averages[k]) for k, v in loaded.net.state_dict().items())
     assert not torch.equal(loaded.net.conv_in.weight, trainer.net.conv_in.weight)
-    assert (card.schedule.T, card.defaults.sampler, card.defaults.steps, card.licence) == (100, "ddim", 20, "MIT")
+    assert (card.schedule.T, card.defaults.sampler, card.defaults.steps, card.licence) == (
+        100,
+        "ddim",
+        20,
+        "MIT",
+    )
     assert (card.data.name, card.data.images) == ("blobs", 20)
-    for fact in ("12 updates of batch 6 (72 images)", "on cpu in fp32", "Adam 0.002", "seed 3", "averaged weights (EMA)", "loss"):
+    for fact in (
+        "12 updates of batch 6 (72 images)",
+        "on cpu in fp32",
+        "Adam 0.002",
+        "seed 3",
+        "averaged weights (EMA)",
+        "loss",
+    ):
         assert fact in card.provenance
     torch.testing.assert_close(loaded.schedule.beta, trainer_schedule())
 
@@ -42,14 +54,30 @@ def test_diffusers_opens_the_exported_folder(trainer):
     pipeline = DDPMPipeline.from_pretrained(export(trainer), local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     assert isinstance(pipeline.unet, UNet2DModel)
-    assert pipeline(batch_size=2, num_inference_steps=3, output_type="pt").images.shape == (2, 1, 8, 8)
+    assert pipeline(batch_size=2, num_inference_steps=3, output_type="pt").images.shape == (
+        2,
+        1,
+        8,
+        8,
+    )
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_the_exported_scheduler_has_the_reverse_variance_of_the_card(tmp_path, make_recipe, train, variance):
-    folder = export(train(make_recipe("card", defaults=Defaults(steps=20, variance=variance)), tmp_path / "out", only=1))
+def test_the_exported_scheduler_has_the_reverse_variance_of_the_card(
+    tmp_path, make_recipe, train, variance
+):
+    folder = export(
+        train(
+            make_recipe("card", defaults=Defaults(steps=20, variance=variance)),
+            tmp_path / "out",
+            only=1,
+        )
+    )
     assert diffusers_format.read_variance(folder) == variance
-    assert DDPMPipeline.from_pretrained(folder, local_files_only=True).scheduler.config.variance_type == variance
+    assert (
+        DDPMPipeline.from_pretrained(folder, local_files_only=True).scheduler.config.variance_type
+        == variance
+    )
 
 
 def test_a_second_export_replaces_the_first(trainer):
@@ -86,7 +114,9 @@ def test_what_is_no_models_folder_is_not_replaced(trainer):
     flowers = trainer.out / "blobs-8"
     flowers.mkdir()
     (flowers / "rose.png").write_bytes(b"a rose")
-    with pytest.raises(BadOutput, match=r"blobs-8 is where the model goes, and holds no card\.json"):
+    with pytest.raises(
+        BadOutput, match=r"blobs-8 is where the model goes, and holds no card\.json"
+    ):
         export(trainer)
     assert (flowers / "rose.png").read_bytes() == b"a rose"
 
@@ -94,17 +124,23 @@ def test_what_is_no_models_folder_is_not_replaced(trainer):
 def test_an_estimate_stays_with_its_weights_and_goes_with_them(trainer):
     folder = export(trainer)
     weights = Catalog.read(trainer.out)["blobs-8"].sha256
-    estimate = ResidualVariance(weights=weights, data="blobs", images=1, seed=0, values=(0.5,) * 100)
+    estimate = ResidualVariance(
+        weights=weights, data="blobs", images=1, seed=0, values=(0.5,) * 100
+    )
     sha256 = estimate.write(folder)
     export(trainer)
-    assert Catalog.read(trainer.out)["blobs-8"].residual_variance == sha256 == sha256_of(folder / FILE)
+    assert (
+        Catalog.read(trainer.out)["blobs-8"].residual_variance == sha256 == sha256_of(folder / FILE)
+    )
     trainer.ema.averages["conv_in.bias"].add_(1)
     export(trainer)
     assert Catalog.read(trainer.out)["blobs-8"].residual_variance is None
     assert not (folder / FILE).exists()
 
 
-def test_a_run_that_makes_no_update_leaves_its_model_as_it_is_unless_the_card_is_reworded(trainer, train, make_recipe):
+def test_a_run_that_makes_no_update_leaves_its_model_as_it_is_unless_the_card_is_reworded(
+    trainer, train, make_recipe
+):
     folder = export(trainer)
     before = folder.stat().st_ino
     again = train(make_recipe(), trainer.out)
@@ -115,9 +151,16 @@ def test_a_run_that_makes_no_update_leaves_its_model_as_it_is_unless_the_card_is
     assert Catalog.read(trainer.out)["blobs-8"].licence == "CC0-1.0"
 
 
-@pytest.mark.parametrize("path", [f"unet/{diffusers_format.WEIGHTS}", "unet/config.json", "scheduler/scheduler_config.json"])
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])])
-def test_a_finished_run_that_is_run_again_mends_its_damaged_model(trainer, train, make_recipe, path, damage):
+@pytest.mark.parametrize(
+    "path",
+    [f"unet/{diffusers_format.WEIGHTS}", "unet/config.json", "scheduler/scheduler_config.json"],
+)
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])]
+)
+def test_a_finished_run_that_is_run_again_mends_its_damaged_model(
+    trainer, train, make_recipe, path, damage
+):
     folder = export(trainer)
     whole = (folder / path).read_bytes()
     damage(folder / path)
@@ -127,16 +170,28 @@ def test_a_finished_run_that_is_run_again_mends_its_damaged_model(trainer, train
 
 def test_a_model_is_on_the_disk_before_it_is_put_in_place(trainer, monkeypatch):
     flushed: list[Path] = []
-    monkeypatch.setattr(module, "flush", lambda path: (flushed.append(path.relative_to(trainer.out / ".export")), flush(path)))
+    monkeypatch.setattr(
+        module,
+        "flush",
+        lambda path: (flushed.append(path.relative_to(trainer.out / ".export")), flush(path)),
+    )
     folder = export(trainer)
-    assert sorted(flushed) == sorted(path.relative_to(trainer.out) for path in folder.rglob("*") if path.is_file())
+    assert sorted(flushed) == sorted(
+        path.relative_to(trainer.out) for path in folder.rglob("*") if path.is_file()
+    )
 
 
 def test_on_a_full_disk_the_finished_folder_stays_and_nothing_half_written_does(trainer, full_disk):
     folder = export(trainer)
     before = Catalog.read(trainer.out)["blobs-8"]
     trainer.ema.averages["conv_in.bias"].add_(1)
-    with full_disk(), pytest.raises(BadOutput, match=r"blobs-8 cannot be written .*; make room, and run the same command again"):
+    with (
+        full_disk(),
+        pytest.raises(
+            BadOutput,
+            match=r"blobs-8 cannot be written .*; make room, and run the same command again",
+        ),
+    ):
         export(trainer)
     assert diffusers_format.load(folder, before.sha256)
     assert sorted(p.name for p in trainer.out.iterdir()) == ["blobs-8", "state.safetensors"]

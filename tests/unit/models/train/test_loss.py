@@ -24,14 +24,20 @@ class Optimal:
         ab = self.ab[t][:, None, None, None]
         eps = (1 - ab).sqrt() * (x - ab.sqrt() * MU) / (ab * S2 + 1 - ab)
         x_0 = (x - (1 - ab).sqrt() * eps) / ab.sqrt()
-        return {"epsilon": eps, "sample": x_0, "v_prediction": ab.sqrt() * eps - (1 - ab).sqrt() * x_0}[self.prediction].float()
+        return {
+            "epsilon": eps,
+            "sample": x_0,
+            "v_prediction": ab.sqrt() * eps - (1 - ab).sqrt() * x_0,
+        }[self.prediction].float()
 
 
 def least(s: Schedule, prediction: str) -> Tensor:
     """The loss of the optimal network at every t: the conditional variance of its target."""
     ab = s.alpha_bar
     of_x_0 = S2 * (1 - ab) / (ab * S2 + 1 - ab)
-    return {"epsilon": of_x_0 * ab / (1 - ab), "sample": of_x_0, "v_prediction": of_x_0 / (1 - ab)}[prediction]
+    return {"epsilon": of_x_0 * ab / (1 - ab), "sample": of_x_0, "v_prediction": of_x_0 / (1 - ab)}[
+        prediction
+    ]
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
@@ -39,13 +45,17 @@ def test_the_optimal_network_has_the_known_loss(paper, prediction):
     x_0 = MU + math.sqrt(S2) * torch.randn(40_000, 1, 4, 4)
     loss = simple_loss(Optimal(paper, prediction), Diffusion(paper), x_0, prediction).item()
     expected = least(paper, prediction)
-    error = math.sqrt(expected.var().item() / 40_000 + (2 * expected.square()).mean().item() / x_0.numel())
+    error = math.sqrt(
+        expected.var().item() / 40_000 + (2 * expected.square()).mean().item() / x_0.numel()
+    )
     assert loss == pytest.approx(expected.mean().item(), abs=4 * error)
 
 
 def test_a_network_that_says_nothing_has_loss_1(paper):
     """The mean over all dimensions of eps squared: not a sum, and not scaled."""
-    loss = simple_loss(lambda x, t: torch.zeros_like(x), Diffusion(paper), torch.zeros(500, 3, 8, 8))
+    loss = simple_loss(
+        lambda x, t: torch.zeros_like(x), Diffusion(paper), torch.zeros(500, 3, 8, 8)
+    )
     assert loss.shape == ()
     assert loss.item() == pytest.approx(1, abs=4 * math.sqrt(2 / (500 * 192)))
 

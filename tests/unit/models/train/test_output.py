@@ -8,18 +8,40 @@ from models.train.output import BadOutput, check_output
 @pytest.mark.parametrize(
     ("out", "name", "data", "says"),
     [
-        (".", "flowers", "flowers", "lies where the run puts its model 'flowers'; name another --out, or card.name"),
+        (
+            ".",
+            "flowers",
+            "flowers",
+            "lies where the run puts its model 'flowers'; name another --out, or card.name",
+        ),
         (".", "flowers", "flowers/red", "lies where the run puts its model 'flowers'"),
         (".", "roses", ".export/flowers", "lies where the run puts its model 'roses'"),
-        (".", "notes", "flowers", "notes is where the model goes, and holds no card.json; move what is there"),
-        ("flowers", "roses", "flowers", "lies in the data .*flowers, where the run's own pictures would be trained on"),
+        (
+            ".",
+            "notes",
+            "flowers",
+            "notes is where the model goes, and holds no card.json; move what is there",
+        ),
+        (
+            "flowers",
+            "roses",
+            "flowers",
+            "lies in the data .*flowers, where the run's own pictures would be trained on",
+        ),
         ("flowers/red/../runs", "roses", "flowers", "lies in the data"),
         ("link/runs", "roses", "flowers", "lies in the data"),
-        (".", "loss.png", "flowers", "card.name='loss.png' may be a file of the run itself; give the model a name without .png"),
+        (
+            ".",
+            "loss.png",
+            "flowers",
+            "card.name='loss.png' may be a file of the run itself; give the model a name without .png",
+        ),
         ("file", "roses", "flowers", "file is a file; name a folder with --out"),
     ],
 )
-def test_a_run_that_would_replace_or_train_on_what_it_must_not_is_refused(tmp_path, out, name, data, says):
+def test_a_run_that_would_replace_or_train_on_what_it_must_not_is_refused(
+    tmp_path, out, name, data, says
+):
     for folder in ("flowers/red", "notes", ".export/flowers"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "file").touch()

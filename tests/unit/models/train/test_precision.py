@@ -10,7 +10,10 @@ from models.train.precision import PRECISIONS, autocast, faster_precision
 
 @pytest.mark.parametrize("fast", PRECISIONS)
 def test_the_faster_arithmetic_is_chosen(fast):
-    assert faster_precision(lambda p: time.sleep(0.001 if p == fast else 0.03), torch.device("cpu")) == fast
+    assert (
+        faster_precision(lambda p: time.sleep(0.001 if p == fast else 0.03), torch.device("cpu"))
+        == fast
+    )
 
 
 def test_only_bf16_changes_the_arithmetic():

@@ -25,11 +25,23 @@ def test_the_shipped_recipes_can_be_followed():
         ("[schedule]", "[shedule]", "shedule"),
         ("batch_size = 6", "batch_size = 0", r"training\.batch_size: .*greater than or equal to 1"),
         ("batch_size = 6", "batch_size = 'many'", r"training\.batch_size: .*integer"),
-        ('precision = "fp32"', 'precision = "fp8"', r"training\.precision: .*'auto', 'fp32' or 'bf16'"),
+        (
+            'precision = "fp32"',
+            'precision = "fp8"',
+            r"training\.precision: .*'auto', 'fp32' or 'bf16'",
+        ),
         ("updates = 12", "", r"training\.updates: .*required"),
         ("sample_size = 8", "", r"network\.sample_size: .*required"),
-        ("sample_size = 8", "sample_size = 9", "network: .*sample_size=9 cannot be halved 1 times; use a multiple of 2"),
-        ("norm_num_groups = 4", "norm_num_groups = 5", "network: .*norm_num_groups=5 does not divide 8 channels"),
+        (
+            "sample_size = 8",
+            "sample_size = 9",
+            "network: .*sample_size=9 cannot be halved 1 times; use a multiple of 2",
+        ),
+        (
+            "norm_num_groups = 4",
+            "norm_num_groups = 5",
+            "network: .*norm_num_groups=5 does not divide 8 channels",
+        ),
         ("out_channels = 1", "out_channels = 2", "network: .*out_channels=2"),
         ("beta_end = 0.2", "beta_end = 0.9999999", "schedule: its alpha_bar falls to 0"),
         ("beta_end = 0.2", "beta_end = 2", r"schedule\.beta_end: .*less than 1"),
@@ -37,10 +49,22 @@ def test_the_shipped_recipes_can_be_followed():
         ('sampler = "ddim"', 'sampler = "euler"', r"card\.defaults\.sampler"),
         ("[data]", "[data", "is not TOML"),
         ('name = "blobs-8"', 'name = "Blobs 8"', r"card\.name: String should match pattern"),
-        ("sample_steps = 4", "sample_steps = 101", r"training\.sample_steps=101 is more than schedule\.T=100; give 1 to 100"),
-        ("steps = 20", "steps = 101", r"card\.defaults\.steps=101 is more than schedule\.T=100; give 1 to 100"),
+        (
+            "sample_steps = 4",
+            "sample_steps = 101",
+            r"training\.sample_steps=101 is more than schedule\.T=100; give 1 to 100",
+        ),
+        (
+            "steps = 20",
+            "steps = 101",
+            r"card\.defaults\.steps=101 is more than schedule\.T=100; give 1 to 100",
+        ),
         ("seed = 3", "seed = -1", r"training\.seed: .*greater than or equal to 0"),
-        ("seed = 3", "seed = 9007199254740992", r"training\.seed: .*less than or equal to 9007199254740991"),
+        (
+            "seed = 3",
+            "seed = 9007199254740992",
+            r"training\.seed: .*less than or equal to 9007199254740991",
+        ),
         ("learning_rate = 2e-3", "learning_rate = inf", r"training\.learning_rate: .*finite"),
     ],
 )
@@ -54,7 +78,9 @@ def test_a_fault_is_named_by_its_key_and_file(tmp_path, recipe_text, old, new, s
 
 
 def test_an_absent_recipe_says_where_the_shipped_ones_are(tmp_path):
-    with pytest.raises(BadRecipe, match=r"does not exist; the shipped recipes are in models/train/recipes/"):
+    with pytest.raises(
+        BadRecipe, match=r"does not exist; the shipped recipes are in models/train/recipes/"
+    ):
         TrainingRecipe.read(tmp_path / "absent.toml")
 
 

@@ -16,12 +16,18 @@ def make_run(small_config):
 
     def make() -> tuple[UNet, EMA, torch.optim.Adam]:
         net = UNet(small_config).to(memory_format=torch.channels_last)
-        return net, EMA(dict(net.named_parameters()), 0.99), torch.optim.Adam(net.parameters(), fused=True)
+        return (
+            net,
+            EMA(dict(net.named_parameters()), 0.99),
+            torch.optim.Adam(net.parameters(), fused=True),
+        )
 
     return make
 
 
-def test_moments_are_laid_out_as_their_parameters_or_fused_adam_on_cuda_refuses_them(tmp_path, make_run):
+def test_moments_are_laid_out_as_their_parameters_or_fused_adam_on_cuda_refuses_them(
+    tmp_path, make_run
+):
     net, ema, optimizer = make_run()
     for p in net.parameters():
         p.grad = torch.randn_like(p)

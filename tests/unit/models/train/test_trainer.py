@@ -20,12 +20,18 @@ from models.train.trainer import LOG_EVERY, Diverged, Trainer
 
 def assert_equal_runs(one: Trainer, other: Trainer) -> None:
     """Weights, averages, moments and counters, to the bit."""
-    for a, b in [(one.net.state_dict(), other.net.state_dict()), (one.ema.averages, other.ema.averages)]:
+    for a, b in [
+        (one.net.state_dict(), other.net.state_dict()),
+        (one.ema.averages, other.ema.averages),
+    ]:
         assert all(torch.equal(a[name], b[name]) for name in a)
     moments, others = (t.optimizer.state_dict()["state"] for t in (one, other))
     assert moments.keys() == others.keys()
     for i in moments:
-        assert all(torch.equal(moments[i][key], others[i][key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+        assert all(
+            torch.equal(moments[i][key], others[i][key])
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        )
     assert one.counters.update == other.counters.update
 
 
@@ -35,7 +41,11 @@ def test_training_lowers_the_loss_and_its_average_follows(tmp_path, make_recipe,
     assert [update for update, _ in trainer.counters.losses] == [LOG_EVERY * i for i in range(1, 4)]
     assert losses[-1] < 0.6 * losses[0] < 0.6  # a network that says nothing has 1
     assert trainer.recent_loss == pytest.approx(sum(losses) / 3)
-    close = [(trainer.ema.averages[n] - p).norm() / p.norm() for n, p in trainer.parameters.items() if p.ndim > 1]
+    close = [
+        (trainer.ema.averages[n] - p).norm() / p.norm()
+        for n, p in trainer.parameters.items()
+        if p.ndim > 1
+    ]
     assert 0 < max(close) < 0.5
 
 
@@ -50,7 +60,9 @@ def test_a_run_in_two_parts_is_the_run_in_one_to_the_bit(tmp_path, make_recipe, 
     assert_equal_runs(straight, resumed)
 
 
-def test_a_killed_run_goes_on_from_its_last_state_to_the_same_bits(tmp_path, make_recipe, train, recipe_text, images):
+def test_a_killed_run_goes_on_from_its_last_state_to_the_same_bits(
+    tmp_path, make_recipe, train, recipe_text, images
+):
     """kill -9 in the middle of an update, in a process of its own, after a state was saved."""
     (tmp_path / "r.toml").write_text(recipe_text.replace("updates = 12", "updates = 100000"))
     torch.save(images.pixels, tmp_path / "pixels.pt")
@@ -72,12 +84,17 @@ for _ in trainer.run(stop):
     pass
 """
     with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[4], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[4],
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "now\n"
         os.kill(process.pid, signal.SIGKILL)
-    assert_equal_runs(train(make_recipe(), tmp_path / "straight"), train(make_recipe(), tmp_path / "killed"))
+    assert_equal_runs(
+        train(make_recipe(), tmp_path / "straight"), train(make_recipe(), tmp_path / "killed")
+    )
 
 
 def test_every_epoch_shows_every_image_once_in_another_order(tmp_path, make_recipe, images):
@@ -102,17 +119,25 @@ def test_a_batch_larger_than_the_set_holds_whole_epochs(tmp_path, make_recipe, i
 
 
 def test_pixels_become_minus_one_to_one_without_noise(tmp_path, make_recipe, images):
-    images.pixels = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 1, 8, 8)
+    images.pixels = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(
+        2, 1, 8, 8
+    )
     x_0 = Trainer(make_recipe(), images, tmp_path, torch.device("cpu"))._batch(0)
     assert set(x_0.unique().tolist()) == {-1.0, 1.0}
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_half_of_the_images_are_mirrored_where_the_recipe_says_so(tmp_path, make_recipe, images, flip):
-    trainer = Trainer(make_recipe("data", horizontal_flip=flip), images, tmp_path, torch.device("cpu"))
+def test_half_of_the_images_are_mirrored_where_the_recipe_says_so(
+    tmp_path, make_recipe, images, flip
+):
+    trainer = Trainer(
+        make_recipe("data", horizontal_flip=flip), images, tmp_path, torch.device("cpu")
+    )
     torch.manual_seed(0)
     batches = torch.cat([trainer._batch(n) for n in range(50)])
-    mirrored = batches[..., 4:].mean((1, 2, 3)) > batches[..., :4].mean((1, 2, 3))  # the bright half is the left one
+    mirrored = batches[..., 4:].mean((1, 2, 3)) > batches[..., :4].mean(
+        (1, 2, 3)
+    )  # the bright half is the left one
     share = mirrored.float().mean().item()
     assert share == pytest.approx(0.5 if flip else 0, abs=0.12 if flip else 0)
 
@@ -128,13 +153,17 @@ def test_the_learning_rate_warms_up_to_the_recipes(tmp_path, make_recipe, images
 
 def test_a_state_of_another_recipe_is_refused(tmp_path, make_recipe, train):
     train(make_recipe(updates=1), tmp_path / "out")
-    with pytest.raises(BadState, match=rf"{FILE} belongs to a run with another recipe; use another --out"):
+    with pytest.raises(
+        BadState, match=rf"{FILE} belongs to a run with another recipe; use another --out"
+    ):
         train(make_recipe(batch_size=5), tmp_path / "out")
 
 
 def test_a_run_may_be_prolonged_and_its_card_reworded(tmp_path, make_recipe, train):
     train(make_recipe(updates=2), tmp_path / "out")
-    longer = make_recipe(updates=4, save_every_s=1.0).model_copy(update={"card": make_recipe("card", licence="CC0-1.0").card})
+    longer = make_recipe(updates=4, save_every_s=1.0).model_copy(
+        update={"card": make_recipe("card", licence="CC0-1.0").card}
+    )
     assert train(longer, tmp_path / "out").counters.update == 4
     assert train(longer, tmp_path / "out").counters.update == 4
 
@@ -147,7 +176,9 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_last_state(
     before = (tmp_path / "out" / FILE).read_bytes()
     bad = Trainer(make_recipe(updates=4), images, tmp_path / "out", torch.device("cpu"))
     monkeypatch.setattr(bad, "_update", lambda _: torch.tensor(number))
-    with pytest.raises(Diverged, match=f"the loss is {word} at update 4; lower learning_rate or gradient_clip"):
+    with pytest.raises(
+        Diverged, match=f"the loss is {word} at update 4; lower learning_rate or gradient_clip"
+    ):
         list(bad.run())
     assert (tmp_path / "out" / FILE).read_bytes() == before
 
@@ -174,39 +205,61 @@ def test_a_stop_saves_nothing_that_is_no_number(tmp_path, make_recipe, train, im
 def test_a_run_that_diverged_is_resumed_with_what_the_remedy_names(tmp_path, make_recipe, train):
     train(make_recipe(updates=2), tmp_path / "out")
     resumed = train(make_recipe(updates=3, learning_rate=1e-4, gradient_clip=0.5), tmp_path / "out")
-    assert (resumed.counters.update, resumed.optimizer.param_groups[0]["lr"]) == (3, pytest.approx(1e-4 * 3 / 5))
+    assert (resumed.counters.update, resumed.optimizer.param_groups[0]["lr"]) == (
+        3,
+        pytest.approx(1e-4 * 3 / 5),
+    )
 
 
 def test_a_state_of_a_run_on_other_pictures_is_refused(tmp_path, make_recipe, train, images):
     train(make_recipe(updates=1), tmp_path / "out")
     images.pixels = images.pixels.flip(0)
-    with pytest.raises(BadState, match=rf"{FILE} belongs to a run on other pictures than data\.path has now; put those back"):
+    with pytest.raises(
+        BadState,
+        match=rf"{FILE} belongs to a run on other pictures than data\.path has now; put those back",
+    ):
         train(make_recipe(), tmp_path / "out")
 
 
-@pytest.mark.parametrize("spoil", [lambda raw: raw[:-1], lambda raw: b"", lambda raw: b"\x02" + b"\0" * 7 + b"{}"])
+@pytest.mark.parametrize(
+    "spoil", [lambda raw: raw[:-1], lambda raw: b"", lambda raw: b"\x02" + b"\0" * 7 + b"{}"]
+)
 def test_a_damaged_state_is_named(tmp_path, make_recipe, train, spoil):
     train(make_recipe(updates=1), tmp_path / "out")
     path = tmp_path / "out" / FILE
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(BadState, match=rf"{FILE} cannot be read as the state of a run .*; restore it, or remove it"):
+    with pytest.raises(
+        BadState, match=rf"{FILE} cannot be read as the state of a run .*; restore it, or remove it"
+    ):
         train(make_recipe(), tmp_path / "out")
 
 
 def test_on_a_full_disk_the_last_state_stays(tmp_path, make_recipe, train, full_disk):
     trainer = train(make_recipe(updates=2), tmp_path / "out")
     before = (tmp_path / "out" / FILE).read_bytes()
-    with full_disk(), pytest.raises(BadOutput, match=rf"{FILE} cannot be written .*; make room, and run the same command again"):
+    with (
+        full_disk(),
+        pytest.raises(
+            BadOutput,
+            match=rf"{FILE} cannot be written .*; make room, and run the same command again",
+        ),
+    ):
         trainer.save_state()
     assert [(p.name, p.read_bytes()) for p in (tmp_path / "out").iterdir()] == [(FILE, before)]
 
 
-def test_a_picture_that_cannot_be_read_costs_no_update_and_another_under_its_name_lets_the_run_go_on(tmp_path, make_recipe):
+def test_a_picture_that_cannot_be_read_costs_no_update_and_another_under_its_name_lets_the_run_go_on(
+    tmp_path, make_recipe
+):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for level in range(12):
         Image.new("L", (8, 8), 20 * level).save(folder / f"{level:02}.png")
-    recipe, out, whole = make_recipe(batch_size=4), tmp_path / "out", (folder / "07.png").read_bytes()
+    recipe, out, whole = (
+        make_recipe(batch_size=4),
+        tmp_path / "out",
+        (folder / "07.png").read_bytes(),
+    )
 
     def begin(out: Path) -> Trainer:
         return Trainer(recipe, open_images(folder, 8, 1), out, torch.device("cpu"))
@@ -219,12 +272,17 @@ def test_a_picture_that_cannot_be_read_costs_no_update_and_another_under_its_nam
     straight = begin(tmp_path / "straight")
     list(straight.run())
     broken = begin(out)
-    with pytest.raises(BadData, match=r"07\.png cannot be read as an image .*; put an 8-bit PNG or JPEG in its place, under the"):
+    with pytest.raises(
+        BadData,
+        match=r"07\.png cannot be read as an image .*; put an 8-bit PNG or JPEG in its place, under the",
+    ):
         list(broken.run(spoil))
     saved = begin(out)
     assert saved.counters.update == saved.counters.losses[-1][0] == broken.counters.update >= 3
     assert_equal_runs(saved, broken)
-    Image.open(BytesIO(whole)).save(folder / "07.png", "TIFF")  # by its content, whatever it is called
+    Image.open(BytesIO(whole)).save(
+        folder / "07.png", "TIFF"
+    )  # by its content, whatever it is called
     list(saved.run())
     assert_equal_runs(saved, straight)
 
@@ -233,13 +291,18 @@ def test_progress_counts_to_the_last_update(tmp_path, make_recipe, images):
     trainer = Trainer(make_recipe(updates=LOG_EVERY + 3), images, tmp_path, torch.device("cpu"))
     readings = list(trainer.run())
     assert [r.update for r in readings] == [LOG_EVERY, LOG_EVERY + 3]
-    assert all(r.updates == LOG_EVERY + 3 and r.images_per_s > 0 and 0 < r.loss < 3 for r in readings)
+    assert all(
+        r.updates == LOG_EVERY + 3 and r.images_per_s > 0 and 0 < r.loss < 3 for r in readings
+    )
     assert trainer.counters.seconds > 0
 
 
 def test_slow_updates_are_read_by_the_clock(tmp_path, make_recipe, images, monkeypatch):
     monkeypatch.setattr("models.train.trainer.READ_S", 0.0)
-    assert [r.update for r in Trainer(make_recipe(updates=3), images, tmp_path, torch.device("cpu")).run()] == [1, 2, 3]
+    assert [
+        r.update
+        for r in Trainer(make_recipe(updates=3), images, tmp_path, torch.device("cpu")).run()
+    ] == [1, 2, 3]
 
 
 def test_a_run_in_short_parts_has_the_losses_and_seconds_of_each(tmp_path, make_recipe, train):
@@ -256,13 +319,23 @@ def test_a_run_in_short_parts_has_the_losses_and_seconds_of_each(tmp_path, make_
 
 
 @pytest.mark.parametrize("precision", ["bf16", "auto"])
-def test_weights_and_averages_stay_float32_in_any_precision(tmp_path, make_recipe, train, precision):
+def test_weights_and_averages_stay_float32_in_any_precision(
+    tmp_path, make_recipe, train, precision
+):
     trainer = train(make_recipe(precision=precision, updates=2), tmp_path / "out")
     assert trainer.counters.precision in ("fp32", "bf16")
-    assert {t.dtype for t in (*trainer.parameters.values(), *trainer.ema.averages.values())} == {torch.float32}
+    assert {t.dtype for t in (*trainer.parameters.values(), *trainer.ema.averages.values())} == {
+        torch.float32
+    }
 
 
 def test_choosing_a_precision_changes_no_weight(tmp_path, make_recipe, images):
     """The choice is by measurement, so it must not show in what is trained: gradients are dropped, weights untouched."""
-    auto, fp32 = (Trainer(make_recipe(precision=p), images, tmp_path / p, torch.device("cpu")) for p in ("auto", "fp32"))
-    assert all(torch.equal(auto.parameters[n], fp32.parameters[n]) and auto.parameters[n].grad is None for n in fp32.parameters)
+    auto, fp32 = (
+        Trainer(make_recipe(precision=p), images, tmp_path / p, torch.device("cpu"))
+        for p in ("auto", "fp32")
+    )
+    assert all(
+        torch.equal(auto.parameters[n], fp32.parameters[n]) and auto.parameters[n].grad is None
+        for n in fp32.parameters
+    )

@@ -18,7 +18,10 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(host, "_PHYSICAL_CORES", 8)
 
 
-@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("1000 100000", 1)])
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("1000 100000", 1)],
+)
 def test_a_containers_limit_on_cores_is_heeded(tmp_path: Path, quota: str, cores: int):
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
     assert available_cores(tmp_path) == cores
@@ -47,7 +50,9 @@ def test_the_description_names_what_times_depend_on():
 
 
 def test_what_was_freed_is_used_again_instead_of_new_pages():
-    found = subprocess.run([sys.executable, "-c", FREE_AND_ASK_AGAIN], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", FREE_AND_ASK_AGAIN], capture_output=True, text=True, check=True
+    )
     given_back, kept = map(int, found.stdout.split())
     assert given_back > 10_000  # pages of 4 KiB, ten times 16 MiB of them
     assert kept < given_back / 5

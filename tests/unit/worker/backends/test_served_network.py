@@ -56,7 +56,9 @@ def test_it_computes_what_the_loaded_network_computes(shipped: Checkpoint, preci
 
 @pytest.mark.parametrize("precision", precisions(CPU))
 @torch.inference_mode()
-def test_its_bits_are_the_same_for_every_batch_size_and_for_one_thread_and_two(shipped: Checkpoint, precision):
+def test_its_bits_are_the_same_for_every_batch_size_and_for_one_thread_and_two(
+    shipped: Checkpoint, precision
+):
     net = ServedNetwork(shipped, CPU, precision)
     x, t = inputs(16)
     torch.set_num_threads(1)
@@ -109,8 +111,13 @@ def test_no_step_lays_weights_out_anew(shipped: Checkpoint, capfd: pytest.Captur
     assert [line for line in calls if ",reorder," in line and "x3x3," in line] == []
 
 
-def test_a_network_that_our_kernels_cannot_run_is_left_to_pytorchs_and_the_log_says_so(caplog: pytest.LogCaptureFixture):
+def test_a_network_that_our_kernels_cannot_run_is_left_to_pytorchs_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+):
     pytest.importorskip("triton", reason="Triton is not made for this system")
     net = random_unet(cfg=TINY)
     assert by_our_kernels(net, net.time_features(torch.zeros(1, dtype=torch.int64)), (1, 2)) is None
-    assert "few batch sizes agree to the bit: ValueError: 8 channels are no multiple of 16" in caplog.text
+    assert (
+        "few batch sizes agree to the bit: ValueError: 8 channels are no multiple of 16"
+        in caplog.text
+    )

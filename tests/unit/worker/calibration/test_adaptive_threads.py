@@ -4,11 +4,16 @@ from collections.abc import Callable
 
 from worker.calibration.adaptive_threads import AdaptiveThreads
 
-QUIET: Callable[[int], float] = {2: 1.0, 1: 1.2}.__getitem__  # what a promised second takes, by number of threads
+QUIET: Callable[[int], float] = {
+    2: 1.0,
+    1: 1.2,
+}.__getitem__  # what a promised second takes, by number of threads
 CROWDED: Callable[[int], float] = {2: 4.0, 1: 2.0}.__getitem__
 
 
-def work(threads: AdaptiveThreads, seconds: float, slowed: Callable[[int], float]) -> dict[int, float]:
+def work(
+    threads: AdaptiveThreads, seconds: float, slowed: Callable[[int], float]
+) -> dict[int, float]:
     """Seconds spent by each number of threads, in steps of ten promised milliseconds."""
     spent = {1: 0.0, 2: 0.0}
     while sum(spent.values()) < seconds:

@@ -21,7 +21,9 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path):
     assert CalibrationCache(tmp_path).recall(CONDITIONS, must_not_measure) == FOUND
 
 
-def test_what_is_beaten_is_measured_anew_but_not_what_another_worker_has_found_since(tmp_path: Path):
+def test_what_is_beaten_is_measured_anew_but_not_what_another_worker_has_found_since(
+    tmp_path: Path,
+):
     cache, better = CalibrationCache(tmp_path), Calibration({1: 0.1})
     cache.recall(CONDITIONS, lambda: FOUND)
     assert cache.recall(CONDITIONS, lambda: better, beaten=FOUND) == better

@@ -69,7 +69,9 @@ def test_of_groups_of_one_length_the_one_with_the_larger_size_is_used():
     assert calibrate(pool(small_differ), 1000, (1, 2, 4, 8)).buckets == (4, 8)
 
 
-def test_a_number_of_threads_whose_bits_are_not_those_of_one_thread_is_not_used(monkeypatch: pytest.MonkeyPatch):
+def test_a_number_of_threads_whose_bits_are_not_those_of_one_thread_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setattr("worker.calibration.calibrate.available_cores", lambda: 2)
     odd = with_other_bits(lambda x: torch.get_num_threads() > 1)
     found = calibrate(pool(odd), 1000, (1, 2))
@@ -78,7 +80,9 @@ def test_a_number_of_threads_whose_bits_are_not_those_of_one_thread_is_not_used(
     assert torch.get_num_threads() == 1
 
 
-def test_a_number_of_threads_has_to_agree_with_one_thread_in_every_size(monkeypatch: pytest.MonkeyPatch):
+def test_a_number_of_threads_has_to_agree_with_one_thread_in_every_size(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setattr("worker.calibration.calibrate.available_cores", lambda: 2)
     odd = with_other_bits(lambda x: len(x) == 4 and torch.get_num_threads() == 1)
     found = calibrate(pool(odd), 1000, (1, 2, 4))
@@ -102,7 +106,9 @@ def test_a_size_beyond_the_pool_is_not_used():
     assert calibrate(pool(capacity=5), 1000, (1, 4, 8)).buckets == (1, 4)
 
 
-def test_a_size_that_does_not_fit_the_memory_costs_the_size_and_not_the_worker(caplog: pytest.LogCaptureFixture):
+def test_a_size_that_does_not_fit_the_memory_costs_the_size_and_not_the_worker(
+    caplog: pytest.LogCaptureFixture,
+):
     def hungry(x: Tensor, t: Tensor) -> Tensor:
         if len(x) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -112,7 +118,9 @@ def test_a_size_that_does_not_fit_the_memory_costs_the_size_and_not_the_worker(c
     assert "a batch of 8 does not fit" in caplog.text
 
 
-def test_no_larger_batch_is_tried_than_one_that_takes_half_of_the_longest_step(monkeypatch: pytest.MonkeyPatch):
+def test_no_larger_batch_is_tried_than_one_that_takes_half_of_the_longest_step(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setattr("worker.calibration.calibrate.LONGEST_STEP_S", 0.0)
     sizes: list[int] = []
 
@@ -129,9 +137,17 @@ def test_the_rate_is_that_of_the_size_that_gives_the_most():
 
 
 @pytest.mark.parametrize(
-    ("kept", "beaten"), [({2: 0.2, 4: 0.02}, True), ({2: 0.02, 4: 0.2}, True), ({2: 0.02, 4: 0.02}, False), ({2: 0.001}, False)]
+    ("kept", "beaten"),
+    [
+        ({2: 0.2, 4: 0.02}, True),
+        ({2: 0.02, 4: 0.2}, True),
+        ({2: 0.02, 4: 0.02}, False),
+        ({2: 0.001}, False),
+    ],
 )
-def test_a_calibration_is_beaten_by_small_or_large_steps_that_are_much_faster(kept: dict[int, float], beaten: bool):
+def test_a_calibration_is_beaten_by_small_or_large_steps_that_are_much_faster(
+    kept: dict[int, float], beaten: bool
+):
     def slow(x: Tensor, t: Tensor) -> Tensor:
         time.sleep(0.02)
         return gaussian_eps(x, t)

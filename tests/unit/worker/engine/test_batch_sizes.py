@@ -23,13 +23,17 @@ def seconds_for_all(buckets: BatchSizes, chains: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("waiting", "places"), [(1, 1), (2, 2), (3, 3), (5, 5), (16, 16), (20, 16), (40, 32), (64, 64), (65, 64)]
+    ("waiting", "places"),
+    [(1, 1), (2, 2), (3, 3), (5, 5), (16, 16), (20, 16), (40, 32), (64, 64), (65, 64)],
 )
 def test_as_many_take_the_step_as_gets_all_of_them_on_soonest(waiting, places):
     assert BatchSizes(SECONDS).places(0, waiting) == places
 
 
-@given(st.dictionaries(st.sampled_from([1, 2, 4, 8, 16]), st.floats(0.001, 1), min_size=1), st.integers(1, 24))
+@given(
+    st.dictionaries(st.sampled_from([1, 2, 4, 8, 16]), st.floats(0.001, 1), min_size=1),
+    st.integers(1, 24),
+)
 def test_no_other_batches_would_have_been_faster(seconds, chains):
     buckets = BatchSizes(seconds)
     if chains > 2 * buckets.largest:
@@ -52,7 +56,9 @@ def test_beside_bulk_work_an_urgent_step_is_stretched_so_far_and_no_further():
     buckets = BatchSizes(SECONDS)
     for urgent in (1, 2, 5, 16, 64):
         without_bulk = SECONDS[buckets.holding(urgent)]
-        assert SECONDS[buckets.holding(buckets.places(urgent, 1000))] <= max(without_bulk, STRETCH * SECONDS[1])
+        assert SECONDS[buckets.holding(buckets.places(urgent, 1000))] <= max(
+            without_bulk, STRETCH * SECONDS[1]
+        )
     assert buckets.places(1, 1000) == 8
 
 

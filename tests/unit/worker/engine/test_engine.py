@@ -49,7 +49,9 @@ def test_the_u_net_in_the_engine_equals_the_plain_loop():
     net = random_unet()
     shape = (1, 8, 8)
     e = Engine(Pool(net, shape, 16, torch.device("cpu")), SECONDS)
-    waiting = [ChainRequest((p, i), p, plan, 9, i) for p, plan in enumerate(PLANS) for i in range(3)]
+    waiting = [
+        ChainRequest((p, i), p, plan, 9, i) for p, plan in enumerate(PLANS) for i in range(3)
+    ]
     ended: dict[object, Tensor] = {}
     while waiting or len(e):
         e.submit(waiting[:2])
@@ -116,7 +118,9 @@ def test_a_preview_is_x_0_hat_after_the_last_step(plan: Plan, pool: type[Pool]):
             assert torch.equal(p.x_0_hat(), plain_x_0_hat(p.request, row))
     e.step()
     assert e.preview(range(3)) == [], "they have left"
-    assert all(torch.equal(pixels, plain(request(i, plan, index=i))) for i, pixels in drain(e).items()), "and are none the worse"
+    assert all(
+        torch.equal(pixels, plain(request(i, plan, index=i))) for i, pixels in drain(e).items()
+    ), "and are none the worse"
 
 
 def test_a_chain_that_was_put_back_has_a_preview_when_it_has_taken_a_step():
@@ -131,7 +135,9 @@ def test_a_chain_that_was_put_back_has_a_preview_when_it_has_taken_a_step():
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
-def test_a_network_whose_output_is_not_finite_for_one_chain_leaves_its_neighbours_alone(poison: float):
+def test_a_network_whose_output_is_not_finite_for_one_chain_leaves_its_neighbours_alone(
+    poison: float,
+):
     def poisoned(x: Tensor, t: Tensor) -> Tensor:
         out = gaussian_eps(x, t)
         out[x[:, 0, 0, 0] == marked, 0, 0, 0] = poison
@@ -191,7 +197,12 @@ def test_a_step_may_be_for_some_chains_only_and_no_more_of_them_than_fit():
 
 def test_somebody_waits_until_the_last_urgent_picture_is_out():
     e = engine(pool=LatePool)
-    e.submit([replace(request("bulk", compile_plan(SCHEDULE, 9)), urgent=False), request("urgent", compile_plan(SCHEDULE, 2))])
+    e.submit(
+        [
+            replace(request("bulk", compile_plan(SCHEDULE, 9)), urgent=False),
+            request("urgent", compile_plan(SCHEDULE, 2)),
+        ]
+    )
     seen = []
     while len(e):
         seen.append((e.is_urgent, [done.request.chain for done in e.step()]))

@@ -28,10 +28,23 @@ class EngineAgainstPlainLoop(RuleBasedStateMachine):
         self.saved: list[Snapshot] = []
         self.names = 0
 
-    @rule(plan=st.sampled_from(PLANS), seed=st.integers(0, 2**53 - 1), index=st.integers(0, 2**32 - 1), urgent=st.booleans())
+    @rule(
+        plan=st.sampled_from(PLANS),
+        seed=st.integers(0, 2**53 - 1),
+        index=st.integers(0, 2**32 - 1),
+        urgent=st.booleans(),
+    )
     def submit(self, plan: Plan, seed: int, index: int, urgent: bool) -> None:
         if self.engine.room:
-            r = ChainRequest(self.names, self.names % 3, plan, seed, index, owner=str(self.names % 2), urgent=urgent)
+            r = ChainRequest(
+                self.names,
+                self.names % 3,
+                plan,
+                seed,
+                index,
+                owner=str(self.names % 2),
+                urgent=urgent,
+            )
             self.names += 1
             self.engine.submit([r])
             self.running[r.chain] = r
@@ -81,7 +94,9 @@ class EngineAgainstPlainLoop(RuleBasedStateMachine):
     @invariant()
     def every_place_is_free_or_taken(self) -> None:
         assert len(self.engine) == len(self.running)
-        leaving = [r for r in self.running.values() if self.engine.rows_done(r.chain) == len(r.plan)]
+        leaving = [
+            r for r in self.running.values() if self.engine.rows_done(r.chain) == len(r.plan)
+        ]
         assert self.engine.room == 12 - len(self.running) + len(leaving)
 
     def teardown(self) -> None:

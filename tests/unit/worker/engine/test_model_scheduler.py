@@ -25,7 +25,9 @@ class Model:
     slower: float = 1.0
 
     def __post_init__(self) -> None:
-        self.buckets = BatchSizes({size: self.slower * seconds for size, seconds in SECONDS.items()})
+        self.buckets = BatchSizes(
+            {size: self.slower * seconds for size, seconds in SECONDS.items()}
+        )
 
     @property
     def is_urgent(self) -> bool:
@@ -52,7 +54,9 @@ def run(turns: int, *models: Model) -> tuple[Counter[str], float]:
 
 
 @pytest.mark.parametrize("slower", [0.1, 1, 3, 100])
-def test_who_waits_for_an_image_is_held_up_by_another_models_bulk_no_more_than_by_its_own(slower: float) -> None:
+def test_who_waits_for_an_image_is_held_up_by_another_models_bulk_no_more_than_by_its_own(
+    slower: float,
+) -> None:
     steps, seconds = run(1000, Model("mine", urgent=1), Model("bulk", bulk=128, slower=slower))
     assert steps["mine"] == 1000
     stretch = seconds / (1000 * SECONDS[1])
@@ -60,7 +64,9 @@ def test_who_waits_for_an_image_is_held_up_by_another_models_bulk_no_more_than_b
 
 
 def test_bulk_of_several_models_takes_turns_however_heavy_they_are() -> None:
-    steps, seconds = run(3000, Model("mine", urgent=1), Model("light", bulk=64), Model("heavy", bulk=64, slower=40))
+    steps, seconds = run(
+        3000, Model("mine", urgent=1), Model("light", bulk=64), Model("heavy", bulk=64, slower=40)
+    )
     assert abs(steps["light"] - steps["heavy"]) <= 1
     assert steps["heavy"] > 50
     assert seconds / (3000 * SECONDS[1]) <= STRETCH + 0.1
@@ -90,7 +96,11 @@ def test_a_model_that_nobody_waited_for_has_saved_no_time_up() -> None:
 
 
 def test_time_is_not_saved_up_while_nobody_waits() -> None:
-    turns, mine, heavy = ModelScheduler[Model](), Model("mine", urgent=1), Model("heavy", bulk=1, slower=3)
+    turns, mine, heavy = (
+        ModelScheduler[Model](),
+        Model("mine", urgent=1),
+        Model("heavy", bulk=1, slower=3),
+    )
     assert len(list(turns.of([mine, heavy]))) == 1
     list(turns.of([heavy]))
     assert len(list(turns.of([mine, heavy]))) == 1

@@ -10,7 +10,9 @@ from worker.engine.scheduler import NOTHING_SERVED, ChainGroup, Served, pick
 from worker.jobs.policy import FLOOR
 
 
-def line(count: int, owner: str = "a", urgent: bool = True, rows_left: int = 10, job: str = "") -> ChainGroup:
+def line(
+    count: int, owner: str = "a", urgent: bool = True, rows_left: int = 10, job: str = ""
+) -> ChainGroup:
     made = ChainGroup(job or owner, owner, urgent)
     for i in range(count):
         made.join((owner, urgent, made.job, i), rows_left)
@@ -49,8 +51,12 @@ def run(lines: Sequence[ChainGroup], places: int, turns: int) -> Counter[str]:
     return Counter(map(owner_of, picks(lines, [places] * turns)))
 
 
-@given(lines_of_many, st.integers(1, 40), st.builds(Served, st.integers(0, 1000), st.integers(0, 1000)))
-def test_no_place_stays_empty_while_somebody_waits_and_none_is_given_twice(lines, places, given_before):
+@given(
+    lines_of_many, st.integers(1, 40), st.builds(Served, st.integers(0, 1000), st.integers(0, 1000))
+)
+def test_no_place_stays_empty_while_somebody_waits_and_none_is_given_twice(
+    lines, places, given_before
+):
     chosen = pick(lines, places, given_before)
     assert len(chosen) == min(places, sum(len(line.chains) for line in lines))
     assert len(set(chosen)) == len(chosen)
@@ -68,9 +74,13 @@ def test_owners_share_alike_whatever_they_have_waiting():
     assert max(shares.values()) - min(shares.values()) <= 30 // 3
 
 
-@given(owners=st.integers(1, 60), places=st.integers(1, 64), urgent=st.booleans(), bulk=st.booleans())
+@given(
+    owners=st.integers(1, 60), places=st.integers(1, 64), urgent=st.booleans(), bulk=st.booleans()
+)
 def test_over_many_steps_owners_get_the_same_however_many_they_are(owners, places, urgent, bulk):
-    lines = [line(64, f"owner {n}", urgent) for n in range(owners)] + [line(64, "other", not urgent)] * bulk
+    lines = [line(64, f"owner {n}", urgent) for n in range(owners)] + [
+        line(64, "other", not urgent)
+    ] * bulk
     shares = run(lines, places, turns=2 * owners)
     del shares["other"]
     assert len(shares) == owners or sum(shares.values()) < owners
@@ -94,7 +104,10 @@ def test_the_floor_is_kept_with_one_place_too():
 
 
 def test_bulk_takes_what_interactive_leaves():
-    assert run([line(3, "i"), line(100, "b", urgent=False)], places=16, turns=1) == {"i": 3, "b": 13}
+    assert run([line(3, "i"), line(100, "b", urgent=False)], places=16, turns=1) == {
+        "i": 3,
+        "b": 13,
+    }
 
 
 def test_the_job_with_the_least_work_left_goes_first():

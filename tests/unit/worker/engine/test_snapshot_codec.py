@@ -15,8 +15,13 @@ PLANS = {"ddpm": compile_plan(SCHEDULE, 20), "dpmpp_2m": compile_plan(SCHEDULE, 
 
 
 def snapshots(sampler: str, rows: list[int]) -> list[Snapshot]:
-    requests = [ChainRequest(("job-0", 7 + i), "job", PLANS[sampler], 3, 7 + i) for i in range(len(rows))]
-    return [Snapshot(r, row, torch.randn(SHAPE), torch.randn(SHAPE)) for r, row in zip(requests, rows, strict=True)]
+    requests = [
+        ChainRequest(("job-0", 7 + i), "job", PLANS[sampler], 3, 7 + i) for i in range(len(rows))
+    ]
+    return [
+        Snapshot(r, row, torch.randn(SHAPE), torch.randn(SHAPE))
+        for r, row in zip(requests, rows, strict=True)
+    ]
 
 
 @given(st.sampled_from(sorted(PLANS)), st.lists(st.integers(0, 19), min_size=1, max_size=64))
@@ -44,7 +49,10 @@ def spoilt(**changes: object) -> bytes:
 @pytest.mark.parametrize(
     ("blob", "says"),
     [
-        (spoilt(x=torch.zeros(1, 1, 8, 8)), r"it holds torch.float32 \[1, 1, 8, 8\], not torch.float32 \[1, 1, 4, 6\]"),
+        (
+            spoilt(x=torch.zeros(1, 1, 8, 8)),
+            r"it holds torch.float32 \[1, 1, 8, 8\], not torch.float32 \[1, 1, 4, 6\]",
+        ),
         (spoilt(x=torch.zeros(1, *SHAPE).double()), "torch.float64"),
         (spoilt(x_0_hat=torch.zeros(2, *SHAPE)), r"\[2, 1, 4, 6\]"),
         (spoilt(x=torch.full((1, *SHAPE), torch.nan)), "NaN or infinity"),
@@ -54,11 +62,18 @@ def spoilt(**changes: object) -> bytes:
         (spoilt(row=torch.tensor([1, 2])), "1 images and 2 rows"),
         (spoilt(row=None), "row"),
         (spoilt(precision=None), "precision"),
-        (spoilt(precision=torch.tensor(list(b"bf16"), dtype=torch.uint8)), "it was made in bf16, this worker computes in fp32"),
+        (
+            spoilt(precision=torch.tensor(list(b"bf16"), dtype=torch.uint8)),
+            "it was made in bf16, this worker computes in fp32",
+        ),
         (spoilt(precision=torch.tensor([[1.5]])), "TypeError"),
         (spoilt(x_0_hat=None), "no x_0_hat, which the plan needs"),
         (
-            spoilt(index=torch.tensor([7, 7]), row=torch.tensor([1, 1]), **{n: torch.zeros(2, *SHAPE) for n in ("x", "x_0_hat")}),
+            spoilt(
+                index=torch.tensor([7, 7]),
+                row=torch.tensor([1, 1]),
+                **{n: torch.zeros(2, *SHAPE) for n in ("x", "x_0_hat")},
+            ),
             "twice",
         ),
     ],
@@ -69,7 +84,9 @@ def test_chains_of_something_else_are_refused(blob, says):
         unpack(blob, {7: chain.request}, SHAPE, "fp32")
 
 
-@pytest.mark.parametrize("blob", [b"", b"\0" * 100, b"not safetensors", pack(snapshots("ddpm", [1]), "fp32")[:-9]])
+@pytest.mark.parametrize(
+    "blob", [b"", b"\0" * 100, b"not safetensors", pack(snapshots("ddpm", [1]), "fp32")[:-9]]
+)
 def test_garbage_is_refused(blob):
     with pytest.raises(BadSnapshot):
         unpack(blob, {}, SHAPE, "fp32")

@@ -20,7 +20,9 @@ from worker.process.active_shard import ActiveShard
         (False, 0, 0, False),
     ],
 )
-def test_a_suspect_remains_one_until_it_is_saved_from_beyond_the_point_where_it_was_lost(suspect, done, kept, remains):
+def test_a_suspect_remains_one_until_it_is_saved_from_beyond_the_point_where_it_was_lost(
+    suspect, done, kept, remains
+):
     shard = SimpleNamespace(id="a-0", count=1, recipe=SimpleNamespace(steps=200))
     engine = SimpleNamespace(rows_done=lambda _: done)
     lease = SimpleNamespace(shard=shard, suspect=suspect, reached=64)

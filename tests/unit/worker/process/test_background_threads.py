@@ -9,13 +9,17 @@ from redis.exceptions import ConnectionError
 from worker.process.background_threads import BackgroundThreads
 
 
-def test_signals_that_come_while_the_crew_is_being_stopped_do_not_hold_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_that_come_while_the_crew_is_being_stopped_do_not_hold_it_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A handler runs in the main thread, between any two of its instructions: also while that thread has the event's lock."""
     crew = BackgroundThreads()
     before = signal.signal(signal.SIGUSR1, lambda *_: crew.ask_to_stop())
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(threading.Condition, "notify_all", lambda _: signal.raise_signal(signal.SIGUSR1))
+            patch.setattr(
+                threading.Condition, "notify_all", lambda _: signal.raise_signal(signal.SIGUSR1)
+            )
             crew.stop(within_s=1)
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -28,12 +28,15 @@ def used() -> list[int]:
 
 
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]) -> Iterator[LoadedModel]:
+def model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]
+) -> Iterator[LoadedModel]:
     """Calibration promised a step in no time: any machine is too busy to keep that."""
     before = torch.get_num_threads()
     write_model(tmp_path, "tiny")
     monkeypatch.setattr(
-        "worker.calibration.tune.calibrate", lambda pool, T, sizes: Calibration({1: 1e-9}, threads=2, fewer=1, by_fewer={1: 2e-9})
+        "worker.calibration.tune.calibrate",
+        lambda pool, T, sizes: Calibration({1: 1e-9}, threads=2, fewer=1, by_fewer={1: 2e-9}),
     )
     model = LoadedModel(Catalog.read(tmp_path), "tiny", torch.device("cpu"), 4, "fp32")
     network = model.engine.pool.network
@@ -50,8 +53,12 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]) -> I
 def test_a_worker_that_cannot_keep_its_promise_tries_fewer_threads_and_promises_what_they_take(
     model: LoadedModel, used: list[int], monkeypatch
 ):
-    monkeypatch.setattr("worker.calibration.adaptive_threads._STRETCH_S", 0.0)  # every step is a stretch
-    model.engine.submit([ChainRequest("a", "job", model.plan("ddpm", 10, "fixed_small", 0.0), 1, 0)])
+    monkeypatch.setattr(
+        "worker.calibration.adaptive_threads._STRETCH_S", 0.0
+    )  # every step is a stretch
+    model.engine.submit(
+        [ChainRequest("a", "job", model.plan("ddpm", 10, "fixed_small", 0.0), 1, 0)]
+    )
     said = set()
     for _ in range(10):
         model.step()
@@ -60,7 +67,9 @@ def test_a_worker_that_cannot_keep_its_promise_tries_fewer_threads_and_promises_
     assert said == {(2, 1e-9, 1e-9), (1, 2e-9, 2e-9)}
 
 
-def test_a_worker_makes_a_plan_of_the_analytic_variance_from_the_models_own_estimate(tmp_path: Path, model: LoadedModel):
+def test_a_worker_makes_a_plan_of_the_analytic_variance_from_the_models_own_estimate(
+    tmp_path: Path, model: LoadedModel
+):
     card = write_model(tmp_path / "more", "tiny", analytic=True)
     assert card.residual_variance is not None
     loaded = LoadedModel(Catalog.read(tmp_path / "more"), "tiny", torch.device("cpu"), 4, "fp32")
@@ -72,7 +81,8 @@ def test_a_worker_makes_a_plan_of_the_analytic_variance_from_the_models_own_esti
     loaded.admit(Shard.from_json(json.loads(json.dumps(shard.to_json()))), [0], None)
     assert len(loaded.engine) == 1
     with pytest.raises(
-        CannotRun, match=f"residual variance {card.residual_variance[:12]} of 'tiny', the worker has none"
+        CannotRun,
+        match=f"residual variance {card.residual_variance[:12]} of 'tiny', the worker has none",
     ) as error:
         model.admit(shard, [0], None)
     assert error.value.code == "wrong_residual_variance"
@@ -80,7 +90,9 @@ def test_a_worker_makes_a_plan_of_the_analytic_variance_from_the_models_own_esti
         loaded.admit(replace(shard, recipe=replace(recipe, residual_variance="")), [0], None)
 
 
-def test_a_worker_does_not_serve_an_estimate_that_its_card_does_not_name(tmp_path: Path, model: LoadedModel):
+def test_a_worker_does_not_serve_an_estimate_that_its_card_does_not_name(
+    tmp_path: Path, model: LoadedModel
+):
     card = write_model(tmp_path / "more", "tiny", analytic=True)
     write_card(tmp_path / "more" / "tiny", card.model_copy(update={"residual_variance": "ef" * 32}))
     with pytest.raises(BadCheckpoint, match="not the one that the card names"):

@@ -12,7 +12,15 @@ from worker.process.result_sender import ResultBatch, ResultSender
 from worker.process.shard_leases import Lease
 from worker.results.store import StoreFault
 
-SHARD = Shard("job", 0, 0, 1, "local", "interactive", Recipe("tiny", "ab" * 32, "ddpm", 1, "fixed_small", 0.0, 1))
+SHARD = Shard(
+    "job",
+    0,
+    0,
+    1,
+    "local",
+    "interactive",
+    Recipe("tiny", "ab" * 32, "ddpm", 1, "fixed_small", 0.0, 1),
+)
 
 
 class Away:
@@ -67,7 +75,9 @@ def test_a_parcel_stays_until_the_store_has_it_and_its_shard_is_not_finished_bef
     assert (results.published, len(shards.finished)) == (1, 1)
 
 
-def test_an_outbox_is_full_of_bytes_until_the_store_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outbox_is_full_of_bytes_until_the_store_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("worker.process.result_sender._FULL_BYTES", 16)
     box, _ = outbox(Away(calls=0))
     assert box.is_full()
@@ -88,7 +98,9 @@ def test_of_what_is_reported_before_it_is_sent_the_newest_of_each_shard_is_told(
     results = Away(calls=0)
     box, _ = outbox(results)
     box.turn()
-    one, two = (Lease(replace(SHARD, number=number), *cast("Any", (None, None, None))) for number in (1, 2))
+    one, two = (
+        Lease(replace(SHARD, number=number), *cast("Any", (None, None, None))) for number in (1, 2)
+    )
     box.report([(one, 1, 1), (two, 1, 1)])
     box.report([(one, 2, 2)])
     box.turn()
@@ -99,7 +111,9 @@ def test_of_what_is_reported_before_it_is_sent_the_newest_of_each_shard_is_told(
     assert results.told[1:] == [[("job-1", 3, 3)]]
 
 
-def test_progress_is_told_between_the_parcels_of_a_slow_store(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_told_between_the_parcels_of_a_slow_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("worker.process.result_sender.PROGRESS_EVERY_S", 0)
     results = Away(calls=0)
     box, _ = outbox(results)

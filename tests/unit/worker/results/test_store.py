@@ -35,7 +35,11 @@ def files(folder: Path) -> list[str]:
 
 
 def test_what_is_put_can_be_got_until_it_is_removed(store: ResultsStore) -> None:
-    assert store.put("job", [(7, b"seven"), (12, b"twelve"), (2**32 - 1, b"last")]) == [b"", b"", b""]
+    assert store.put("job", [(7, b"seven"), (12, b"twelve"), (2**32 - 1, b"last")]) == [
+        b"",
+        b"",
+        b"",
+    ]
     assert store.get("job", [12, 7, 8, 2**32 - 1]) == [b"twelve", b"seven", None, b"last"]
     store.put("job", [(7, b"seven")])
     store.remove("job", [7, 8])
@@ -45,7 +49,9 @@ def test_what_is_put_can_be_got_until_it_is_removed(store: ResultsStore) -> None
 
 
 @pytest.mark.parametrize("size", [1, 60 * 2**20], ids=["small", "in several parts"])
-def test_a_blob_is_kept_whole_beside_the_pngs_replaced_and_removed_with_the_job(store: ResultsStore, size: int) -> None:
+def test_a_blob_is_kept_whole_beside_the_pngs_replaced_and_removed_with_the_job(
+    store: ResultsStore, size: int
+) -> None:
     store.put("a", [(0, b"a picture")])
     for content in (b"x", b"y" * size):
         store.put_blob("a", "chains-0", content)
@@ -59,7 +65,9 @@ def test_a_blob_is_kept_whole_beside_the_pngs_replaced_and_removed_with_the_job(
     assert store.get_blob("a", "chains-0") is None
 
 
-def test_removing_what_is_not_there_is_no_fault_and_touches_no_other_job(store: ResultsStore) -> None:
+def test_removing_what_is_not_there_is_no_fault_and_touches_no_other_job(
+    store: ResultsStore,
+) -> None:
     store.put("job2", [(0, b"another's")])
     store.remove("job", [0])
     store.remove_all("job")
@@ -75,7 +83,9 @@ def test_a_png_is_an_object_named_by_job_and_index(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_full_disk_leaves_neither_half_a_png_nor_its_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_neither_half_a_png_nor_its_parts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(_fd: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -100,14 +110,21 @@ def test_an_s3_that_is_gone_is_a_fault_within_5_s() -> None:
         store.put("job", [(0, b"zero")])
         server.stop()
         began = time.monotonic()
-        for call in (lambda: store.get("job", [0]), lambda: store.put("job", [(1, b"one")]), lambda: store.remove_all("job")):
+        for call in (
+            lambda: store.get("job", [0]),
+            lambda: store.put("job", [(1, b"one")]),
+            lambda: store.remove_all("job"),
+        ):
             with pytest.raises(StoreFault, match="does not answer"):
                 call()
         assert time.monotonic() - began < 5
 
 
 def test_a_bucket_that_does_not_exist_is_a_fault_that_says_so() -> None:
-    with s3_server(), pytest.raises(StoreFault, match="s3://nobodys/x has no such bucket or folder"):
+    with (
+        s3_server(),
+        pytest.raises(StoreFault, match="s3://nobodys/x has no such bucket or folder"),
+    ):
         open_store("s3://nobodys/x").put("job", [(0, b"zero")])
 
 
@@ -136,7 +153,10 @@ def test_a_bad_url_is_refused_with_the_remedy(url: str, text: str) -> None:
 
 def test_a_url_whose_package_is_absent_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(BadStoreUrl, match=r"DDPM_RESULTS_URL=gs://bucket needs the package gcsfs, .*; pip install gcsfs"):
+    with pytest.raises(
+        BadStoreUrl,
+        match=r"DDPM_RESULTS_URL=gs://bucket needs the package gcsfs, .*; pip install gcsfs",
+    ):
         open_store("gs://bucket")
 
 

@@ -77,7 +77,16 @@ def can_compile() -> bool:
         return False
     clones = '__attribute__((target_clones("arch=x86-64-v4", "default"))) int f(void) { return 0; }'
     probe = clones if platform.machine() == "x86_64" else "int f(void) { return 0; }"
-    command = [*shlex.split(os.environ.get("CC", "cc")), "-fopenmp", "-x", "c", "-c", "-o", os.devnull, "-"]
+    command = [
+        *shlex.split(os.environ.get("CC", "cc")),
+        "-fopenmp",
+        "-x",
+        "c",
+        "-c",
+        "-o",
+        os.devnull,
+        "-",
+    ]
     try:
         return subprocess.run(command, input=probe, text=True, capture_output=True).returncode == 0
     except OSError:
@@ -92,7 +101,9 @@ def test_it_is_compiled_wherever_it_can_be():
 @compiled
 @pytest.mark.parametrize("kind", [nn.GroupNorm, NormSiLU])
 @given(shape=shapes)
-def test_float32_is_the_exact_result_within_a_few_roundings(kind: type[nn.GroupNorm], shape: tuple[int, int, int, int, int]):
+def test_float32_is_the_exact_result_within_a_few_roundings(
+    kind: type[nn.GroupNorm], shape: tuple[int, int, int, int, int]
+):
     x, norm = case(shape, torch.float32, kind)
     out = CompiledNorm(norm)(x)
     assert out.is_contiguous(memory_format=torch.channels_last)
@@ -102,7 +113,9 @@ def test_float32_is_the_exact_result_within_a_few_roundings(kind: type[nn.GroupN
 @compiled
 @pytest.mark.parametrize("kind", [nn.GroupNorm, NormSiLU])
 @given(shape=shapes)
-def test_bf16_is_the_exact_result_rounded_once(kind: type[nn.GroupNorm], shape: tuple[int, int, int, int, int]):
+def test_bf16_is_the_exact_result_rounded_once(
+    kind: type[nn.GroupNorm], shape: tuple[int, int, int, int, int]
+):
     x, norm = case(shape, torch.bfloat16, kind)
     out, expected = CompiledNorm(norm)(x).double(), exact(x, norm)
     assert ((out - expected).abs() <= 2**-8 * expected.abs() + 2e-5).all()
@@ -125,7 +138,9 @@ def test_an_image_has_the_same_bits_alone_and_with_others_by_any_number_of_threa
 @compiled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_stays_in_its_image_and_is_not_finite_after(dtype: torch.dtype, broken: float):
+def test_what_is_not_finite_stays_in_its_image_and_is_not_finite_after(
+    dtype: torch.dtype, broken: float
+):
     x, norm = case((3, 2, 8, 4, 4), dtype)
     ours = CompiledNorm(norm)
     before = ours(x)
@@ -141,7 +156,9 @@ def test_silu_holds_for_the_smallest_and_the_largest(dtype: torch.dtype):
     norm = NormSiLU(1, 1, eps=1e-5).to(dtype)
     nn.init.constant_(norm.weight, 1e4)
     x = torch.linspace(-1, 1, 64).to(dtype).view(1, 1, 8, 8)
-    torch.testing.assert_close(CompiledNorm(norm)(x).double(), exact(x, norm), rtol=2**-7, atol=1e-30)
+    torch.testing.assert_close(
+        CompiledNorm(norm)(x).double(), exact(x, norm), rtol=2**-7, atol=1e-30
+    )
 
 
 @compiled
@@ -159,11 +176,21 @@ def batch(size: int, count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Ten
     columns[0] = torch.from_numpy(rng.permutation(5)[:count])
     columns[BOUND] = 1
     x, x_0_hat = torch.from_numpy(rng.standard_normal((2, 5, 1, 1, size), np.float32))
-    return columns, x, x_0_hat, torch.from_numpy(rng.standard_normal((count, 1, 1, size), np.float32))
+    return (
+        columns,
+        x,
+        x_0_hat,
+        torch.from_numpy(rng.standard_normal((count, 1, 1, size), np.float32)),
+    )
 
 
 @compiled
-@given(seed=st.integers(0, 2**32 - 1), remembers=st.booleans(), noisy=st.booleans(), size=st.integers(1, 600))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    remembers=st.booleans(),
+    noisy=st.booleans(),
+    size=st.integers(1, 600),
+)
 def test_chains_take_their_rows_as_by_pytorch(seed: int, remembers: bool, noisy: bool, size: int):
     columns, x, x_0_hat, out = batch(size, seed=seed)
     out[0, ..., 0] = [math.nan, math.inf, -math.inf, 1e30][seed % 4]
@@ -173,7 +200,9 @@ def test_chains_take_their_rows_as_by_pytorch(seed: int, remembers: bool, noisy:
     kernels.advance(columns, *ours, out)
     step.advance(columns, *theirs, out)
     for own, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(own, expected, rtol=3e-7, atol=1e-6, equal_nan=True)  # of logarithms the last bit may differ
+        torch.testing.assert_close(
+            own, expected, rtol=3e-7, atol=1e-6, equal_nan=True
+        )  # of logarithms the last bit may differ
 
 
 @compiled
@@ -189,7 +218,9 @@ def test_noise_is_that_of_its_address(size: int):
 
 @compiled
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 600), threads=st.integers(1, 3))
-def test_a_chain_takes_the_same_row_alone_and_with_others_by_any_number_of_threads(seed: int, size: int, threads: int):
+def test_a_chain_takes_the_same_row_alone_and_with_others_by_any_number_of_threads(
+    seed: int, size: int, threads: int
+):
     columns, x, x_0_hat, out = batch(size, seed=seed)
     together, alone = [x.clone(), x_0_hat.clone()], [x.clone(), x_0_hat.clone()]
     torch.set_num_threads(threads)
@@ -231,8 +262,14 @@ def test_a_library_of_another_source_is_not_used(monkeypatch, tmp_path, caplog):
 def test_of_several_libraries_of_openmp_torchs_is_found_wherever_it_lies():
     packages = Path(torch.__file__).parents[1]
     line = "7f00-7f01 r-xp 00000000 fe:01 4242                       {}\n"
-    other, own = "/usr/lib/my libraries/libgomp.so.1.0.0", f"{packages}/torch/lib/libgomp-a34b3233.so.1"
-    assert kernels.openmp(line.format(other) + line.format("/lib/libgompel.so") + line.format(own)) == own
+    other, own = (
+        "/usr/lib/my libraries/libgomp.so.1.0.0",
+        f"{packages}/torch/lib/libgomp-a34b3233.so.1",
+    )
+    assert (
+        kernels.openmp(line.format(other) + line.format("/lib/libgompel.so") + line.format(own))
+        == own
+    )
     assert kernels.openmp(line.format(other)) == other
     with pytest.raises(OSError, match="no library of OpenMP"):
         kernels.openmp(line.format("/lib/libc.so.6"))
@@ -248,11 +285,15 @@ def test_no_norm_of_a_served_network_is_left_to_pytorch():
 @compiled
 def test_its_threads_are_torchs():
     library()
-    mapped = set(re.findall(r"/\S*/lib(?:gomp|iomp5|omp)\b\S*", Path("/proc/self/maps").read_text()))
+    mapped = set(
+        re.findall(r"/\S*/lib(?:gomp|iomp5|omp)\b\S*", Path("/proc/self/maps").read_text())
+    )
     assert len(mapped) == 1
 
 
-def test_without_the_library_a_step_is_pytorchs_and_the_log_says_how_to_get_it(monkeypatch, tmp_path, caplog):
+def test_without_the_library_a_step_is_pytorchs_and_the_log_says_how_to_get_it(
+    monkeypatch, tmp_path, caplog
+):
     monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "none.so")
     library.cache_clear()
     try:
@@ -260,7 +301,9 @@ def test_without_the_library_a_step_is_pytorchs_and_the_log_says_how_to_get_it(m
             net = ServedNetwork(diffusers_format.load(SHIPPED / "fashion-mnist-28"), CPU, "fp32")
         assert step.fastest_on(CPU) == (step.gather, step.advance)
         assert net.kernels == kernels_on_a_cpu() == BY_PYTORCH
-        assert [record.message for record in caplog.records if "again where GCC 12" in record.message] != []
+        assert [
+            record.message for record in caplog.records if "again where GCC 12" in record.message
+        ] != []
         assert net(torch.zeros(1, 1, 28, 28), torch.tensor([5])).isfinite().all()
     finally:
         library.cache_clear()

@@ -14,7 +14,9 @@ from tests.support.networks import TINY
 
 pytest.importorskip("triton", reason="Triton is not made for this system")
 
-LIKE_THE_SHIPPED = replace(TINY, sample_size=4, block_out_channels=(16, 32), norm_num_groups=8, downsample_padding=0)
+LIKE_THE_SHIPPED = replace(
+    TINY, sample_size=4, block_out_channels=(16, 32), norm_num_groups=8, downsample_padding=0
+)
 OTHERWISE = replace(
     TINY,
     sample_size=4,
@@ -29,18 +31,26 @@ OTHERWISE = replace(
 
 @pytest.mark.parametrize("multiprocessors", [support.FEW, support.MANY])
 @pytest.mark.parametrize("extras", [False, True])
-@pytest.mark.parametrize(("stride", "pad", "up"), [(1, 1, False), (2, 1, False), (2, 0, False), (1, 1, True)])
-def test_a_convolution_is_pytorchs_with_all_that_is_added_to_it(interpreted, stride, pad, up, extras, multiprocessors):
+@pytest.mark.parametrize(
+    ("stride", "pad", "up"), [(1, 1, False), (2, 1, False), (2, 0, False), (1, 1, True)]
+)
+def test_a_convolution_is_pytorchs_with_all_that_is_added_to_it(
+    interpreted, stride, pad, up, extras, multiprocessors
+):
     assert interpreted(support.convolution, stride, pad, up, extras, multiprocessors) <= 1e-5
 
 
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize(("channels", "groups"), [((32,), 8), ((64, 32), 32), ((16, 8), 3)])
-def test_a_normalisation_is_pytorchs_of_one_tensor_or_of_two_side_by_side(interpreted, channels, groups, silu):
+def test_a_normalisation_is_pytorchs_of_one_tensor_or_of_two_side_by_side(
+    interpreted, channels, groups, silu
+):
     assert interpreted(support.normalised, channels, groups, silu) <= 1e-5
 
 
-@pytest.mark.parametrize("cfg", [LIKE_THE_SHIPPED, OTHERWISE], ids=["like the shipped", "otherwise"])
+@pytest.mark.parametrize(
+    "cfg", [LIKE_THE_SHIPPED, OTHERWISE], ids=["like the shipped", "otherwise"]
+)
 def test_the_network_is_the_one_that_was_loaded_in_whatever_tiles(interpreted, cfg):
     """On the CPU they differ in the last bits, as NumPy's products do; tests/gpu has the bits."""
     assert max(interpreted(support.network, cfg)) <= 2e-5
