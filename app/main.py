@@ -33,7 +33,7 @@ from app.webhooks.target import Reach
 from models.checkpoints.catalog import SHIPPED, Catalog
 from worker.results.url import open_store
 
-_PATIENT_S = WAIT_S + 0.3
+_DURABLE_TIMEOUT_S = WAIT_S + 0.3
 _ABOUT = "Samples from denoising diffusion models. The same seed gives the same bytes."
 
 
@@ -69,7 +69,7 @@ def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
     state.catalog = Catalog.read(SHIPPED, *([settings.models_dir] if settings.models_dir else []))
     redis_url = str(settings.redis_url)
     state.redis = redis_client.connect(redis_url)
-    state.patient_redis = redis_client.connect(redis_url, timeout_s=_PATIENT_S)
+    state.durable_redis = redis_client.connect(redis_url, timeout_s=_DURABLE_TIMEOUT_S)
     state.notifier = Notifier(state.redis)
     state.watch = EventWatcher(state.redis, state.notifier)
     state.pictures = ImageReader(state.redis, open_store(settings.results_url.get_secret_value()))
@@ -86,7 +86,7 @@ def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
         state.notifier,
         state.pictures,
         state.sheets,
-        Admission(state.patient_redis, bounds),
+        Admission(state.durable_redis, bounds),
         settings.results_ttl_s,
         reach if webhook_secret else None,
     )
@@ -106,4 +106,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.sheets.close()
         app.state.pictures.close()
         await app.state.redis.aclose()
-        await app.state.patient_redis.aclose()
+        await app.state.durable_redis.aclose()

@@ -46,9 +46,9 @@ class PatientClient:
         self._met = False  # there is something at this address; before, waiting would only put off to say that there is not
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return self.patiently("GET", path, **options)
+        return self.with_retry("GET", path, **options)
 
-    def patiently(
+    def with_retry(
         self, method: str, path: str, within_s: float | None = None, **options: Any
     ) -> httpx.Response:
         """Again and again, because the job goes on while the service restarts. Only for what may be asked twice."""

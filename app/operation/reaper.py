@@ -31,7 +31,7 @@ class ReaperTask:
     async def _run(self) -> None:
         while True:
             try:
-                await asyncio.to_thread(self._reaper.turn)
+                await asyncio.to_thread(self._reaper.run_once)
             except RedisError as error:
                 log.warning(
                     "lost shards cannot be looked for (%s); again in %.0f s", error, REAP_EVERY_S

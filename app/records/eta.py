@@ -26,12 +26,12 @@ local function place(id, record)
   local state, priority, owner = unpack(C('HMGET', record, 'state', 'priority', 'owner'))
   if state ~= 'queued' then return false end
   local mine = priority == 'interactive' and KEYS[1] or KEYS[2]
-  local urgent_jobs, bulk_jobs = C('ZCARD', KEYS[1]), C('ZCARD', KEYS[2])
-  local before = (C('ZRANK', mine, id) or 0) + (mine == KEYS[2] and urgent_jobs or 0)
+  local interactive_jobs, bulk_jobs = C('ZCARD', KEYS[1]), C('ZCARD', KEYS[2])
+  local before = (C('ZRANK', mine, id) or 0) + (mine == KEYS[2] and interactive_jobs or 0)
   local since, book = C('ZSCORE', mine, id), C('HGET', KEYS[3], id)
   if not (since and book) then return {before} end
   local ahead = C('ZCOUNT', KEYS[2], '-inf', '(' .. since)
-  if urgent_jobs > most or ahead > most then return {before} end
+  if interactive_jobs > most or ahead > most then return {before} end
   local function entry(text)
     local left, count, steps, model, whose = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (.*)$')
     left, count, steps = tonumber(left), tonumber(count), tonumber(steps)
@@ -39,9 +39,9 @@ local function place(id, record)
     return left, math.max(0, math.min(left, first - (count * steps - left))), model, whose, count, steps
   end
   local left, first, model, _, count, steps = entry(book)
-  local own_urgent = mine == KEYS[1] and first or 0
+  local own_interactive = mine == KEYS[1] and first or 0
   local function class() return {work = 0, smaller = 0, images = 0, owners = 0, seen = {}} end
-  local urgent, earlier, later, other, posted = class(), class(), class(), 0, tonumber(since)
+  local interactive, earlier, later, other, posted = class(), class(), class(), 0, tonumber(since)
   later.seen = earlier.seen
   local function add(class, whose, work, images, smaller)
     class.work, class.images = class.work + work, class.images + images
@@ -52,7 +52,7 @@ local function place(id, record)
     end
   end
   local function add_bulk(whose, work, of_steps, since) -- a worker compares what it has of each, which is a shard or two
-    local theirs, ours = math.min(work, shard * of_steps), math.min(left - own_urgent, shard * steps)
+    local theirs, ours = math.min(work, shard * of_steps), math.min(left - own_interactive, shard * steps)
     local smaller = theirs < ours or theirs == ours and since < posted
     add(since < posted and earlier or later, whose, work, math.ceil(work / of_steps), smaller)
   end
@@ -70,8 +70,8 @@ local function place(id, record)
       if of ~= model then
         other = other + work
       else
-        local smaller = now < own_urgent or now == own_urgent and scores[i] < posted
-        if now > 0 then add(urgent, whose, now, math.min(pictures, shard), smaller) end
+        local smaller = now < own_interactive or now == own_interactive and scores[i] < posted
+        if now > 0 then add(interactive, whose, now, math.min(pictures, shard), smaller) end
         if work > now then add_bulk(whose, work - now, of_steps, scores[i]) end
       end
     end
@@ -87,9 +87,9 @@ local function place(id, record)
       end
     end
   end
-  local bulk_beside = (bulk_jobs > 0 or earlier.work > 0 or left > own_urgent) and 1 or 0
-  local answer = {before, own_urgent, left - own_urgent, count, steps}
-  for _, class in ipairs({urgent, earlier, later}) do
+  local bulk_beside = (bulk_jobs > 0 or earlier.work > 0 or left > own_interactive) and 1 or 0
+  local answer = {before, own_interactive, left - own_interactive, count, steps}
+  for _, class in ipairs({interactive, earlier, later}) do
     for _, field in ipairs({'work', 'smaller', 'images', 'owners'}) do answer[#answer + 1] = class[field] end
   end
   answer[#answer + 1], answer[#answer + 2] = other, bulk_beside
@@ -144,11 +144,11 @@ class _Class:
 class _Ahead:
     """What QUEUE_PLACE found."""
 
-    own_urgent: int
+    own_interactive: int
     own_bulk: int
     count: int
     steps: int
-    urgent: _Class
+    interactive: _Class
     earlier: _Class
     later: _Class
     other_models: int
@@ -156,28 +156,38 @@ class _Ahead:
 
     @classmethod
     def of(cls, found: Sequence[int]) -> _Ahead:
-        own_urgent, own_bulk, count, steps, *classes, other_models, bulk_beside = found
-        urgent, earlier, later = (_Class(*classes[i : i + 4]) for i in (0, 4, 8))
+        own_interactive, own_bulk, count, steps, *classes, other_models, bulk_beside = found
+        interactive, earlier, later = (_Class(*classes[i : i + 4]) for i in (0, 4, 8))
         return cls(
-            own_urgent, own_bulk, count, steps, urgent, earlier, later, other_models, bulk_beside
+            own_interactive,
+            own_bulk,
+            count,
+            steps,
+            interactive,
+            earlier,
+            later,
+            other_models,
+            bulk_beside,
         )
 
     def seconds(self, paces: Sequence[Pace]) -> float:
         """Until the job has finished, at the pace of the workers that have its model."""
         rate = sum(pace.image_steps_per_s for pace in paces)
-        own_s = max(self._urgent_s(paces, rate), self._bulk_s(paces, rate))
+        own_s = max(self._interactive_s(paces, rate), self._bulk_s(paces, rate))
         return own_s + min(self.other_models / rate, own_s)  # models take turns in a worker
 
-    def _urgent_s(self, paces: Sequence[Pace], rate: float) -> float:
-        if not self.own_urgent:
+    def _interactive_s(self, paces: Sequence[Pace], rate: float) -> float:
+        if not self.own_interactive:
             return 0.0
-        shared = self.urgent.shared_with(self.own_urgent)
+        shared = self.interactive.shared_with(self.own_interactive)
         work = shared * FLOOR / (FLOOR - 1) if self.bulk_beside else shared
         images = min(self.count, SHARD_IMAGES)
-        at_once = max(images, (self.urgent.images_beside(self.steps) + images) / len(paces))
+        at_once = max(images, (self.interactive.images_beside(self.steps) + images) / len(paces))
         step_s = _step_s(paces, at_once, math.inf if self.bulk_beside else at_once)
         return max(
-            work / rate, self.own_urgent * len(paces) / rate, self.own_urgent / images * step_s
+            work / rate,
+            self.own_interactive * len(paces) / rate,
+            self.own_interactive / images * step_s,
         )
 
     def _bulk_s(self, paces: Sequence[Pace], rate: float) -> float:
@@ -195,26 +205,35 @@ class _Ahead:
         before = min(1.0, max(0.0, behind) / self.earlier.images) if self.earlier.images else 0.0
         beside = self.earlier.part(1 - before) + self.later
         bulk = before * self.earlier.work + beside.shared_with(self.own_bulk)
-        work = min(self.urgent.work + self.own_urgent + bulk, bulk * FLOOR)
+        work = min(self.interactive.work + self.own_interactive + bulk, bulk * FLOOR)
         images = min(self.count, SHARD_IMAGES)
         of_one_shard = min(self.own_bulk, images * self.steps)
-        urgent = self.urgent.images_beside(self.steps)
+        interactive = self.interactive.images_beside(self.steps)
         others = (
-            urgent + self.earlier.images_beside(self.steps) + self.later.images_beside(self.steps)
+            interactive
+            + self.earlier.images_beside(self.steps)
+            + self.later.images_beside(self.steps)
         )
-        step_s = _step_s(paces, urgent / len(paces), max(images, (others + images) / len(paces)))
-        own, in_one_worker = self.own_urgent + self.own_bulk, self.own_urgent + of_one_shard
+        step_s = _step_s(
+            paces, interactive / len(paces), max(images, (others + images) / len(paces))
+        )
+        own, in_one_worker = (
+            self.own_interactive + self.own_bulk,
+            self.own_interactive + of_one_shard,
+        )
         return (work - own) / rate + max(
             own / rate, in_one_worker * len(paces) / rate, of_one_shard / images * step_s
         )
 
 
-def _step_s(paces: Sequence[Pace], urgent: float, images: float) -> float:
-    """Of so many images in a worker on the average; bulk ones join the urgent only as far as the engine lets them."""
+def _step_s(paces: Sequence[Pace], interactive: float, images: float) -> float:
+    """Of so many images in a worker on the average; bulk ones join the interactive only as far as the engine lets them."""
 
     def mean_s(images: float) -> float:
         return sum(pace.step_s(images) for pace in paces) / len(paces)
 
     return (
-        min(mean_s(images), max(mean_s(urgent), STRETCH * mean_s(1))) if urgent else mean_s(images)
+        min(mean_s(images), max(mean_s(interactive), STRETCH * mean_s(1)))
+        if interactive
+        else mean_s(images)
     )

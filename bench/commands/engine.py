@@ -98,7 +98,7 @@ def main(
 
 def measure(model: LoadedModel) -> Iterator[EngineRow]:
     model.calibration.use()
-    for size in model.calibration.buckets:
+    for size in model.calibration.batch_sizes:
         runs = [_network(model, size), _engine(model, size), _rows(model, size), _product(model)]
         times = [
             [_burst(model, run) for run in runs] for _ in range(ROUNDS + 1)

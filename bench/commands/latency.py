@@ -74,7 +74,7 @@ def in_process(model: LoadedModel, steps: int) -> dict[str, Serve]:
 
     def by(request: Request) -> Serve:
         return lambda arrivals: serve(
-            engine_on(model, model.calibration.buckets), arrivals, plan, request
+            engine_on(model, model.calibration.batch_sizes), arrivals, plan, request
         )
 
     return {"ours": by(as_the_service), "first come first served": by(first_come_first_served)}

@@ -34,7 +34,7 @@ class Elsewhere:
 
 def _halfway(model: LoadedModel, work: Work) -> tuple[Images, list[bytes]]:
     """What is finished when half of the image-steps are done, and the rest packed as a worker packs its shards."""
-    engine, images = engine_on(model, model.calibration.buckets), Images()
+    engine, images = engine_on(model, model.calibration.batch_sizes), Images()
     requests = work.requests(model)
     engine.submit(requests)
     while engine.image_steps < sum(len(request.plan) for request in requests) / 2:
@@ -51,7 +51,7 @@ def _halfway(model: LoadedModel, work: Work) -> tuple[Images, list[bytes]]:
 def _go_on(work: Work, blobs: list[bytes]) -> Images:
     model = work.model()
     requests = {request.index: request for request in work.requests(model)}
-    engine = engine_on(model, model.calibration.buckets)
+    engine = engine_on(model, model.calibration.batch_sizes)
     for blob in blobs:
         engine.restore(unpack(blob, requests, model.engine.pool.shape, model.precision))
     return draw(engine, [])

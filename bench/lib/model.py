@@ -38,6 +38,8 @@ def load(
     return LoadedModel(catalog, card.name, torch.device(device), capacity, precision, cache)
 
 
-def engine_on(model: LoadedModel, buckets: Sequence[int]) -> Engine:
-    """An empty engine that uses these of the model's buckets only; it shares the model's pool, so use one engine at a time."""
-    return Engine(model.engine.pool, {size: model.calibration.seconds[size] for size in buckets})
+def engine_on(model: LoadedModel, batch_sizes: Sequence[int]) -> Engine:
+    """An empty engine that uses these of the model's batch_sizes only; it shares the model's pool, so use one engine at a time."""
+    return Engine(
+        model.engine.pool, {size: model.calibration.seconds[size] for size in batch_sizes}
+    )

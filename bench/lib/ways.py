@@ -19,12 +19,15 @@ Way = Callable[[LoadedModel, Work, random.Random], Images]
 
 def ways(model: LoadedModel, threads: int) -> dict[str, Way]:
     """The rows of the table, by what is done."""
-    buckets = {f"always {bucket} at a time": Bucket(bucket) for bucket in model.calibration.buckets}
+    batch_sizes = {
+        f"always {batch_size} at a time": Bucket(batch_size)
+        for batch_size in model.calibration.batch_sizes
+    }
     return {
         "alone again": alone,
         "all at once": together,
         "in another order, in other slots": shuffled,
-        **buckets,
+        **batch_sizes,
         "any few of them at a time, the others parked": any_few,
         "parked while others of any class and owner step": parked,
         "taken out at any step, put back later in any slot": set_aside,
@@ -38,19 +41,21 @@ def ways(model: LoadedModel, threads: int) -> dict[str, Way]:
 
 def alone(model: LoadedModel, work: Work, _: random.Random) -> Images:
     """Nothing else in the engine: the reference."""
-    engine, images = engine_on(model, model.calibration.buckets), Images()
+    engine, images = engine_on(model, model.calibration.batch_sizes), Images()
     for request in work.requests(model):
         images |= draw(engine, [request])
     return images
 
 
 def together(model: LoadedModel, work: Work, _: random.Random) -> Images:
-    return draw(engine_on(model, model.calibration.buckets), work.requests(model))
+    return draw(engine_on(model, model.calibration.batch_sizes), work.requests(model))
 
 
 def shuffled(model: LoadedModel, work: Work, chance: random.Random) -> Images:
     requests = work.requests(model)
-    return draw(engine_on(model, model.calibration.buckets), chance.sample(requests, len(requests)))
+    return draw(
+        engine_on(model, model.calibration.batch_sizes), chance.sample(requests, len(requests))
+    )
 
 
 class Bucket:
@@ -65,7 +70,7 @@ class Bucket:
 
 def any_few(model: LoadedModel, work: Work, chance: random.Random) -> Images:
     """Any number of any of them takes each step."""
-    engine, images = engine_on(model, model.calibration.buckets), Images()
+    engine, images = engine_on(model, model.calibration.batch_sizes), Images()
     requests = work.requests(model)
     engine.submit(requests)
     inside = [request.index for request in requests]
@@ -73,7 +78,7 @@ def any_few(model: LoadedModel, work: Work, chance: random.Random) -> Images:
         images |= pictures(
             engine.step(
                 only=chance.sample(
-                    inside, chance.randint(1, min(len(inside), engine.buckets.largest))
+                    inside, chance.randint(1, min(len(inside), engine.batch_sizes.largest))
                 )
             )
         )
@@ -89,15 +94,15 @@ def parked(model: LoadedModel, work: Work, chance: random.Random) -> Images:
             request,
             job=chance.randrange(50),
             owner=str(chance.randrange(5)),
-            urgent=chance.random() < 0.5,
+            interactive=chance.random() < 0.5,
         )
 
-    return draw(engine_on(model, model.calibration.buckets), map(anyones, work.requests(model)))
+    return draw(engine_on(model, model.calibration.batch_sizes), map(anyones, work.requests(model)))
 
 
 def set_aside(model: LoadedModel, work: Work, chance: random.Random) -> Images:
     """Before every step some chains leave as snapshots, and some come back."""
-    engine, images = engine_on(model, model.calibration.buckets), Images()
+    engine, images = engine_on(model, model.calibration.batch_sizes), Images()
     waiting, inside, outside = deque(work.requests(model)), set[int](), list[Snapshot]()
     while len(images) < work.images:
         come = [waiting.popleft() for _ in range(min(len(waiting), chance.randrange(9)))]
@@ -126,7 +131,7 @@ def _take_out(engine: Engine, chains: list[int]) -> list[Snapshot]:
 
 def joined(model: LoadedModel, work: Work, chance: random.Random) -> Images:
     """A few chains come before every step, ours and strangers' in turn, and the strangers' are of any length."""
-    engine, images = engine_on(model, model.calibration.buckets), Images()
+    engine, images = engine_on(model, model.calibration.batch_sizes), Images()
     waiting = deque(
         request
         for ours in work.requests(model)

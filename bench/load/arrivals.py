@@ -12,7 +12,7 @@ class Size:
 
     name: str
     images: int
-    urgent: bool
+    interactive: bool
     share: float
 
 

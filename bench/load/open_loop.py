@@ -26,7 +26,9 @@ class ServedLoad:
 
 
 def as_the_service(job: int, image: int, arrival: Arrival, plan: Plan) -> ChainRequest:
-    return ChainRequest((job, image), job, plan, seed=job, index=image, urgent=arrival.size.urgent)
+    return ChainRequest(
+        (job, image), job, plan, seed=job, index=image, interactive=arrival.size.interactive
+    )
 
 
 def first_come_first_served(job: int, image: int, arrival: Arrival, plan: Plan) -> ChainRequest:

@@ -18,7 +18,7 @@ def serve(client: ServiceClient, arrivals: Sequence[Arrival], steps: int) -> Ser
     def attend(arrival: Arrival) -> float:
         time.sleep(max(0.0, start + arrival.at_s - time.perf_counter()))
         came = time.perf_counter()
-        priority = "interactive" if arrival.size.urgent else "bulk"
+        priority = "interactive" if arrival.size.interactive else "bulk"
         client.finished(client.post(arrival.size.images, steps, priority=priority))
         return time.perf_counter() - came
 

@@ -41,7 +41,7 @@ def sample(url: str, key: str | None, request: Mapping[str, object], out: Path) 
             "headers": {"Idempotency-Key": str(uuid4())},
         }  # however often sent, one job
         try:
-            job = read_job(client.patiently("POST", "/v1/jobs", **post))
+            job = read_job(client.with_retry("POST", "/v1/jobs", **post))
         except KeyboardInterrupt:
             return _take_back(client, post)
         try:
@@ -97,7 +97,7 @@ def _attend(client: PatientClient, job: dict[str, Any], out: Path) -> int:
 def _cancel(client: PatientClient, job: dict[str, Any]) -> dict[str, Any]:
     """The job as the service answers: cancelled, or ended before."""
     try:
-        return read_job(client.patiently("POST", f"/v1/jobs/{job['id']}/cancel", LEAVING_S))
+        return read_job(client.with_retry("POST", f"/v1/jobs/{job['id']}/cancel", LEAVING_S))
     except Fault as fault:
         raise Fault(
             f"job {job['id']} may go on, because it could not be cancelled: {fault}"

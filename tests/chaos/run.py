@@ -68,7 +68,7 @@ def _in_storm(
     began = time.monotonic()
     drawn = stage.clients.draw(bodies)
     weather = Storm(stage.fleet, dice, lambda: _share_ended(drawn), stage.say)
-    stage.tend_until(lambda: _share_ended(drawn) == 1 and weather.over(), weather.turn)
+    stage.tend_until(lambda: _share_ended(drawn) == 1 and weather.over(), weather.run_once)
     return [future.result() for future in drawn], time.monotonic() - began, weather
 
 

@@ -40,7 +40,7 @@ class Storm:
         self._next_kill = time.monotonic() + random.uniform(*_BETWEEN_KILLS_S)
         self._paused: tuple[CountedWorker, float] | None = None
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         now = time.monotonic()
         if (
             self._plan

@@ -79,7 +79,7 @@ def test_the_engine_draws_what_the_plain_loop_draws_on_the_cpu(precision: Precis
 @KINDS
 def test_every_batch_size_agrees(precision: Precision):
     sizes = sizes_on(CUDA)
-    assert calibrate(make_pool(precision, sizes[-1]), 1000, sizes).buckets == sizes
+    assert calibrate(make_pool(precision, sizes[-1]), 1000, sizes).batch_sizes == sizes
 
 
 @KINDS

@@ -29,13 +29,13 @@ SECONDS = {2: 1.0, 4: 1.5, 8: 2.0}  # a step of each batch size
 def engine(
     network: Network = gaussian_eps,
     capacity: int = 12,
-    buckets: Sequence[int] = (2, 4, 8),
+    batch_sizes: Sequence[int] = (2, 4, 8),
     record: Recorder | None = None,
     pool: type[Pool] = Pool,
 ) -> Engine:
     return Engine(
         pool(network, SHAPE, capacity, torch.device("cpu"), record),
-        {size: SECONDS[size] for size in buckets},
+        {size: SECONDS[size] for size in batch_sizes},
     )
 
 

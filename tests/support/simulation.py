@@ -17,13 +17,13 @@ CAPACITY = 1024
 
 @dataclass(slots=True)
 class _Queues:
-    urgent: deque[Shard]
-    patient: deque[Shard]
+    interactive: deque[Shard]
+    bulk: deque[Shard]
 
 
 @dataclass(slots=True)
 class _Worker:
-    buckets: BatchSizes
+    batch_sizes: BatchSizes
     lines: dict[object, ChainGroup] = field(default_factory=dict)
     rows_left: dict[tuple[str, int], int] = field(default_factory=dict)
     line_of: dict[tuple[str, int], ChainGroup] = field(default_factory=dict)
@@ -31,13 +31,13 @@ class _Worker:
 
     def take(self, queues: _Queues) -> bool:
         """One shard, by the rules of worker/process/intake.py; False where none is wanted."""
-        patient = waiting(self.lines.values(), urgent=False)
+        bulk = waiting(self.lines.values(), interactive=False)
         if CAPACITY - len(self.rows_left) < SHARD_IMAGES:
             return False
-        if queues.urgent:
-            self._admit(queues.urgent.popleft())
-        elif queues.patient and patient < 2 * self.buckets.largest:
-            self._admit(queues.patient.popleft())
+        if queues.interactive:
+            self._admit(queues.interactive.popleft())
+        elif queues.bulk and bulk < 2 * self.batch_sizes.largest:
+            self._admit(queues.bulk.popleft())
         else:
             return False
         return True
@@ -45,12 +45,14 @@ class _Worker:
     def step(self) -> tuple[float, list[str]]:
         """The seconds that it takes, and the job of each image that is finished then."""
         lines = list(self.lines.values())
-        places = self.buckets.places(waiting(lines, urgent=True), waiting(lines, urgent=False))
+        places = self.batch_sizes.places(
+            waiting(lines, interactive=True), waiting(lines, interactive=False)
+        )
         chosen = pick(lines, places, self.given)
         self.given = self.given.plus(
-            len(chosen), sum(self.line_of[chain].urgent for chain in chosen)
+            len(chosen), sum(self.line_of[chain].interactive for chain in chosen)
         )
-        return self.buckets.seconds[self.buckets.holding(len(chosen))], [
+        return self.batch_sizes.seconds[self.batch_sizes.holding(len(chosen))], [
             job for job in map(self._advance, chosen) if job
         ]
 
@@ -85,8 +87,8 @@ def finished_at(
     shards = [shard for job in jobs for shard in job]
     queues = _Queues(
         *(
-            deque(s for s in shards if (s.priority == "interactive") is urgent)
-            for urgent in (True, False)
+            deque(s for s in shards if (s.priority == "interactive") is interactive)
+            for interactive in (True, False)
         )
     )
     crew = [_Worker(BatchSizes(seconds)) for _ in range(workers)]

@@ -57,7 +57,7 @@ class Calibration:
     by_fewer: dict[int, float] = field(default_factory=dict)
 
     @property
-    def buckets(self) -> tuple[int, ...]:
+    def batch_sizes(self) -> tuple[int, ...]:
         return tuple(sorted(self.seconds))
 
     @property
@@ -125,7 +125,7 @@ def is_beaten(pool: Pool, T: int, kept: Calibration) -> bool:
     Of the smallest batch or of the largest: work that comes and goes is in the way of long steps more than of short ones.
     """
     kept.use()
-    sizes = {kept.buckets[0], kept.buckets[-1]}
+    sizes = {kept.batch_sizes[0], kept.batch_sizes[-1]}
     try:
         now = _Trial(pool, T, sorted(sizes)).seconds(sizes)
     except (

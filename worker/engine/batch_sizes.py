@@ -27,22 +27,24 @@ class BatchSizes:
         fit = [size for size in self.sizes if size >= chains] or [self.largest]
         return min(fit, key=lambda size: self.seconds[size])
 
-    def _places(self, urgent: int, bulk: int, within_s: float = math.inf) -> int:
+    def _places(self, interactive: int, bulk: int, within_s: float = math.inf) -> int:
         """How many of the waiting chains are to take the next step, which is to take `within_s` where a batch does.
 
         The largest batch of those that would give every one of them a step in the shortest time: 20 chains as 16 and 4 where
-        that is faster than 32 places with 12 left empty. While somebody urgent waits, only batches that do not hold it up.
+        that is faster than 32 places with 12 left empty. While somebody interactive waits, only batches that do not hold it up.
         """
-        waiting = urgent + bulk
-        allowed = self._swift(urgent) if urgent and bulk else self.sizes
+        waiting = interactive + bulk
+        allowed = self._swift(interactive) if interactive and bulk else self.sizes
         allowed = [size for size in allowed if self.seconds[size] <= within_s] or [self.holding(1)]
         if waiting > 2 * allowed[-1]:
             return max(allowed, key=lambda size: size / self.seconds[size])
         size = _first_of_rounds(waiting, tuple((size, self.seconds[size]) for size in allowed))
         return min(size, waiting)
 
-    def _swift(self, urgent: int) -> Sequence[int]:
-        limit_s = max(STRETCH * self.seconds[self.holding(1)], self.seconds[self.holding(urgent)])
+    def _swift(self, interactive: int) -> Sequence[int]:
+        limit_s = max(
+            STRETCH * self.seconds[self.holding(1)], self.seconds[self.holding(interactive)]
+        )
         return [size for size in self.sizes if self.seconds[size] <= limit_s]
 
 

@@ -13,7 +13,7 @@ from worker.engine.transfers import HostCopy
 
 @dataclass(frozen=True, slots=True)
 class ChainRequest:
-    """One image to make. `chain` names it, `job` groups chains for the scheduler, `urgent` is the upper class."""
+    """One image to make. `chain` names it, `job` groups chains for the scheduler, `interactive` is the upper class."""
 
     chain: Hashable
     job: Hashable
@@ -21,7 +21,7 @@ class ChainRequest:
     seed: int
     index: int
     owner: str = ""
-    urgent: bool = True
+    interactive: bool = True
 
 
 @dataclass(frozen=True, slots=True)

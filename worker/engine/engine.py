@@ -73,7 +73,7 @@ class Engine:
     def __init__(self, pool: Pool, seconds: Mapping[int, float]) -> None:
         """`seconds`: what a step of each batch size takes; the sizes are those that may be used."""
         self.pool = pool
-        self.buckets = BatchSizes(seconds)
+        self.batch_sizes = BatchSizes(seconds)
         self.image_steps = 0  # done since the start, padding not counted
         self._chains: dict[Hashable, _Chain] = {}
         self._lines: dict[Hashable, ChainGroup] = {}
@@ -88,11 +88,11 @@ class Engine:
         return len(self._free)
 
     @property
-    def is_urgent(self) -> bool:
+    def is_interactive(self) -> bool:
         """Whether chains of the upper class are in it, those included whose pictures are on their way."""
         leaving = (request for leaving in self._leaving for _, request in leaving.places.values())
-        return any(line.urgent for line in self._lines.values()) or any(
-            request.urgent for request in leaving
+        return any(line.interactive for line in self._lines.values()) or any(
+            request.interactive for request in leaving
         )
 
     def __len__(self) -> int:
@@ -169,8 +169,8 @@ class Engine:
         )
         if not picked:
             return self.settle()
-        del picked[self.buckets.largest :]
-        size = self.buckets.holding(len(picked))
+        del picked[self.batch_sizes.largest :]
+        size = self.batch_sizes.holding(len(picked))
         self.pool.step(columns_of([chain.numbers for chain in picked], size, self.pool.dummy))
         for chain in picked:
             chain.row += 1
@@ -206,17 +206,19 @@ class Engine:
         return name in self._chains or any(name in leaving.places for leaving in self._leaving)
 
     def _line(self, request: ChainRequest) -> ChainGroup:
-        line = ChainGroup(request.job, request.owner, request.urgent)
+        line = ChainGroup(request.job, request.owner, request.interactive)
         return self._lines.setdefault(line.key, line)
 
     def _pick(self, within_s: float) -> list[_Chain]:
         lines = list(self._lines.values())
-        places = self.buckets.places(
-            waiting(lines, urgent=True), waiting(lines, urgent=False), within_s
+        places = self.batch_sizes.places(
+            waiting(lines, interactive=True), waiting(lines, interactive=False), within_s
         )
         chosen = self._chains if places == len(self._chains) else pick(lines, places, self._given)
         picked = [self._chains[chain] for chain in chosen]
-        self._given = self._given.plus(len(picked), sum(chain.request.urgent for chain in picked))
+        self._given = self._given.plus(
+            len(picked), sum(chain.request.interactive for chain in picked)
+        )
         return picked
 
     def _retire(self, done: Sequence[_Chain]) -> None:

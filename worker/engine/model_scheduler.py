@@ -1,6 +1,6 @@
 """Which models step next, where one worker serves several: one's work must not hold up who waits for another's images.
 
-Within a model the scheduler and the buckets see to that; between models there is no common batch, only the one thread's time.
+Within a model the scheduler and the batch_sizes see to that; between models there is no common batch, only the one thread's time.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from worker.jobs.policy import STRETCH
 
 
 class SteppingModel(Protocol):
-    """`is_urgent`: interactive images are in it. `lone_s`: what a step of one image takes."""
+    """`is_interactive`: interactive images are in it. `lone_s`: what a step of one image takes."""
 
     @property
-    def is_urgent(self) -> bool: ...
+    def is_interactive(self) -> bool: ...
     @property
     def lone_s(self) -> float: ...
 
@@ -38,17 +38,17 @@ class ModelScheduler(Generic[M]):
 
     def of(self, busy: Sequence[M]) -> Iterator[tuple[M, float]]:
         """Those that step in this turn, each with the seconds that its batch may take."""
-        urgent = [model for model in busy if model.is_urgent]
+        interactive = [model for model in busy if model.is_interactive]
         least_s = min(
-            (self._spent_s[model] for model in urgent if model in self._spent_s), default=0.0
+            (self._spent_s[model] for model in interactive if model in self._spent_s), default=0.0
         )
-        self._spent_s = {model: self._spent_s.get(model, least_s) for model in urgent}
-        bulk = [model for model in busy if model not in urgent]
-        if not urgent:
+        self._spent_s = {model: self._spent_s.get(model, least_s) for model in interactive}
+        bulk = [model for model in busy if model not in interactive]
+        if not interactive:
             self._saved_s = 0.0
             yield from ((model, math.inf) for model in bulk)
             return
-        now = min(urgent, key=lambda model: self._spent_s[model])
+        now = min(interactive, key=lambda model: self._spent_s[model])
         yield now, math.inf
         if not bulk:
             self._saved_s = 0.0

@@ -20,13 +20,13 @@ class ChainGroup:
 
     job: Hashable
     owner: str
-    urgent: bool
+    interactive: bool
     rows_left: int = 0
     chains: dict[Hashable, None] = field(default_factory=dict)
 
     @property
     def key(self) -> Hashable:
-        return self.job, self.owner, self.urgent
+        return self.job, self.owner, self.interactive
 
     def join(self, chain: Hashable, rows: int) -> None:
         self.chains[chain] = None
@@ -40,30 +40,32 @@ class ChainGroup:
 class Served(NamedTuple):
     """Places that all steps before have given to each class: what one step cannot share, many do."""
 
-    urgent: int = 0
+    interactive: int = 0
     bulk: int = 0
 
-    def plus(self, picked: int, urgent: int) -> Served:
-        """After a step of `picked` chains, of which so many are urgent."""
-        return Served(self.urgent + urgent, self.bulk + picked - urgent)
+    def plus(self, picked: int, interactive: int) -> Served:
+        """After a step of `picked` chains, of which so many are interactive."""
+        return Served(self.interactive + interactive, self.bulk + picked - interactive)
 
 
 NOTHING_SERVED = Served()
 
 
-def waiting(lines: Iterable[ChainGroup], urgent: bool) -> int:
-    return sum(len(line.chains) for line in lines if line.urgent is urgent)
+def waiting(lines: Iterable[ChainGroup], interactive: bool) -> int:
+    return sum(len(line.chains) for line in lines if line.interactive is interactive)
 
 
 def pick(
     lines: Sequence[ChainGroup], places: int, given: Served = NOTHING_SERVED
 ) -> list[Hashable]:
-    """At most `places` chains, the urgent ones first."""
-    urgent, bulk = ([line for line in lines if line.urgent is kind] for kind in (True, False))
+    """At most `places` chains, the interactive ones first."""
+    interactive, bulk = (
+        [line for line in lines if line.interactive is kind] for kind in (True, False)
+    )
     before = sum(given)
-    floor = min(waiting(bulk, urgent=False), (before + places) // FLOOR - before // FLOOR)
+    floor = min(waiting(bulk, interactive=False), (before + places) // FLOOR - before // FLOOR)
     # each class goes round its owners by its own places: by all, or by turns, a period of theirs could favour an owner for ever
-    chosen = _shared_out(urgent, places - floor, given.urgent)
+    chosen = _shared_out(interactive, places - floor, given.interactive)
     return chosen + _shared_out(bulk, places - len(chosen), given.bulk)
 
 

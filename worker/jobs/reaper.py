@@ -23,7 +23,7 @@ class Reaper:
     def __init__(self, redis: Redis, lease_s: float = LEASE_S) -> None:
         self._redis, self._lease_s = redis, lease_s
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         queues = our_queues(self._redis)
         for shard_id, outcome in reap(queues, self._lease_s):
             log.warning("shard %s was lost by its worker: %s", shard_id, outcome)

@@ -50,7 +50,7 @@ class BackgroundThreads:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def patiently(self, name: str, turn: Callable[[], object]) -> None:
+    def with_retry(self, name: str, turn: Callable[[], object]) -> None:
         """Do the turn, and do it again for as long as a store does not answer and the worker does not stop."""
         pause_s = _FIRST_PAUSE_S
         while True:
@@ -70,7 +70,7 @@ class BackgroundThreads:
     def _repeat(self, name: str, turn: Callable[[], None]) -> None:
         try:
             while not self.stopping.is_set():
-                self.patiently(name, turn)
+                self.with_retry(name, turn)
         except Exception as error:  # whatever it is: the process must not go on without this thread
             if not self.stopping.is_set():
                 log.exception("%s failed; the worker stops", name)

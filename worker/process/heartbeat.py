@@ -46,7 +46,7 @@ class Heartbeat:
         self._compared: set[str] = set()  # names of workers
         self._rescue = Reaper(redis, shards.lease_s)
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         self._end_if_hung()
         for lease in self._shards.beat():
             self._inbox.put(LeaseLost(lease))
@@ -54,7 +54,7 @@ class Heartbeat:
         self._stopping.wait(HEARTBEAT_EVERY_S)
 
     def rescue(self) -> None:
-        self._rescue.turn()
+        self._rescue.run_once()
         self._stopping.wait(REAP_EVERY_S)
 
     def _end_if_hung(self) -> None:

@@ -60,7 +60,7 @@ class Intake:
             None  # kept until it is handed on: its lease is prolonged, so nobody else would run it
         )
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         self._load.changed.clear()
         self._taken = self._taken or self._next()
         if self._taken is None:
@@ -140,7 +140,7 @@ class ChangeListener:
         self._redis, self._load, self._inbox, self._previews = redis, load, inbox, previews
         self._pubsub: PubSub | None = None
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         if self._pubsub is None:
             pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
             pubsub.subscribe(CHANGES, PREVIEWS)

@@ -66,7 +66,7 @@ class LoadedModel:
         )
         self.capacity = tuned.pool.capacity
         self._threads = AdaptiveThreads(self.calibration.threads, self.calibration.fewer)
-        self._buckets = {
+        self._batch_sizes = {
             n: BatchSizes(self.calibration.seconds_by(n))
             for n in (self.calibration.threads, self.calibration.fewer)
         }
@@ -80,17 +80,17 @@ class LoadedModel:
     def info(self) -> ModelInfo:
         """As it runs now."""
         return ModelInfo(
-            self.precision, self.kernels, self._threads.count, self.engine.buckets.seconds
+            self.precision, self.kernels, self._threads.count, self.engine.batch_sizes.seconds
         )
 
     @property
     def low_water(self) -> int:
         """With fewer bulk images than this at hand, more are taken."""
-        return HOLDS * self.engine.buckets.largest
+        return HOLDS * self.engine.batch_sizes.largest
 
     @property
-    def is_urgent(self) -> bool:
-        return self.engine.is_urgent
+    def is_interactive(self) -> bool:
+        return self.engine.is_interactive
 
     @property
     def lone_s(self) -> float:
@@ -101,11 +101,11 @@ class LoadedModel:
     ) -> list[Finished]:
         """As the engine's. From one thread only, always the same."""
         compute_by(self._threads.count)
-        self.engine.buckets = self._buckets[self._threads.count]
+        self.engine.batch_sizes = self._batch_sizes[self._threads.count]
         began, done_before = time.monotonic(), self.engine.image_steps
         finished = self.engine.step(only, within_s)
         if chains := self.engine.image_steps - done_before:
-            size = self.engine.buckets.holding(chains)
+            size = self.engine.batch_sizes.holding(chains)
             self._threads.note(time.monotonic() - began, self.calibration.seconds[size])
         return finished
 
@@ -115,7 +115,7 @@ class LoadedModel:
 
     def promised_s(self, chains: int) -> float:
         """What calibration found for a step of so many chains, by as many threads as took the last one."""
-        return self.engine.buckets.seconds[self.engine.buckets.holding(chains)]
+        return self.engine.batch_sizes.seconds[self.engine.batch_sizes.holding(chains)]
 
     @property
     def chain_bytes(self) -> int:
@@ -173,9 +173,9 @@ class LoadedModel:
             plan = self.plan(recipe.sampler, recipe.steps, recipe.variance, recipe.eta)
         except ValueError as error:
             raise CannotRun("unknown_version", f"the worker has no such plan: {error}") from None
-        urgent = shard.priority == "interactive"
+        interactive = shard.priority == "interactive"
         return [
-            ChainRequest((shard.id, i), shard.job, plan, recipe.seed, i, shard.owner, urgent)
+            ChainRequest((shard.id, i), shard.job, plan, recipe.seed, i, shard.owner, interactive)
             for i in indices
         ]
 

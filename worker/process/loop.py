@@ -73,7 +73,7 @@ class WorkerLoop:
 
     @torch.inference_mode()  # once, and not for every step
     def run(self) -> None:
-        self.crew.patiently("start", self._shards.beat)
+        self.crew.with_retry("start", self._shards.beat)
         for name in (
             "upkeep",
             "listener",
@@ -83,7 +83,7 @@ class WorkerLoop:
             "intake",
             *(["expiry"] if self._store.external else []),
         ):
-            self.crew.start(name, getattr(self, f"_{name}").turn)
+            self.crew.start(name, getattr(self, f"_{name}").run_once)
         self.crew.start("rescue", self._upkeep.rescue)
         log.info("worker %s is ready", self._shards.name)
         try:

@@ -64,7 +64,7 @@ class PreviewSender:
         if self._copies:
             self._work.set()
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         """Send what was copied. What does not arrive is asked for again."""
         if not self._work.wait(_LOOK_EVERY_S):
             return

@@ -71,7 +71,7 @@ class ResultSender:
         images = [pixels for parcel in list(self._parcels) for _, pixels in parcel.images]
         return len(images) >= _FULL_IMAGES or sum(pixels.nbytes for pixels in images) >= _FULL_BYTES
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         """Send what there is, once it is there."""
         self._work.wait(PROGRESS_EVERY_S * 10)
         self._work.clear()

@@ -44,7 +44,7 @@ class ResultsCleanup:
             cast("Any", redis.register_script(script)) for script in (_CLAIM, _DONE)
         )
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         while not self._stopping.is_set():
             claimed = self._claim(keys=[EXPIRING], args=[CLAIM_S])
             if claimed is None:

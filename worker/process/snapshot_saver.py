@@ -64,7 +64,7 @@ class SnapshotSaver:
         self._not_before = max(self._not_before, began + (time.thread_time() - cost) / _SHARE)
         self._work.set()
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         """Send what was copied. What does not arrive is copied anew, in its turn."""
         if self._work.wait(2 * _LOOK_EVERY_S):
             self._work.clear()

@@ -109,7 +109,7 @@ def test_a_service_that_restarts_while_a_job_is_posted_is_waited_for() -> None:
         return httpx.Response(202)
 
     with httpx.Client(base_url="http://gpu-box", transport=httpx.MockTransport(restarting)) as http:
-        assert client.PatientClient(http).patiently("POST", "/v1/jobs").status_code == 202
+        assert client.PatientClient(http).with_retry("POST", "/v1/jobs").status_code == 202
 
 
 def test_a_service_that_is_elsewhere_is_told_with_its_url(service: Played, tmp_path: Path) -> None:

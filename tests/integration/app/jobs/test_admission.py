@@ -145,6 +145,6 @@ def test_a_job_that_has_ended_is_in_the_books_no_more_and_never_subtracted_twice
 def test_a_job_whose_record_has_expired_is_in_the_books_no_more(bounded, redis):
     gone, kept = (bounded[0].post("/v1/jobs", json=JOB).json()["id"] for _ in range(2))
     redis.delete(job_key(gone))
-    Reaper(redis).turn()
+    Reaper(redis).run_once()
     assert books(redis) == (100, 100)
     assert redis.zrange(open_key("interactive"), 0, -1) == [kept.encode()]

@@ -56,7 +56,7 @@ def test_a_worker_that_is_gone_is_not_among_the_living_and_is_forgotten(
     say(redis, info("alive"))
     say(redis, info("dead"), lives_s=-1)
     assert worker_registry.read(living(redis)) == [info("alive")]
-    upkeep.turn()
+    upkeep.run_once()
     assert set(redis.hkeys(WORKERS)) == {b"alive", b"mine"}
 
 
@@ -68,13 +68,13 @@ def test_a_worker_whose_step_never_ends_ends_itself_and_says_so(
     post(redis, shard("job"))
     lease = upkeep._shards.take(QUEUES)
     for _ in range(2 * HUNG_HEARTBEATS):
-        upkeep.turn()
+        upkeep.run_once()
     assert not ended, "its loop turns"
     upkeep._turns = lambda: 7
     for _ in range(HUNG_HEARTBEATS):
-        upkeep.turn()
+        upkeep.run_once()
     assert not ended
-    upkeep.turn()
+    upkeep.run_once()
     assert ended == [1]
     assert reap([lease.queue]) == [("job-0", "requeued")]
     assert redis.hget(lease.job.key, "reason") == b"no step has ended for 120 s"
@@ -88,7 +88,7 @@ def test_no_heartbeat_waits_for_a_rescue(
         "turn",
         lambda: pytest.fail("where Redis is slow it takes longer than a lease"),
     )
-    upkeep.turn()
+    upkeep.run_once()
     assert worker_registry.read(living(redis)) == [info("mine")]
 
 
@@ -100,7 +100,7 @@ def test_whether_a_worker_lives_is_a_matter_of_the_servers_clock(
         with monkeypatch.context() as patch:
             now = time.time() + skew_s
             patch.setattr(time, "time", lambda now=now: now)
-            upkeep.turn()
+            upkeep.run_once()
         assert worker_registry.read(living(redis)) == [info("mine"), info("other")]
 
 
@@ -153,7 +153,7 @@ def test_a_worker_that_computes_otherwise_is_told_of_once(
 ) -> None:
     say(redis, other)
     for _ in range(3):
-        upkeep.turn()
+        upkeep.run_once()
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith(
         f"worker other runs tiny in {there}, this one in fp32 on cpu by pytorch: "
@@ -171,5 +171,5 @@ def test_workers_that_compute_alike_say_nothing(
             info("for another model"), models={"large": ModelInfo("bf16", "pytorch", 1, {1: 0.1})}
         ),
     )
-    upkeep.turn()
+    upkeep.run_once()
     assert not caplog.records

@@ -37,8 +37,8 @@ def test_bulk_work_is_taken_beside_interactive_work_so_that_the_floor_has_someth
     intake = Intake(
         shards, JobWriter(redis, InRedis()), {"tiny": model}, WorkerLoad(), inbox, lambda: False
     )
-    intake.turn()
-    intake.turn()
+    intake.run_once()
+    intake.run_once()
     assert [inbox.get_nowait().lease.shard.number for _ in range(2)] == [0, 1]
 
 
@@ -86,7 +86,7 @@ def test_one_owners_many_big_jobs_leave_room_for_others_and_for_its_small_ones(
 
     def taken() -> list[str]:
         for _ in range(20):
-            intake.turn()
+            intake.run_once()
         return [inbox.get_nowait().lease.shard.job for _ in range(inbox.qsize())]
 
     assert taken() == [f"big{number}" for number in range(8)]
@@ -130,7 +130,7 @@ def test_of_a_big_job_a_worker_takes_no_more_than_it_can_soon_run(
     worker._shards.beat()
     post(redis, model, count=16 * 64, steps=2)
     for _ in range(6):
-        worker._intake.turn()
+        worker._intake.run_once()
     held = worker._load.of("tiny", Priority.BULK)
     assert model.low_water <= held < model.low_water + 64
     assert redis.llen("rq:queue:bulk:tiny") >= 12
@@ -156,10 +156,10 @@ def test_saved_chains_that_the_store_does_not_give_hold_nobody_up_for_long(
         lambda: False,
     )
     with pytest.raises(StoreFault):
-        intake.turn()
+        intake.run_once()
     assert inbox.empty()
     time.sleep(0.06)
-    intake.turn()
+    intake.run_once()
     taken = inbox.get_nowait()
     assert (taken.lease.shard.id, taken.indices, taken.saved) == (shard.id, [0, 1, 2], None)
     assert "begins anew" in caplog.text

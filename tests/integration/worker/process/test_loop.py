@@ -47,9 +47,9 @@ def test_a_shard_that_was_taken_while_redis_went_away_is_handed_on_when_it_is_ba
     with monkeypatch.context() as away:
         away.setattr(results, "start", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
         with pytest.raises(ConnectionError):
-            intake.turn()
+            intake.run_once()
     assert shards.beat() == [], "its lease is prolonged, so no other worker would run it"
-    intake.turn()
+    intake.run_once()
     assert inbox.get_nowait().lease.shard == shard
 
 
@@ -64,10 +64,10 @@ def test_a_shard_that_lapsed_before_it_was_handed_on_is_neither_run_nor_told_as_
             worker._results, "start", lambda *_: (_ for _ in ()).throw(ConnectionError("gone"))
         )
         with pytest.raises(ConnectionError):
-            worker._intake.turn()
+            worker._intake.run_once()
     let_lapse(redis, worker._intake._taken)
     redis.hset(job_key(shard.job), "state", elsewhere)
-    worker._intake.turn()
+    worker._intake.run_once()
     assert state(redis, shard) == elsewhere
     assert worker._inbox.empty()
     assert redis.lrange(f"rq:queue:{shard.queue}", 0, -1) == [shard.id.encode()]
@@ -83,11 +83,11 @@ def test_the_job_of_a_shard_of_another_version_fails_though_redis_goes_away_mean
             worker._results, "fail", lambda *_: (_ for _ in ()).throw(ConnectionError("gone"))
         )
         with pytest.raises(ConnectionError):
-            worker._intake.turn()
+            worker._intake.run_once()
     [lease] = redis.zrange(f"rq:wip:{shard.queue}", 0, -1)
     redis.zadd(f"rq:wip:{shard.queue}", {lease: 0})
     assert reap([make_queue(shard.queue, redis)]) == [(shard.id, "requeued")]
-    worker._intake.turn()
+    worker._intake.run_once()
     assert state(redis, shard) == "failed"
     assert redis.hget(job_key(shard.job), "error_code") == b"unknown_version"
     assert not redis.keys("rq:job:*")
@@ -129,7 +129,7 @@ def test_a_job_whose_shard_lost_every_worker_fails_and_says_why(redis, model):
         lease = shards.take([shard.queue])
         redis.zadd(lease.started_key, {lease.execution.composite_key: 0})
         reap([make_queue(shard.queue, redis)])
-    Reaper(redis).turn()
+    Reaper(redis).run_once()
     assert state(redis, shard) == "failed"
     assert redis.hget(job_key(shard.job), "error_code") == b"workers_lost"
     assert not redis.keys("rq:job:*")
@@ -141,16 +141,16 @@ def test_a_suspect_that_is_lost_before_it_is_admitted_keeps_the_worker_from_noth
 ):
     """Stalled past the lease twice, and between the two the shard came back to this worker."""
     shard = post(redis, model)
-    worker._intake.turn()
+    worker._intake.run_once()
     worker._read_inbox()
     let_lapse(redis, next(iter(worker._held.values())).lease)
-    worker._intake.turn()
+    worker._intake.run_once()
     let_lapse(redis, worker._load.suspect)
     for lease in worker._shards.beat():
         worker._inbox.put(LeaseLost(lease))
     worker._read_inbox()
     assert not worker._held
-    worker._intake.turn()
+    worker._intake.run_once()
     assert worker._inbox.get_nowait().lease.shard == shard
 
 
@@ -160,7 +160,7 @@ def test_images_that_are_finished_are_not_drawn_again(redis, worker, model):
     worker._results.start(shard, 1)
     worker._results.publish(shard, [(1, b"a picture")])
     let_lapse(redis, first)
-    worker._intake.turn()
+    worker._intake.run_once()
     taken = worker._inbox.get_nowait()
     assert taken.indices == [0, 2]
     worker._heed(taken)
@@ -193,7 +193,7 @@ def test_a_shard_whose_hash_was_lost_with_the_server_is_run_again_and_not_forgot
     begin(worker, shard, [1, 2])
     run_to_the_end(worker)
     assert state(redis, shard) == "queued", "image 0 was finished once, and is no more"
-    worker._intake.turn()
+    worker._intake.run_once()
     worker._heed(worker._inbox.get_nowait())
     run_to_the_end(worker)
     assert state(redis, shard) == "finished"
@@ -209,7 +209,7 @@ def test_a_lease_that_lapsed_while_redis_was_away_is_not_handed_on(redis, model)
     intake._taken = shards.take([shard.queue])
     let_lapse(redis, intake._taken)
     assert shards.beat() == [intake._taken]
-    intake.turn()
+    intake.run_once()
     assert inbox.empty()
 
 
@@ -228,7 +228,7 @@ def test_a_shard_of_another_version_fails_its_job(redis, model):
         WorkerLoad(),
         MessageQueue(),
         lambda: False,
-    ).turn()
+    ).run_once()
     assert state(redis, shard) == "failed"
     assert redis.hget(job_key(shard.job), "error_code") == b"unknown_version"
 

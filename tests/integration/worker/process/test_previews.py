@@ -72,7 +72,7 @@ def step(model: LoadedModel, *indices: int) -> None:
 
 def send(asked: PreviewSender, held: list[ActiveShard]) -> None:
     asked.take(held)
-    asked.turn()
+    asked.run_once()
 
 
 def found(redis: Redis, job: str = JOB) -> set[int]:
@@ -135,7 +135,7 @@ def test_more_than_fit_go_one_after_the_other(
         asked.ask(JOB, index)
     asked.take(held)
     asked.take(held)  # the first are still on their way
-    asked.turn()
+    asked.run_once()
     assert found(redis) == {0, 1, 2}
     send(asked, held)
     assert found(redis) == set(range(5))
@@ -181,7 +181,7 @@ def test_after_a_fault_of_redis_there_are_previews_again(
         asked.ask(JOB, 0)
         asked.take(held)
         with pytest.raises(ConnectionError):
-            asked.turn()
+            asked.run_once()
     asked.ask(JOB, 0)
     send(asked, held)
     assert found(redis) == {0}
@@ -216,7 +216,7 @@ def test_a_worker_hears_who_wants_one(redis: Redis):
 
     def listen() -> None:
         while not stop.is_set():
-            listener.turn()
+            listener.run_once()
 
     thread = threading.Thread(target=listen)
     thread.start()
@@ -248,7 +248,7 @@ def test_a_preview_of_what_is_not_finite_harms_nobody(redis: Redis, model: Loade
     asked = PreviewSender(redis)
     asked.ask(shard.job, 0)
     asked.take([ActiveShard(lease(shard), model, {0})])
-    asked.turn()
+    asked.run_once()
     assert found(redis, shard.job) == {0}
     engine.cancel([(shard.id, 0)])
     engine.pool.x_0_hat.zero_()

@@ -81,7 +81,7 @@ def start(redis: Redis, worker: WorkerLoop, sampler: str = "ddpm", turns: int = 
 def take_over(redis: Redis, first: WorkerLoop, second: WorkerLoop) -> None:
     (held,) = first._held.values()
     let_lapse(redis, held.lease)
-    second._intake.turn()
+    second._intake.run_once()
     second._read_inbox()
     run_to_the_end(second)
 
@@ -224,10 +224,10 @@ def test_a_shard_that_has_not_come_on_is_not_saved_again(redis, models):
     shard = start(redis, worker)
     redis.delete(chains_key(shard.job))
     worker._save()
-    worker._saver.turn()
+    worker._saver.run_once()
     assert not worker._results.saved(shard)
     worker._turn()
-    worker._saver.turn()
+    worker._saver.run_once()
     assert worker._results.saved(shard)
 
 
@@ -266,10 +266,10 @@ def test_while_copies_wait_for_the_store_no_others_are_made_and_what_failed_is_c
     assert on_its_way
     assert worker._saver._copies is on_its_way
     with pytest.raises(StoreFault):
-        worker._saver.turn()
+        worker._saver.run_once()
     pictures.unlink()
     worker._turn()
-    worker._saver.turn()
+    worker._saver.run_once()
     assert (pictures / shard.job / "chains-0").exists()
 
 
@@ -281,7 +281,7 @@ def test_a_copy_that_took_long_puts_the_next_one_off(redis, models, monkeypatch)
     monkeypatch.setattr(snapshot_saver, "_SHARE", 1e-9)
     worker._turn()
     assert worker._saver._copies
-    worker._saver.turn()
+    worker._saver.run_once()
     worker._turn()
     assert not worker._saver._copies
 
@@ -308,6 +308,6 @@ def test_large_chains_that_redis_was_too_slow_for_are_not_sent_again_at_once(
         worker._results, "save", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer"))
     )
     with pytest.raises(TimeoutError):
-        worker._saver.turn()
+        worker._saver.run_once()
     worker._turn()
     assert not worker._saver._copies

@@ -85,7 +85,7 @@ def clear(redis: Redis, store: ResultsStore) -> None:
     stopping = Event()
     expiry = ResultsCleanup(redis, store, stopping)
     stopping.wait = lambda _seconds: True
-    expiry.turn()
+    expiry.run_once()
 
 
 def end_long_ago(redis: Redis, job: str) -> None:

@@ -156,7 +156,7 @@ def test_shards_of_a_model_that_no_catalog_has_any_more_go_back_too_and_leave_no
     for _ in range(2):
         redis.zadd((lease := lost.take(QUEUES)).started_key, {lease.execution.composite_key: 0})
     assert withdraw(redis, shard("b")) == b"signalled"
-    Reaper(redis, LEASE_S).turn()
+    Reaper(redis, LEASE_S).run_once()
     assert waiting(redis) == ["a-0"]
     assert withdraw(redis, shard("a")) == b"removed"
     lost.close()

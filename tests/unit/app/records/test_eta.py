@@ -28,7 +28,7 @@ def found(
     """What QUEUE_PLACE answers, a job alone unless told otherwise: `urgent_smaller` is what of `urgent_work` comes first."""
     fields = (
         f"{group}_{name}"
-        for group in ("urgent", "earlier", "later")
+        for group in ("interactive", "earlier", "later")
         for name in ("work", "smaller", "images", "owners")
     )
     classes = [ahead.pop(field, 0) for field in fields]

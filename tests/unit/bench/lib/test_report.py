@@ -14,12 +14,12 @@ def test_a_table_is_the_same_on_the_screen_and_in_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     Report(tmp_path / "new", "speed", "cpu").table(
-        ["bucket", "rate"], [["2", "240"], ["16", "1,000"]]
+        ["batch_size", "rate"], [["2", "240"], ["16", "1,000"]]
     )
     text = (tmp_path / "new" / "speed.md").read_text()
     assert capsys.readouterr().out == text
     assert text.splitlines()[-5:-1] == [
-        "| bucket | rate  |",
+        "| batch_size | rate  |",
         "| ------ | ----- |",
         "| 2      | 240   |",
         "| 16     | 1,000 |",

@@ -40,12 +40,12 @@ def with_other_bits(where: Callable[[Tensor], bool], pixels: slice = slice(None)
 
 def test_a_size_whose_bits_differ_is_not_used():
     odd = with_other_bits(lambda x: len(x) == 8)
-    assert calibrate(pool(odd), 1000, (2, 4, 8, 16)).buckets == (2, 4, 16)
+    assert calibrate(pool(odd), 1000, (2, 4, 8, 16)).batch_sizes == (2, 4, 16)
 
 
 def test_a_size_is_dropped_for_one_pixel():
     odd = with_other_bits(lambda x: len(x) == 4, slice(0, 1))
-    assert calibrate(pool(odd), 1000, (1, 2, 4)).buckets == (1, 2)
+    assert calibrate(pool(odd), 1000, (1, 2, 4)).batch_sizes == (1, 2)
 
 
 def test_a_size_is_dropped_where_only_its_last_places_have_other_bits():
@@ -56,17 +56,17 @@ def test_a_size_is_dropped_where_only_its_last_places_have_other_bits():
         out[63:] = torch.nextafter(out[63:], torch.tensor(9.0))
         return out
 
-    assert calibrate(pool(odd), 1000, (16, 32, 64)).buckets == (16, 32)
+    assert calibrate(pool(odd), 1000, (16, 32, 64)).batch_sizes == (16, 32)
 
 
 def test_where_sizes_fall_into_groups_the_larger_group_is_used():
     small_differ = with_other_bits(lambda x: len(x) <= 2)
-    assert calibrate(pool(small_differ), 1000, (1, 2, 4, 8, 16)).buckets == (4, 8, 16)
+    assert calibrate(pool(small_differ), 1000, (1, 2, 4, 8, 16)).batch_sizes == (4, 8, 16)
 
 
 def test_of_groups_of_one_length_the_one_with_the_larger_size_is_used():
     small_differ = with_other_bits(lambda x: len(x) <= 2)
-    assert calibrate(pool(small_differ), 1000, (1, 2, 4, 8)).buckets == (4, 8)
+    assert calibrate(pool(small_differ), 1000, (1, 2, 4, 8)).batch_sizes == (4, 8)
 
 
 def test_a_number_of_threads_whose_bits_are_not_those_of_one_thread_is_not_used(
@@ -86,7 +86,7 @@ def test_a_number_of_threads_has_to_agree_with_one_thread_in_every_size(
     monkeypatch.setattr("worker.calibration.calibrate.available_cores", lambda: 2)
     odd = with_other_bits(lambda x: len(x) == 4 and torch.get_num_threads() == 1)
     found = calibrate(pool(odd), 1000, (1, 2, 4))
-    assert (found.threads, found.buckets) == (1, (1, 2))
+    assert (found.threads, found.batch_sizes) == (1, (1, 2))
 
 
 def test_what_fewer_threads_take_is_measured_by_them(monkeypatch: pytest.MonkeyPatch):
@@ -103,7 +103,7 @@ def test_what_fewer_threads_take_is_measured_by_them(monkeypatch: pytest.MonkeyP
 
 
 def test_a_size_beyond_the_pool_is_not_used():
-    assert calibrate(pool(capacity=5), 1000, (1, 4, 8)).buckets == (1, 4)
+    assert calibrate(pool(capacity=5), 1000, (1, 4, 8)).batch_sizes == (1, 4)
 
 
 def test_a_size_that_does_not_fit_the_memory_costs_the_size_and_not_the_worker(
@@ -114,7 +114,7 @@ def test_a_size_that_does_not_fit_the_memory_costs_the_size_and_not_the_worker(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return gaussian_eps(x, t)
 
-    assert calibrate(pool(hungry), 1000, (1, 2, 4, 8, 16)).buckets == (1, 2, 4)
+    assert calibrate(pool(hungry), 1000, (1, 2, 4, 8, 16)).batch_sizes == (1, 2, 4)
     assert "a batch of 8 does not fit" in caplog.text
 
 
@@ -128,7 +128,7 @@ def test_no_larger_batch_is_tried_than_one_that_takes_half_of_the_longest_step(
         sizes.append(len(x))
         return gaussian_eps(x, t)
 
-    assert calibrate(pool(watched), 1000, (2, 4)).buckets == (2,)
+    assert calibrate(pool(watched), 1000, (2, 4)).batch_sizes == (2,)
     assert set(sizes) == {2}
 
 

@@ -179,7 +179,7 @@ def test_a_batch_that_is_kept_and_does_not_fit_any_more_is_not_used(
     tiny, monkeypatch, tmp_path: Path
 ):
     cache = CalibrationCache(tmp_path)
-    first = tune(tiny, "ab" * 32, SHAPE, CPU, 256, "fp32", cache).calibration.buckets
+    first = tune(tiny, "ab" * 32, SHAPE, CPU, 256, "fp32", cache).calibration.batch_sizes
     step = Pool.step
 
     def full(pool: Pool, columns: Tensor) -> None:
@@ -188,7 +188,7 @@ def test_a_batch_that_is_kept_and_does_not_fit_any_more_is_not_used(
         step(pool, columns)
 
     monkeypatch.setattr(Pool, "step", full)
-    fitting = tune(tiny, "ab" * 32, SHAPE, CPU, 256, "fp32", cache).calibration.buckets
+    fitting = tune(tiny, "ab" * 32, SHAPE, CPU, 256, "fp32", cache).calibration.batch_sizes
     assert fitting == tuple(size for size in first if size <= 2)
     assert len(fitting) < len(first)
 
@@ -208,7 +208,7 @@ def test_a_batch_that_fitted_when_it_was_measured_and_does_not_now_is_not_used(
 
     monkeypatch.setattr(Pool, "prepare", full)
     calibration = tuned(tiny, "fp32").calibration
-    assert (calibration.buckets, calibration.by_fewer) == ((1, 2), {1: 2.0})
+    assert (calibration.batch_sizes, calibration.by_fewer) == ((1, 2), {1: 2.0})
 
 
 def test_where_no_batch_fits_any_more_the_start_says_so(tiny, monkeypatch):

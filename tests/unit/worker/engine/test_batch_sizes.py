@@ -12,12 +12,12 @@ from worker.jobs.policy import STRETCH
 SECONDS = {1: 10, 2: 12, 4: 17, 8: 24, 16: 36, 32: 58, 64: 103}  # measured in ms, two cores, bf16
 
 
-def seconds_for_all(buckets: BatchSizes, chains: int) -> float:
-    """What it takes to give each of them one step, as the buckets choose."""
+def seconds_for_all(batch_sizes: BatchSizes, chains: int) -> float:
+    """What it takes to give each of them one step, as the batch_sizes choose."""
     total = 0.0
     while chains:
-        places = buckets.places(0, chains)
-        total += buckets.seconds[buckets.holding(places)]
+        places = batch_sizes.places(0, chains)
+        total += batch_sizes.seconds[batch_sizes.holding(places)]
         chains -= places
     return total
 
@@ -35,8 +35,8 @@ def test_as_many_take_the_step_as_gets_all_of_them_on_soonest(waiting, places):
     st.integers(1, 24),
 )
 def test_no_other_batches_would_have_been_faster(seconds, chains):
-    buckets = BatchSizes(seconds)
-    if chains > 2 * buckets.largest:
+    batch_sizes = BatchSizes(seconds)
+    if chains > 2 * batch_sizes.largest:
         return
     sets = (
         batches
@@ -45,7 +45,7 @@ def test_no_other_batches_would_have_been_faster(seconds, chains):
         if n <= 4 and sum(batches) >= chains
     )
     best = min((sum(seconds[size] for size in batches) for batches in sets), default=float("inf"))
-    assert seconds_for_all(buckets, chains) <= best * (1 + 1e-9)
+    assert seconds_for_all(batch_sizes, chains) <= best * (1 + 1e-9)
 
 
 def test_of_very_many_the_batch_that_does_most_a_second_takes_the_step():
@@ -53,13 +53,13 @@ def test_of_very_many_the_batch_that_does_most_a_second_takes_the_step():
 
 
 def test_beside_bulk_work_an_urgent_step_is_stretched_so_far_and_no_further():
-    buckets = BatchSizes(SECONDS)
-    for urgent in (1, 2, 5, 16, 64):
-        without_bulk = SECONDS[buckets.holding(urgent)]
-        assert SECONDS[buckets.holding(buckets.places(urgent, 1000))] <= max(
+    batch_sizes = BatchSizes(SECONDS)
+    for interactive in (1, 2, 5, 16, 64):
+        without_bulk = SECONDS[batch_sizes.holding(interactive)]
+        assert SECONDS[batch_sizes.holding(batch_sizes.places(interactive, 1000))] <= max(
             without_bulk, STRETCH * SECONDS[1]
         )
-    assert buckets.places(1, 1000) == 8
+    assert batch_sizes.places(1, 1000) == 8
 
 
 def test_urgent_work_alone_is_not_held_to_that():

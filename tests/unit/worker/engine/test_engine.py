@@ -189,7 +189,7 @@ def test_pixels_are_always_within_bounds(network: Callable[[Tensor, Tensor], Ten
 
 
 def test_a_step_may_be_for_some_chains_only_and_no_more_of_them_than_fit():
-    e = engine(buckets=(2, 4))
+    e = engine(batch_sizes=(2, 4))
     e.submit([request(name) for name in range(9)])
     e.step(only=range(3, 9))
     assert [e.rows_done(name) for name in range(9)] == [0, 0, 0, 1, 1, 1, 1, 0, 0]
@@ -199,13 +199,13 @@ def test_somebody_waits_until_the_last_urgent_picture_is_out():
     e = engine(pool=LatePool)
     e.submit(
         [
-            replace(request("bulk", compile_plan(SCHEDULE, 9)), urgent=False),
-            request("urgent", compile_plan(SCHEDULE, 2)),
+            replace(request("bulk", compile_plan(SCHEDULE, 9)), interactive=False),
+            request("interactive", compile_plan(SCHEDULE, 2)),
         ]
     )
     seen = []
     while len(e):
-        seen.append((e.is_urgent, [done.request.chain for done in e.step()]))
-    out = next(turn for turn, (_, chains) in enumerate(seen) if "urgent" in chains)
+        seen.append((e.is_interactive, [done.request.chain for done in e.step()]))
+    out = next(turn for turn, (_, chains) in enumerate(seen) if "interactive" in chains)
     assert out > 1, "later than its last step"
-    assert [urgent for urgent, _ in seen] == [turn <= out for turn in range(len(seen))]
+    assert [interactive for interactive, _ in seen] == [turn <= out for turn in range(len(seen))]

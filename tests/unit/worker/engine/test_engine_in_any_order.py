@@ -32,9 +32,9 @@ class EngineAgainstPlainLoop(RuleBasedStateMachine):
         plan=st.sampled_from(PLANS),
         seed=st.integers(0, 2**53 - 1),
         index=st.integers(0, 2**32 - 1),
-        urgent=st.booleans(),
+        interactive=st.booleans(),
     )
-    def submit(self, plan: Plan, seed: int, index: int, urgent: bool) -> None:
+    def submit(self, plan: Plan, seed: int, index: int, interactive: bool) -> None:
         if self.engine.room:
             r = ChainRequest(
                 self.names,
@@ -43,7 +43,7 @@ class EngineAgainstPlainLoop(RuleBasedStateMachine):
                 seed,
                 index,
                 owner=str(self.names % 2),
-                urgent=urgent,
+                interactive=interactive,
             )
             self.names += 1
             self.engine.submit([r])

@@ -11,11 +11,11 @@ from worker.jobs.policy import FLOOR
 
 
 def line(
-    count: int, owner: str = "a", urgent: bool = True, rows_left: int = 10, job: str = ""
+    count: int, owner: str = "a", interactive: bool = True, rows_left: int = 10, job: str = ""
 ) -> ChainGroup:
-    made = ChainGroup(job or owner, owner, urgent)
+    made = ChainGroup(job or owner, owner, interactive)
     for i in range(count):
-        made.join((owner, urgent, made.job, i), rows_left)
+        made.join((owner, interactive, made.job, i), rows_left)
     return made
 
 
@@ -25,11 +25,11 @@ lines_of_many = st.lists(
         count=st.integers(1, 12),
         job=st.sampled_from("uvwxyz"),
         owner=st.sampled_from("abc"),
-        urgent=st.booleans(),
+        interactive=st.booleans(),
         rows_left=st.integers(1, 1000),
     ),
     max_size=8,
-    unique_by=lambda line: (line.job, line.owner, line.urgent),
+    unique_by=lambda line: (line.job, line.owner, line.interactive),
 )
 
 
@@ -42,7 +42,7 @@ def picks(lines: Sequence[ChainGroup], places: Iterable[int]) -> Iterator[Hashab
     given = NOTHING_SERVED
     for count in places:
         chosen = pick(lines, count, given)
-        given = given.plus(len(chosen), sum(urgent for _, urgent, *_ in chosen))
+        given = given.plus(len(chosen), sum(interactive for _, interactive, *_ in chosen))
         yield from chosen
 
 
@@ -66,7 +66,7 @@ def test_no_place_stays_empty_while_somebody_waits_and_none_is_given_twice(
 def test_nobody_starves_whatever_the_sizes_of_the_batches(lines, sizes):
     """While nobody finishes, every owner is served in each class that it waits in within nine rounds of the floor."""
     served = {chain[:2] for chain in picks(lines, sizes)}
-    assert served == {(line.owner, line.urgent) for line in lines}
+    assert served == {(line.owner, line.interactive) for line in lines}
 
 
 def test_owners_share_alike_whatever_they_have_waiting():
@@ -75,11 +75,16 @@ def test_owners_share_alike_whatever_they_have_waiting():
 
 
 @given(
-    owners=st.integers(1, 60), places=st.integers(1, 64), urgent=st.booleans(), bulk=st.booleans()
+    owners=st.integers(1, 60),
+    places=st.integers(1, 64),
+    interactive=st.booleans(),
+    bulk=st.booleans(),
 )
-def test_over_many_steps_owners_get_the_same_however_many_they_are(owners, places, urgent, bulk):
-    lines = [line(64, f"owner {n}", urgent) for n in range(owners)] + [
-        line(64, "other", not urgent)
+def test_over_many_steps_owners_get_the_same_however_many_they_are(
+    owners, places, interactive, bulk
+):
+    lines = [line(64, f"owner {n}", interactive) for n in range(owners)] + [
+        line(64, "other", not interactive)
     ] * bulk
     shares = run(lines, places, turns=2 * owners)
     del shares["other"]
@@ -94,17 +99,17 @@ def test_an_owner_with_many_jobs_has_no_larger_share():
 
 
 def test_interactive_chains_go_first_and_bulk_keeps_its_floor():
-    shares = run([line(100, "i"), line(100, "b", urgent=False)], places=32, turns=8)
+    shares = run([line(100, "i"), line(100, "b", interactive=False)], places=32, turns=8)
     assert shares == {"i": 8 * 28, "b": 8 * 4}
 
 
 def test_the_floor_is_kept_with_one_place_too():
-    shares = run([line(5, "i"), line(5, "b", urgent=False)], places=1, turns=FLOOR)
+    shares = run([line(5, "i"), line(5, "b", interactive=False)], places=1, turns=FLOOR)
     assert shares == {"i": FLOOR - 1, "b": 1}
 
 
 def test_bulk_takes_what_interactive_leaves():
-    assert run([line(3, "i"), line(100, "b", urgent=False)], places=16, turns=1) == {
+    assert run([line(3, "i"), line(100, "b", interactive=False)], places=16, turns=1) == {
         "i": 3,
         "b": 13,
     }

@@ -33,5 +33,5 @@ def test_who_waits_for_redis_may_stop_instead() -> None:
         crew.ask_to_stop()
         raise ConnectionError("gone")
 
-    crew.patiently("start", away)
+    crew.with_retry("start", away)
     assert crew.must_stop()

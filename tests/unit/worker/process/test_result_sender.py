@@ -69,9 +69,9 @@ def test_a_parcel_stays_until_the_store_has_it_and_its_shard_is_not_finished_bef
     box, shards = outbox(results)
     for _ in range(2):
         with pytest.raises(StoreFault):
-            box.turn()
+            box.run_once()
     assert shards.finished == []
-    box.turn()
+    box.run_once()
     assert (results.published, len(shards.finished)) == (1, 1)
 
 
@@ -81,7 +81,7 @@ def test_an_outbox_is_full_of_bytes_until_the_store_has_them(
     monkeypatch.setattr("worker.process.result_sender._FULL_BYTES", 16)
     box, _ = outbox(Away(calls=0))
     assert box.is_full()
-    box.turn()
+    box.run_once()
     assert not box.is_full()
 
 
@@ -97,17 +97,17 @@ def test_a_worker_that_stops_while_the_store_is_away_says_what_it_leaves_and_fin
 def test_of_what_is_reported_before_it_is_sent_the_newest_of_each_shard_is_told() -> None:
     results = Away(calls=0)
     box, _ = outbox(results)
-    box.turn()
+    box.run_once()
     one, two = (
         Lease(replace(SHARD, number=number), *cast("Any", (None, None, None))) for number in (1, 2)
     )
     box.report([(one, 1, 1), (two, 1, 1)])
     box.report([(one, 2, 2)])
-    box.turn()
+    box.run_once()
     assert results.told == [[("job-1", 2, 2), ("job-2", 1, 1)]]
     box.report([(one, 3, 3), (two, 2, 2)])
     box.post(ResultBatch(two, last=True))
-    box.turn()
+    box.run_once()
     assert results.told[1:] == [[("job-1", 3, 3)]]
 
 
@@ -127,7 +127,7 @@ def test_progress_is_told_between_the_parcels_of_a_slow_store(
     monkeypatch.setattr(results, "publish", slow)
     for _ in range(2):
         box.post(ResultBatch(other, [(0, torch.zeros(1, 4, 4, dtype=torch.uint8))]))
-    box.turn()
+    box.run_once()
     assert [least for told in results.told for _, least, _ in told] == [0, 1, 2]
 
 
