@@ -206,7 +206,8 @@ def open_store(url: str | None) -> Store:
         file_system, root = url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **_OPTIONS.get(protocol, {}))
     except Exception as error:  # each file system has its own; their texts may repeat the URL
         raise BadStoreUrl(
-            f"DDPM_RESULTS_URL={shown} cannot be opened ({type(error).__name__}); correct it, see docs/results.md"
+            f"DDPM_RESULTS_URL={shown} cannot be opened ({type(error).__name__}); correct it, "
+            "see docs/how-to/store-results-elsewhere.md"
         ) from None
     return InObjects(file_system, root.rstrip("/"), protocol, shown)
 
