@@ -19,7 +19,7 @@ from tests.support.processes import eventually
 
 KINDS = ("open", "password", "user", "tls")
 _PASSWORD = "p@ss/word:with%all"  # what a URL must have quoted
-# All that the service may do and no more; docs/redis.md has the same line.
+# All that the service may do and no more; docs/how-to/use-your-own-redis.md has the same line.
 USER_RULES = "~ddpm:* ~rq:* &ddpm:* +@all -@admin -@dangerous"
 
 

@@ -74,5 +74,5 @@ def test_the_page_on_containers_names_every_variable_that_compose_reads() -> Non
         name for environment in environments for name, value in environment.items() if value is None
     }
     read_by_compose = set(re.findall(r"\$\{(\w+)", text)) | passed_on
-    page = (ROOT / "docs" / "containers.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "run-with-docker.md").read_text()
     assert {name for name in read_by_compose if f"`{name}`" not in page} == set()

@@ -1,4 +1,4 @@
-"""docs/settings.md against the settings."""
+"""docs/reference/settings.md against the settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.settings import ApiSettings
 from cli.settings import CliSettings
 from worker.settings import WorkerSettings
 
-PAGE = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "settings.md").read_text()
 FIELDS = {
     f"DDPM_{name}".upper(): field
     for settings in (WorkerSettings, CliSettings, ApiSettings)

@@ -37,7 +37,7 @@ def open_store(url: str | None) -> ResultsStore:
         )
     except Exception as error:  # each file system has its own; their texts may repeat the URL
         raise BadStoreUrl(
-            f"DDPM_RESULTS_URL={shown} cannot be opened ({type(error).__name__}); correct it, see docs/results.md"
+            f"DDPM_RESULTS_URL={shown} cannot be opened ({type(error).__name__}); correct it, see docs/how-to/store-results-elsewhere.md"
         ) from None
     return ObjectStore(file_system, root.rstrip("/"), protocol, shown)
 

@@ -1,4 +1,4 @@
-"""What was tried on the API over a socket, and the status of the answer: the rows of docs/hostile-inputs.md."""
+"""What was tried on the API over a socket, and the status of the answer: the rows of docs/reference/hostile-inputs.md."""
 
 from __future__ import annotations
 

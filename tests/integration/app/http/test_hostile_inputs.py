@@ -1,4 +1,4 @@
-"""Hostile inputs over real sockets. The table of them is docs/hostile-inputs.md, and is held to what is tested here."""
+"""Hostile inputs over real sockets. docs/reference/hostile-inputs.md has the table of them, held to what is tested here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.raw_http import Wire, ask, connection, get, post
 from tests.support.server import serve
 from tests.support.worker import IdleWorker
 
-PAGE = ROOT / "docs" / "hostile-inputs.md"
+PAGE = ROOT / "docs" / "reference" / "hostile-inputs.md"
 ROWS = [
     (what, request, status)
     for group in GROUPS.values()

@@ -29,11 +29,11 @@ from tests.support.webhooks import SECRET, Post, due_now, ended, in_state, statu
 from tests.support.worker import IdleWorker
 from worker.jobs.keys import WEBHOOKS, job_key
 
-PAGE = ROOT / "docs" / "webhooks.md"
+PAGE = ROOT / "docs" / "how-to" / "receive-webhooks.md"
 
 
 def verified_as_documented(secret: str, headers: dict[str, str], body: bytes) -> bool:
-    """By the code of docs/webhooks.md."""
+    """By the code of docs/how-to/receive-webhooks.md."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(code, names)

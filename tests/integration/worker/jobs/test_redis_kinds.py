@@ -159,5 +159,6 @@ def test_a_picture_is_drawn(
 
 def test_the_page_on_servers_gives_a_user_the_rights_that_are_tested() -> None:
     assert (
-        f"ACL SETUSER ddpm on >PASSWORD {USER_RULES}\n" in (ROOT / "docs" / "redis.md").read_text()
+        f"ACL SETUSER ddpm on >PASSWORD {USER_RULES}\n"
+        in (ROOT / "docs" / "how-to" / "use-your-own-redis.md").read_text()
     )
