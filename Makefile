@@ -1,4 +1,4 @@
-# `make` lists the targets. Two stamps in .venv say what is installed, so that a second call installs nothing.
+# `make` lists the targets. Three stamps in .venv say what is installed, so that a second call installs nothing.
 
 PYTHON ?= python3
 HOST =# not taken from the environment, where some shells keep the machine's name
@@ -21,13 +21,14 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-compile -c constraints.txt
 SERVE = .venv/.installed-serve
 TEST = .venv/.installed-test
+DOCS = .venv/.installed-docs
 INSTALLED = pyproject.toml constraints.txt hatch_build.py worker/backends/cpu/kernels.c
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test check format train bench chaos docker-test lock clean
+.PHONY: help serve test check format train bench chaos docs docs-reference docker-test lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 serve: $(SERVE) ## run the service on http://127.0.0.1:8000 (HOST= PORT= WORKERS=)
 	@exec $(BIN)/ddpm up $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)') $(if $(WORKERS),--workers '$(WORKERS)')
@@ -55,12 +56,20 @@ bench: $(TEST) ## measure what docs/benchmarks.md says (BENCH='engine exact' nam
 chaos: $(TEST) ## kill workers, queue and API for minutes, and compare every picture (SEED=); docs/chaos.md
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed '$(SEED)')
 
+docs: $(DOCS) ## build the documentation into build/docs; a link that leads nowhere is an error
+	rm -rf build/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	@echo 'open build/docs/index.html'
+
+docs-reference: $(SERVE) ## write the reference of the API and of the command anew, from the code
+	$(BIN)/python -m docs.generate
+
 docker-test: ## build the image, run it with Compose and sample through the published port
 	tests/docker/run.sh
 
 lock: ## write constraints.txt anew from what a clean environment gets
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet torch==$(TORCH) triton==$(TRITON) setuptools '.[train,test]'
+	.venv-lock/bin/python -m pip install --quiet torch==$(TORCH) triton==$(TRITON) setuptools '.[train,test,docs]'
 	.venv-lock/bin/python -m pip freeze --all | grep -v -E '^(ddpm-service|pip|nvidia|cuda)\b' | sed 's/+[a-z0-9]*$$//' > constraints.txt
 	rm -rf .venv-lock
 
@@ -77,4 +86,8 @@ $(SERVE): $(INSTALLED) | .venv/bin/python
 
 $(TEST): $(INSTALLED) | .venv/bin/python
 	$(INSTALL) -e '.[train,test]'
+	@touch $@ $(SERVE)
+
+$(DOCS): $(INSTALLED) | .venv/bin/python
+	$(INSTALL) -e '.[docs]'
 	@touch $@ $(SERVE)
