@@ -1,4 +1,4 @@
-"""What the figures in docs/benchmarks.md came from. Each is `python -m bench.NAME`."""
+"""What the figures in docs/reference/benchmarks.md came from. Each is `python -m bench.NAME`."""
 
 import os
 
