@@ -50,10 +50,10 @@ format: $(TEST) ## format the code and mend what ruff can
 train: $(TEST) ## train a network (RECIPE= OUT=); Ctrl-C saves, the next call resumes
 	$(BIN)/ddpm train '$(RECIPE)' --out '$(OUT)'
 
-bench: $(TEST) ## measure what docs/benchmarks.md says (BENCH='engine exact' names some, ARGS= goes to each)
+bench: $(TEST) ## measure what docs/reference/benchmarks.md says (BENCH='engine exact' names some, ARGS= goes to each)
 	@set -e; for name in $(BENCH); do echo "bench.$$name"; $(BIN)/python -m "bench.commands.$$name" $(ARGS); done
 
-chaos: $(TEST) ## kill workers, queue and API for minutes, and compare every picture (SEED=); docs/chaos.md
+chaos: $(TEST) ## kill workers, queue and API for minutes, and compare every picture (SEED=); docs/how-to/test-with-chaos.md
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed '$(SEED)')
 
 docs: $(DOCS) ## build the documentation into build/docs; a link that leads nowhere is an error
