@@ -47,10 +47,24 @@ def add_order(app: Any, page: str, source: list[str]) -> None:
     if page == "index":
         source[0] += _toctree([f"{name}/index" for name in SECTIONS], "hidden")
     elif page.endswith("/index") and section in SECTIONS:
-        found = {name.removeprefix(f"{section}/") for name in app.env.found_docs if name.startswith(f"{section}/")}
+        found = {
+            name.removeprefix(f"{section}/")
+            for name in app.env.found_docs
+            if name.startswith(f"{section}/")
+        }
         first = [name for name in SECTIONS[section] if name in found]
         source[0] += _toctree([*first, *sorted(found.difference(first, ["index"]))], "maxdepth: 1")
 
 
 def _toctree(pages: list[str], option: str) -> str:
-    return "\n".join(["", "```{toctree}", f":{option}" if ":" in option else f":{option}:", "", *pages, "```", ""])
+    return "\n".join(
+        [
+            "",
+            "```{toctree}",
+            f":{option}" if ":" in option else f":{option}:",
+            "",
+            *pages,
+            "```",
+            "",
+        ]
+    )

@@ -95,7 +95,7 @@ class JobRequest(BaseModel):
 
     webhook: Annotated[str, _WEBHOOK] | None = Field(
         default=None,
-        description="Where a signed POST says that the job has ended (docs/webhooks.md): http or https, port 80, 443 or 1024 and "
+        description="Where a signed POST says that the job has ended (docs/how-to/receive-webhooks.md): http or https, port 80, 443 or 1024 and "
         "above, a public address unless the operator allows others",
         examples=["https://example.com/hooks/ddpm"],
     )

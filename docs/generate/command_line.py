@@ -30,9 +30,12 @@ def command_page() -> str:
     """Return docs/reference/cli.md."""
     found = list(_commands(app, "ddpm"))
     links = table(
-        ("command", "what it does"), [(f"[`{name}`](#{name.replace(' ', '-')})", _summary(call)) for name, call in found]
+        ("command", "what it does"),
+        [(f"[`{name}`](#{name.replace(' ', '-')})", _summary(call)) for name, call in found],
     )
-    return page([NOTICE, _ABOUT, links, *(block for command in found for block in _blocks(*command))])
+    return page(
+        [NOTICE, _ABOUT, links, *(block for command in found for block in _blocks(*command))]
+    )
 
 
 def _commands(group: Typer, name: str) -> Iterator[Command]:
@@ -41,7 +44,10 @@ def _commands(group: Typer, name: str) -> Iterator[Command]:
         yield name, group.registered_callback.callback
     for command in group.registered_commands:
         if command.callback:
-            yield f"{name} {command.name or command.callback.__name__.replace('_', '-')}", command.callback
+            yield (
+                f"{name} {command.name or command.callback.__name__.replace('_', '-')}",
+                command.callback,
+            )
     for below in group.registered_groups:
         if below.typer_instance:
             yield from _commands(below.typer_instance, f"{name} {below.name}")
@@ -59,13 +65,21 @@ def _blocks(name: str, call: Callable[..., Any]) -> Iterator[str]:
     yield plain(inspect.cleandoc(call.__doc__ or ""))
     needed = [f"{p.flag} {p.kind}" for p in options if p.required]
     usage = " ".join(
-        [name, *(p.name.upper() for p in arguments), *needed, *(["[OPTIONS]"] if len(options) > len(needed) else [])]
+        [
+            name,
+            *(p.name.upper() for p in arguments),
+            *needed,
+            *(["[OPTIONS]"] if len(options) > len(needed) else []),
+        ]
     )
     yield f"```text\n{usage}\n```"
     yield table(("argument", "what it is"), [(f"`{p.name.upper()}`", p.help) for p in arguments])
     yield table(
         ("option", "value", "default", "what it does"),
-        [(f"`{p.flag}`", p.shown_kind, "*required*" if p.required else p.shown_default, p.help) for p in options],
+        [
+            (f"`{p.flag}`", p.shown_kind, "*required*" if p.required else p.shown_default, p.help)
+            for p in options
+        ],
     )
 
 
@@ -102,7 +116,13 @@ class _Parameter:
         if isinstance(self._types[0], str):
             return " or ".join(f"`{choice}`" for choice in self._types)
         low, high = self.info.min, self.info.max
-        bounds = f", {low} to {high}" if high is not None else f", {low} or more" if low is not None else ""
+        bounds = (
+            f", {low} to {high}"
+            if high is not None
+            else f", {low} or more"
+            if low is not None
+            else ""
+        )
         return f"{self.kind}{bounds}" if self.kind else ""
 
     @property

@@ -45,7 +45,9 @@ def http_page() -> str:
     """Return docs/reference/http-api.md."""
     keyed, anonymous = _document(keyed=True), _document(keyed=False)
     calls = list(_calls(keyed, anonymous))
-    overview = table(("call", "what it does"), [(f"[`{c.title}`](#{c.anchor})", c.summary) for c in calls])
+    overview = table(
+        ("call", "what it does"), [(f"[`{c.title}`](#{c.anchor})", c.summary) for c in calls]
+    )
     blocks = [NOTICE, _ABOUT, "## Calls", overview]
     for tag, title in _TITLES.items():
         blocks.append(f"## {title}")
@@ -55,21 +57,30 @@ def http_page() -> str:
 
 def _document(*, keyed: bool) -> Json:
     access = {"api_keys": f"reference:{'0' * 64}"} if keyed else {}
-    settings = ApiSettings.model_validate({"models_dir": None, "webhook_secret": "0" * 32, "api_keys": "", **access})
+    settings = ApiSettings.model_validate(
+        {"models_dir": None, "webhook_secret": "0" * 32, "api_keys": "", **access}
+    )
     return create_app(settings).openapi()
 
 
 def _calls(keyed: Json, anonymous: Json) -> Iterator[_Call]:
     for path, operations in keyed["paths"].items():
         for method, operation in operations.items():
-            yield _Call(path, method.upper(), operation, anonymous["paths"][path][method]["responses"])
+            yield _Call(
+                path, method.upper(), operation, anonymous["paths"][path][method]["responses"]
+            )
 
 
 class _Call:
     """One path and method. `anonymous` are the responses of a service without API keys."""
 
     def __init__(self, path: str, method: str, operation: Json, anonymous: Json) -> None:
-        self._path, self._method, self._operation, self._anonymous = path, method, operation, anonymous
+        self._path, self._method, self._operation, self._anonymous = (
+            path,
+            method,
+            operation,
+            anonymous,
+        )
 
     @property
     def tag(self) -> str:
@@ -92,23 +103,36 @@ class _Call:
         yield plain(self._operation["description"])
         if body := self._operation.get("requestBody"):
             yield f"Takes {_body(body['content'])}."
-        yield table(("parameter", "in", "type", "what it is"), map(_parameter, self._operation.get("parameters", ())))
+        yield table(
+            ("parameter", "in", "type", "what it is"),
+            map(_parameter, self._operation.get("parameters", ())),
+        )
         yield table(("status", "gives", "when"), self._answers())
         yield table(("error", "problem", "when"), self._errors())
 
     def _answers(self) -> Iterator[Sequence[str]]:
         for status, answer in sorted(self._operation["responses"].items()):
             if int(status) < 400:
-                said = answer["description"] if answer["description"] != "Successful Response" else ""
-                headers = [f"`{name}`: {header['description']}." for name, header in answer.get("headers", {}).items()]
-                yield status, _body(answer.get("content", {})), " ".join([f"{said}." if said else "", *headers])
+                said = (
+                    answer["description"] if answer["description"] != "Successful Response" else ""
+                )
+                headers = [
+                    f"`{name}`: {header['description']}."
+                    for name, header in answer.get("headers", {}).items()
+                ]
+                yield (
+                    status,
+                    _body(answer.get("content", {})),
+                    " ".join([f"{said}." if said else "", *headers]),
+                )
 
     def _errors(self) -> Iterator[Sequence[str]]:
         with_keys = self._operation["responses"]
         for status in sorted({*with_keys, *self._anonymous}):
             for problem in _named(status):
                 keyed, anonymous = (
-                    problem.about in r.get(status, {}).get("description", "") for r in (with_keys, self._anonymous)
+                    problem.about in r.get(status, {}).get("description", "")
+                    for r in (with_keys, self._anonymous)
                 )
                 if keyed or anonymous:
                     where = "" if keyed and anonymous else _WITH if keyed else _WITHOUT
@@ -116,7 +140,11 @@ class _Call:
 
 
 def _named(status: str) -> list[type[Problem]]:
-    return [problem for problem in Problem.__subclasses__() if status.isdecimal() and problem.status == int(status)]
+    return [
+        problem
+        for problem in Problem.__subclasses__()
+        if status.isdecimal() and problem.status == int(status)
+    ]
 
 
 def _problem_link(problem: type[Problem]) -> str:
@@ -126,7 +154,12 @@ def _problem_link(problem: type[Problem]) -> str:
 def _parameter(parameter: Json) -> Sequence[str]:
     schema = parameter["schema"]
     needed = "" if parameter["required"] else ", optional"
-    return f"`{parameter['name']}`", parameter["in"], _kind(schema) + needed + _default(schema), _about(parameter)
+    return (
+        f"`{parameter['name']}`",
+        parameter["in"],
+        _kind(schema) + needed + _default(schema),
+        _about(parameter),
+    )
 
 
 def _body(content: Json) -> str:
@@ -169,7 +202,9 @@ def _number(limit: object) -> str:
 
 
 def _default(schema: Json) -> str:
-    return f", default `{json.dumps(schema['default'])}`" if schema.get("default") is not None else ""
+    return (
+        f", default `{json.dumps(schema['default'])}`" if schema.get("default") is not None else ""
+    )
 
 
 def _about(schema: Json) -> str:
@@ -183,7 +218,9 @@ def _webhook(document: Json) -> Iterator[str]:
             yield "## Webhook"
             yield f"{operation['description']}.\nThe service sends `{method.upper()}` with {message}."
             yield f"Its name in the document is `{name}`.\n{_VERIFY}"
-            rows = [(status, answer["description"]) for status, answer in operation["responses"].items()]
+            rows = [
+                (status, answer["description"]) for status, answer in operation["responses"].items()
+            ]
             yield table(("your answer", "what it means"), rows)
 
 
@@ -216,7 +253,14 @@ def _example(schema: Json) -> str:
 
 def _problems() -> str:
     rows = [
-        (str(int(problem.status)), f"`{problem.name}`", problem.about, ", ".join(f"`{name}`" for name in problem.with_headers))
-        for problem in sorted(Problem.__subclasses__(), key=lambda problem: (problem.status, problem.name))
+        (
+            str(int(problem.status)),
+            f"`{problem.name}`",
+            problem.about,
+            ", ".join(f"`{name}`" for name in problem.with_headers),
+        )
+        for problem in sorted(
+            Problem.__subclasses__(), key=lambda problem: (problem.status, problem.name)
+        )
     ]
     return table(("status", "name", "when", "headers"), rows)

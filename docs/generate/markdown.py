@@ -12,7 +12,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table, or nothing without rows. A column in which every cell is empty is left out."""
     cells = [[_cell(text) for text in row] for row in rows]
     used = [i for i in range(len(head)) if any(row[i] for row in cells)]
-    lines = [[head[i] for i in used], ["---"] * len(used), *([row[i] for i in used] for row in cells)]
+    lines = [
+        [head[i] for i in used],
+        ["---"] * len(used),
+        *([row[i] for i in used] for row in cells),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) if cells else ""
 
 
@@ -23,7 +27,10 @@ def page(blocks: Iterable[str]) -> str:
 
 def plain(text: str) -> str:
     """Return text in which nothing outside of `code` is taken for a tag."""
-    return "`".join(part if code else part.replace("<", "\\<") for code, part in zip(cycle((False, True)), text.split("`")))
+    return "`".join(
+        part if code else part.replace("<", "\\<")
+        for code, part in zip(cycle((False, True)), text.split("`"))
+    )
 
 
 def _cell(text: str) -> str:

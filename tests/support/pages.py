@@ -17,7 +17,21 @@ PACKAGES = ("app", "worker", "models", "cli", "bench")
 _NOT_OURS = {"build", "dist", "runs", "node_modules"}
 _SHELLS = {"sh", "bash", "shell", "console"}
 _ENDS_A_COMMAND = set(";&|()\n")
-_BEFORE_A_COMMAND = {"while", "until", "if", "then", "do", "else", "!", "time", "exec", "sudo", "nohup", "env", "{"}
+_BEFORE_A_COMMAND = {
+    "while",
+    "until",
+    "if",
+    "then",
+    "do",
+    "else",
+    "!",
+    "time",
+    "exec",
+    "sudo",
+    "nohup",
+    "env",
+    "{",
+}
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
 
@@ -48,7 +62,11 @@ def anchors(text: str) -> set[str]:
     tokens = _tokens(text)
     for opening, content in pairwise(tokens):
         if opening.type == "heading_open":
-            heading = "".join(part.content for part in content.children or () if part.type in ("text", "code_inline"))
+            heading = "".join(
+                part.content
+                for part in content.children or ()
+                if part.type in ("text", "code_inline")
+            )
             slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
             found.add(next(name for name in _numbered(slug) if name not in found))
     return found | set(re.findall(r"""<a (?:id|name)=["']([^"']+)""", text))
@@ -68,7 +86,11 @@ def commands(text: str) -> list[list[str]]:
     Variables that a page sets are filled in. Raises ValueError for a block that no shell could read.
     """
     known: dict[str, str] = {}
-    fences = [token for token in _tokens(text) if token.type == "fence" and token.info.partition(" ")[0] in _SHELLS]
+    fences = [
+        token
+        for token in _tokens(text)
+        if token.type == "fence" and token.info.partition(" ")[0] in _SHELLS
+    ]
     return [words for fence in fences for words in _commands(_script(fence), known)]
 
 
@@ -76,7 +98,11 @@ def _script(fence: Token) -> str:
     """Return what a reader would type."""
     lines = fence.content.splitlines()
     if fence.info.startswith("console"):
-        lines = [line.removeprefix("$ ") for line, before in zip(lines, ["", *lines], strict=False) if _is_typed(line, before)]
+        lines = [
+            line.removeprefix("$ ")
+            for line, before in zip(lines, ["", *lines], strict=False)
+            if _is_typed(line, before)
+        ]
     without_comments = (re.sub(r"(^|\s)#.*$", "", line) for line in lines)
     return re.sub(r"<[A-Za-z][^<>\n]*>", "0", "\n".join(without_comments)).replace("\\\n", " ")
 

@@ -19,13 +19,19 @@ ROWS = {
 SCHEMA = TrainingRecipe.model_json_schema()
 
 
-def keys(schema: dict[str, Any], prefix: str = "", given: dict[str, Any] | None = None) -> Iterator[tuple[str, str, Any]]:
+def keys(
+    schema: dict[str, Any], prefix: str = "", given: dict[str, Any] | None = None
+) -> Iterator[tuple[str, str, Any]]:
     """Name, type and default of every key. `given` is what a section holds if the recipe leaves it out."""
     for name, field in schema["properties"].items():
         default = (given or {}).get(name, field.get("default"))
-        kind = next((option for option in field.get("anyOf", []) if option.get("type") != "null"), field)
+        kind = next(
+            (option for option in field.get("anyOf", []) if option.get("type") != "null"), field
+        )
         if "$ref" in kind:
-            yield from keys(SCHEMA["$defs"][kind["$ref"].rpartition("/")[2]], f"{prefix}{name}.", default)
+            yield from keys(
+                SCHEMA["$defs"][kind["$ref"].rpartition("/")[2]], f"{prefix}{name}.", default
+            )
         else:
             yield prefix + name, kind["type"], default
 

@@ -26,12 +26,15 @@ _COMPOSE_SERVICES = {"api", "worker"}
 
 def _shown() -> list[tuple[Path, list[str]]]:
     """Decisions and the changelog tell of the past, and are left out."""
-    now = [page for page in pages() if page.name != "CHANGELOG.md" and "decisions" not in page.parts]
+    now = [
+        page for page in pages() if page.name != "CHANGELOG.md" and "decisions" not in page.parts
+    ]
     return [(page, words) for page in now for words in commands((ROOT / page).read_text())]
 
 
 @pytest.mark.parametrize(
-    ("page", "words"), [pytest.param(page, words, id=f"{page}: {' '.join(words)[:60]}") for page, words in _shown()]
+    ("page", "words"),
+    [pytest.param(page, words, id=f"{page}: {' '.join(words)[:60]}") for page, words in _shown()],
 )
 def test_a_command_that_a_page_shows_exists(page: Path, words: list[str]) -> None:
     assert fault(words) is None
@@ -57,7 +60,11 @@ def fault(words: Sequence[str]) -> str | None:
 
 def _unknown_target(arguments: Sequence[str]) -> str | None:
     targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
-    unknown = [word for word in arguments if not word.startswith("-") and "=" not in word and word not in targets]
+    unknown = [
+        word
+        for word in arguments
+        if not word.startswith("-") and "=" not in word and word not in targets
+    ]
     return f"the Makefile has no {', '.join(unknown)}" if unknown else None
 
 
@@ -101,7 +108,9 @@ def _method(arguments: Sequence[str]) -> str:
     for word, value in zip(arguments, [*arguments[1:], ""], strict=True):
         if word == "--request" or re.fullmatch("-[a-zA-Z]*X", word):
             return value
-    return "POST" if any(re.match("-[a-zA-Z]*d$|--data|--json", word) for word in arguments) else "GET"
+    return (
+        "POST" if any(re.match("-[a-zA-Z]*d$|--data|--json", word) for word in arguments) else "GET"
+    )
 
 
 def _is_answered(method: str, path: str) -> bool:

@@ -11,7 +11,11 @@ from tests.support.pages import ROOT, anchors, links, pages
 
 @pytest.mark.parametrize("page", pages(), ids=str)
 def test_every_relative_link_leads_to_a_file_and_an_anchor(page: Path) -> None:
-    relative = [link for link in links((ROOT / page).read_text()) if not link.startswith(("http://", "https://", "mailto:"))]
+    relative = [
+        link
+        for link in links((ROOT / page).read_text())
+        if not link.startswith(("http://", "https://", "mailto:"))
+    ]
     assert [link for link in relative if not _leads_somewhere(page, link)] == []
 
 

@@ -20,20 +20,34 @@ def test_the_page_is_what_the_code_makes_of_it(name: str) -> None:
 
 def test_the_api_has_a_section_for_every_call_and_schema() -> None:
     document = create_app(ApiSettings()).openapi()
-    calls = {f"### `{method.upper()} {path}`" for path, operations in document["paths"].items() for method in operations}
+    calls = {
+        f"### `{method.upper()} {path}`"
+        for path, operations in document["paths"].items()
+        for method in operations
+    }
     schemas = {f"### {name}" for name in document["components"]["schemas"]}
     headings = {line for line in PAGES["http-api.md"]().splitlines() if line.startswith("### ")}
     assert headings == calls | schemas
 
 
 def test_a_call_names_its_parameters_its_answers_and_its_problems() -> None:
-    section = PAGES["http-api.md"]().partition("### `GET /v1/jobs/{job_id}`")[2].partition("\n### ")[0]
+    section = (
+        PAGES["http-api.md"]().partition("### `GET /v1/jobs/{job_id}`")[2].partition("\n### ")[0]
+    )
     assert "| `wait` | query | number (0 to 60), optional, default `0` |" in section
     assert "| 200 | [Job](#job) |" in section
     assert "| 404 | [`unknown-job`](#problem-types) |" in section
     assert "| 404 | [`unknown-image`](#problem-types) |" not in section
-    assert [line for line in section.splitlines() if line.startswith("| 421") and line.endswith("Without API keys. |")]
-    assert [line for line in section.splitlines() if line.startswith("| 401") and line.endswith("With API keys. |")]
+    assert [
+        line
+        for line in section.splitlines()
+        if line.startswith("| 421") and line.endswith("Without API keys. |")
+    ]
+    assert [
+        line
+        for line in section.splitlines()
+        if line.startswith("| 401") and line.endswith("With API keys. |")
+    ]
 
 
 def test_a_command_names_its_arguments_its_options_and_their_defaults() -> None:
