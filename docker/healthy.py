@@ -25,11 +25,11 @@ def worker() -> bool:
     """Whether Redis has heard, within the last heartbeats, of a worker that runs in this container."""
     from redis import Redis
 
-    from worker.jobs import worker_registry
     from worker.jobs.keys import WORKERS
+    from worker.jobs.worker_registry import READ_WORKERS, parse_workers
 
     redis = Redis.from_url(os.environ["DDPM_REDIS_URL"], socket_timeout=_TIMEOUT_S)
-    heard = worker_registry.read(redis.eval(worker_registry.LOOK, 1, WORKERS))
+    heard = parse_workers(READ_WORKERS.call(redis, workers=WORKERS))
     return any(
         redis.hget(f"rq:worker:{info.name}", "hostname") == socket.gethostname().encode()
         for info in heard

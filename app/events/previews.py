@@ -14,26 +14,13 @@ from app.problems.problems import NoPreview, UnknownImage
 from app.records.notifier import Notifier
 from app.records.reader import Hash, as_hash, check_job_id, owned_record
 from worker.jobs.domain import State
-from worker.jobs.keys import PREVIEWS, job_key, preview_asked_key, preview_key, sha256_key
+from worker.jobs.keys import job_key, preview_asked_key, preview_key, sha256_key
+from worker.jobs.scripts import load
 
 _WITHIN_S = 3.0  # a step takes a second at most, and a worker may have others to take first
 _LOOK_EVERY_S = 0.05  # a tenth of a preview's life
 _AT_ONCE = 64  # images a round trip
-
-# KEYS: record, hashes, preview, asked of each image. ARGV: 1 to ask for what is not there, then job and index of each.
-# -> record, hash, preview of each. However many clients want to see an image, its worker is asked a few times a second.
-_LOOK = f"""
-local found = {{}}
-for n = 1, #KEYS / 4 do
-  local record, hashes, preview, asked = unpack(KEYS, 4 * n - 3, 4 * n)
-  local job, index = ARGV[2 * n], ARGV[2 * n + 1]
-  local sha256, png = redis.call('HGET', hashes, index), redis.call('GET', preview)
-  if ARGV[1] == '1' and not sha256 and not png and redis.call('HGET', record, 'state') == '{State.RUNNING}' then
-    if redis.call('SET', asked, 1, 'NX', 'PX', 300) then redis.call('PUBLISH', '{PREVIEWS}', job .. ' ' .. index) end
-  end
-  found[n] = {{redis.call('HGETALL', record), sha256, png}}
-end
-return found"""
+_READ = load("read_previews")
 
 
 @dataclass(slots=True)
@@ -139,17 +126,18 @@ class PreviewReader:
 
     async def _look(self, images: Sequence[tuple[str, int]], ask: bool = False) -> list[_Look]:
         """To ask is for those only of which it is known that their clients may."""
-        keys = [
-            key
-            for job, index in images
-            for key in (
-                job_key(job),
-                sha256_key(job),
-                preview_key(job, index),
-                preview_asked_key(job, index),
-            )
-        ]
-        answers = await self._redis.eval(
-            _LOOK, len(keys), *keys, int(ask), *(part for image in images for part in image)
+        answers = await _READ.call(
+            self._redis,
+            images=[
+                (
+                    job_key(job),
+                    sha256_key(job),
+                    preview_key(job, index),
+                    preview_asked_key(job, index),
+                )
+                for job, index in images
+            ],
+            ask=int(ask),
+            names=images,
         )
         return [_Look(as_hash(fields), sha256 is not None, png) for fields, sha256, png in answers]

@@ -22,6 +22,7 @@ from app.records.reader import Hash, as_hash, check_job_id
 from app.records.record import Record
 from worker.jobs.domain import State
 from worker.jobs.keys import job_key, sha256_key
+from worker.jobs.scripts import load
 
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S = (
@@ -32,16 +33,7 @@ _LONGEST_PAUSE_S = 2.0
 _HEARTBEAT_S = 15.0  # proxies close what is silent for long; a minute is common
 _HEARTBEAT = format_sse_event(comment="still here")
 _RETRY = format_sse_event(retry=1000)
-
-# KEYS: record and images of each job. ARGV: how many images of each are known. -> record and, where there are others, images.
-# One command, since redis-py takes longer over one than Redis does. Of 1024 images, hashes are read when there are new ones only.
-_LOOK = """
-local out = {}
-for i, known in ipairs(ARGV) do
-  local record, images = KEYS[2 * i - 1], KEYS[2 * i]
-  out[i] = {redis.call('HGETALL', record), redis.call('HLEN', images) ~= tonumber(known) and redis.call('HGETALL', images)}
-end
-return out"""
+_READ = load("read_watched_jobs")
 
 
 class RecordRead:
@@ -214,11 +206,10 @@ class EventWatcher(Coalescer[WatchedJob, None]):
     async def _read(self, keys: Sequence[WatchedJob]) -> Sequence[None]:
         for followed in keys:
             followed.changed.clear()  # before the look: a change after it is another one
-        names = [
-            key for followed in keys for key in (job_key(followed.job), sha256_key(followed.job))
-        ]
-        answers = await self._redis.eval(
-            _LOOK, len(names), *names, *(len(followed.hashes) for followed in keys)
+        answers = await _READ.call(
+            self._redis,
+            jobs=[(job_key(followed.job), sha256_key(followed.job)) for followed in keys],
+            known=[len(followed.hashes) for followed in keys],
         )
         for followed, (record, images) in zip(keys, answers, strict=True):
             followed.heed(

@@ -18,6 +18,7 @@ from app.records.record import Record
 from app.schemas.jobs import JobRequest
 from worker.jobs.keys import LEFT, LOAD, idempotency_key, job_key
 from worker.jobs.policy import UNFINISHED_TTL_S
+from worker.jobs.scripts import load
 from worker.jobs.worker_registry import WorkerInfo
 
 Part = str | bytes | int | float
@@ -25,39 +26,7 @@ Command = Sequence[Part]
 
 _LONGEST_WAIT_S = 3600
 _NO_WORKER_WAIT_S = 60  # without a worker nobody can say when there will be room
-
-# One script: between a check and a post of their own two processes could overshoot a bound, or post one key twice.
-# KEYS: record, left, load, the idempotency key's where there is one.
-# ARGV: id, owner, image-steps, most of one owner, most of all, what `left` says of the job besides, body, seconds that the
-# idempotency key is kept; then commands, each the number of its parts and its parts.
-# -> {verdict, id, image-steps open of the owner, of all, owners}
-_ADMIT = """
-local C = redis.call
-if KEYS[4] then
-  local id, body = string.match(C('GET', KEYS[4]) or '', '^(%S+) (%S+)$')
-  local record = id and string.sub(KEYS[1], 1, -1 - #ARGV[1]) .. id
-  if id and C('EXISTS', record) == 1 then
-    C('EXPIRE', KEYS[4], C('TTL', record)) -- changes nothing, but as a write it makes WAITAOF wait for the first post as well
-    return {body == ARGV[7] and 'same' or 'reused', id, 0, 0, 0}
-  end
-end
-local own, all = tonumber(C('HGET', KEYS[3], ARGV[2]) or 0), 0
-for _, open in ipairs(C('HVALS', KEYS[3])) do all = all + open end
-local verdict = own + ARGV[3] > tonumber(ARGV[4]) and 'quota' or all + ARGV[3] > tonumber(ARGV[5]) and 'full' or 'posted'
-if verdict == 'posted' then
-  local i = 9
-  while i <= #ARGV do
-    C(unpack(ARGV, i + 1, i + ARGV[i]))
-    i = i + 1 + ARGV[i]
-  end
-  C('HSET', KEYS[2], ARGV[1], ARGV[3] .. ' ' .. ARGV[6])
-  C('HINCRBY', KEYS[3], ARGV[2], ARGV[3])
-  if KEYS[4] then
-    C('SET', KEYS[4], ARGV[1] .. ' ' .. ARGV[7], 'EX', ARGV[8])
-    C('HSET', KEYS[1], 'idempotency', KEYS[4])
-  end
-end
-return {verdict, ARGV[1], own, all, C('HLEN', KEYS[3])}"""
+_ADMIT = load("admit_job")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,30 +69,23 @@ class Admission:
 
         Raises QueueFull, QuotaExceeded, KeyReused; NotOnDisk for a job that is posted and may yet be lost.
         """
-        keys = [
-            job_key(record.id),
-            LEFT,
-            LOAD,
-            *([idempotency_key(record.owner, key)] if key else []),
-        ]
-        about: list[Part] = [
-            record.id,
-            record.owner,
-            record.image_steps,
-            self._bounds.of_one,
-            self._bounds.of_all,
-        ]
         recipe = record.recipe
-        about.append(f"{record.count} {recipe.steps} {recipe.model} {record.owner}")
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.eval(
-                _ADMIT,
-                len(keys),
-                *keys,
-                *about,
-                _fingerprint(request),
-                UNFINISHED_TTL_S,
-                *_flat(commands),
+            _ADMIT.eval(
+                pipe,
+                record=job_key(record.id),
+                left=LEFT,
+                load=LOAD,
+                idempotency=idempotency_key(record.owner, key) if key else None,
+                id=record.id,
+                owner=record.owner,
+                image_steps=record.image_steps,
+                most_of_one=self._bounds.of_one,
+                most_of_all=self._bounds.of_all,
+                about=f"{record.count} {recipe.steps} {recipe.model} {record.owner}",
+                fingerprint=_fingerprint(request),
+                idempotency_ttl_s=UNFINISHED_TTL_S,
+                commands=_flat(commands),
             )
             self._disk.ask(pipe)
             buffer_read(

@@ -39,11 +39,11 @@ from app.schemas.jobs import Job, JobPage, JobRequest, JobSummary
 from app.webhooks.check import check_webhook
 from app.webhooks.target import Reach
 from models.checkpoints.catalog import Catalog
-from worker.jobs import scripts, transitions
+from worker.jobs import transitions
 from worker.jobs.domain import State
 from worker.jobs.keys import CHANGES, chains_key, job_key, open_key, owner_key, png_key, sha256_key
 from worker.jobs.policy import RECORD_TTL_S, UNFINISHED_TTL_S
-from worker.jobs.shard_queue import enqueue, withdraw_keys
+from worker.jobs.shard_queue import enqueue, withdraw
 
 log = logging.getLogger(__name__)
 _MAX_SCAN = 1000  # records read by one listing, however few match
@@ -188,7 +188,7 @@ class Jobs:
         record = await self._find(job, owner)
         keys = transitions.transition_keys(job, record.priority)
         # Not in the transaction: a script that fails, as on a full server, does not keep the next one from running.
-        await self._redis.eval(transitions.CANCEL, len(keys), *keys)
+        await transitions.CANCEL.call(self._redis, **keys)
         async with self._redis.pipeline(transaction=True) as pipe:
             _withdraw(pipe, record)
             buffer_read(pipe, job)
@@ -201,7 +201,7 @@ class Jobs:
         record = await self._find(job, owner)
         keys = transitions.transition_keys(job, record.priority)
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.eval(transitions.DOOM, len(keys), *keys)
+            transitions.PREPARE_DELETION.eval(pipe, **keys)
             pipe.delete(job_key(job))
             pipe.delete(sha256_key(job), png_key(job), chains_key(job))
             pipe.zrem(open_key(record.priority), job)
@@ -304,5 +304,4 @@ class Jobs:
 def _withdraw(pipe: Pipeline, record: Record) -> None:
     """Take what waits out of the queue, and tell the workers of what runs."""
     for shard in record.shards:
-        keys = withdraw_keys(shard)
-        pipe.eval(scripts.WITHDRAW, len(keys), *keys, shard.id)
+        withdraw(shard, pipe)

@@ -9,23 +9,22 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from redis.asyncio import Redis
 
-from worker.jobs import worker_registry
 from worker.jobs.domain import Priority
 from worker.jobs.keys import LOAD, WORKERS, open_key
-from worker.jobs.worker_registry import WorkerInfo
+from worker.jobs.worker_registry import READ_WORKERS, WorkerInfo, parse_workers
 
 
 async def scrape(redis: Redis) -> bytes:
     """The text format of Prometheus, in one round trip to Redis."""
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.eval(worker_registry.LOOK, 1, WORKERS)
+        READ_WORKERS.eval(pipe, workers=WORKERS)
         pipe.hvals(LOAD)
         for priority in Priority:
             pipe.zcard(open_key(priority))
         workers, loads, *counts = await pipe.execute()
     jobs = {str(priority): count for priority, count in zip(Priority, counts, strict=True)}
     registry = CollectorRegistry()
-    registry.register(_Snapshot(jobs, sum(map(float, loads)), worker_registry.read(workers)))
+    registry.register(_Snapshot(jobs, sum(map(float, loads)), parse_workers(workers)))
     return generate_latest(registry)
 
 

@@ -7,97 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from app.schemas.jobs import QueuePlace
-from worker.jobs.domain import SHARD_IMAGES, Priority
-from worker.jobs.keys import LEFT, open_key
+from worker.jobs.domain import SHARD_IMAGES
 from worker.jobs.policy import FLOOR, HOLDS, STRETCH
 from worker.jobs.worker_registry import Pace, WorkerInfo
 
-# Jobs of each class that an estimate looks at: 2 microseconds of Redis each, which does nothing else meanwhile.
-_LOOKED_AT = 256
-
-# The Lua function `place(id, record)`. KEYS: open interactive, open bulk, left. ARGV: images a shard, jobs looked at.
-# -> false unless the job is queued, else {jobs before it} where they are too many to look at, else with it:
-# its own interactive image-steps, its bulk ones, images, steps an image; of interactive work, of bulk work posted before
-# it and of bulk work posted after it each image-steps, those of its owner that come first as they are less, images, other
-# owners; image-steps of other models; whether there is bulk work beside its interactive
-QUEUE_PLACE = """
-local C, shard, most = redis.call, tonumber(ARGV[1]), tonumber(ARGV[2])
-local function place(id, record)
-  local state, priority, owner = unpack(C('HMGET', record, 'state', 'priority', 'owner'))
-  if state ~= 'queued' then return false end
-  local mine = priority == 'interactive' and KEYS[1] or KEYS[2]
-  local interactive_jobs, bulk_jobs = C('ZCARD', KEYS[1]), C('ZCARD', KEYS[2])
-  local before = (C('ZRANK', mine, id) or 0) + (mine == KEYS[2] and interactive_jobs or 0)
-  local since, book = C('ZSCORE', mine, id), C('HGET', KEYS[3], id)
-  if not (since and book) then return {before} end
-  local ahead = C('ZCOUNT', KEYS[2], '-inf', '(' .. since)
-  if interactive_jobs > most or ahead > most then return {before} end
-  local function entry(text)
-    local left, count, steps, model, whose = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (.*)$')
-    left, count, steps = tonumber(left), tonumber(count), tonumber(steps)
-    local first = math.min(count, shard) * steps -- of an interactive job the first shard is interactive, and done first
-    return left, math.max(0, math.min(left, first - (count * steps - left))), model, whose, count, steps
-  end
-  local left, first, model, _, count, steps = entry(book)
-  local own_interactive = mine == KEYS[1] and first or 0
-  local function class() return {work = 0, smaller = 0, images = 0, owners = 0, seen = {}} end
-  local interactive, earlier, later, other, posted = class(), class(), class(), 0, tonumber(since)
-  later.seen = earlier.seen
-  local function add(class, whose, work, images, smaller)
-    class.work, class.images = class.work + work, class.images + images
-    if whose == owner then
-      if smaller then class.smaller = class.smaller + work end
-    elseif not class.seen[whose] then
-      class.seen[whose], class.owners = true, class.owners + 1
-    end
-  end
-  local function add_bulk(whose, work, of_steps, since) -- a worker compares what it has of each, which is a shard or two
-    local theirs, ours = math.min(work, shard * of_steps), math.min(left - own_interactive, shard * steps)
-    local smaller = theirs < ours or theirs == ours and since < posted
-    add(since < posted and earlier or later, whose, work, math.ceil(work / of_steps), smaller)
-  end
-  local function books(ids)
-    local names, scores = {}, {}
-    for i = 1, #ids, 2 do
-      if ids[i] ~= id then names[#names + 1] = ids[i]; scores[#scores + 1] = tonumber(ids[i + 1]) end
-    end
-    return #names > 0 and C('HMGET', KEYS[3], unpack(names)) or {}, scores
-  end
-  local texts, scores = books(C('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES'))
-  for i, text in ipairs(texts) do
-    if text then
-      local work, now, of, whose, pictures, of_steps = entry(text)
-      if of ~= model then
-        other = other + work
-      else
-        local smaller = now < own_interactive or now == own_interactive and scores[i] < posted
-        if now > 0 then add(interactive, whose, now, math.min(pictures, shard), smaller) end
-        if work > now then add_bulk(whose, work - now, of_steps, scores[i]) end
-      end
-    end
-  end
-  texts, scores = books(C('ZRANGE', KEYS[2], 0, most, 'WITHSCORES'))
-  for i, text in ipairs(texts) do
-    if text then
-      local work, _, of, whose, _, of_steps = entry(text)
-      if of == model then
-        add_bulk(whose, work, of_steps, scores[i])
-      elseif scores[i] < posted then
-        other = other + work
-      end
-    end
-  end
-  local bulk_beside = (bulk_jobs > 0 or earlier.work > 0 or left > own_interactive) and 1 or 0
-  local answer = {before, own_interactive, left - own_interactive, count, steps}
-  for _, class in ipairs({interactive, earlier, later}) do
-    for _, field in ipairs({'work', 'smaller', 'images', 'owners'}) do answer[#answer + 1] = class[field] end
-  end
-  answer[#answer + 1], answer[#answer + 2] = other, bulk_beside
-  return answer
-end
-"""
-PLACE_KEYS = (open_key(Priority.INTERACTIVE), open_key(Priority.BULK), LEFT)
-PLACE_ARGS = (SHARD_IMAGES, _LOOKED_AT)
+# Jobs of each priority that an estimate reads: 2 microseconds of Redis each, which does nothing
+# else meanwhile.
+MOST_READ = 256
 
 
 def queue_place(
@@ -142,7 +58,7 @@ class _Class:
 
 @dataclass(frozen=True, slots=True)
 class _Ahead:
-    """What QUEUE_PLACE found."""
+    """What queue_place.lua found."""
 
     own_interactive: int
     own_bulk: int

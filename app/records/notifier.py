@@ -13,17 +13,12 @@ from redis.exceptions import RedisError
 
 from app.operation.background import background
 from worker.jobs.keys import CHANGES, job_key
+from worker.jobs.scripts import load
 
 log = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 2.0
 _LOOK_EVERY_S = 1.0
-
-
-# KEYS: records. -> their states.
-_STATES = """
-local states = {}
-for i, record in ipairs(KEYS) do states[i] = redis.call('HGET', record, 'state') end
-return states"""
+_READ_STATES = load("read_states")
 
 
 class Notifier:
@@ -88,7 +83,7 @@ class Notifier:
             jobs = list(self._waiting)
             with suppress(RedisError):  # the subscription says so
                 read = (
-                    await self._redis.eval(_STATES, len(jobs), *map(job_key, jobs)) if jobs else []
+                    await _READ_STATES.call(self._redis, records=map(job_key, jobs)) if jobs else []
                 )
                 states = dict(zip(jobs, read, strict=True))
                 for job in jobs:

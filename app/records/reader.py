@@ -11,35 +11,23 @@ from typing import Any
 from redis.asyncio.client import Pipeline
 
 from app.problems.problems import UnknownJob
-from app.records.eta import PLACE_ARGS, PLACE_KEYS, QUEUE_PLACE, queue_place
+from app.records.eta import MOST_READ, queue_place
 from app.records.record import Record
 from app.schemas.jobs import Job, QueuePlace
-from worker.jobs import worker_registry
-from worker.jobs.keys import WORKERS, job_key, png_key, sha256_key
-from worker.jobs.worker_registry import WorkerInfo
+from worker.jobs.domain import Priority
+from worker.jobs.keys import LEFT, WORKERS, job_key, open_key, png_key, sha256_key
+from worker.jobs.scripts import load
+from worker.jobs.worker_registry import WorkerInfo, parse_workers
 
 _ID = re.compile("[0-9a-f]{32}")
-
-# KEYS and ARGV: those of `place`, workers, then record, hashes and PNGs of each job; ids.
-# One command, since redis-py takes longer over one than Redis does.
-_LOOK = (
-    QUEUE_PLACE
-    + worker_registry.ALIVE
-    + """
-local found = {}
-for i = 1, #ARGV - 2 do
-  local record, hashes, pngs = unpack(KEYS, 3 * i + 2, 3 * i + 4)
-  found[i] = {C('HGETALL', record), C('HGETALL', hashes), C('EXISTS', pngs), place(ARGV[i + 2], record)}
-end
-return {alive(KEYS[4]), found}"""
-)
+_READ = load("read_jobs")
 
 Hash = Mapping[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:
-    """What a look found of one job. `place` is what QUEUE_PLACE says, `workers` what the living say of themselves."""
+    """What a look found of one job. `place` is what queue_place.lua says, `workers` what the living say of themselves."""
 
     fields: Hash
     hashes: Hash
@@ -59,7 +47,7 @@ class StoredJob:
 
     def alive(self) -> list[WorkerInfo]:
         """Workers that were, at the look."""
-        return worker_registry.read(self.workers)
+        return parse_workers(self.workers)
 
     def _queue(self, record: Record) -> QueuePlace | None:
         return queue_place(self.place, record.recipe.model, self.alive()) if self.place else None
@@ -67,9 +55,16 @@ class StoredJob:
 
 def buffer_read(pipe: Pipeline, *jobs: str) -> None:
     """Buffer a command whose answer `found` reads."""
-    keys = [key for job in jobs for key in (job_key(job), sha256_key(job), png_key(job))]
-    keys = [*PLACE_KEYS, WORKERS, *keys]
-    pipe.eval(_LOOK, len(keys), *keys, *PLACE_ARGS, *jobs)
+    _READ.eval(
+        pipe,
+        interactive=open_key(Priority.INTERACTIVE),
+        bulk=open_key(Priority.BULK),
+        left=LEFT,
+        workers=WORKERS,
+        jobs=[(job_key(job), sha256_key(job), png_key(job)) for job in jobs],
+        most=MOST_READ,
+        ids=jobs,
+    )
 
 
 def parse_read(answer: Sequence[Any]) -> list[StoredJob]:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import cast
-
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -9,8 +7,8 @@ from app.operation.metrics import scrape
 from app.problems.problems import NoWorker, StoreUnreachable, problems
 from app.routers.dependencies import Store
 from app.schemas.health import Health, Readiness, Worker
-from worker.jobs import worker_registry
 from worker.jobs.keys import WORKERS
+from worker.jobs.worker_registry import READ_WORKERS, parse_workers
 
 router = APIRouter(tags=["health"])
 
@@ -28,9 +26,7 @@ async def healthz() -> Health:
 @router.get("/readyz", responses=problems(NoWorker, StoreUnreachable))
 async def readyz(store: Store) -> Readiness:
     """Whether a job posted now would run: Redis answers, and a worker is alive."""
-    workers = worker_registry.read(
-        cast("list[bytes]", await store.eval(worker_registry.LOOK, 1, WORKERS))
-    )
+    workers = parse_workers(await READ_WORKERS.call(store, workers=WORKERS))
     if not workers:
         raise NoWorker
     return Readiness(

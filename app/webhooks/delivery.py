@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -26,7 +25,8 @@ from app.schemas.webhooks import WebhookMessage
 from app.webhooks import signature
 from app.webhooks.sender import AT_ONCE, TIMEOUT_S, Outcome, Sender
 from app.webhooks.target import BadTarget, Target
-from worker.jobs.keys import NOW, WEBHOOKS, job_key
+from worker.jobs.keys import WEBHOOKS, job_key
+from worker.jobs.scripts import load
 
 log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 9  # over 6 hours
@@ -34,42 +34,8 @@ _CLAIM_S = 4 * TIMEOUT_S
 _LOOK_EVERY_S = 1.0
 _AT_ONCE_OF_ONE = 16  # attempts; one owner's receivers that never answer leave room for others'
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _GROWTH = 5.0, 7200.0, 4.0
-
-# KEYS: webhooks. ARGV: seconds that a claim lasts, prefix of job keys.
-# -> {job, until when it is claimed, its hash, images that are done}, or false where nothing is due.
-_CLAIM = (
-    NOW
-    + """
-while true do
-  local id = redis.call('ZRANGE', KEYS[1], '-inf', now(), 'BYSCORE', 'LIMIT', 0, 1)[1]
-  if not id then return false end
-  local job, until_ = ARGV[2] .. id, string.format('%d', math.ceil(now() + ARGV[1]))
-  if redis.call('EXISTS', job) == 1 then
-    redis.call('ZADD', KEYS[1], until_, id)
-    redis.call('HINCRBY', job, 'webhook_attempts', 1)
-    return {id, until_, redis.call('HGETALL', job), redis.call('HLEN', job .. ':sha256')}
-  end
-  redis.call('ZREM', KEYS[1], id)
-end"""
-)
-
-# KEYS: webhooks, job. ARGV: job, until when it was claimed, in how many seconds it is due again or '', then fields of the job
-# and values.
-_SETTLE = (
-    NOW
-    + """
-if redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then return end
-if redis.call('EXISTS', KEYS[2]) == 0 then
-  redis.call('ZREM', KEYS[1], ARGV[1])
-  return
-end
-redis.call('HSET', KEYS[2], unpack(ARGV, 4))
-if ARGV[3] == '' then
-  redis.call('ZREM', KEYS[1], ARGV[1])
-else
-  redis.call('ZADD', KEYS[1], string.format('%.3f', now() + ARGV[3]), ARGV[1])
-end"""
-)
+_CLAIM = load("claim_webhook")
+_SETTLE = load("settle_webhook")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +59,6 @@ class Delivery:
 
     def __init__(self, redis: Redis, sender: Sender, service_secret: str) -> None:
         self._redis, self._sender, self._secret = redis, sender, service_secret
-        self._claim_script, self._settle_script = (
-            cast("Any", redis.register_script(text)) for text in (_CLAIM, _SETTLE)
-        )
         self._free = asyncio.Semaphore(AT_ONCE)
         self._sending: Counter[str] = Counter()  # by owner
 
@@ -118,7 +81,9 @@ class Delivery:
 
     async def _next(self) -> _Claim | None:
         try:
-            claimed = await self._claim_script(keys=[WEBHOOKS], args=[_CLAIM_S, job_key("")])
+            claimed = await _CLAIM.call(
+                self._redis, webhooks=WEBHOOKS, claim_s=_CLAIM_S, record_prefix=job_key("")
+            )
         except RedisError as error:
             log.warning("cannot look for webhooks that are due: %s", error)
             return None
@@ -206,10 +171,14 @@ class Delivery:
     async def _settle(
         self, claim: _Claim, again_in_s: float | None, noted: Mapping[str, str | int]
     ) -> None:
-        fields = [part for pair in noted.items() for part in pair]
-        again = "" if again_in_s is None else again_in_s
-        await self._settle_script(
-            keys=[WEBHOOKS, job_key(claim.job)], args=[claim.job, claim.until, again, *fields]
+        await _SETTLE.call(
+            self._redis,
+            webhooks=WEBHOOKS,
+            record=job_key(claim.job),
+            job=claim.job,
+            claimed_until=claim.until,
+            again_in_s="" if again_in_s is None else again_in_s,
+            outcome=noted.items(),
         )
 
 

@@ -25,6 +25,7 @@ from app.settings import ApiSettings
 from bench.lib.report import OUT, Report
 from worker.jobs import transitions
 from worker.jobs.keys import job_key, progress_field
+from worker.jobs.scripts import Argument, Script
 
 WAYS = {
     "no file": {"appendonly": "no"},
@@ -146,7 +147,7 @@ def progress(redis: Redis) -> Iterator[list[float]]:
         while not done.wait(EVERY_S):
             for shard in range(SHARDS):
                 start = time.perf_counter()
-                run(redis, transitions.PROGRESS, progress_field(shard), "1,64")
+                run(redis, transitions.PROGRESS, field=progress_field(shard), progress="1,64")
                 took.append((time.perf_counter() - start) * 1e3)
 
     thread = threading.Thread(target=report)
@@ -162,13 +163,12 @@ def publish(redis: Redis, images: int = 200) -> float:
     """Images a second, stored one by one."""
     start = time.perf_counter()
     for index in range(images):
-        run(redis, transitions.PUBLISH, index, "ab" * 32, PNG)
+        run(redis, transitions.PUBLISH, images=[(index, "ab" * 32, PNG)])
     return images / (time.perf_counter() - start)
 
 
-def run(redis: Redis, script: str, *args: str | bytes | float) -> None:
-    keys = transitions.transition_keys("w", "bulk")
-    redis.eval(script, len(keys), *keys, *args)
+def run(redis: Redis, script: Script, **args: Argument) -> None:
+    script.eval(redis, **transitions.transition_keys("w", "bulk"), **args)
 
 
 if __name__ == "__main__":

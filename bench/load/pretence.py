@@ -15,6 +15,7 @@ from redis import Redis
 from worker.jobs import transitions
 from worker.jobs.domain import SHARD_IMAGES, shard_count
 from worker.jobs.keys import progress_field
+from worker.jobs.scripts import Script
 
 REPORT_EVERY_S = 0.05
 STEPS = 1000
@@ -33,32 +34,29 @@ class Pretence:
         self._redis = Redis.from_url(redis_url)
 
     def start(self, jobs: Sequence[PretendJob]) -> None:
-        self._run(transitions.START, [(job, [1, 0]) for job in jobs])
+        self._run(transitions.START, [(job, {"attempt": 1, "external": 0}) for job in jobs])
 
     def report(self, jobs: Sequence[PretendJob], step: int) -> None:
         """Every shard of every job, as if all were in an engine."""
         shards = [(job, shard) for job in jobs for shard in range(shard_count(job.count))]
         self._run(
             transitions.PROGRESS,
-            [(job, [progress_field(n), f"{step},{step * SHARD_IMAGES}"]) for job, n in shards],
+            [
+                (job, {"field": progress_field(n), "progress": f"{step},{step * SHARD_IMAGES}"})
+                for job, n in shards
+            ],
         )
 
     def finish(self, jobs: Sequence[PretendJob]) -> None:
         for job in jobs:
             pngs = [(index, b"a PNG, or nearly") for index in range(job.count)]
-            args = [
-                part
-                for index, png in pngs
-                for part in (index, hashlib.sha256(png).hexdigest(), png)
-            ]
-            self._run(transitions.PUBLISH, [(job, args)])
+            images = [(index, hashlib.sha256(png).hexdigest(), png) for index, png in pngs]
+            self._run(transitions.PUBLISH, [(job, {"images": images})])
 
-    def _run(self, script: str, calls: Sequence[tuple[PretendJob, list[Any]]]) -> None:
-        sha = self._redis.script_load(script)
+    def _run(self, script: Script, calls: Sequence[tuple[PretendJob, dict[str, Any]]]) -> None:
         with self._redis.pipeline(transaction=False) as pipe:
             for job, args in calls:
-                keys = transitions.transition_keys(job.id, "interactive")
-                pipe.evalsha(sha, len(keys), *keys, *args)
+                script.call(pipe, **transitions.transition_keys(job.id, "interactive"), **args)
             pipe.execute()
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from redis import Redis
 
-from worker.jobs import scripts
 from worker.jobs.domain import Priority, Recipe, Shard
 from worker.jobs.keys import queue_name
-from worker.jobs.shard_queue import enqueue, make_queue, reap, withdraw_keys
+from worker.jobs.shard_queue import enqueue, make_queue, reap
 from worker.process.shard_leases import ShardLeases
 
 LEASE_S = 1.0
@@ -38,11 +37,6 @@ def rescue(redis: Redis, lease_s: float = LEASE_S) -> list[tuple[str, str]]:
 
 def waiting(redis: Redis, priority: str = "interactive") -> list[str]:
     return make_queue(queue_name(priority, MODEL), redis).get_job_ids()
-
-
-def withdraw(redis: Redis, what: Shard) -> bytes:
-    keys = withdraw_keys(what)
-    return redis.eval(scripts.WITHDRAW, len(keys), *keys, what.id)
 
 
 def left(redis: Redis) -> set[str]:

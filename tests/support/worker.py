@@ -12,6 +12,7 @@ from redis import Redis
 
 from worker.jobs import transitions
 from worker.jobs.keys import WORKERS, job_key, preview_key, progress_field
+from worker.jobs.scripts import Argument, Script
 from worker.jobs.worker_registry import ModelInfo, WorkerInfo
 from worker.results.in_redis import InRedis
 from worker.results.store import ResultsStore
@@ -44,31 +45,33 @@ class IdleWorker:
         say(self.redis, WorkerInfo("worker-1", "cpu", dict.fromkeys(models, served), 1.0), lives_s)
 
     def start(self, job: str) -> bytes | None:
-        return self._run(transitions.START, job, 1, int(self.store.external))
+        return self._run(transitions.START, job, attempt=1, external=int(self.store.external))
 
     def progress(self, job: str, shard: int, least: int, image_steps: int) -> bool:
         return bool(
-            self._run(transitions.PROGRESS, job, progress_field(shard), f"{least},{image_steps}")
+            self._run(
+                transitions.PROGRESS,
+                job,
+                field=progress_field(shard),
+                progress=f"{least},{image_steps}",
+            )
         )
 
     def publish(self, job: str, indices: Iterable[int]) -> bool:
         pngs = [(index, png_of(index)) for index in indices]
         kept = zip(pngs, self.store.put(job, pngs), strict=True)
         images = [
-            part
-            for (index, png), in_redis in kept
-            for part in (index, hashlib.sha256(png).hexdigest(), in_redis)
+            (index, hashlib.sha256(png).hexdigest(), in_redis) for (index, png), in_redis in kept
         ]
-        return bool(self._run(transitions.PUBLISH, job, *images))
+        return bool(self._run(transitions.PUBLISH, job, images=images))
 
     def show(self, job: str, index: int, shade: int = 77, lives_ms: int = 10_000) -> None:
         """A preview. It lives longer than a real one, since a busy machine may be late to look."""
         self.redis.set(preview_key(job, index), png_of(shade), px=lives_ms)
 
     def fail(self, job: str, code: str, message: str) -> bool:
-        return bool(self._run(transitions.FAIL, job, code, message))
+        return bool(self._run(transitions.FAIL, job, code=code, message=message))
 
-    def _run(self, script: str, job: str, *args: str | int | float | bytes) -> bytes | None:
+    def _run(self, script: Script, job: str, **args: Argument) -> bytes | None:
         priority = (self.redis.hget(job_key(job), "priority") or b"interactive").decode()
-        keys = transitions.transition_keys(job, priority)
-        return self.redis.eval(script, len(keys), *keys, *args)
+        return script.eval(self.redis, **transitions.transition_keys(job, priority), **args)

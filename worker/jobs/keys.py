@@ -12,7 +12,7 @@ While clients look at its unfinished images it has keys that live for half a sec
 
 A job is finished when every image has its hash: there is no counter that a crash between two writes could leave wrong.
 A job is running while a worker holds a shard of it; when the last of them is lost or given back, it is queued again
-(worker/jobs/scripts.py). What a late worker still has to say of it is heard all the same: its images have the same bytes.
+(worker/jobs/lua/shared/requeue.lua). What a late worker still has to say of it is heard all the same: its images have the same bytes.
 Every change of state is one script in transitions.py, published on `CHANGES` as "<id> <state>".
 """
 
@@ -30,11 +30,6 @@ PREVIEW_LIVES_MS = 500
 EXPIRING = "ddpm:expiring"  # sorted set: job -> when what the results store holds of it is to be removed; it empties itself
 WEBHOOKS = "ddpm:webhooks"  # sorted set: job that has ended -> when its webhook is to be sent next; it empties itself
 WORKERS = "ddpm:workers"  # hash: worker name -> when it lapses, and JSON of WorkerInfo (worker/jobs/worker_registry.py)
-
-# For scripts: the Lua function `now()`, in seconds since the epoch. What hosts compare is the job store's time: theirs differ.
-NOW = """
-local function now() local time = redis.call('TIME'); return time[1] + time[2] / 1000000 end
-"""
 
 
 def job_key(job: str) -> str:

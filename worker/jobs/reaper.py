@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, cast
+from typing import cast
 
 from redis import Redis
 from rq import Queue
@@ -34,7 +34,7 @@ class Reaper:
                 self._give_up(queue, shard_id, reason)
         for priority in Priority:
             keys = transitions.transition_keys("", priority)
-            self._redis.eval(transitions.FORGET, len(keys), *keys)
+            transitions.FORGET_EXPIRED.eval(self._redis, **keys)
 
     def _give_up(self, queue: Queue, shard_id: str, reason: str) -> None:
         said = f" (the last said: {reason})" if reason else ""
@@ -48,5 +48,5 @@ def fail(redis: Redis, job: str, code: str, message: str) -> None:
     """End the job as failed, unless it has ended or is gone."""
     priority = cast("bytes | None", redis.hget(job_key(job), "priority"))
     if priority is not None:
-        script = cast("Any", redis.register_script(transitions.FAIL))
-        script(keys=transitions.transition_keys(job, priority.decode()), args=[code, message])
+        keys = transitions.transition_keys(job, priority.decode())
+        transitions.FAIL.call(redis, **keys, code=code, message=message)

@@ -1,205 +1,268 @@
-"""The Lua behind queue.py and rq_worker.py: each script is one change of a shard's state. Key names come from RQ's objects."""
+"""Loads the Lua scripts of worker/jobs/lua, and calls them with keys and arguments by name.
+
+A script is one file. The comment at its top is read by this module:
+
+    -- What the script does.
+    --
+    -- KEYS:
+    --   record: hash of the job
+    --   jobs*(record, hashes): what is there of each job
+    -- ARGV:
+    --   attempt: number of this attempt
+    --   lease?: the worker's execution
+    --   ids*: of the jobs
+    -- RESULT:
+    --   the job's state
+    -- include: now
+    -- constants: CHANGES
+
+KEYS and ARGV name what the script takes, in order. A bare name is one value. `name?` is one value
+or none, `name*` any number of values, `name*(a, b)` any number of groups of two.
+
+`include` puts files of worker/jobs/lua/shared before the script. If such a file has KEYS and ARGV,
+they come first.
+
+`constants` puts lines such as `local CHANGES = "ddpm:changes"` before the script. Values on which
+the API and the workers agree reach a script this way, and what a caller chooses reaches it as an
+argument. The files stay Lua that an editor and luacheck can read, which `$NAME` would not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, Literal, cast
+
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.client import Pipeline as AsyncPipeline
+from redis.client import Pipeline
+from redis.exceptions import NoScriptError
 
 from worker.jobs.domain import SHARD_IMAGES
-from worker.jobs.keys import CHANGES
+from worker.jobs.keys import CHANGES, PREVIEWS
+from worker.jobs.policy import RECORD_TTL_S, REMOVED_AGAIN_S, UNFINISHED_TTL_S
 
-_NOW = "local t = redis.call('TIME'); local now = t[1] + t[2] / 1e6; local C = redis.call\n"
+Value = str | bytes | int | float
+Argument = Value | None | Iterable[Value] | Iterable[Sequence[Value]]
+Client = Redis | AsyncRedis | Pipeline | AsyncPipeline
 
-# KEYS: worker executions, then (queue, wip) by priority: those that are wanted, then all others of the worker.
-# ARGV: execution id, worker, lease, iso now, prefixes of job / execution / executions keys, how many queues are wanted, how many
-# shards are looked at; for each wanted queue what an owner may hold already, and the images of a shard for which that does not
-# count; then owners, each before the interactive images of it that the worker holds.
-# An id that was used already gets what it got then: its answer was lost, and nobody would hold that shard.
-# Of interactive shards the first whose owner has least in the worker goes first, so that nobody waits behind another's many jobs.
-TAKE = (
-    _NOW
-    + """
-local held = {}
-for i = 10 + 2 * ARGV[8], #ARGV, 2 do held[ARGV[i]] = tonumber(ARGV[i + 1]) end
-local function next_of(queue, most, small)
-  if not (next(held) and string.find(queue, ':interactive:', 1, true)) then return C('LPOP', queue) end
-  local chosen, least
-  for _, id in ipairs(C('LRANGE', queue, 0, ARGV[9] - 1)) do
-    local said = C('HMGET', ARGV[5] .. id, 'owner', 'images')
-    local owned, images = said[1] and held[said[1]] or 0, tonumber(said[2] or 0)
-    if (owned <= most or images <= small) and (not least or owned < least) then chosen, least = id, owned end
-    if least == 0 then break end
-  end
-  if chosen then C('LREM', queue, 1, chosen) end
-  return chosen or false
-end
-for _, member in ipairs(C('SMEMBERS', KEYS[1])) do
-  local id = string.match(member, '^(.*):' .. ARGV[1] .. '$')
-  for i = 2, id and #KEYS or 0, 2 do
-    if C('ZSCORE', KEYS[i + 1], member) then return {(i - 2) / 2, id, C('HGETALL', ARGV[5] .. id)} end
-  end
-end
-for i = 2, 2 * ARGV[8], 2 do
-  local most, small = tonumber(ARGV[8 + i]), tonumber(ARGV[9 + i])
-  local id = next_of(KEYS[i], most, small)
-  while id do
-    local job, member = ARGV[5] .. id, id .. ':' .. ARGV[1]
-    -- anything but 'queued' is a deleted, cancelled or doubly pushed id: drop it (RQ would run it)
-    if C('HGET', job, 'status') == 'queued' then
-      local execution, index, ttl = ARGV[6] .. member, ARGV[7] .. id, math.ceil(ARGV[3] * 4)
-      C('ZADD', KEYS[i + 1], string.format('%.3f', now + ARGV[3]), member)
-      C('HSET', execution, 'id', ARGV[1], 'job_id', id, 'worker_name', ARGV[2],
-        'created_at', string.format('%.6f', now), 'last_heartbeat', string.format('%.6f', now))
-      C('ZADD', index, string.format('%.3f', now + ttl), ARGV[1])
-      -- outlive the lease: RQ's Job.cancel/delete raise if the index outlives the hash
-      C('EXPIRE', execution, ttl); C('EXPIRE', index, ttl)
-      C('SADD', KEYS[1], member); C('EXPIRE', KEYS[1], ttl)
-      C('HSET', job, 'status', 'started', 'started_at', ARGV[4], 'last_heartbeat', ARGV[4], 'worker_name', ARGV[2])
-      C('HDEL', job, 'reason')
-      return {(i - 2) / 2, id, C('HGETALL', job)}
-    end
-    id = next_of(KEYS[i], most, small)
-  end
-end
-return false"""
-)
+CONSTANTS: Mapping[str, str | int] = {
+    "CHANGES": CHANGES,
+    "PREVIEWS": PREVIEWS,
+    "RECORD_TTL_S": RECORD_TTL_S,
+    "REMOVED_AGAIN_S": REMOVED_AGAIN_S,
+    "SHARD_IMAGES": SHARD_IMAGES,
+    "UNFINISHED_TTL_S": UNFINISHED_TTL_S,
+}
+FOLDER = files("worker.jobs") / "lua"
 
-# A job is `running` while a worker holds a shard of it, so whatever takes a shard from its worker ends with this.
-# `shards` and `records` are the prefixes of RQ's jobs and of our jobs' records.
-_REST = """
-local function rest(id, shards, records)
-  local job = string.match(id, '^(.*)%-%d+$')
-  local record = redis.call('HMGET', records .. (job or ''), 'state', 'count')
-  if record[1] ~= 'running' then return end
-  for k = 0, math.ceil(record[2] / $SHARD_IMAGES) - 1 do
-    if redis.call('HGET', shards .. job .. '-' .. k, 'status') == 'started' then return end
-  end
-  redis.call('HSET', records .. job, 'state', 'queued')
-  redis.call('PUBLISH', '$CHANGES', job .. ' queued')
-end
-""".replace("$SHARD_IMAGES", str(SHARD_IMAGES)).replace("$CHANGES", CHANGES)
+_SECTION = re.compile(r"(KEYS|ARGV|RESULT):$")
+_LIST = re.compile(r"(include|constants): (.+)$")
+_PARAMETER = re.compile(r"  (\w+)([?*]?)(?:\(([\w, ]+)\))?: \S")
 
-# KEYS: wip, queue, job, executions index, execution, worker executions.  ARGV: member, id, mode, prefixes of jobs and records.
-# -> 0 where the execution is no longer in wip: a late worker, whose shard is somebody else's by now.
-FENCED = (
-    _REST
-    + """
-local C = redis.call
-if not C('ZSCORE', KEYS[1], ARGV[1]) then return 0 end
-C('ZREM', KEYS[1], ARGV[1]); C('DEL', KEYS[4], KEYS[5]); C('SREM', KEYS[6], ARGV[1])
-if ARGV[3] == 'front' and C('HGET', KEYS[3], 'status') == 'started' then
-  C('HSET', KEYS[3], 'status', 'queued', 'started_at', '', 'worker_name', '')
-  C('LPUSH', KEYS[2], ARGV[2])
-else
-  C('DEL', KEYS[3])
-end
-rest(ARGV[2], ARGV[4], ARGV[5])
-return 1"""
-)
 
-# KEYS: (wip, job) a shard.  ARGV: reason, members.  Their leases lapse now, and whoever reaps them finds the reason.
-ABANDON = """
-local C = redis.call
-for i = 2, #ARGV do
-  local wip, job = KEYS[2 * i - 3], KEYS[2 * i - 2]
-  if C('ZSCORE', wip, ARGV[i]) and C('HGET', job, 'status') == 'started' then
-    C('ZADD', wip, 0, ARGV[i]); C('HSET', job, 'reason', ARGV[1])
-  end
-end"""
+class BadHeader(ValueError):
+    """A line of the comment at the top of a script is not as this module reads it."""
 
-# KEYS: worker, worker executions, then (wip, job, execution, executions index) a shard.
-# ARGV: worker ttl, lease, iso now, state, members.  EXISTS first: a bare HSET would resurrect keys for ever.
-BEAT = (
-    _NOW
-    + """
-local out, ttl = {C('EXISTS', KEYS[1])}, math.ceil(ARGV[2] * 4)
--- first, since a full server refuses a script whose first write needs memory; and then all leases would lapse
-C('EXPIRE', KEYS[2], ttl)
-if out[1] == 1 then
-  C('HSET', KEYS[1], 'last_heartbeat', ARGV[3], 'state', ARGV[4]); C('EXPIRE', KEYS[1], ARGV[1])
-end
-for i = 1, #ARGV - 4 do
-  local k, member = 4 * i - 1, ARGV[4 + i]
-  if not C('ZSCORE', KEYS[k], member) then
-    out[i + 1] = 'lost'
-  else
-    C('ZADD', KEYS[k], 'XX', string.format('%.3f', now + ARGV[2]), member)
-    if C('EXISTS', KEYS[k + 2]) == 1 then C('HSET', KEYS[k + 2], 'last_heartbeat', string.format('%.6f', now)) end
-    C('EXPIRE', KEYS[k + 2], ttl); C('EXPIRE', KEYS[k + 3], ttl)
-    C('ZADD', KEYS[k + 3], 'XX', string.format('%.3f', now + ttl), string.sub(member, -32))
-    out[i + 1] = C('HGET', KEYS[k + 1], 'status') == 'started' and 'mine' or 'cancelled'
-  end
-end
-return out"""
-)
 
-# KEYS: wip, queue, intermediate, failed.
-# ARGV: lease, failed ttl, prefixes of job / execution / executions / first-seen keys, worker executions template,
-# most losses, prefix of the records of our jobs.
-# A loss counts only where the lost worker got no further than any before it. `reached` and `kept` in the shard's hash are the
-# image-steps that were done, and that were saved, at the losses before. One that left more saved than it found is neither
-# counted nor forgiven: it may not have come to the point where those before it were lost.
-REAP = (
-    _REST
-    + _NOW
-    + """
-local out, back = {}, {}
-local function retries_left(job, id)
-  local of, number = string.match(id, '^(.*)%-(%d+)$')
-  local now_at, before = C('HMGET', ARGV[9] .. of, 'p' .. number, 'k' .. number), C('HMGET', job, 'reached', 'kept')
-  local reported, kept = tonumber(string.match(now_at[1] or '', ',(%d+)')) or 0, tonumber(now_at[2]) or 0
-  local reached = math.max(reported, kept)
-  local further, safer = reached > (tonumber(before[1]) or 0), kept > (tonumber(before[2]) or 0)
-  if further then C('HSET', job, 'reached', reached, 'retries_left', ARGV[8]) end
-  if safer then C('HSET', job, 'kept', kept) end
-  return C('HINCRBY', job, 'retries_left', (further or safer) and 0 or -1)
-end
-for _, member in ipairs(C('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
-  local id, execution_id = string.match(member, '^(.*):(.*)$')
-  local job, status = ARGV[3] .. id, C('HGET', ARGV[3] .. id, 'status')
-  local worker = C('HGET', ARGV[4] .. member, 'worker_name')
-  if worker then C('SREM', (string.gsub(ARGV[7], '{0}', function() return worker end)), member) end
-  C('ZREM', KEYS[1], member); C('DEL', ARGV[4] .. member, ARGV[5] .. id)
-  if status == 'started' then
-    C('HINCRBY', job, 'number_of_retries', 1)
-    if retries_left(job, id) > 0 then
-      back[#back + 1] = id
-    else
-      C('HSET', job, 'status', 'failed'); C('EXPIRE', job, ARGV[2])
-      C('ZADD', KEYS[4], math.floor(now + ARGV[2]), id)
-      out[#out + 1] = id; out[#out + 1] = 'failed'
-    end
-  elseif status == 'canceled' then
-    C('DEL', job)
-  end
-end
--- Nothing of ours uses the intermediate list; a stock rq worker dying between LMOVE and start leaves ids there.
-for _, id in ipairs(C('LRANGE', KEYS[3], 0, -1)) do
-  local seen = C('GET', ARGV[6] .. id)
-  if C('HGET', ARGV[3] .. id, 'status') ~= 'queued' then
-    C('LREM', KEYS[3], 1, id)
-  elseif not seen then
-    C('SET', ARGV[6] .. id, string.format('%.3f', now), 'EX', 3600)
-  elseif now - seen >= tonumber(ARGV[1]) then
-    C('LREM', KEYS[3], 1, id); C('DEL', ARGV[6] .. id); back[#back + 1] = id
-  end
-end
--- oldest ends up at the very front: push the youngest first (ISO times sort as text)
-local age = {}
-for _, id in ipairs(back) do age[id] = (C('HGET', ARGV[3] .. id, 'enqueued_at') or '') .. id end
-table.sort(back, function(a, b) return age[a] > age[b] end)
-for _, id in ipairs(back) do
-  C('HSET', ARGV[3] .. id, 'status', 'queued', 'started_at', '', 'worker_name', '')
-  C('LPUSH', KEYS[2], id)
-  out[#out + 1] = id; out[#out + 1] = 'requeued'
-end
-for i = 1, #out, 2 do rest(out[i], ARGV[3], ARGV[9]) end
-return out"""
-)
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """What a script takes under one name."""
 
-# KEYS: queue, job, failed.  ARGV: id.   -> 'absent', 'removed' (it waited) or 'signalled' (its worker drops it).
-# RQ's Job.cancel would leave the hash and an entry in rq:canceled for ever.
-WITHDRAW = """
-local status = redis.call('HGET', KEYS[2], 'status')
-redis.call('ZREM', KEYS[3], ARGV[1])
-if not status then return 'absent' end
-if status == 'started' or status == 'canceled' then
-  redis.call('HSET', KEYS[2], 'status', 'canceled'); return 'signalled'
-end
-redis.call('LREM', KEYS[1], 1, ARGV[1]); redis.call('DEL', KEYS[2])
-return 'removed'"""
+    name: str
+    kind: Literal["", "?", "*"]
+    group: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The comment at the top of a file of Lua."""
+
+    about: str
+    keys: tuple[Parameter, ...]
+    args: tuple[Parameter, ...]
+    result: str
+    includes: tuple[str, ...]
+    constants: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Header:
+        """Read the comment lines with which `text` begins.
+
+        Raises:
+            BadHeader: a line is none of those that the module's docstring shows.
+        """
+        sections: dict[str, list[str]] = {"": [], "KEYS": [], "ARGV": [], "RESULT": []}
+        lists: dict[str, list[str]] = {"include": [], "constants": []}
+        section = ""
+        for line in _comment_lines(text):
+            if found := _SECTION.match(line):
+                section = found[1]
+            elif found := _LIST.match(line):
+                lists[found[1]] += found[2].split(", ")
+            elif section and line and not line.startswith("  "):
+                raise BadHeader(f"{line!r} belongs to no section; indent it by two spaces")
+            else:
+                sections[section].append(line)
+        return cls(
+            about="\n".join(sections[""]).strip(),
+            keys=_parameters(sections["KEYS"]),
+            args=_parameters(sections["ARGV"]),
+            result="\n".join(sections["RESULT"]).strip(),
+            includes=tuple(lists["include"]),
+            constants=tuple(lists["constants"]),
+        )
+
+
+class Script:
+    """A script that can be called: the code of one file and of all that it includes."""
+
+    def __init__(
+        self, name: str, code: str, keys: Sequence[Parameter], args: Sequence[Parameter]
+    ) -> None:
+        self.name = name
+        # redis-py's pipelines read these two.
+        self.script = code
+        self.sha = sha1(code.encode()).hexdigest()
+        self._keys = tuple(keys)
+        self._args = tuple(args)
+        self._names = {parameter.name for parameter in (*keys, *args)}
+
+    def call(self, client: Client, **named: Argument) -> Any:
+        """Run the script by its hash (EVALSHA), which sends none of its text.
+
+        A client sends the text after all if the server does not know it yet. A pipeline asks the
+        server before it runs, which is one round trip more.
+
+        Returns:
+            What the script returns; an awaitable of it for a client of asyncio.
+
+        Raises:
+            TypeError: a key or an argument is missing, or is not in the script's header.
+            RedisError: what redis-py raises.
+        """
+        arguments = self._positional(named)
+        if isinstance(client, Pipeline | AsyncPipeline):
+            cast("set[Any]", client.scripts).add(self)
+            return client.evalsha(self.sha, *arguments)
+        if isinstance(client, AsyncRedis):
+            return self._call_async(client, arguments)
+        try:
+            return client.evalsha(self.sha, *arguments)
+        except NoScriptError:
+            return client.eval(self.script, *arguments)
+
+    def eval(self, client: Client, **named: Argument) -> Any:
+        """Run the script by its text (EVAL), which is one round trip always, also in a pipeline.
+
+        Returns:
+            What the script returns; an awaitable of it for a client of asyncio.
+
+        Raises:
+            TypeError: a key or an argument is missing, or is not in the script's header.
+            RedisError: what redis-py raises.
+        """
+        return client.eval(self.script, *self._positional(named))
+
+    async def _call_async(self, client: AsyncRedis, arguments: Sequence[Any]) -> Any:
+        try:
+            return await cast("Any", client.evalsha(self.sha, *arguments))
+        except NoScriptError:
+            return await cast("Any", client.eval(self.script, *arguments))
+
+    def _positional(self, named: Mapping[str, Argument]) -> list[Any]:
+        """Return the number of keys, the keys, and the arguments."""
+        keys = self._values(self._keys, named)
+        args = self._values(self._args, named)
+        if not named.keys() <= self._names:
+            raise TypeError(f"{self.name} takes no {', '.join(named.keys() - self._names)}")
+        return [len(keys), *keys, *args]
+
+    def _values(
+        self, parameters: Sequence[Parameter], named: Mapping[str, Argument]
+    ) -> list[Value]:
+        values: list[Any] = []
+        for parameter in parameters:
+            name, kind, group = parameter.name, parameter.kind, parameter.group
+            given: Any = named.get(name)
+            if given is None:
+                if kind != "?":
+                    raise TypeError(f"{self.name} is called without {name}")
+            elif group:
+                for values_of_one in given:
+                    if len(values_of_one) != len(group):
+                        raise TypeError(f"{self.name} takes {name} of {', '.join(group)}")
+                    values += values_of_one
+            elif kind == "*":
+                values += given
+            else:
+                values.append(given)
+        return values
+
+
+@cache
+def load(name: str) -> Script:
+    """Return the script of worker/jobs/lua/`name`.lua.
+
+    Raises:
+        BadHeader: of this file or of one that it includes.
+        FileNotFoundError: there is no such file.
+    """
+    parts = list(_with_includes(name))
+    headers = [Header.parse(text) for text in parts]
+    constants = dict.fromkeys(constant for header in headers for constant in header.constants)
+    values = [f"local {constant} = {json.dumps(CONSTANTS[constant])}" for constant in constants]
+    return Script(
+        name,
+        "\n".join([*values, *map(_code, parts)]),
+        [key for header in headers for key in header.keys],
+        [arg for header in headers for arg in header.args],
+    )
+
+
+def _with_includes(name: str) -> Iterable[str]:
+    """Yield the texts of the files that `name` includes, each once, and its own at the end."""
+    included: dict[str, str] = {}
+
+    def include(path: str) -> None:
+        text = (FOLDER / f"{path}.lua").read_text()
+        for other in Header.parse(text).includes:
+            if f"shared/{other}" not in included:
+                include(f"shared/{other}")
+        included[path] = text
+
+    include(name)
+    return included.values()
+
+
+def _code(text: str) -> str:
+    """Return `text` without comments and indentation: fewer bytes to send and to hash."""
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("--"))
+
+
+def _comment_lines(text: str) -> Iterable[str]:
+    for line in text.splitlines():
+        if not line.startswith("--"):
+            return
+        yield line.removeprefix("--").removeprefix(" ")
+
+
+def _parameters(lines: Iterable[str]) -> tuple[Parameter, ...]:
+    """Read the lines of a section; those that are indented further continue the one before."""
+    parameters = []
+    for line in lines:
+        if line.startswith("   ") or not line:
+            continue
+        if not (found := _PARAMETER.match(line)):
+            raise BadHeader(f"{line!r} is no parameter; write `name: what it is`")
+        name, kind, group = found.groups()
+        parts = tuple(part.strip() for part in group.split(",")) if group else ()
+        parameters.append(Parameter(name, cast("Any", kind), parts))
+    return tuple(parameters)

@@ -16,16 +16,18 @@ from rq.job import Job
 from rq.registry import FailedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from worker.jobs import scripts
 from worker.jobs.domain import Priority, Shard
 from worker.jobs.keys import job_key
 from worker.jobs.policy import UNFINISHED_TTL_S
+from worker.jobs.scripts import Client, load
 
 LEASE_S = 15.0  # an execution not heard of for this long is anybody's
 MAX_LOSSES = 3  # a shard that loses this many workers, none of which got further than those before, is failed
 FAILED_TTL_S = 3600  # lost too often: kept in RQ's failed registry until it is settled
 _FUNC = "worker.sample"  # a label: never imported, workers read the arguments only
 _NO_CONNECTION = Redis()  # RQ's queues want one to be made; this one never connects
+_WITHDRAW = load("withdraw_shard")
+_REAP = load("reap_shards")
 
 
 def make_queue(name: str, connection: Any) -> Queue:
@@ -65,15 +67,20 @@ def enqueue(shards: Iterable[Shard], pipe: Any) -> None:
         make_queue(shard.queue, _NO_CONNECTION).enqueue_many([data], pipeline=pipe)
         pipe.hset(
             Job.key_for(shard.id), mapping={"owner": shard.owner, "images": len(shard.indices)}
-        )  # for scripts.TAKE
+        )  # for take_shard.lua
         pipe.expire(
             Job.key_for(shard.id), UNFINISHED_TTL_S
         )  # as its job's record, should nobody ever run it
 
 
-def withdraw_keys(shard: Shard) -> list[str]:
-    """KEYS of scripts.WITHDRAW; its ARGV is the shard's id."""
-    return _withdraw_keys(make_queue(shard.queue, _NO_CONNECTION), shard.id)
+def withdraw(shard: Shard, client: Client) -> Any:
+    """Take the shard out of its queue if it waits, and tell its worker to drop it if it runs.
+
+    Returns:
+        b"removed", b"signalled", or b"absent" for a shard that is gone. An awaitable of it for a
+        client of asyncio; nothing of use for a pipeline, which runs it later.
+    """
+    return _withdraw(make_queue(shard.queue, _NO_CONNECTION), shard.id, client)
 
 
 def given_up(queue: Queue) -> list[tuple[str, str]]:
@@ -90,12 +97,17 @@ def _reason(queue: Queue, shard_id: str) -> str:
 
 def discard(queue: Queue, shard_id: str) -> None:
     """Remove a shard that was given up."""
-    keys = _withdraw_keys(queue, shard_id)
-    queue.connection.eval(scripts.WITHDRAW, len(keys), *keys, shard_id)
+    _withdraw(queue, shard_id, queue.connection)
 
 
-def _withdraw_keys(queue: Queue, shard_id: str) -> list[str]:
-    return [queue.key, Job.key_for(shard_id), FailedJobRegistry(queue=queue).key]
+def _withdraw(queue: Queue, shard_id: str, client: Client) -> Any:
+    return _WITHDRAW.eval(
+        client,
+        waiting=queue.key,
+        shard=Job.key_for(shard_id),
+        failed=FailedJobRegistry(queue=queue).key,
+        id=shard_id,
+    )
 
 
 def reap(queues: Sequence[Queue], lease_s: float = LEASE_S) -> list[tuple[str, str]]:
@@ -108,24 +120,21 @@ def reap(queues: Sequence[Queue], lease_s: float = LEASE_S) -> list[tuple[str, s
         nobody = Execution("", "", queue.connection)
         out = cast(
             "list[bytes]",
-            queue.connection.register_script(scripts.REAP)(
-                keys=[
-                    StartedJobRegistry(queue=queue).key,
-                    queue.key,
-                    queue.intermediate_queue_key,
-                    FailedJobRegistry(queue=queue).key,
-                ],
-                args=[
-                    lease_s,
-                    FAILED_TTL_S,
-                    Job.key_for(""),
-                    nobody.key[:-1],
-                    ExecutionRegistry("", queue.connection).key,
-                    queue.intermediate_queue.get_first_seen_key(""),
-                    WORKER_EXECUTIONS_KEY_TEMPLATE,
-                    MAX_LOSSES,
-                    job_key(""),
-                ],
+            _REAP.call(
+                queue.connection,
+                started=StartedJobRegistry(queue=queue).key,
+                waiting=queue.key,
+                intermediate=queue.intermediate_queue_key,
+                failed=FailedJobRegistry(queue=queue).key,
+                lease_s=lease_s,
+                failed_ttl_s=FAILED_TTL_S,
+                shard_prefix=Job.key_for(""),
+                execution_prefix=nobody.key[:-1],
+                index_prefix=ExecutionRegistry("", queue.connection).key,
+                seen_prefix=queue.intermediate_queue.get_first_seen_key(""),
+                executions_template=WORKER_EXECUTIONS_KEY_TEMPLATE,
+                most_losses=MAX_LOSSES,
+                record_prefix=job_key(""),
             ),
         )
         done += [(out[i].decode(), out[i + 1].decode()) for i in range(0, len(out), 2)]

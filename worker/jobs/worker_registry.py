@@ -15,7 +15,7 @@ from functools import lru_cache
 from pydantic import TypeAdapter, ValidationError
 
 from worker.jobs.domain import Precision
-from worker.jobs.keys import NOW
+from worker.jobs.scripts import load
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,45 +91,14 @@ class WorkerInfo:
 
 log = logging.getLogger(__name__)
 
-# The Lua functions `now()` and `alive(workers)`: what the living say.
-ALIVE = (
-    NOW
-    + """
-local function alive(workers)
-  local said, at = {}, now()
-  for _, entry in ipairs(redis.call('HVALS', workers)) do
-    local lapses, json = string.match(entry, '^([%d.]+) (.*)$')
-    if lapses and tonumber(lapses) > at then said[#said + 1] = json end
-  end
-  return said
-end
-"""
-)
-
-# KEYS: workers. -> what the living say.
-LOOK = ALIVE + "return alive(KEYS[1])"
-
-# KEYS: workers. ARGV: name, JSON, for how many seconds it is to be believed. -> what the living say; the others are removed.
-# A full server refuses a script whose first write needs memory. Behind another it is let through, and a worker stays known.
-SAY = (
-    ALIVE
-    + """
-redis.call('EXPIRE', KEYS[1], 4 * ARGV[3])
-redis.call('HSET', KEYS[1], ARGV[1], string.format('%.3f %s', now() + ARGV[3], ARGV[2]))
-redis.call('EXPIRE', KEYS[1], 4 * ARGV[3])
-local entries, at = redis.call('HGETALL', KEYS[1]), now()
-for i = 1, #entries, 2 do
-  local lapses = tonumber(string.match(entries[i + 1], '^%S+'))
-  if not lapses or lapses <= at then redis.call('HDEL', KEYS[1], entries[i]) end
-end
-return alive(KEYS[1])"""
-)
+READ_WORKERS = load("read_workers")
+ANNOUNCE_WORKER = load("announce_worker")
 
 
-def read(said: Iterable[bytes]) -> list[WorkerInfo]:
+def parse_workers(infos: Iterable[bytes]) -> list[WorkerInfo]:
     """By name, without those that this version does not understand: while a service is renewed, workers of two versions run."""
-    infos = (_parsed(json) for json in said)
-    return sorted((info for info in infos if info), key=lambda info: info.name)
+    parsed = (_parsed(json) for json in infos)
+    return sorted((info for info in parsed if info), key=lambda info: info.name)
 
 
 _WORKER = TypeAdapter(WorkerInfo)

@@ -6,15 +6,13 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from threading import Event
-from typing import Any, cast
 
 from redis import Redis
 
-from worker.jobs import worker_registry
 from worker.jobs.keys import WORKERS
 from worker.jobs.reaper import REAP_EVERY_S, Reaper
 from worker.jobs.shard_queue import LEASE_S
-from worker.jobs.worker_registry import WorkerInfo
+from worker.jobs.worker_registry import ANNOUNCE_WORKER, WorkerInfo, parse_workers
 from worker.process.messages import LeaseLost, MessageQueue
 from worker.process.shard_leases import ShardLeases
 
@@ -42,7 +40,6 @@ class Heartbeat:
             0,
             0,
         )  # the loop's turns at the last beat, and beats since it made one
-        self._say = cast("Any", redis.register_script(worker_registry.SAY))
         self._compared: set[str] = set()  # names of workers
         self._rescue = Reaper(redis, shards.lease_s)
 
@@ -79,8 +76,10 @@ class Heartbeat:
 
     def _introduce(self) -> None:
         info = self._info()
-        said = self._say(keys=[WORKERS], args=[info.name, info.to_json(), LEASE_S])
-        self._compare(info, worker_registry.read(said))
+        living = ANNOUNCE_WORKER.call(
+            self._redis, workers=WORKERS, name=info.name, info=info.to_json(), lives_s=LEASE_S
+        )
+        self._compare(info, parse_workers(living))
 
     def _compare(self, info: WorkerInfo, others: Iterable[WorkerInfo]) -> None:
         """The same seed gives the same bytes among workers that compute alike only."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 from redis import Redis
 from redis.client import Pipeline
@@ -40,16 +40,17 @@ class JobWriter:
     def __init__(self, redis: Redis, store: ResultsStore) -> None:
         self._redis, self._store = redis, store
         self._in_store: set[str] = set()  # shards whose chains may lie there
-        scripts = (transitions.START, transitions.PROGRESS, transitions.SAVE, transitions.PUBLISH)
-        self._start, self._progress, self._save, self._publish = (
-            cast("Any", redis.register_script(s)) for s in scripts
-        )
 
     def start(self, shard: Shard, attempt: int, fence: tuple[str, str] | tuple[()] = ()) -> bool:
         """`fence`: the set of leases, and the one in it without which nothing starts."""
-        leases, lease = fence[:1], fence[1:]
-        state = self._start(
-            keys=[*_keys(shard), *leases], args=[attempt, int(self._store.external), *lease]
+        leases, lease = fence or (None, None)
+        state = transitions.START.call(
+            self._redis,
+            **_keys(shard),
+            leases=leases,
+            attempt=attempt,
+            external=int(self._store.external),
+            lease=lease,
         )
         return state is not None and State(state.decode()) is State.RUNNING
 
@@ -102,7 +103,13 @@ class JobWriter:
                         failed = fault
                         continue
                     chains = _IN_STORE
-                self._save(keys=_keys(shard), args=[shard.number, chains, image_steps], client=pipe)
+                transitions.SAVE.call(
+                    pipe,
+                    **_keys(shard),
+                    shard=shard.number,
+                    snapshot=chains,
+                    image_steps=image_steps,
+                )
                 sent.append(shard)
             wanted = [bool(answer) for answer in pipe.execute()]
         for shard, stays in zip(sent, wanted, strict=True):
@@ -137,14 +144,13 @@ class JobWriter:
         images = self._unknown(shard.job, images) if self._store.external else images
         kept = self._store.put(shard.job, images)
         entries = [
-            part
+            (index, hashlib.sha256(png).hexdigest(), in_redis)
             for (index, png), in_redis in zip(images, kept, strict=True)
-            for part in (index, hashlib.sha256(png).hexdigest(), in_redis)
         ]
         with self._redis.pipeline(transaction=False) as pipe:
             if last:
                 self._note(pipe, shard, shard.recipe.steps, shard.recipe.steps * shard.count)
-            self._publish(keys=_keys(shard), args=entries, client=pipe)
+            transitions.PUBLISH.call(pipe, **_keys(shard), images=entries)
             wanted = bool(pipe.execute()[-1])
         if not wanted and images and self._store.external:
             self._take_back(shard.job, [index for index, _ in images])
@@ -162,10 +168,11 @@ class JobWriter:
         return [image for image, sha256 in zip(images, hashes, strict=True) if not sha256]
 
     def _note(self, pipe: Pipeline, shard: Shard, least: int, image_steps: int) -> None:
-        self._progress(
-            keys=_keys(shard),
-            args=[progress_field(shard.number), f"{least},{image_steps}"],
-            client=pipe,
+        transitions.PROGRESS.call(
+            pipe,
+            **_keys(shard),
+            field=progress_field(shard.number),
+            progress=f"{least},{image_steps}",
         )
 
     def _take_back(self, job: str, indices: Sequence[int]) -> None:
@@ -189,5 +196,5 @@ def _chains_name(shard: Shard) -> str:
     return f"chains-{shard.number}"
 
 
-def _keys(shard: Shard) -> list[str]:
+def _keys(shard: Shard) -> dict[str, str]:
     return transitions.transition_keys(shard.job, shard.job_priority)

@@ -1,7 +1,7 @@
 """Shards from the side of a worker: many RQ jobs held at once by one process. The only file that knows RQ's worker.
 
 RQ's `work()` runs one job at a time, in a fork. This class uses RQ's registration and keys, so that RQ's own tools see every
-execution, and moves shards by the scripts in scripts.py. A lease is the score of an execution in RQ's set of started jobs,
+execution, and moves shards by scripts of worker/jobs/lua. A lease is the score of an execution in RQ's set of started jobs,
 in the server's time, so that clocks need not agree.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 from uuid import uuid4
 
 from redis import Redis
@@ -26,13 +26,17 @@ from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 from rq.worker import BaseWorker
 
-from worker.jobs import scripts
 from worker.jobs.domain import Shard
 from worker.jobs.keys import job_key
+from worker.jobs.scripts import load
 from worker.jobs.shard_queue import LEASE_S, MAX_LOSSES, make_queue
 
 log = logging.getLogger(__name__)
 _LOOKED_AT = 1000  # shards of a queue: half a microsecond of Redis each
+_TAKE = load("take_shard")
+_END = load("end_lease")
+_EXTEND = load("extend_leases")
+_ABANDON = load("abandon_shards")
 
 
 class OwnerLimit(NamedTuple):
@@ -96,10 +100,6 @@ class ShardLeases(BaseWorker):
         self._leases: dict[str, Lease] = {}
         self._asking: str | None = None  # execution id of a take that has not been answered
         self._lock = threading.Lock()
-        self._take, self._fenced, self._beat, self._abandon = map(
-            connection.register_script,
-            (scripts.TAKE, scripts.FENCED, scripts.BEAT, scripts.ABANDON),
-        )
 
     def _set_connection(self, connection: Redis) -> Redis:
         return connection  # RQ's own would raise the socket timeout of the whole pool to 415 s
@@ -128,24 +128,21 @@ class ShardLeases(BaseWorker):
         execution_id = self._asking = self._asking or uuid4().hex
         queues = [*wanted, *(queue for queue in self.queues if queue not in wanted)]
         nobody = Execution("", "", self.connection)
-        got = self._take(
-            keys=[
-                self.executions_key,
-                *(k for q in queues for k in (q.key, StartedJobRegistry(queue=q).key)),
-            ],
-            args=[
-                execution_id,
-                self.name,
-                self.lease_s,
-                utcformat(now()),
-                Job.key_for(""),
-                nobody.key[:-1],
-                ExecutionRegistry("", self.connection).key,
-                len(wanted),
-                _LOOKED_AT,
-                *(number for queue in wanted for number in limits.get(queue.name, OwnerLimit())),
-                *(part for owner in held.items() for part in owner),
-            ],
+        got = _TAKE.call(
+            self.connection,
+            executions=self.executions_key,
+            queues=[(queue.key, StartedJobRegistry(queue=queue).key) for queue in queues],
+            execution=execution_id,
+            worker=self.name,
+            lease_s=self.lease_s,
+            iso_now=utcformat(now()),
+            shard_prefix=Job.key_for(""),
+            execution_prefix=nobody.key[:-1],
+            index_prefix=ExecutionRegistry("", self.connection).key,
+            wanted=len(wanted),
+            most_read=_LOOKED_AT,
+            limits=[limits.get(queue.name, OwnerLimit()) for queue in wanted],
+            held=held.items(),
         )
         self._asking = None
         if not got:
@@ -172,28 +169,30 @@ class ShardLeases(BaseWorker):
                 self._leases.pop(lease.execution.id, lease)
                 for lease in (leases or list(self._leases.values()))
             ]
-        keys = [key for lease in lost for key in (lease.started_key, lease.job.key)]
-        self._abandon(keys=keys, args=[reason, *(lease.execution.composite_key for lease in lost)])
+        _ABANDON.call(
+            self.connection,
+            shards=[(lease.started_key, lease.job.key) for lease in lost],
+            reason=reason,
+            members=[lease.execution.composite_key for lease in lost],
+        )
 
     def beat(self) -> list[Lease]:
         """Prolong the worker and all its leases, in one command. Returns those that are ours no longer: drop their chains."""
         with self._lock:
             leases = list(self._leases.values())
-        keys = [
-            k
-            for le in leases
-            for k in (le.started_key, le.job.key, le.execution.key, le.job.execution_registry.key)
-        ]
-        members = [lease.execution.composite_key for lease in leases]
-        alive, *states = self._beat(
-            keys=[self.key, self.executions_key, *keys],
-            args=[
-                self.worker_ttl,
-                self.lease_s,
-                utcformat(now()),
-                "busy" if leases else "idle",
-                *members,
+        alive, *states = _EXTEND.call(
+            self.connection,
+            worker=self.key,
+            executions=self.executions_key,
+            shards=[
+                (le.started_key, le.job.key, le.execution.key, le.job.execution_registry.key)
+                for le in leases
             ],
+            worker_ttl_s=self.worker_ttl,
+            lease_s=self.lease_s,
+            iso_now=utcformat(now()),
+            state="busy" if leases else "idle",
+            members=[lease.execution.composite_key for lease in leases],
         )
         if not alive:  # the first time, or we were stopped for so long that our key expired
             self.register_birth()  # type: ignore[no-untyped-call]  # RQ's
@@ -242,17 +241,18 @@ class ShardLeases(BaseWorker):
     def _fence(
         self, started_key: str, job: Job, queue: Queue, execution: Execution, mode: str
     ) -> bool:
-        keys = [
-            started_key,
-            queue.key,
-            job.key,
-            job.execution_registry.key,
-            execution.key,
-            self.executions_key,
-        ]
-        return bool(
-            cast("Any", self._fenced)(
-                keys=keys,
-                args=[execution.composite_key, job.id, mode, Job.key_for(""), job_key("")],
-            )
+        ended = _END.call(
+            self.connection,
+            started=started_key,
+            waiting=queue.key,
+            shard=job.key,
+            index=job.execution_registry.key,
+            execution=execution.key,
+            executions=self.executions_key,
+            member=execution.composite_key,
+            id=job.id,
+            mode=mode,
+            shard_prefix=Job.key_for(""),
+            record_prefix=job_key(""),
         )
+        return bool(ended)

@@ -15,11 +15,10 @@ from redis.exceptions import OutOfMemoryError
 
 from tests.support.shards import QUEUES, post, shard
 from tests.support.worker import say
-from worker.jobs import worker_registry
 from worker.jobs.domain import Precision
 from worker.jobs.keys import WORKERS
 from worker.jobs.shard_queue import reap
-from worker.jobs.worker_registry import ModelInfo, WorkerInfo
+from worker.jobs.worker_registry import READ_WORKERS, ModelInfo, WorkerInfo, parse_workers
 from worker.process.heartbeat import HUNG_HEARTBEATS, Heartbeat
 from worker.process.messages import MessageQueue
 from worker.process.shard_leases import ShardLeases
@@ -32,7 +31,7 @@ def info(
 
 
 def living(redis: Redis) -> list[bytes]:
-    return redis.eval(worker_registry.LOOK, 1, WORKERS)
+    return READ_WORKERS.call(redis, workers=WORKERS)
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def test_a_worker_that_is_gone_is_not_among_the_living_and_is_forgotten(
 ) -> None:
     say(redis, info("alive"))
     say(redis, info("dead"), lives_s=-1)
-    assert worker_registry.read(living(redis)) == [info("alive")]
+    assert parse_workers(living(redis)) == [info("alive")]
     upkeep.run_once()
     assert set(redis.hkeys(WORKERS)) == {b"alive", b"mine"}
 
@@ -89,7 +88,7 @@ def test_no_heartbeat_waits_for_a_rescue(
         lambda: pytest.fail("where Redis is slow it takes longer than a lease"),
     )
     upkeep.run_once()
-    assert worker_registry.read(living(redis)) == [info("mine")]
+    assert parse_workers(living(redis)) == [info("mine")]
 
 
 def test_whether_a_worker_lives_is_a_matter_of_the_servers_clock(
@@ -101,7 +100,7 @@ def test_whether_a_worker_lives_is_a_matter_of_the_servers_clock(
             now = time.time() + skew_s
             patch.setattr(time, "time", lambda now=now: now)
             upkeep.run_once()
-        assert worker_registry.read(living(redis)) == [info("mine"), info("other")]
+        assert parse_workers(living(redis)) == [info("mine"), info("other")]
 
 
 def test_a_worker_stays_known_while_the_server_is_full(redis: Redis, upkeep: Heartbeat) -> None:
@@ -110,7 +109,7 @@ def test_a_worker_stays_known_while_the_server_is_full(redis: Redis, upkeep: Hea
         with pytest.raises(OutOfMemoryError):
             redis.hset("anything", "else", 1)
         upkeep._introduce()
-        assert worker_registry.read(living(redis)) == [info("mine")]
+        assert parse_workers(living(redis)) == [info("mine")]
     finally:
         redis.config_set("maxmemory", 0)
 

@@ -146,7 +146,7 @@ def test_chains_of_a_job_that_was_cancelled_meanwhile_are_not_left_in_the_store(
     begin(worker, shard, [0, 1, 2])
     worker._turn()
     keys = transitions.transition_keys(shard.job, shard.job_priority)
-    redis.eval(transitions.CANCEL, len(keys), *keys)
+    transitions.CANCEL.call(redis, **keys)
     worker._save_all()
     assert not list((pictures / shard.job).iterdir())
     assert worker._inbox.get_nowait() == JobEnded(shard.job)

@@ -24,12 +24,11 @@ from tests.support.shards import (
     shard,
     taken,
     waiting,
-    withdraw,
     worker,
 )
 from worker.jobs.policy import UNFINISHED_TTL_S
 from worker.jobs.reaper import Reaper
-from worker.jobs.shard_queue import MAX_LOSSES, our_queues
+from worker.jobs.shard_queue import MAX_LOSSES, our_queues, withdraw
 from worker.process.shard_leases import BadShard, Lease, ShardLeases
 
 
@@ -155,10 +154,10 @@ def test_shards_of_a_model_that_no_catalog_has_any_more_go_back_too_and_leave_no
     lost = worker(redis)
     for _ in range(2):
         redis.zadd((lease := lost.take(QUEUES)).started_key, {lease.execution.composite_key: 0})
-    assert withdraw(redis, shard("b")) == b"signalled"
+    assert withdraw(shard("b"), redis) == b"signalled"
     Reaper(redis, LEASE_S).run_once()
     assert waiting(redis) == ["a-0"]
-    assert withdraw(redis, shard("a")) == b"removed"
+    assert withdraw(shard("a"), redis) == b"removed"
     lost.close()
     assert not [key for key in left(redis) if "wip" in key or "rq:job" in key]
 
@@ -215,8 +214,8 @@ def test_a_finished_shard_leaves_no_key(redis):
 
 def test_a_withdrawn_shard_is_not_taken(redis):
     post(redis, shard("a"), shard("b"))
-    assert withdraw(redis, shard("a")) == b"removed"
-    assert withdraw(redis, shard("a")) == b"absent"
+    assert withdraw(shard("a"), redis) == b"removed"
+    assert withdraw(shard("a"), redis) == b"absent"
     w = worker(redis)
     assert taken(w) == "b"
 
@@ -225,14 +224,14 @@ def test_a_shard_withdrawn_while_it_runs_is_told_to_its_worker_and_outlives_nobo
     post(redis, shard("told"), shard("closed"), shard("killed"))
     w = worker(redis, 0.3)
     told, _, _ = (w.take(QUEUES) for _ in range(3))
-    assert withdraw(redis, shard("told")) == b"signalled"
+    assert withdraw(shard("told"), redis) == b"signalled"
     assert w.beat() == [told]
     assert w.finish(told)
-    withdraw(redis, shard("killed"))
+    withdraw(shard("killed"), redis)
     time.sleep(0.4)
     assert rescue(redis, 0.3) == [("closed-0", "requeued")]
     lease = w.take(QUEUES)
-    withdraw(redis, shard("closed"))
+    withdraw(shard("closed"), redis)
     w.give_back(lease)
     w.close()
     assert left(redis) == set()

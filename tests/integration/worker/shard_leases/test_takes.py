@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,15 +14,15 @@ from worker.process.shard_leases import OwnerLimit, ShardLeases
 
 
 def lose_the_answer(w: ShardLeases, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server runs the next take, and nobody hears what came of it."""
+    """The server runs the next take, and its worker gets no answer."""
     with monkeypatch.context() as broken:
-        script = w._take
+        send = w.connection.execute_command
 
-        def unanswered(**about: object) -> None:
-            script(**about)
+        def unanswered(*command: Any, **options: Any) -> None:
+            send(*command, **options)
             raise TimeoutError("no answer")
 
-        broken.setattr(w, "_take", unanswered)
+        broken.setattr(w.connection, "execute_command", unanswered)
         with pytest.raises(TimeoutError):
             w.take(QUEUES)
 
@@ -61,11 +62,14 @@ def test_a_take_that_the_server_runs_again_later_takes_no_second_shard(redis, mo
     """A command that waited in a stalled server, and whose worker has asked anew meanwhile."""
     post(redis, shard("a"), shard("b"))
     w = worker(redis)
-    asked: list[dict] = []
-    script = w._take
-    monkeypatch.setattr(w, "_take", lambda **about: asked.append(about) or script(**about))
-    assert taken(w) == "a"
-    assert script(**asked[0])[1] == b"a-0"
+    sent: list[tuple[Any, ...]] = []
+    send = redis.execute_command
+    with monkeypatch.context() as overheard:
+        overheard.setattr(
+            w.connection, "execute_command", lambda *command: sent.append(command) or send(*command)
+        )
+        assert taken(w) == "a"
+    assert send(*sent[-1])[1] == b"a-0"
     assert waiting(redis) == ["b-0"]
 
 

@@ -1,0 +1,30 @@
+-- Lua runs in the server of the job store (worker/jobs/lua), which is Lua 5.1 with these globals.
+std = "lua51"
+max_line_length = 100
+
+read_globals = {
+  "KEYS",
+  "ARGV",
+  redis = {fields = {"call", "pcall", "error_reply", "status_reply", "sha1hex", "log"}},
+  "bit",
+  "cjson",
+  "cmsgpack",
+  "struct",
+}
+
+-- The loader puts constants and shared files before a script, as its header says.
+-- tests/unit/worker/jobs/test_scripts.py holds that each script names those that it uses.
+files["worker/jobs/lua"] = {
+  read_globals = {
+    -- constants of worker/jobs/scripts.py
+    "CHANGES", "PREVIEWS", "RECORD_TTL_S", "REMOVED_AGAIN_S", "SHARD_IMAGES", "UNFINISHED_TTL_S",
+    -- shared/
+    "alive", "claim_due", "is_claimed", "now", "queue_place", "requeue_if_idle", "settle",
+    -- shared/transition.lua
+    "chains", "expiring", "finish", "hashes", "id", "is_external", "is_open", "left", "load",
+    "open", "pngs", "record", "remove_objects_at", "stamp", "state", "subtract", "webhooks",
+  },
+}
+
+-- What a shared file defines is used by the scripts that include it.
+files["worker/jobs/lua/shared"] = {ignore = {"211"}}

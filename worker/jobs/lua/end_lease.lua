@@ -1,0 +1,36 @@
+-- Ends the lease of a shard: deletes the shard, or puts it back at the front of its queue.
+-- A shard that was withdrawn is deleted in either case.
+--
+-- KEYS:
+--   started: sorted set of the queue's executions that run
+--   waiting: list of the queue's shards that wait
+--   shard: hash of the shard, which is RQ's job
+--   index: sorted set of the shard's executions
+--   execution: hash of the execution
+--   executions: set of the worker's executions
+-- ARGV:
+--   member: the execution in `started` and `executions`
+--   id: of the shard
+--   mode: 'front' to put it back, 'delete' to delete it
+--   shard_prefix: of the keys of shards
+--   record_prefix: of the keys of jobs' records
+-- RESULT:
+--   1, or 0 if the lease had lapsed: the worker is late, and the shard is somebody else's by now
+-- include: requeue
+
+local call = redis.call
+local started, waiting, shard, index, execution, executions = unpack(KEYS)
+local member, id, mode, shard_prefix, record_prefix = unpack(ARGV)
+
+if not call('ZSCORE', started, member) then return 0 end
+call('ZREM', started, member)
+call('DEL', index, execution)
+call('SREM', executions, member)
+if mode == 'front' and call('HGET', shard, 'status') == 'started' then
+  call('HSET', shard, 'status', 'queued', 'started_at', '', 'worker_name', '')
+  call('LPUSH', waiting, id)
+else
+  call('DEL', shard)
+end
+requeue_if_idle(id, shard_prefix, record_prefix)
+return 1
