@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from app.problems.problems import Problem
 from app.main import create_app
+from app.problems.problems import Problem
 from app.settings import ApiSettings
 from docs.generate.markdown import NOTICE, page, plain, table
 
