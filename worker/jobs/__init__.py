@@ -1,1 +1,4 @@
-"""What the API and the workers agree on: what a job is, what its keys are called, and every change of its state. No torch."""
+"""What the API and the workers agree on, without torch.
+
+It says what a job is, what its keys are called, how shards move, and how a job's state changes.
+"""

@@ -1,4 +1,4 @@
-"""What a job is: its recipe, its shards, its states. Knows no torch and no Redis."""
+"""What a job is: its recipe, its shards, its states. Neither torch nor Redis is used here."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ MAX_COUNT = 1024
 MAX_SEED = 2**53 - 1  # JSON numbers are exact up to here
 MAX_INDEX = 2**32 - 1  # one word of the noise's counter
 
-# Of a network's weights and activations; chains are float32 always.
+# The precision of a network's weights and activations; chains are float32 always.
 Precision = Literal["fp32", "bf16"]
 
 
 class State(StrEnum):
+    """Where a job is in its life."""
+
     QUEUED = "queued"
     RUNNING = "running"
     FINISHED = "finished"
@@ -28,19 +30,23 @@ class State(StrEnum):
 
     @property
     def final(self) -> bool:
+        """Whether the job has ended: no state follows."""
         return self not in (State.QUEUED, State.RUNNING)
 
 
 class Priority(StrEnum):
+    """Which queue a job's shards wait in."""
+
     INTERACTIVE = "interactive"
     BULK = "bulk"
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that an image's bytes depend on, its index apart. `weights` is the sha256 of the safetensors file.
+    """Everything that an image's bytes depend on except its index.
 
-    `residual_variance`: sha256 of the estimate that the analytic variance is made of; empty for others.
+    `weights` is the sha256 of the safetensors file. `residual_variance` is the sha256 of the
+    estimate behind the analytic variance, and empty for other variances.
     """
 
     model: str
@@ -54,13 +60,13 @@ class Recipe:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """By name, without what is empty."""
+        """The fields that are not empty, by name."""
         return {name: value for name, value in asdict(self).items() if value != ""}
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """At most SHARD_IMAGES consecutive images of a job; what one RQ job carries, as JSON."""
+    """At most SHARD_IMAGES consecutive images of a job, which one RQ job carries as JSON."""
 
     job: str
     number: int
@@ -72,43 +78,57 @@ class Shard:
 
     @property
     def id(self) -> str:
+        """The id of the RQ job: unique, and names the job that the shard is of."""
         return f"{self.job}-{self.number}"
 
     @property
     def priority(self) -> Priority:
-        """Only a job's first shard is interactive: a big job starts at once, and the rest of it is in nobody's way."""
+        """The job's priority for its first shard, bulk for the others.
+
+        A big interactive job starts at once, and the rest of it is in nobody's way.
+        """
         return Priority(self.job_priority) if self.number == 0 else Priority.BULK
 
     @property
     def queue(self) -> str:
+        """The name of the queue that the shard waits in."""
         return queue_name(self.priority, self.recipe.model)
 
     @property
     def indices(self) -> range:
+        """The indices of its images."""
         return range(self.first, self.first + self.count)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields that `from_json` reads."""
         return {**asdict(self), "recipe": self.recipe.fields}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Shard:
-        """Raises TypeError for fields of another version."""
+        """Read what `to_json` returned.
+
+        Raises:
+            KeyError: there is no recipe.
+            TypeError: the fields are those of another version.
+        """
         return cls(**{**fields, "recipe": Recipe(**fields["recipe"])})
 
 
 def job_of(shard_id: str) -> str:
+    """Return the id of the job that a shard is of."""
     return shard_id.rpartition("-")[0]
 
 
 def shards_of(
     job: str, recipe: Recipe, start: int, count: int, owner: str, priority: str
 ) -> Iterator[Shard]:
+    """Cut a job of `count` images from index `start` into shards."""
     for number in range(shard_count(count)):
         first = start + number * SHARD_IMAGES
-        yield Shard(
-            job, number, first, min(SHARD_IMAGES, start + count - first), owner, priority, recipe
-        )
+        images = min(SHARD_IMAGES, start + count - first)
+        yield Shard(job, number, first, images, owner, priority, recipe)
 
 
 def shard_count(count: int) -> int:
+    """Return how many shards a job of `count` images has."""
     return math.ceil(count / SHARD_IMAGES)

@@ -1,82 +1,106 @@
-"""Names of the keys in the job store, and what lies there. Knows no torch.
+"""The names of the keys in the job store, and what they hold.
 
-A job is four keys, all gone after their TTL:
+A job has four keys, each of which expires:
 
-    ddpm:job:<id>         hash: what was asked for, state, times, error; `p<k>` is shard k's progress, `k<k>` what of it is saved
-    ddpm:job:<id>:sha256  hash: image index -> sha256 of its PNG, one field an image that is finished
-    ddpm:job:<id>:png     hash: image index -> PNG, unless the worker has a results store (worker/results/store.py)
-    ddpm:job:<id>:chains  hash: shard -> its unfinished chains as a worker last saved them; empty: they lie in the results
-                          store. Gone when the job ends
+    ddpm:job:<id>         hash: the request, the state, times, the error; `p<k>` is the progress of
+                          shard k, and `k<k>` the image-steps of it that are saved
+    ddpm:job:<id>:sha256  hash: image index -> sha256 of its PNG, one field for a finished image
+    ddpm:job:<id>:png     hash: image index -> PNG, unless the worker has a results store
+                          (worker/results/store.py)
+    ddpm:job:<id>:chains  hash: shard number -> its unfinished chains as a worker last saved them,
+                          empty if they lie in the results store; deleted when the job ends
 
-While clients look at its unfinished images it has keys that live for half a second: `preview_key`, `preview_asked_key`.
+While clients look at its unfinished images, it also has keys that live for half a second:
+`preview_key` and `preview_asked_key`.
 
-A job is finished when every image has its hash: there is no counter that a crash between two writes could leave wrong.
-A job is running while a worker holds a shard of it; when the last of them is lost or given back, it is queued again
-(worker/jobs/lua/shared/requeue.lua). What a late worker still has to say of it is heard all the same: its images have the same bytes.
-Every change of state is one script in transitions.py, published on `CHANGES` as "<id> <state>".
+A job is finished when every image has its hash. There is no counter that a crash between two
+writes could leave wrong.
+
+A job is running while a worker holds a shard of it. When the last of its shards is lost or given
+back, the job is queued again (worker/jobs/lua/shared/requeue.lua). What a late worker still reports
+of it counts all the same, because its images have the same bytes.
+
+Every change of state is one script of worker/jobs/transitions.py. It publishes "<id> <state>" on
+`CHANGES`.
 """
 
 from __future__ import annotations
 
 from hashlib import sha256
 
-LEFT = "ddpm:left"  # hash: open job -> "<image-steps left to run> <count> <steps> <model> <owner>"
-LOAD = "ddpm:load"  # hash: owner -> image-steps left of all its open jobs. Both empty themselves
+# Hash: open job -> "<image-steps left to run> <count> <steps> <model> <owner>".
+LEFT = "ddpm:left"
+# Hash: owner -> image-steps left of all its open jobs. It empties itself, and so does LEFT.
+LOAD = "ddpm:load"
+# Channel: "<job> <state>" of each change of a job's state.
 CHANGES = "ddpm:changes"
-PREVIEWS = (
-    "ddpm:previews"  # channel: "<job> <index>" of an image that somebody would like to see as it is
-)
+# Channel: "<job> <index>" of an unfinished image that a client would like to see.
+PREVIEWS = "ddpm:previews"
 PREVIEW_LIVES_MS = 500
-EXPIRING = "ddpm:expiring"  # sorted set: job -> when what the results store holds of it is to be removed; it empties itself
-WEBHOOKS = "ddpm:webhooks"  # sorted set: job that has ended -> when its webhook is to be sent next; it empties itself
-WORKERS = "ddpm:workers"  # hash: worker name -> when it lapses, and JSON of WorkerInfo (worker/jobs/worker_registry.py)
+# Sorted set: job -> when its objects in the results store are to be removed. It empties itself.
+EXPIRING = "ddpm:expiring"
+# Sorted set: job that has ended -> when its webhook is to be sent next. It empties itself.
+WEBHOOKS = "ddpm:webhooks"
+# Hash: worker's name -> when the entry lapses, and JSON of its WorkerInfo (worker_registry.py).
+WORKERS = "ddpm:workers"
 
 
 def job_key(job: str) -> str:
+    """Return the key of a job's record."""
     return f"ddpm:job:{job}"
 
 
 def sha256_key(job: str) -> str:
+    """Return the key of the hashes of a job's finished images."""
     return f"ddpm:job:{job}:sha256"
 
 
 def png_key(job: str) -> str:
+    """Return the key of a job's PNGs."""
     return f"ddpm:job:{job}:png"
 
 
 def chains_key(job: str) -> str:
+    """Return the key of a job's saved chains."""
     return f"ddpm:job:{job}:chains"
 
 
 def preview_key(job: str, index: int | str) -> str:
-    """String: a PNG of x_0_hat. It goes by itself at once."""
+    """Return the key of a preview: a string, the PNG of x_0_hat, which expires at once."""
     return f"ddpm:job:{job}:preview:{index}"
 
 
 def preview_asked_key(job: str, index: int) -> str:
-    """String: while it is there, nobody else asks the workers for this preview."""
+    """Return the key that exists while nobody else asks the workers for this preview."""
     return f"{preview_key(job, index)}:asked"
 
 
 def owner_key(owner: str) -> str:
-    """Sorted set of an owner's jobs by time of creation."""
+    """Return the key of an owner's jobs: a sorted set by time of creation."""
     return f"ddpm:jobs:{owner}"
 
 
 def open_key(priority: str) -> str:
-    """Sorted set of the jobs that have not ended, by time of creation."""
+    """Return the key of the jobs that have not ended: a sorted set by time of creation."""
     return f"ddpm:open:{priority}"
 
 
 def idempotency_key(owner: str, key: str) -> str:
-    """String: "<job> <what was asked for, hashed>", for as long as the job's record. Any characters may be in `key`."""
+    """Return the key of an Idempotency-Key, in which any characters may be.
+
+    It is a string, "<job> <hash of the request>", that lives as long as the job's record.
+    """
     return f"ddpm:idempotency:{owner}:{sha256(key.encode()).hexdigest()}"
 
 
 def queue_name(priority: str, model: str) -> str:
+    """Return the name of the RQ queue for shards of a priority and a model."""
     return f"{priority}:{model}"
 
 
 def progress_field(shard: int) -> str:
-    """Field of the job's hash; its value is "<step of the least advanced image>,<image-steps done>"."""
+    """Return the field of a job's record that holds a shard's progress.
+
+    Its value is "<step of the least advanced image>,<image-steps done>".
+    """
     return f"p{shard}"

@@ -8,6 +8,10 @@ worker/jobs/keys.py says what a job's keys hold.
 
 from __future__ import annotations
 
+from typing import cast
+
+from redis import Redis
+
 from worker.jobs.keys import (
     EXPIRING,
     LEFT,
@@ -44,3 +48,11 @@ def transition_keys(job: str, priority: str) -> dict[str, str]:
         "load": LOAD,
         "webhooks": WEBHOOKS,
     }
+
+
+def fail_job(redis: Redis, job: str, code: str, message: str) -> None:
+    """End the job as failed, unless it has ended or is gone."""
+    priority = cast("bytes | None", redis.hget(job_key(job), "priority"))
+    if priority is not None:
+        keys = transition_keys(job, priority.decode())
+        FAIL.call(redis, **keys, code=code, message=message)

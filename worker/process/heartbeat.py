@@ -85,7 +85,7 @@ class Heartbeat:
         """The same seed gives the same bytes among workers that compute alike only."""
         for other in others:
             if other.name not in self._compared:
-                for difference in info.unlike(other):
+                for difference in info.differences(other):
                     log.warning(
                         "worker %s runs %s: their pictures of one seed differ by a grey level here and there; "
                         "give all workers of a fleet one kind of device and one DDPM_PRECISION, and install them alike",

@@ -12,7 +12,7 @@ from redis.client import Pipeline
 from torch import Tensor
 
 from models.checkpoints.png import png
-from worker.jobs import reaper, transitions
+from worker.jobs import transitions
 from worker.jobs.domain import Precision, Recipe, Shard, State
 from worker.jobs.keys import chains_key, job_key, progress_field, sha256_key
 from worker.results.store import ResultsStore, StoreFault
@@ -189,7 +189,7 @@ class JobWriter:
 
     def fail(self, job: str, code: str, message: str) -> None:
         """End the job as failed, unless it has ended or is gone."""
-        reaper.fail(self._redis, job, code, message)
+        transitions.fail_job(self._redis, job, code, message)
 
 
 def _chains_name(shard: Shard) -> str:

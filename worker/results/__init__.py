@@ -1,1 +1,1 @@
-"""The results store: where finished PNGs and large snapshots lie when not in Redis. Knows no torch."""
+"""The results store: where finished PNGs and large snapshots lie when not in Redis."""

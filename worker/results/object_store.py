@@ -16,37 +16,47 @@ _FOLDERS = {"file", "local"}
 
 
 class ObjectStore:
-    """One object a PNG or a blob. Whoever reads finds all of it or nothing."""
+    """Stores each PNG and each blob as one object. A reader finds all of it or nothing."""
 
     external = True
 
     def __init__(self, file_system: Any, root: str, protocol: str, name: str) -> None:
-        self._fs, self._root, self._name = file_system, root, name
-        self._atomic, self._local = protocol in _PUTS_ARE_ATOMIC, protocol in _FOLDERS
+        """Use the folder `root` of a file system of fsspec; `name` is what faults call it."""
+        self._fs = file_system
+        self._root = root
+        self._name = name
+        self._atomic = protocol in _PUTS_ARE_ATOMIC
+        self._local = protocol in _FOLDERS
 
     def put(self, job: str, images: Sequence[tuple[int, bytes]]) -> list[bytes]:
+        """Store PNGs by index; nothing of them is to lie in Redis."""
         self._put(job, {_name(index): png for index, png in images})
         return [b""] * len(images)
 
     def put_blob(self, job: str, name: str, blob: bytes) -> None:
+        """Store a blob, or replace it."""
         self._put(job, {name: blob})
 
     def get_blob(self, job: str, name: str) -> bytes | None:
+        """Return a blob, or None if it is not there."""
         return self._get(job, [name])[0]
 
     def get(self, job: str, indices: Sequence[int]) -> list[bytes | None]:
+        """Return the PNGs of a job's images, None for each that is not there."""
         return self._get(job, [_name(index) for index in indices])
 
     def remove(self, job: str, indices: Iterable[int]) -> None:
+        """Remove PNGs."""
         for index in indices:
             self.remove_blob(job, _name(index))
 
     def remove_blob(self, job: str, name: str) -> None:
+        """Remove a blob."""
         with self._faults(), suppress(FileNotFoundError):
             self._fs.rm_file(self._path(job, name))
 
     def remove_all(self, job: str) -> None:
-        """Also what a killed worker left half written."""
+        """Remove whatever lies there of the job, also what a killed worker left half written."""
         with self._faults(), suppress(FileNotFoundError):
             self._fs.rm(self._folder(job), recursive=True)
 
@@ -59,24 +69,23 @@ class ObjectStore:
                 self._fs.makedirs(self._folder(job), exist_ok=True)
                 for path, blob in paths.items():
                     self._put_whole(path, blob)
-                if self._local:  # the names as well, of the files and of their folder
+                if self._local:
+                    # The names have to reach the disk too, of the files and of their folder.
                     for folder in (self._folder(job), self._root):
                         _sync(folder)
 
     def _get(self, job: str, names: Sequence[str]) -> list[bytes | None]:
         with self._faults():
-            found = self._fs.cat_ranges(
-                [self._path(job, name) for name in names], None, None, on_error="return"
-            )
+            paths = [self._path(job, name) for name in names]
+            found = self._fs.cat_ranges(paths, None, None, on_error="return")
             blobs = [_bytes_or_none(answer) for answer in found]
             if None in blobs and self._local and not self._fs.exists(self._root):
-                raise FileNotFoundError(
-                    errno.ENOENT, self._root
-                )  # the disk is not there: that says nothing of the images
+                # The disk is not there, which says nothing of the images.
+                raise FileNotFoundError(errno.ENOENT, self._root)
             return blobs
 
     def _put_whole(self, path: str, blob: bytes) -> None:
-        """Under another name first, and on the disk before it gets its own."""
+        """Write under another name first; on the disk, the object gets its own name."""
         part = f"{path}.{uuid4().hex}.part"
         try:
             with self._fs.open(part, "wb") as file:
@@ -109,7 +118,10 @@ def _sync(folder: str) -> None:
 
 
 class _Faults:
-    """Whatever a file system raises becomes a StoreFault; its own text is left out where it may hold a URL with a secret."""
+    """Turns whatever a file system raises into a StoreFault.
+
+    The error's own text is left out, because it may hold a URL with a secret.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -1,4 +1,4 @@
-"""From DDPM_RESULTS_URL to a results store."""
+"""Opens the results store that DDPM_RESULTS_URL names."""
 
 from __future__ import annotations
 
@@ -15,17 +15,28 @@ from worker.results.store import ResultsStore
 
 _S3: dict[str, Any] = {
     "config_kwargs": {"connect_timeout": 2, "read_timeout": 5, "retries": {"max_attempts": 1}},
-    "max_concurrency": 1,  # requests for one object; with more of them s3fs asks for the size first
+    # Requests for one object. With more of them s3fs asks for the size first.
+    "max_concurrency": 1,
 }
 _OPTIONS = {"s3": _S3, "s3a": _S3}
 
 
 class BadStoreUrl(ValueError):
-    """A DDPM_RESULTS_URL that cannot be used; the text is fact, value and remedy, without what may be a secret."""
+    """A DDPM_RESULTS_URL cannot be used.
+
+    The text is fact, value and remedy, without what may be a secret.
+    """
 
 
 def open_store(url: str | None) -> ResultsStore:
-    """Connects when first used. Raises BadStoreUrl."""
+    """Return the store, which connects when it is first used.
+
+    Args:
+        url: the setting; empty or None for a service that keeps PNGs in Redis.
+
+    Raises:
+        BadStoreUrl: the URL names no place, or its kind or its package is absent.
+    """
     if not url:
         return InRedis()
     shown, protocol = without_secrets(url), _protocol(url)
@@ -35,20 +46,23 @@ def open_store(url: str | None) -> ResultsStore:
         file_system, root = url_to_fs(
             url, skip_instance_cache=True, use_listings_cache=False, **_OPTIONS.get(protocol, {})
         )
-    except Exception as error:  # each file system has its own; their texts may repeat the URL
+    except Exception as error:
+        # Each file system has errors of its own, and their texts may repeat the URL.
         raise BadStoreUrl(
-            f"DDPM_RESULTS_URL={shown} cannot be opened ({type(error).__name__}); correct it, see docs/how-to/store-results-elsewhere.md"
+            f"DDPM_RESULTS_URL={shown} cannot be opened ({type(error).__name__}); "
+            "correct it, see docs/how-to/store-results-elsewhere.md"
         ) from None
     return ObjectStore(file_system, root.rstrip("/"), protocol, shown)
 
 
 def _protocol(url: str) -> str:
-    """Of a file system that is here; importing it is the test."""
+    """Return the protocol of a URL whose file system is installed. Importing it is the test."""
     protocol, colon, path = url.partition("://")
     shown = without_secrets(url)
     if not colon or not path.strip("/"):
         raise BadStoreUrl(
-            f"DDPM_RESULTS_URL={shown} names no place; use file:///FOLDER, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+            f"DDPM_RESULTS_URL={shown} names no place; "
+            "use file:///FOLDER, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
         )
     try:
         fsspec.get_filesystem_class(protocol)
@@ -59,6 +73,7 @@ def _protocol(url: str) -> str:
     except ImportError:
         package = known_implementations[protocol]["class"].partition(".")[0]
         raise BadStoreUrl(
-            f"DDPM_RESULTS_URL={shown} needs the package {package}, which is absent; pip install {package}"
+            f"DDPM_RESULTS_URL={shown} needs the package {package}, which is absent; "
+            f"pip install {package}"
         ) from None
     return protocol

@@ -28,7 +28,7 @@ from tests.support.shards import (
 )
 from worker.jobs.policy import UNFINISHED_TTL_S
 from worker.jobs.reaper import Reaper
-from worker.jobs.shard_queue import MAX_LOSSES, our_queues, withdraw
+from worker.jobs.shard_queue import MAX_LOSSES, shard_queues, withdraw
 from worker.process.shard_leases import BadShard, Lease, ShardLeases
 
 
@@ -165,7 +165,7 @@ def test_shards_of_a_model_that_no_catalog_has_any_more_go_back_too_and_leave_no
 def test_other_applications_queues_are_left_alone(redis):
     Queue("mail", connection=redis).enqueue("x.y")
     post(redis, shard("a"))
-    assert [queue.name for queue in our_queues(redis)] == [shard("a").queue]
+    assert [queue.name for queue in shard_queues(redis)] == [shard("a").queue]
 
 
 def test_a_worker_keeps_its_leases_while_the_server_is_full(redis):
