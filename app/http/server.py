@@ -28,7 +28,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End streams and waits, let requests finish, and close all connections."""
         self._app.state.notifier.close()
-        self._app.state.watch.close()
+        self._app.state.watcher.close()
         await super().shutdown(sockets)
         # What is left belongs to clients that do not read the rest of an answer.
         for connection in list(self.server_state.connections):

@@ -113,7 +113,7 @@ def test_a_disk_that_is_too_slow_is_a_503_and_the_job_is_not_there_unless_its_ke
         return False
 
     with monkeypatch.context() as slow:
-        slow.setattr("app.jobs.durability.Disk.has", not_yet)
+        slow.setattr("app.jobs.durability.DurabilityCheck.confirmed", not_yet)
         refused = api_before.post("/v1/jobs", json={"model": "tiny"})
         keyed = api_before.post(
             "/v1/jobs", json={"model": "tiny"}, headers={"Idempotency-Key": "k"}

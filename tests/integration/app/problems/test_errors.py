@@ -46,8 +46,8 @@ BAD_FIELDS = [
     ),
     (
         "priority",
-        "interactive",
-        "priority=\"interactive\" is not known; use one of: 'interactive' or 'bulk'.",
+        "urgent",
+        "priority=\"urgent\" is not known; use one of: 'interactive' or 'bulk'.",
     ),
     (
         "nonsense",

@@ -106,7 +106,7 @@ def test_a_bug_is_a_500_that_tells_nothing(
     async def broken(*_: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr("app.jobs.jobs.Jobs.page", broken)
+    monkeypatch.setattr("app.jobs.queries.JobQueries.page", broken)
     with serve(create_app(settings)) as url:
         response = httpx.get(f"{url}/v1/jobs")
     assert "bug" in problem(response, 500)["detail"]

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.jobs.jobs import Jobs
+from app.jobs.queries import JobQueries
 from tests.support.worker import IdleWorker
 
 Post = Callable[..., dict[str, Any]]
@@ -54,13 +54,13 @@ def test_only_what_has_no_query_goes_past_the_route(
     api: httpx.Client, worker: IdleWorker, post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, routed = ended(api, worker, post), []
-    wait = Jobs.wait
+    wait = JobQueries.wait
 
-    async def noted(jobs: Jobs, *args: Any) -> bytes:
+    async def noted(queries: JobQueries, *args: Any) -> bytes:
         routed.append(args[0])
-        return await wait(jobs, *args)
+        return await wait(queries, *args)
 
-    monkeypatch.setattr(Jobs, "wait", noted)
+    monkeypatch.setattr(JobQueries, "wait", noted)
     assert api.get(f"/v1/jobs/{job}").is_success
     assert routed == []
     assert api.get(f"/v1/jobs/{job}", params={"wait": 0}).is_success
@@ -74,7 +74,7 @@ def test_a_bug_is_a_problem_too(url: str, post: Post, monkeypatch: pytest.Monkey
     async def broken(*_: object) -> bytes:
         raise ArithmeticError
 
-    monkeypatch.setattr(Jobs, "status", broken)
+    monkeypatch.setattr(JobQueries, "status", broken)
     past, routed = (
         httpx.get(f"{url}/v1/jobs/{job}"),
         httpx.get(f"{url}/v1/jobs/{job}", params=ROUTED),
