@@ -1,4 +1,4 @@
-"""Accepts jobs: once for each Idempotency-Key, within the bounds on open work, and onto the disk."""
+"""Accepts jobs: once for each Idempotency-Key, within the bounds on open work, and durably."""
 
 from __future__ import annotations
 

@@ -115,10 +115,11 @@ class JobQueries:
         return JobPage(jobs=matching, next_cursor=None)
 
     async def _state_changed(self, job: str, owner: str, until: float, gone: ClientGone) -> None:
-        """Return at the next change of state, at `until` on the monotonic clock, or with the client.
+        """Return at the next change of state, or when the client has gone, or at `until`.
 
-        Only the state is read meanwhile. Building the whole answer at every change would keep the
-        API busy with nothing else: 150 clients may wait for jobs of 1024 images each.
+        `until` is a time of the monotonic clock. Only the state is read meanwhile. Building the
+        whole answer at every change would keep the API busy with nothing else: 150 clients may
+        wait for jobs of 1024 images each.
         """
         with self._notifier.listen(job) as changed:
             leaving = asyncio.create_task(gone())

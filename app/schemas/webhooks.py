@@ -1,4 +1,4 @@
-"""The body of a webhook."""
+"""Schema of the body of a webhook."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class WebhookMessage(BaseModel):
 
     @classmethod
     def of(cls, job: JobSummary) -> Self:
+        """Return the message that says how `job` has ended."""
         return cls.model_validate(
             {"type": f"job.{job.state}", "timestamp": job.finished_at, "data": job}
         )
