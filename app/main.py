@@ -87,7 +87,7 @@ def _add_middleware(app: FastAPI, settings: ApiSettings, keyring: Keyring) -> No
 
 
 def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
-    """Build what handlers ask for (app/routers/dependencies.py) and what runs beside them."""
+    """Build what handlers ask for (app/routers/dependencies.py), and the background tasks."""
     redis_url = str(settings.redis_url)
     models_dirs = [settings.models_dir] if settings.models_dir else []
     state.catalog = Catalog.read(SHIPPED, *models_dirs)

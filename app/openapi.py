@@ -72,7 +72,7 @@ def _add_schemas(document: dict[str, Any]) -> None:
 
 
 def _correct_fastapi(document: dict[str, Any]) -> None:
-    """Remove what FastAPI says and this API does not do."""
+    """Remove what FastAPI describes and this API does not do."""
     _drop_fastapis_422(document)
     _drop_null_parameters(document)
     # FastAPI describes the stream as one string too, and no reader takes it for one.
@@ -148,7 +148,7 @@ def _link_jobs(document: dict[str, Any]) -> None:
 
 
 def _join(responses: dict[str, Any], status: str, response: dict[str, Any]) -> None:
-    """Add a response, behind the description of another problem of the same status."""
+    """Add a response. Where the status has one already, join their descriptions."""
     if status in responses:
         responses[status]["description"] += f" {response['description']}"
     else:

@@ -1,1 +1,1 @@
-"""What lies below the routes: the server, its connections, and the steps of every request."""
+"""The layer below the routes: the server, its connections, and the steps of every request."""

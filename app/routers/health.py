@@ -31,9 +31,17 @@ async def healthz() -> Health:
     return Health()
 
 
-@router.get("/readyz", responses=problems(NoWorker, StoreUnreachable))
+@router.get(
+    "/readyz",
+    description="Whether a job posted now would run: Redis answers, and a worker is alive.",
+    responses=problems(NoWorker, StoreUnreachable),
+)
 async def readyz(redis: RedisClient) -> Readiness:
-    """Whether a job posted now would run: Redis answers, and a worker is alive."""
+    """Answer with the live workers.
+
+    Raises:
+        NoWorker: there is none.
+    """
     workers = parse_workers(await READ_WORKERS.call(redis, workers=WORKERS))
     if not workers:
         raise NoWorker
@@ -42,7 +50,12 @@ async def readyz(redis: RedisClient) -> Readiness:
     )
 
 
-@router.get("/metrics", response_class=PrometheusText, responses=problems(StoreUnreachable))
+@router.get(
+    "/metrics",
+    description="For Prometheus: open jobs and image-steps, and the workers' speed.",
+    response_class=PrometheusText,
+    responses=problems(StoreUnreachable),
+)
 async def metrics(redis: RedisClient) -> Response:
-    """For Prometheus: open jobs and image-steps, and the workers' speed."""
+    """Answer with the open work and the workers' speed in the text format of Prometheus."""
     return PrometheusText(await scrape(redis))
