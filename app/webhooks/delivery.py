@@ -155,7 +155,7 @@ class Delivery:
         except BadTarget:  # accepted by an older version
             return Outcome("the URL cannot be sent to", final=True)
         body = (
-            WebhookMessage.of(record.summary(claim.images_done, time.time()))
+            WebhookMessage.for_job(record.summary(claim.images_done, time.time()))
             .model_dump_json()
             .encode()
         )

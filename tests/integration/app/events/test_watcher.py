@@ -67,13 +67,13 @@ def test_500_readers_that_leave_leave_nothing_behind(
         for n in range(500):
             stack.enter_context(open_stream(url, jobs[n % 10]))
         assert httpx.get(f"{url}/tasks").json() > tasks + 500
-        assert len(app.state.watch) == len(app.state.notifier) == 10
+        assert len(app.state.watcher) == len(app.state.notifier) == 10
     eventually(
         lambda: httpx.get(f"{url}/tasks").json() == tasks,
         10,
         "the tasks of readers that have gone are over",
     )
-    assert len(app.state.watch) == len(app.state.notifier) == 0
+    assert len(app.state.watcher) == len(app.state.notifier) == 0
 
 
 def test_fifty_readers_of_a_job_share_every_look(
