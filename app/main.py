@@ -12,6 +12,7 @@ from app import openapi
 from app.access.api_keys import Keyring
 from app.access.gate import Gate, host_names
 from app.access.rate_limit import RateLimit
+from app.events.previews import PreviewReader
 from app.events.watcher import EventWatcher
 from app.http.middleware import BodyLimit, HeadAsGet
 from app.images.contact_sheets import ContactSheets
@@ -71,7 +72,8 @@ def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
     state.redis = redis_client.connect(redis_url)
     state.durable_redis = redis_client.connect(redis_url, timeout_s=_DURABLE_TIMEOUT_S)
     state.notifier = Notifier(state.redis)
-    state.watch = EventWatcher(state.redis, state.notifier)
+    state.watcher = EventWatcher(state.redis, state.notifier)
+    state.previews = PreviewReader(state.redis, state.notifier)
     state.pictures = ImageReader(state.redis, open_store(settings.results_url.get_secret_value()))
     state.sheets = ContactSheets(state.pictures)
     state.reaper = ReaperTask(redis_client.connect_in_thread(redis_url))
@@ -86,6 +88,7 @@ def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
         state.notifier,
         state.pictures,
         state.sheets,
+        state.previews,
         Admission(state.durable_redis, bounds),
         settings.results_ttl_s,
         reach if webhook_secret else None,
@@ -97,7 +100,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         async with (
             app.state.notifier.running(),
-            app.state.watch.running(),
+            app.state.watcher.running(),
             app.state.reaper.running(),
             app.state.delivery.running(),
         ):

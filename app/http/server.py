@@ -20,7 +20,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.notifier.close()
-        self._app.state.watch.close()
+        self._app.state.watcher.close()
         await super().shutdown(sockets)
         for connection in list(
             self.server_state.connections

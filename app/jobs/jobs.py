@@ -62,6 +62,7 @@ class Jobs:
         notifier: Notifier,
         pictures: ImageReader,
         sheets: ContactSheets,
+        previews: PreviewReader,
         admission: Admission,
         results_ttl_s: int,
         reach: Reach | None,
@@ -78,11 +79,7 @@ class Jobs:
         self._index_ttl_s = (
             UNFINISHED_TTL_S + results_ttl_s + RECORD_TTL_S
         )  # as long as a record can be there
-        self._looks, self._states, self._previews = (
-            JobReader(redis),
-            StateReader(redis),
-            PreviewReader(redis, notifier),
-        )
+        self._looks, self._states, self._previews = JobReader(redis), StateReader(redis), previews
 
     async def submit(self, request: JobRequest, owner: str, key: str | None = None) -> Job:
         """Post a job, whole or not at all, or find the one that was posted with this Idempotency-Key.
@@ -99,7 +96,7 @@ class Jobs:
                 await self._forget(record)
             raise
         return (
-            admitted.stored.seen(record.id, owner)
+            admitted.stored.status(record.id, owner)
             if admitted.job == record.id
             else await self.get(admitted.job, owner)
         )
@@ -117,7 +114,7 @@ class Jobs:
     async def status(self, job: str, owner: str) -> bytes:
         """As `get`, and at once as JSON."""
         check_job_id(job)
-        return (await self._looks.at(job)).seen_json(job, owner)
+        return (await self._looks.read(job)).status_json(job, owner)
 
     async def page(
         self, owner: str, state: State | None, limit: int, after: Cursor | None
@@ -155,7 +152,7 @@ class Jobs:
 
     async def preview(self, job: str, owner: str, index: int) -> tuple[bytes, str]:
         """A PNG of x_0_hat and its sha256, or `image` where that is finished. Raises as `image` does, and NoPreview."""
-        png = await self._previews.of(job, owner, index)
+        png = await self._previews.read(job, owner, index)
         return (png, sha256(png).hexdigest()) if png else await self.image(job, owner, index)
 
     def preview_feed(self, followed: WatchedJob, indices: Iterable[int]) -> PreviewStream:
@@ -194,7 +191,7 @@ class Jobs:
             buffer_read(pipe, job)
             *_, looked = await pipe.execute()
         [it] = parse_read(looked)
-        return it.seen(job, owner)
+        return it.status(job, owner)
 
     async def delete(self, job: str, owner: str) -> None:
         """Workers drop a job that is gone. Raises UnknownJob, also for the later of two deletions at once."""
@@ -232,7 +229,7 @@ class Jobs:
 
     async def _state(self, job: str, owner: str) -> State:
         check_job_id(job)
-        state, owned_by = await self._states.at(job)
+        state, owned_by = await self._states.read(job)
         if state is None or owned_by != owner.encode():
             raise UnknownJob(job)
         return State(state.decode())
@@ -278,8 +275,8 @@ class Jobs:
 
     async def _seen(self, job: str, owner: str) -> tuple[Job, Record]:
         check_job_id(job)
-        found = await self._looks.at(job)
-        return found.seen(job, owner), owned_record(job, owner, found.fields)
+        found = await self._looks.read(job)
+        return found.status(job, owner), owned_record(job, owner, found.fields)
 
     async def _find(self, job: str, owner: str) -> Record:
         check_job_id(job)

@@ -28,7 +28,7 @@ async def _redis(request: Request) -> Redis:
 
 
 async def _watch(request: Request) -> watcher.EventWatcher:
-    return cast("watcher.EventWatcher", request.app.state.watch)
+    return cast("watcher.EventWatcher", request.app.state.watcher)
 
 
 async def _key(request: Request) -> api_keys.ApiKey:

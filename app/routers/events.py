@@ -117,6 +117,6 @@ async def get_events(
     more where hundreds are read. Of the images that `preview` names, what they look like so far, about twice a second.
     """
     told = ReaderPosition.parse(last_event_id) if last_event_id else ReaderPosition()
-    if told.everything:
+    if told.at_end:
         return Response(status_code=204)
     return EventStream(followed.events(told, feed.take), headers=_HEADERS)
