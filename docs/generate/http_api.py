@@ -131,12 +131,12 @@ class _Call:
         for status in sorted({*with_keys, *self._anonymous}):
             for problem in _named(status):
                 keyed, anonymous = (
-                    problem.about in r.get(status, {}).get("description", "")
+                    (problem.__doc__ or "") in r.get(status, {}).get("description", "")
                     for r in (with_keys, self._anonymous)
                 )
                 if keyed or anonymous:
                     where = "" if keyed and anonymous else _WITH if keyed else _WITHOUT
-                    yield status, _problem_link(problem), f"{problem.about} {where}"
+                    yield status, _problem_link(problem), f"{problem.__doc__} {where}"
 
 
 def _named(status: str) -> list[type[Problem]]:
@@ -256,7 +256,7 @@ def _problems() -> str:
         (
             str(int(problem.status)),
             f"`{problem.name}`",
-            problem.about,
+            (problem.__doc__ or ""),
             ", ".join(f"`{name}`" for name in problem.with_headers),
         )
         for problem in sorted(
