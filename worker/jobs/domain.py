@@ -19,7 +19,7 @@ MAX_INDEX = 2**32 - 1  # one word of the noise's counter
 Precision = Literal["fp32", "bf16"]
 
 
-# A docstring would become a part of the OpenAPI document.
+# The two enumerations have no docstrings, which would become a part of the OpenAPI document.
 class State(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
