@@ -14,6 +14,7 @@ TORCH = 2.13.0
 TRITON = 3.7.1
 # Tests of times, and of what is lost in them, which neighbours would make false.
 ALONE = tests/e2e/test_estimates.py tests/chaos
+PRODUCT = app worker models cli bench
 BIN = .venv/bin
 # Three, as they often wait; the slow files first; one thread each, as processes that compute by two would wait for each other.
 SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
@@ -37,11 +38,12 @@ test: $(TEST) ## run every test that this machine can run, three at a time (ARGS
 	$(SIDE_BY_SIDE) $(or $(ARGS),$(ALONE:%=--ignore %))
 	$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE))
 
-check: $(TEST) ## format, lint, types, who imports whom
+check: $(TEST) ## format, lint, types, who imports whom, docstrings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/interrogate --quiet $(PRODUCT) || $(BIN)/interrogate -vv $(PRODUCT)
 
 format: $(TEST) ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix-only .
