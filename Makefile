@@ -38,12 +38,13 @@ test: $(TEST) ## run every test that this machine can run, three at a time (ARGS
 	$(SIDE_BY_SIDE) $(or $(ARGS),$(ALONE:%=--ignore %))
 	$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE))
 
-check: $(TEST) ## format, lint, types, who imports whom, docstrings
+check: $(TEST) ## format, lint, types, who imports whom, docstrings, structure
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/interrogate --quiet $(PRODUCT) || $(BIN)/interrogate -vv $(PRODUCT)
+	$(BIN)/python -m tools.check_structure
 
 format: $(TEST) ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix-only .
