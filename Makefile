@@ -14,6 +14,7 @@ TORCH = 2.13.0
 TRITON = 3.7.1
 # Tests of times, and of what is lost in them, which neighbours would make false.
 ALONE = tests/e2e/test_estimates.py tests/chaos
+LUA = worker/jobs/lua
 PRODUCT = app worker models cli bench
 BIN = .venv/bin
 # Three, as they often wait; the slow files first; one thread each, as processes that compute by two would wait for each other.
@@ -38,12 +39,15 @@ test: $(TEST) ## run every test that this machine can run, three at a time (ARGS
 	$(SIDE_BY_SIDE) $(or $(ARGS),$(ALONE:%=--ignore %))
 	$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE))
 
-check: $(TEST) ## format, lint, types, who imports whom, docstrings, structure
+check: $(TEST) ## format, lint, types, who imports whom, docstrings, Lua, structure
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/interrogate --quiet $(PRODUCT) || $(BIN)/interrogate -vv $(PRODUCT)
+	@if command -v luacheck >/dev/null; then luacheck --quiet --no-color --codes $(LUA); else \
+	  echo 'NOT CHECKED: the Lua scripts, as luacheck is not here; apt-get install lua-check, or brew install luacheck'; \
+	  [ -z "$$CI" ]; fi
 	$(BIN)/python -m tools.check_structure
 
 format: $(TEST) ## format the code and mend what ruff can
