@@ -17,8 +17,10 @@ ALONE = tests/e2e/test_estimates.py tests/chaos
 LUA = worker/jobs/lua
 PRODUCT = app worker models cli bench
 BIN = .venv/bin
-# Three, as they often wait; the slow files first; one thread each, as processes that compute by two would wait for each other.
-SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Three, as they often wait; the slow files first; one thread each, as processes that compute by two
+# would wait for each other.
+SIDE_BY_SIDE = pytest -n 3 --dist loadfile --no-loadscope-reorder
+ONE_THREAD = OMP_NUM_THREADS=1
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-compile -c constraints.txt
 SERVE = .venv/.installed-serve
@@ -35,9 +37,17 @@ help: ## list the targets
 serve: $(SERVE) ## run the service on http://127.0.0.1:8000 (HOST= PORT= WORKERS=)
 	@exec $(BIN)/ddpm up $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)') $(if $(WORKERS),--workers '$(WORKERS)')
 
-test: $(TEST) ## run every test that this machine can run, three at a time (ARGS= goes to pytest; -n0: one at a time)
-	$(SIDE_BY_SIDE) $(or $(ARGS),$(ALONE:%=--ignore %))
-	$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE))
+# Coverage is measured of all tests but those that are to run alone: measuring slows what they time.
+test: $(TEST) ## run every test that this machine can run, and measure coverage (ARGS= goes to pytest, unmeasured; -n0: one at a time)
+ifdef ARGS
+	$(ONE_THREAD) $(BIN)/python -m $(SIDE_BY_SIDE) $(ARGS)
+else
+	$(BIN)/coverage erase
+	$(ONE_THREAD) $(BIN)/coverage run -m $(SIDE_BY_SIDE) $(ALONE:%=--ignore %)
+	$(BIN)/python -m pytest $(ALONE)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+endif
 
 check: $(TEST) ## format, lint, types, who imports whom, docstrings, Lua, structure
 	$(BIN)/ruff format --check .
@@ -81,7 +91,7 @@ lock: ## write constraints.txt anew from what a clean environment gets
 	rm -rf .venv-lock
 
 clean: ## remove .venv and caches; .ddpm/ and runs/ stay
-	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, %s is " % sys.executable + sys.version.split()[0] + "; name one with PYTHON=")'
