@@ -29,7 +29,7 @@ DOCS = .venv/.installed-docs
 INSTALLED = pyproject.toml constraints.txt hatch_build.py worker/backends/cpu/kernels.c
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test check format train bench chaos docs docs-reference docker-test lock clean
+.PHONY: help serve test check wheel-check format train bench chaos docs docs-reference docker-test lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,9 @@ check: $(TEST) ## format, lint, types, who imports whom, docstrings, Lua, struct
 	  echo 'NOT CHECKED: the Lua scripts, as luacheck is not here; apt-get install lua-check, or brew install luacheck'; \
 	  [ -z "$$CI" ]; fi
 	$(BIN)/python -m tools.check_structure
+
+wheel-check: $(TEST) ## build the package, install it outside the checkout and use it
+	$(BIN)/python tests/packaging/check_wheel.py --packages-from .venv
 
 format: $(TEST) ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix-only .
