@@ -16,6 +16,8 @@ TRITON = 3.7.1
 ALONE = tests/e2e/test_estimates.py tests/chaos
 LUA = worker/jobs/lua
 PRODUCT = app worker models cli bench
+SCHEMA = $(BIN)/check-jsonschema --builtin-schema vendor.github
+FORMS = .github/ISSUE_TEMPLATE
 BIN = .venv/bin
 # Three, as they often wait; the slow files first; one thread each, as processes that compute by two
 # would wait for each other.
@@ -49,12 +51,15 @@ else
 	$(BIN)/coverage report
 endif
 
-check: $(TEST) ## format, lint, types, who imports whom, docstrings, Lua, structure
+check: $(TEST) ## format, lint, types, who imports whom, docstrings, GitHub's files, Lua, structure
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/interrogate --quiet $(PRODUCT) || $(BIN)/interrogate -vv $(PRODUCT)
+	$(SCHEMA)-workflows .github/workflows/*.yml
+	$(SCHEMA)-issue-config $(FORMS)/config.yml
+	$(SCHEMA)-issue-forms $(filter-out %/config.yml,$(wildcard $(FORMS)/*.yml))
 	@if command -v luacheck >/dev/null; then luacheck --quiet --no-color --codes $(LUA); else \
 	  echo 'NOT CHECKED: the Lua scripts, as luacheck is not here; apt-get install lua-check, or brew install luacheck'; \
 	  [ -z "$$CI" ]; fi
