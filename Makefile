@@ -14,9 +14,15 @@ TORCH = 2.13.0
 TRITON = 3.7.1
 # Tests of times, and of what is lost in them, which neighbours would make false.
 ALONE = tests/e2e/test_estimates.py tests/chaos
+LUA = worker/jobs/lua
+PRODUCT = app worker models cli bench
+SCHEMA = $(BIN)/check-jsonschema --builtin-schema vendor.github
+FORMS = .github/ISSUE_TEMPLATE
 BIN = .venv/bin
-# Three, as they often wait; the slow files first; one thread each, as processes that compute by two would wait for each other.
-SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Three, as they often wait; the slow files first; one thread each, as processes that compute by two
+# would wait for each other.
+SIDE_BY_SIDE = pytest -n 3 --dist loadfile --no-loadscope-reorder
+ONE_THREAD = OMP_NUM_THREADS=1
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-compile -c constraints.txt
 SERVE = .venv/.installed-serve
@@ -25,7 +31,7 @@ DOCS = .venv/.installed-docs
 INSTALLED = pyproject.toml constraints.txt hatch_build.py worker/backends/cpu/kernels.c
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test check format train bench chaos docs docs-reference docker-test lock clean
+.PHONY: help serve test check wheel-check format train bench chaos docs docs-reference docker-test lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -33,15 +39,34 @@ help: ## list the targets
 serve: $(SERVE) ## run the service on http://127.0.0.1:8000 (HOST= PORT= WORKERS=)
 	@exec $(BIN)/ddpm up $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)') $(if $(WORKERS),--workers '$(WORKERS)')
 
-test: $(TEST) ## run every test that this machine can run, three at a time (ARGS= goes to pytest; -n0: one at a time)
-	$(SIDE_BY_SIDE) $(or $(ARGS),$(ALONE:%=--ignore %))
-	$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE))
+# Coverage is measured of all tests but those that are to run alone: measuring slows what they time.
+test: $(TEST) ## run every test that this machine can run, and measure coverage (ARGS= goes to pytest, unmeasured; -n0: one at a time)
+ifdef ARGS
+	$(ONE_THREAD) $(BIN)/python -m $(SIDE_BY_SIDE) $(ARGS)
+else
+	$(BIN)/coverage erase
+	$(ONE_THREAD) $(BIN)/coverage run -m $(SIDE_BY_SIDE) $(ALONE:%=--ignore %)
+	$(BIN)/python -m pytest $(ALONE)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+endif
 
-check: $(TEST) ## format, lint, types, who imports whom
+check: $(TEST) ## format, lint, types, who imports whom, docstrings, GitHub's files, Lua, structure
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/interrogate --quiet $(PRODUCT) || $(BIN)/interrogate -vv $(PRODUCT)
+	$(SCHEMA)-workflows .github/workflows/*.yml
+	$(SCHEMA)-issue-config $(FORMS)/config.yml
+	$(SCHEMA)-issue-forms $(filter-out %/config.yml,$(wildcard $(FORMS)/*.yml))
+	@if command -v luacheck >/dev/null; then luacheck --quiet --no-color --codes $(LUA); else \
+	  echo 'NOT CHECKED: the Lua scripts, as luacheck is not here; apt-get install lua-check, or brew install luacheck'; \
+	  [ -z "$$CI" ]; fi
+	$(BIN)/python -m tools.check_structure
+
+wheel-check: $(TEST) ## build the package, install it outside the checkout and use it
+	$(BIN)/python tests/packaging/check_wheel.py --packages-from .venv
 
 format: $(TEST) ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix-only .
@@ -74,7 +99,7 @@ lock: ## write constraints.txt anew from what a clean environment gets
 	rm -rf .venv-lock
 
 clean: ## remove .venv and caches; .ddpm/ and runs/ stay
-	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, %s is " % sys.executable + sys.version.split()[0] + "; name one with PYTHON=")'
