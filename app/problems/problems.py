@@ -26,8 +26,13 @@ class Problem(HTTPException):
 
     status: ClassVar[HTTPStatus]
     name: ClassVar[str]
+    about: ClassVar[str]
     with_headers: ClassVar[Mapping[str, str]] = {}
     errors: tuple[InvalidField, ...] = ()
+
+    def __init_subclass__(cls) -> None:
+        """Describe the kind by its docstring."""
+        cls.about = cls.__doc__ or ""
 
     def __init__(self, detail: str) -> None:
         super().__init__(self.status, detail, dict(self.with_headers))
@@ -410,7 +415,7 @@ def problems(*kinds: type[Problem]) -> dict[int | str, dict[str, Any]]:
         entry = by_status.setdefault(
             int(kind.status), {"description": "", "content": _CONTENT, "headers": {}}
         )
-        entry["description"] = f"{entry['description']} {kind.__doc__ or ''}".strip()
+        entry["description"] = f"{entry['description']} {kind.about}".strip()
         entry["headers"] |= {header: {"schema": {"type": "string"}} for header in kind.with_headers}
     return by_status
 
