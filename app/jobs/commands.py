@@ -96,7 +96,7 @@ class JobCommands:
             raise
         if admitted.job != record.id:
             return await self._queries.get(admitted.job, owner)
-        return admitted.stored.seen(record.id, owner)
+        return admitted.stored.status(record.id, owner)
 
     async def cancel(self, job: str, owner: str) -> Job:
         """Cancel the job, and return it. A job that has ended stays as it is.
@@ -114,7 +114,7 @@ class JobCommands:
             buffer_read(pipe, job)
             *_, answer = await pipe.execute()
         [stored] = parse_read(answer)
-        return stored.seen(job, owner)
+        return stored.status(job, owner)
 
     async def delete(self, job: str, owner: str) -> None:
         """Remove the job and its images. Workers drop a job that is gone.

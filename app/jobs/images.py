@@ -70,7 +70,7 @@ class JobImages:
             NoPreview: no worker shows the image.
             UnknownJob, UnknownImage, NotFinished, Expired, ResultsUnreachable: as `image` does.
         """
-        png = await self._previews.of(job, owner, index)
+        png = await self._previews.read(job, owner, index)
         return (png, sha256(png).hexdigest()) if png else await self.image(job, owner, index)
 
     async def grid(self, job: str, owner: str, gone: ClientGone) -> tuple[bytes, bool] | None:

@@ -52,8 +52,8 @@ class JobQueries:
             UnknownJob: there is no such job, or it is another owner's.
         """
         check_job_id(job)
-        stored = await self._jobs.at(job)
-        return stored.seen(job, owner), owned_record(job, owner, stored.fields)
+        stored = await self._jobs.read(job)
+        return stored.status(job, owner), owned_record(job, owner, stored.fields)
 
     async def status(self, job: str, owner: str) -> bytes:
         """Return what `get` returns, but as JSON, which takes less time.
@@ -62,8 +62,8 @@ class JobQueries:
             UnknownJob: there is no such job, or it is another owner's.
         """
         check_job_id(job)
-        stored = await self._jobs.at(job)
-        return stored.seen_json(job, owner)
+        stored = await self._jobs.read(job)
+        return stored.status_json(job, owner)
 
     async def wait(self, job: str, owner: str, seconds: float, gone: ClientGone) -> bytes:
         """Wait for the next change of the job's state, then return its status as JSON.
@@ -136,7 +136,7 @@ class JobQueries:
 
     async def _state(self, job: str, owner: str) -> State:
         check_job_id(job)
-        state, owned_by = await self._states.at(job)
+        state, owned_by = await self._states.read(job)
         if state is None or owned_by != owner.encode():
             raise UnknownJob(job)
         return State(state.decode())

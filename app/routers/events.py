@@ -133,6 +133,6 @@ async def get_events(
 ) -> Response:
     """Answer with a stream of the job's events, or with 204 where none is to come."""
     position = ReaderPosition.parse(last_event_id) if last_event_id else ReaderPosition()
-    if position.everything:
+    if position.at_end:
         return Response(status_code=204)
     return EventStream(job.events(position, previews.take), headers=_HEADERS)
