@@ -24,7 +24,7 @@ MOST_READ = 256
 def queue_place(
     answer: Sequence[int] | None, model: str, workers: Iterable[WorkerInfo]
 ) -> QueuePlace | None:
-    """Make of QUEUE_PLACE's answer what clients see; None for a job that is not queued.
+    """Turn the answer of queue_place.lua into what clients see; None for a job that is not queued.
 
     `eta_s` is None where too many jobs come first, or no live worker has the model.
     """
@@ -80,7 +80,7 @@ class _OthersWork:
 
 @dataclass(frozen=True, slots=True)
 class _QueuedWork:
-    """A queued job and all work that it shares the workers with, as QUEUE_PLACE found them.
+    """A queued job and all work that it shares the workers with, as queue_place.lua found them.
 
     Attributes:
         own_interactive: Interactive image-steps of the job: those of its first shard.
@@ -106,7 +106,7 @@ class _QueuedWork:
 
     @classmethod
     def parse(cls, queued: Sequence[int]) -> _QueuedWork:
-        """Take apart QUEUE_PLACE's answer, without the position that it begins with."""
+        """Take apart the answer of queue_place.lua, without the position that it begins with."""
         own_interactive, own_bulk, count, steps, *classes, other_models, bulk_beside = queued
         interactive, earlier, later = (_OthersWork(*classes[i : i + 4]) for i in (0, 4, 8))
         return cls(

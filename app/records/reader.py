@@ -36,7 +36,7 @@ class StoredJob:
         fields: The job's hash; empty for a job that is not there.
         digests: The sha256 of each finished image, by index.
         stored: Whether the job's PNGs are in Redis.
-        place: The answer of QUEUE_PLACE; None where the job is not queued.
+        place: The answer of queue_place.lua; None where the job is not queued.
         workers: The entries of the live workers.
     """
 

@@ -25,7 +25,7 @@ def answer(
     other_models: int = 0,
     **others: int,
 ) -> list[int]:
-    """Make an answer of QUEUE_PLACE for a job that is alone, but for the work in `others`.
+    """Make an answer of queue_place.lua for a job that is alone, but for the work in `others`.
 
     `interactive_smaller` is the part of `interactive_work` that comes first, and so on.
     """
