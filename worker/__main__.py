@@ -1,4 +1,7 @@
-"""`python -m worker`: load the models, serve until SIGTERM or SIGINT, give back unfinished work."""
+"""`python -m worker`: load the models, and serve until SIGTERM or SIGINT.
+
+`build` shows which objects a worker consists of, and how they know each other.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import logging
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable, Mapping
 
 import torch
 from redis import Redis
@@ -16,8 +21,26 @@ from models.checkpoints.catalog import SHIPPED, Catalog, CatalogError
 from models.checkpoints.diffusers_format import BadCheckpoint
 from worker.backends.host import UnusableDevice, choose_device
 from worker.calibration.cache import CalibrationCache
+from worker.calibration.slowdown import Slowdown
+from worker.jobs.domain import Priority
+from worker.jobs.keys import queue_name
+from worker.jobs.reaper import REAP_EVERY_S, Reaper
+from worker.jobs.worker_registry import WorkerInfo
+from worker.process.background_threads import BackgroundTask, BackgroundThreads
+from worker.process.heartbeat import HEARTBEAT_EVERY_S, Heartbeat
+from worker.process.intake import ChangeListener, Intake
+from worker.process.job_writer import JobWriter
+from worker.process.load import WorkerLoad
 from worker.process.loaded_model import LoadedModel
-from worker.process.loop import WorkerLoop
+from worker.process.loop import WorkerLoop, WorkerParts
+from worker.process.messages import MessageQueue
+from worker.process.previews import PreviewSender
+from worker.process.result_sender import ResultSender
+from worker.process.results_cleanup import POLL_EVERY_S, ResultsCleanup
+from worker.process.shard_leases import ShardLeases
+from worker.process.snapshot_saver import SnapshotSaver
+from worker.process.watchdog import CHECK_EVERY_S, Watchdog
+from worker.results.store import ResultsStore
 from worker.results.url import open_store
 from worker.settings import WorkerSettings
 
@@ -26,7 +49,7 @@ _REDIS_TIMEOUT_S = 2.0
 
 
 def main() -> int:
-    """Run a worker, and return its exit code."""
+    """Run a worker as the settings say; return the process's exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         settings = WorkerSettings()
@@ -36,17 +59,17 @@ def main() -> int:
     except (CatalogError, BadCheckpoint, ValueError) as error:
         log.error("%s", error)
         return 1
-    worker = WorkerLoop(connect(str(settings.redis_url)), models, str(device), store)
+    worker = build(connect(str(settings.redis_url)), models, str(device), store)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: worker.crew.ask_to_stop())
+        signal.signal(number, lambda *_: worker.request_stop())
     worker.run()
     return 0
 
 
 def connect(url: str) -> Redis:
-    """Make a Redis client with short timeouts and no hidden retries.
+    """Return a client with short timeouts and no hidden retries.
 
-    Its callers know best what an unanswered command means.
+    Whoever calls it knows best what an unanswered command means.
     """
     return Redis.from_url(
         url,
@@ -54,6 +77,79 @@ def connect(url: str) -> Redis:
         socket_connect_timeout=_REDIS_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
     )
+
+
+def build(
+    redis: Redis,
+    models: Mapping[str, LoadedModel],
+    device: str,
+    store: ResultsStore,
+    *,
+    writer: JobWriter | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    cpu_clock: Callable[[], float] = time.thread_time,
+) -> WorkerLoop:
+    """Make a worker's objects, and connect them.
+
+    `redis` is not asked anything here, so that a worker can be built while it is away.
+
+    Args:
+        redis: the job store.
+        models: the models to serve, by name.
+        device: the name of the device that they run on.
+        store: where finished images lie.
+        writer: takes the place of `JobWriter(redis, store)`.
+        clock: the time in seconds, from any beginning.
+        cpu_clock: seconds of processor time of the calling thread.
+    """
+    threads = BackgroundThreads()
+    messages = MessageQueue()
+    load = WorkerLoad()
+    slowdown = Slowdown()
+    writer = writer or JobWriter(redis, store)
+    shards = ShardLeases(redis, [queue_name(p, name) for p in Priority for name in models])
+    sender = ResultSender(shards, writer, messages, clock=clock)
+    saver = SnapshotSaver(shards, writer, messages, clock=clock, cpu_clock=cpu_clock)
+    previews = PreviewSender(redis)
+    intake = Intake(shards, writer, models, load, messages, sender.is_full, clock=clock)
+    listener = ChangeListener(redis, load, messages, previews)
+    reaper = Reaper(redis, shards.lease_s)
+    cleanup = ResultsCleanup(redis, store, threads.stopping)
+    watchdog = Watchdog(shards)
+
+    def describe() -> WorkerInfo:
+        infos = {name: model.info for name, model in models.items()}
+        return WorkerInfo(shards.name, device, infos, slowdown.slowed)
+
+    heartbeat = Heartbeat(redis, shards, messages, describe)
+    tasks = [
+        BackgroundTask("heartbeat", heartbeat.run_once, HEARTBEAT_EVERY_S),
+        BackgroundTask("watchdog", watchdog.run_once, CHECK_EVERY_S),
+        BackgroundTask("reaper", reaper.run_once, REAP_EVERY_S),
+        BackgroundTask("change listener", listener.run_once),
+        BackgroundTask("intake", intake.run_once),
+        BackgroundTask("result sender", sender.run_once),
+        BackgroundTask("snapshot saver", saver.run_once),
+        BackgroundTask("preview sender", previews.run_once),
+    ]
+    if store.external:
+        tasks.append(BackgroundTask("results cleanup", cleanup.run_once, POLL_EVERY_S))
+    parts = WorkerParts(
+        shards=shards,
+        writer=writer,
+        messages=messages,
+        load=load,
+        intake=intake,
+        sender=sender,
+        saver=saver,
+        previews=previews,
+        heartbeat=heartbeat,
+        watchdog=watchdog,
+        slowdown=slowdown,
+        threads=threads,
+        tasks=tasks,
+    )
+    return WorkerLoop(models, parts, clock)
 
 
 def device_setting(asked: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""Settings of a worker process, from the environment (prefix DDPM_)."""
+"""Settings of a worker process, read from environment variables with the prefix DDPM_."""
 
 from __future__ import annotations
 
@@ -15,20 +15,30 @@ RedisUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["redis", "rediss", 
 
 
 class WorkerSettings(BaseSettings):
+    """All that can be set of a worker.
+
+    Raises:
+        ValidationError: a variable has no valid value. The message hides the values, since URLs
+            hold passwords.
+    """
+
     model_config = SettingsConfigDict(
         env_prefix="DDPM_",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
-    )  # URLs hold passwords
+    )
 
     redis_url: RedisUrl = Field(
         default=AnyUrl("redis://127.0.0.1:6379/0"), description="The server that holds the queue"
     )
     results_url: SecretStr = Field(
         default=SecretStr(""),
-        description="Where finished PNGs lie: file:///FOLDER, s3://BUCKET/PREFIX, any of fsspec; empty: in Redis",
+        description=(
+            "Where finished PNGs lie: file:///FOLDER, s3://BUCKET/PREFIX, any of fsspec; "
+            "empty: in Redis"
+        ),
     )
     models_dir: Path | None = Field(
         default=None, description="Folder of model folders, beside the shipped ones"
@@ -45,23 +55,28 @@ class WorkerSettings(BaseSettings):
         le=65536,
         description="Images that one model's pool holds at once",
     )
-
     precision: Precision | Literal["auto"] = Field(
         default="auto",
-        description="fp32, bf16; auto takes bf16 where it is at least 1.1 times as fast. Pictures of the two differ",
+        description=(
+            "fp32, bf16; auto takes bf16 where it is at least 1.1 times as fast. "
+            "Pictures of the two differ"
+        ),
     )
     cache_dir: Path = Field(
-        default_factory=lambda: (
-            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm"
+        default_factory=lambda: _cache_home() / "ddpm",
+        description=(
+            "Folder in which calibrations and compiled kernels are kept; "
+            "it may be emptied at any time"
         ),
-        description="Folder in which calibrations and compiled kernels are kept; it may be emptied at any time",
     )
 
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return (
-            tuple(name.strip() for name in value.split(",") if name.strip())
-            if isinstance(value, str)
-            else value
-        )
+        if not isinstance(value, str):
+            return value
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+def _cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,14 +24,14 @@ from app.settings import ApiSettings
 from models.checkpoints.catalog import Catalog
 from tests.support.folders import write_model
 from tests.support.golden import assert_golden
+from tests.support.loaded import HeldModel
 from tests.support.processes import eventually
 from tests.support.receiver import receiver
 from tests.support.server import serve
 from tests.support.webhooks import SECRET
+from worker.__main__ import build
 from worker.calibration.cache import CalibrationCache
 from worker.jobs.keys import job_key
-from worker.process.loaded_model import LoadedModel
-from worker.process.loop import WorkerLoop
 from worker.results.url import open_store
 from worker.settings import WorkerSettings
 
@@ -107,19 +106,6 @@ def keys(redis: Redis) -> Iterator[Keys]:
         redis.config_set("notify-keyspace-events", "")
 
 
-class Held(LoadedModel):
-    """Takes no more steps than it is let; the worker goes on with all else that it does."""
-
-    def let(self, steps: int) -> None:
-        self.steps = threading.Semaphore(steps)
-
-    def step(self, *args: Any, **options: Any) -> list[Any]:
-        if self.steps.acquire(blocking=False):
-            return super().step(*args, **options)
-        time.sleep(0.005)
-        return []
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
@@ -128,22 +114,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> Iterator[Held]:
+def model(folder: Path) -> Iterator[HeldModel]:
     threads, cache = torch.get_num_threads(), CalibrationCache(WorkerSettings().cache_dir)
-    yield Held(Catalog.read(folder), "tiny", torch.device("cpu"), 256, "fp32", cache)
+    yield HeldModel(Catalog.read(folder), "tiny", torch.device("cpu"), 256, "fp32", cache)
     torch.set_num_threads(threads)
 
 
 @contextmanager
-def working(redis: Redis, model: Held, results_url: str) -> Iterator[None]:
+def working(redis: Redis, model: HeldModel, results_url: str) -> Iterator[None]:
     """A worker, as a process runs it; signed off when the block ends."""
-    worker = WorkerLoop(redis, {"tiny": model}, "cpu", open_store(results_url))
+    worker = build(redis, {"tiny": model}, "cpu", open_store(results_url))
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
         yield
     finally:
-        worker.crew.ask_to_stop()
+        worker.request_stop()
         thread.join()
 
 

@@ -88,7 +88,7 @@ def serving(root: Path) -> Iterator[Service]:
                 yield running
             finally:
                 for worker in running.workers:
-                    worker.ask_to_stop()
+                    worker.request_stop()
                 for worker in running.workers:
                     worker.stop()
 

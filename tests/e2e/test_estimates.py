@@ -1,4 +1,7 @@
-"""`queue.eta_s` against what then happens, with workers in processes of their own. `make test` runs nothing beside it."""
+"""`queue.eta_s` against what then happens, with workers in processes of their own.
+
+`make test` runs nothing at the same time.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,10 @@ from tests.e2e.conftest import Service
 from tests.support.processes import eventually
 from worker.jobs.keys import WORKERS
 
-# The last one is what is asked about: what comes later nobody can foresee.
+# The estimate of the last job of each is tested: nobody can foresee what comes later.
 MIXES = {
-    "one image beside bulk work": [
-        (256, 70, "bulk"),
-        (1, 140, "interactive"),
-    ],  # enough bulk for both workers
+    # Enough bulk work for both workers.
+    "one image beside bulk work": [(256, 70, "bulk"), (1, 140, "interactive")],
     "interactive after interactive": [
         (64, 105, "interactive"),
         (8, 70, "interactive"),
@@ -33,9 +34,10 @@ MIXES = {
 }
 
 
-def seconds(job: dict[str, Any]) -> float:
-    ended, posted = (datetime.fromisoformat(job[name]) for name in ("finished_at", "created_at"))
-    return (ended - posted).total_seconds()
+def seconds_of(job: dict[str, Any]) -> float:
+    """Return the seconds from the job's post to its end."""
+    ended = datetime.fromisoformat(job["finished_at"])
+    return (ended - datetime.fromisoformat(job["created_at"])).total_seconds()
 
 
 def rates(service: Service) -> list[float]:
@@ -43,29 +45,32 @@ def rates(service: Service) -> list[float]:
 
 
 def new_rates(service: Service) -> list[float]:
-    """When every worker has spoken again."""
-    said = set(service.redis.hvals(WORKERS))
-    eventually(
-        lambda: not said & set(service.redis.hvals(WORKERS)),
-        20,
-        "the workers have said how fast they found themselves",
-    )
+    """Wait until every worker has published its rate again, and return the rates."""
+    before = set(service.redis.hvals(WORKERS))
+
+    def all_are_new() -> bool:
+        return not before & set(service.redis.hvals(WORKERS))
+
+    eventually(all_are_new, 20, "the workers have published their rates")
     return rates(service)
 
 
 def ratio(service: Service, mix: list[tuple[int, int, str]]) -> float:
-    """What the last job was told, of what it then took; had the workers been as fast then as they had said before."""
+    """Return the last job's estimate, as a part of what the job then took.
+
+    It is corrected for workers that were faster or slower then than they had said before.
+    """
     before = rates(service)
     jobs = [
         service.post(count=count, steps=steps, priority=priority) for count, steps, priority in mix
     ]
-    took = seconds([service.finished(job["id"], within_s=120) for job in jobs][-1])
-    return jobs[-1]["queue"]["eta_s"] / took * sum(before) / sum(new_rates(service))
+    took_s = seconds_of([service.finished(job["id"], within_s=120) for job in jobs][-1])
+    return jobs[-1]["queue"]["eta_s"] / took_s * sum(before) / sum(new_rates(service))
 
 
 @pytest.fixture(scope="module")
 def measured(service: Service) -> Service:
-    """Its workers have found out how fast they are, and said so."""
+    """A service whose workers have measured and published how fast they are."""
     service.finished(service.post(count=128, steps=150)["id"], within_s=120)
     new_rates(service)
     return service
@@ -75,10 +80,11 @@ def measured(service: Service) -> Service:
 @pytest.mark.redis
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mix", MIXES)
-def test_a_job_takes_half_to_twice_as_long_as_it_was_told(measured: Service, mix: str):
+def test_a_job_takes_half_to_twice_as_long_as_was_estimated(measured: Service, mix: str):
     ratios = []
-    for _ in range(3):  # something else on the machine may disturb one
+    # Something else on the machine may disturb one of three.
+    for _ in range(3):
         ratios.append(ratio(measured, MIXES[mix]))
         if 0.5 <= ratios[-1] <= 2:
             return
-    pytest.fail(f"three times told a time that was not kept, by factors of {ratios}")
+    pytest.fail(f"three estimates were wrong, by factors of {ratios}")

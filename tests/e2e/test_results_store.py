@@ -104,7 +104,7 @@ def test_a_job_outlives_a_store_that_is_away(stored: Service, pictures: Path) ->
     pictures.write_text("where a disk was mounted")
     job = stored.post(count=2, steps=2)["id"]
     eventually(
-        lambda: "outbox: the results store" in stored.workers[0].log.read_text(),
+        lambda: "result sender: the results store" in stored.workers[0].log.read_text(),
         20,
         "the worker says so",
     )

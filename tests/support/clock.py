@@ -8,7 +8,7 @@ class SimulatedClock:
 
     def __init__(self, tick_s: float = 0.0) -> None:
         self.tick_s = tick_s
-        self.now_s = 0.0
+        self.now_s = 1000.0
 
     def __call__(self) -> float:
         now_s = self.now_s
@@ -16,4 +16,5 @@ class SimulatedClock:
         return now_s
 
     def pass_s(self, seconds: float) -> None:
+        """Let so many seconds pass."""
         self.now_s += seconds

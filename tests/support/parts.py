@@ -2,64 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NoReturn
+
 from redis import Redis
 
-from worker.jobs.domain import Recipe, Shard, shards_of
-from worker.jobs.keys import job_key, open_key
-from worker.jobs.shard_queue import enqueue, reap
+from tests.support.jobs import make_recipe, post_job
+from worker.__main__ import build
+from worker.jobs.domain import Shard
+from worker.jobs.shard_queue import reap
 from worker.process.loaded_model import LoadedModel
 from worker.process.loop import WorkerLoop
 from worker.process.messages import ShardTaken
 from worker.process.shard_leases import Lease
+from worker.results.in_redis import InRedis
+from worker.results.store import ResultsStore
+
+
+def build_worker(
+    redis: Redis, model: LoadedModel, store: ResultsStore | None = None, **options: Any
+) -> WorkerLoop:
+    """Return a worker that serves the model as `tiny`, has signed on, and runs no threads.
+
+    `options` are those of `worker.__main__.build`.
+    """
+    worker = build(redis, {"tiny": model}, "cpu", store or InRedis(), **options)
+    worker.parts.shards.heartbeat()
+    return worker
 
 
 def post(
-    redis: Redis,
-    model: LoadedModel,
-    count: int = 3,
-    steps: int = 4,
-    sampler: str = "ddpm",
-    owner: str = "local",
-    job: str = "a" * 32,
+    redis: Redis, model: LoadedModel, *, steps: int = 4, sampler: str = "ddpm", **options: Any
 ) -> Shard:
-    """A job as the API records it; its first shard."""
-    recipe = Recipe("tiny", model.card.sha256, sampler, steps, "fixed_small", 0.0, 7)
-    shards = list(shards_of(job, recipe, 0, count, owner, "interactive"))
-    fields = {
-        "id": shards[0].job,
-        "state": "queued",
-        "count": count,
-        "priority": "interactive",
-        "results_ttl_s": 60,
-        "attempts": 0,
-    }
-    with redis.pipeline() as pipe:
-        pipe.hset(job_key(shards[0].job), mapping=fields)
-        pipe.zadd(open_key("interactive"), {shards[0].job: 1})
-        enqueue(shards, pipe)
-        pipe.execute()
-    return shards[0]
+    """Post a job for the model, and return its first shard.
 
-
-def state(redis: Redis, shard: Shard) -> str:
-    return redis.hget(job_key(shard.job), "state").decode()
+    `options` are those of `tests.support.jobs.make_shards`.
+    """
+    recipe = make_recipe(model.card.sha256, steps=steps, sampler=sampler)
+    return post_job(redis, recipe, **options)
 
 
 def let_lapse(redis: Redis, lease: Lease) -> None:
-    """As if no heartbeat had come for long; whoever looks puts the shard back."""
+    """Let the lease lapse, as if no heartbeat had come for long; a reaper puts the shard back."""
     redis.zadd(lease.started_key, {lease.execution.composite_key: 0})
     assert reap([lease.queue]) == [(lease.shard.id, "requeued")]
 
 
+def take(worker: WorkerLoop) -> None:
+    """Let the intake take a shard, and the loop admit it."""
+    worker.parts.intake.run_once()
+    handle_all(worker)
+
+
+def handle_all(worker: WorkerLoop) -> None:
+    """Let the loop handle all messages that wait."""
+    while not worker.parts.messages.empty():
+        worker.handle(worker.parts.messages.get_nowait())
+
+
 def begin(worker: WorkerLoop, shard: Shard, indices: list[int]) -> Lease:
-    """Taken and admitted, as by the intake and the loop."""
-    lease = worker._shards.take([shard.queue])
-    worker._results.start(shard, 1)
-    worker._heed(ShardTaken(lease, indices, None))
+    """Take the shard and admit these images of it, as the intake and the loop do."""
+    lease = worker.parts.shards.take([shard.queue])
+    worker.parts.writer.start(shard, 1)
+    worker.handle(ShardTaken(lease, indices, None))
     return lease
 
 
 def run_to_the_end(worker: WorkerLoop) -> None:
-    while worker._held:
-        worker._turn()
-    worker._outbox.flush()
+    """Finish all that the worker holds, and send it."""
+    while worker.active:
+        worker.run_once()
+    worker.parts.sender.flush()
+
+
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    """Return a function that raises the error, whatever it is called with."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return fail

@@ -1,6 +1,7 @@
 """Workers as processes of their own, to be watched, stopped and killed.
 
-They are forked from a process that has loaded what a worker loads, which is most of a worker's start.
+They are forked from a process that has loaded what a worker loads. Loading is most of a worker's
+start.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ class WorkerProcess:
     """`ddpm worker`, ready when the constructor returns."""
 
     def __init__(self, log: Path, module: str = "cli", **settings: str) -> None:
-        """`module` may be another that is a worker when it is called as `python -m <module> worker`."""
+        """Start a worker, and wait until it is ready.
+
+        Args:
+            log: the file that gets what the worker writes.
+            module: is called as `python -m <module> worker`.
+            settings: of the worker, without the prefix of their names.
+        """
         self.log = log
         log.write_bytes(b"")
         env = {**os.environ, **{f"DDPM_{k.upper()}": v for k, v in settings.items()}}
@@ -39,24 +46,28 @@ class WorkerProcess:
         assert self._process.is_alive(), log.read_text()
 
     def signal(self, number: signal.Signals) -> None:
+        """Send the process a signal."""
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
     def exit_code(self, within_s: float) -> int:
+        """Wait for the process to end; return its exit code."""
         self._process.join(within_s)
         assert self._process.exitcode is not None, f"after {within_s} s it still runs"
         return self._process.exitcode
 
     def kill(self) -> None:
+        """End the process by SIGKILL."""
         self._process.kill()
         self._process.join()
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
+        """Send the process SIGTERM."""
         self._process.terminate()
 
     def stop(self, within_s: float = 10) -> int:
-        """SIGTERM, unless it has ended; the exit code."""
-        self.ask_to_stop()
+        """Send SIGTERM unless the process has ended; return its exit code."""
+        self.request_stop()
         return self.exit_code(within_s)
 
 
@@ -73,6 +84,7 @@ def _run(module: str, env: dict[str, str], log: Path) -> None:
 
 
 def eventually(condition: Callable[[], object], within_s: float, what: str) -> None:
+    """Wait for the condition; fail after `within_s` seconds."""
     until = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < until, f"after {within_s} s still not: {what}"
@@ -81,7 +93,10 @@ def eventually(condition: Callable[[], object], within_s: float, what: str) -> N
 
 @contextmanager
 def later(seconds: float, call: Callable[..., object], *args: object) -> Iterator[None]:
-    """`call(*args)` while the block runs; the block ends when it has returned, and what it uses is still there."""
+    """Call `call(*args)` some seconds after the block begins.
+
+    The block ends only when the call has returned, so that what it uses is still there.
+    """
     timer = threading.Timer(seconds, call, args)
     timer.start()
     try:

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 from redis import Redis
 
-from worker.jobs.domain import Priority, Recipe, Shard
+from tests.support.jobs import enqueue_shards, make_recipe
+from worker.jobs.domain import Priority, Shard
 from worker.jobs.keys import queue_name
-from worker.jobs.shard_queue import enqueue, make_queue, reap
+from worker.jobs.shard_queue import make_queue, reap
 from worker.process.shard_leases import ShardLeases
 
 LEASE_S = 1.0
 MODEL = "of-these-tests"
 QUEUES = [queue_name(priority, MODEL) for priority in Priority]
-RECIPE = Recipe(MODEL, "ab" * 32, "ddpm", 10, "fixed_small", 0.0, 7)
+RECIPE = make_recipe(model=MODEL, steps=10)
 
 
 def shard(job: str, priority: str = "interactive", number: int = 0) -> Shard:
     return Shard(job, number, 64 * number, 64, "local", priority, RECIPE)
 
 
-def post(redis: Redis, *shards: Shard) -> None:
-    with redis.pipeline() as pipe:
-        enqueue(shards, pipe)
-        pipe.execute()
+post = enqueue_shards
 
 
 def worker(redis: Redis, lease_s: float = LEASE_S) -> ShardLeases:
     joined = ShardLeases(redis, QUEUES, lease_s)
-    joined.beat()
+    joined.heartbeat()
     return joined
 
 

@@ -1,108 +1,125 @@
-"""Workers without their networks: the scheduler and the batch sizes as they are, in a time that passes by calculation."""
+"""Workers without their networks, in a time that passes by calculation.
+
+They take shards by the rule of worker/process/load.py. The scheduler and the batch sizes are those
+of the engine.
+"""
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
 from worker.engine.batch_sizes import BatchSizes
 from worker.engine.scheduler import NOTHING_SERVED, ChainGroup, Served, pick, waiting
-from worker.jobs.domain import SHARD_IMAGES, Shard
+from worker.jobs.domain import Priority, Shard
+from worker.jobs.policy import HOLDS
+from worker.process.load import wanted_classes
+from worker.process.shard_leases import OwnerLimit
 
 CAPACITY = 1024
 
-
-@dataclass(slots=True)
-class _Queues:
-    interactive: deque[Shard]
-    bulk: deque[Shard]
+Queues = Mapping[Priority, list[Shard]]
 
 
 @dataclass(slots=True)
 class _Worker:
     batch_sizes: BatchSizes
-    lines: dict[object, ChainGroup] = field(default_factory=dict)
+    groups: dict[object, ChainGroup] = field(default_factory=dict)
     rows_left: dict[tuple[str, int], int] = field(default_factory=dict)
-    line_of: dict[tuple[str, int], ChainGroup] = field(default_factory=dict)
-    given: Served = NOTHING_SERVED
+    group_of: dict[tuple[str, int], ChainGroup] = field(default_factory=dict)
+    served: Served = NOTHING_SERVED
 
-    def take(self, queues: _Queues) -> bool:
-        """One shard, by the rules of worker/process/intake.py; False where none is wanted."""
-        bulk = waiting(self.lines.values(), interactive=False)
-        if CAPACITY - len(self.rows_left) < SHARD_IMAGES:
-            return False
-        if queues.interactive:
-            self._admit(queues.interactive.popleft())
-        elif queues.bulk and bulk < 2 * self.batch_sizes.largest:
-            self._admit(queues.bulk.popleft())
-        else:
-            return False
-        return True
+    def take(self, queues: Queues) -> bool:
+        """Take one shard; False if none is wanted."""
+        wanted = wanted_classes(
+            CAPACITY,
+            waiting(self.groups.values(), interactive=True),
+            waiting(self.groups.values(), interactive=False),
+            HOLDS * self.batch_sizes.largest,
+        )
+        for priority, limit in wanted.items():
+            shard = self._next_of(queues[priority], limit)
+            if shard is not None:
+                queues[priority].remove(shard)
+                self._admit(shard)
+                return True
+        return False
 
     def step(self) -> tuple[float, list[str]]:
-        """The seconds that it takes, and the job of each image that is finished then."""
-        lines = list(self.lines.values())
-        places = self.batch_sizes.places(
-            waiting(lines, interactive=True), waiting(lines, interactive=False)
-        )
-        chosen = pick(lines, places, self.given)
-        self.given = self.given.plus(
-            len(chosen), sum(self.line_of[chain].interactive for chain in chosen)
-        )
-        return self.batch_sizes.seconds[self.batch_sizes.size_for(len(chosen))], [
-            job for job in map(self._advance, chosen) if job
-        ]
+        """Take one step; return its seconds, and the job of each image that it finishes."""
+        groups = list(self.groups.values())
+        interactive, bulk = waiting(groups, interactive=True), waiting(groups, interactive=False)
+        chosen = pick(groups, self.batch_sizes.places(interactive, bulk), self.served)
+        interactive_chosen = sum(self.group_of[chain].interactive for chain in chosen)
+        self.served = self.served.plus(len(chosen), interactive_chosen)
+        seconds = self.batch_sizes.seconds[self.batch_sizes.size_for(len(chosen))]
+        return seconds, [job for job in map(self._advance, chosen) if job]
+
+    def _next_of(self, queue: Sequence[Shard], limit: OwnerLimit) -> Shard | None:
+        """Return the first shard of an owner who has least here, as the script that takes it."""
+        held = Counter[str]()
+        for group in self.groups.values():
+            if group.interactive:
+                held[group.owner] += len(group.chains)
+        allowed = (s for s in queue if held[s.owner] <= limit.most or s.count <= limit.small)
+        return min(allowed, key=lambda shard: held[shard.owner], default=None)
 
     def _admit(self, shard: Shard) -> None:
-        line = ChainGroup(shard.job, shard.owner, shard.priority == "interactive")
-        line = self.lines.setdefault(line.key, line)
+        group = ChainGroup(shard.job, shard.owner, shard.priority is Priority.INTERACTIVE)
+        group = self.groups.setdefault(group.key, group)
         for index in shard.indices:
             self.rows_left[shard.job, index] = shard.recipe.steps
-            self.line_of[shard.job, index] = line
-            line.join((shard.job, index), shard.recipe.steps)
+            self.group_of[shard.job, index] = group
+            group.join((shard.job, index), shard.recipe.steps)
 
     def _advance(self, chain: tuple[str, int]) -> str | None:
-        line = self.line_of[chain]
+        """Give the chain a step; return its job if that finishes it."""
+        group = self.group_of[chain]
         self.rows_left[chain] -= 1
-        line.rows_left -= 1
+        group.rows_left -= 1
         if self.rows_left[chain]:
             return None
         del self.rows_left[chain]
-        line.leave(chain, 0)
-        if not line.chains:
-            del self.lines[line.key]
+        group.leave(chain, 0)
+        if not group.chains:
+            del self.groups[group.key]
         return chain[0]
 
 
 def finished_at(
     jobs: Iterable[Sequence[Shard]], workers: int, seconds: Mapping[int, float], luck: Random
 ) -> dict[str, float]:
-    """Seconds from now until each job has finished, if all are in the queue now and nothing else comes.
+    """Simulate workers until all jobs are finished.
 
-    Which worker is the first to take a shard is a matter of luck.
+    All jobs are in the queue at the beginning, and nothing else comes. Which worker is the first to
+    take a shard is a matter of luck.
+
+    Args:
+        jobs: the shards of each job, in the order in which the jobs were posted.
+        workers: how many workers there are.
+        seconds: of a step, by batch size.
+        luck: shuffles the workers.
+
+    Returns:
+        Seconds until each job is finished, by the job's id.
     """
     shards = [shard for job in jobs for shard in job]
-    queues = _Queues(
-        *(
-            deque(s for s in shards if (s.priority == "interactive") is interactive)
-            for interactive in (True, False)
-        )
-    )
-    crew = [_Worker(BatchSizes(seconds)) for _ in range(workers)]
-    while any(worker.take(queues) for worker in luck.sample(crew, workers)):
+    queues = {p: [shard for shard in shards if shard.priority is p] for p in Priority}
+    crowd = [_Worker(BatchSizes(seconds)) for _ in range(workers)]
+    while any(worker.take(queues) for worker in luck.sample(crowd, workers)):
         pass
     ends: dict[str, float] = {}
     turns = [(0.0, number) for number in range(workers)]
     while turns:
         now, number = heapq.heappop(turns)
-        worker = crew[number]
+        worker = crowd[number]
         while worker.take(queues):
             pass
         if worker.rows_left:
-            took, finished = worker.step()
-            ends |= dict.fromkeys(finished, now + took)
-            heapq.heappush(turns, (now + took, number))
+            took_s, finished = worker.step()
+            ends |= dict.fromkeys(finished, now + took_s)
+            heapq.heappush(turns, (now + took_s, number))
     return ends

@@ -7,14 +7,14 @@ from typing import Any
 from cli.main import app
 from worker.engine.engine import Engine
 
+MESSAGE = "CUDA error: an illegal memory access was encountered\nmore that nobody is to read"
+
 if __name__ == "__main__":
     step = Engine.step
 
     def throw(engine: Engine, *args: Any) -> Any:
         if len(engine) > 1:
-            raise RuntimeError(
-                "CUDA error: an illegal memory access was encountered\nmore that nobody is to read"
-            )
+            raise RuntimeError(MESSAGE)
         return step(engine, *args)
 
     Engine.step = throw  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""A worker that computes nothing: it drives the contract's scripts, as workers do."""
+"""A worker that computes nothing: it runs the scripts that workers run."""
 
 from __future__ import annotations
 
@@ -19,20 +19,29 @@ from worker.results.store import ResultsStore
 
 
 def png_of(index: int, size: int = 8) -> bytes:
-    """A grey square whose brightness tells the index."""
+    """Return a PNG of a grey square, whose brightness is the index."""
     out = BytesIO()
     Image.new("L", (size, size), index % 256).save(out, "PNG")
     return out.getvalue()
 
 
-def say(redis: Redis, info: WorkerInfo, lives_s: float = 60.0) -> None:
-    """As a worker does, but without removing those that are gone."""
+def publish_info(redis: Redis, info: WorkerInfo, lives_s: float = 60.0) -> None:
+    """Publish what a worker says of itself; those that are gone are not removed.
+
+    Args:
+        redis: the job store.
+        info: what the worker says.
+        lives_s: for how many seconds it is believed.
+    """
     redis.hset(WORKERS, info.name, f"{time.time() + lives_s} {info.to_json()}")
 
 
 class IdleWorker:
+    """A worker that changes the state of jobs when a test says so."""
+
     def __init__(self, redis: Redis, store: ResultsStore | None = None) -> None:
-        self.redis, self.store = redis, store or InRedis()
+        self.redis = redis
+        self.store = store or InRedis()
 
     def announce(
         self,
@@ -41,13 +50,17 @@ class IdleWorker:
         lives_s: float = 60.0,
         models: tuple[str, ...] = ("tiny",),
     ) -> None:
+        """Publish a worker of this speed, believed for `lives_s` seconds."""
         served = ModelInfo("fp32", "pytorch", 1, {1: 1 / image_steps_per_s})
-        say(self.redis, WorkerInfo("worker-1", "cpu", dict.fromkeys(models, served), 1.0), lives_s)
+        info = WorkerInfo("worker-1", "cpu", dict.fromkeys(models, served), 1.0)
+        publish_info(self.redis, info, lives_s)
 
     def start(self, job: str) -> bytes | None:
+        """Take a shard of the job; return the job's state."""
         return self._run(transitions.START, job, attempt=1, external=int(self.store.external))
 
     def progress(self, job: str, shard: int, least: int, image_steps: int) -> bool:
+        """Report the step of the shard's least advanced image, and its image-steps done."""
         return bool(
             self._run(
                 transitions.PROGRESS,
@@ -58,18 +71,23 @@ class IdleWorker:
         )
 
     def publish(self, job: str, indices: Iterable[int]) -> bool:
+        """Publish images, made by `png_of`; return whether the job is still wanted."""
         pngs = [(index, png_of(index)) for index in indices]
-        kept = zip(pngs, self.store.put(job, pngs), strict=True)
+        stored = zip(pngs, self.store.put(job, pngs), strict=True)
         images = [
-            (index, hashlib.sha256(png).hexdigest(), in_redis) for (index, png), in_redis in kept
+            (index, hashlib.sha256(png).hexdigest(), in_redis) for (index, png), in_redis in stored
         ]
         return bool(self._run(transitions.PUBLISH, job, images=images))
 
     def show(self, job: str, index: int, shade: int = 77, lives_ms: int = 10_000) -> None:
-        """A preview. It lives longer than a real one, since a busy machine may be late to look."""
+        """Publish a preview.
+
+        It lives longer than a real one, because a busy machine may be late to look.
+        """
         self.redis.set(preview_key(job, index), png_of(shade), px=lives_ms)
 
     def fail(self, job: str, code: str, message: str) -> bool:
+        """End the job as failed; return whether it had not ended yet."""
         return bool(self._run(transitions.FAIL, job, code=code, message=message))
 
     def _run(self, script: Script, job: str, **args: Argument) -> bytes | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from worker.process.loaded_model import LoadedModel
 from worker.process.shard_leases import Lease
@@ -11,28 +10,45 @@ from worker.process.shard_leases import Lease
 
 @dataclass(slots=True)
 class ActiveShard:
-    """`left` are the indices still running, `kept` the image-steps that are saved. It is copied for the first time a while
-    after its admission: copied at once, a shard that ends its workers would come on by a step each time.
+    """A shard whose chains are in the engine of a model.
+
+    The first snapshot is delayed, because `copied_at` starts at the admission. Otherwise a shard
+    that crashes its worker would advance by one step per attempt, and the loss counter would never
+    reach its limit.
+
+    Attributes:
+        lease: this worker's hold on the shard.
+        model: the model that runs it.
+        left: indices of the images that have not left the engine.
+        copied_at: when its chains were last copied, in seconds of the loop's clock.
+        saved_steps: image-steps in the snapshot that was saved last.
     """
 
     lease: Lease
     model: LoadedModel
     left: set[int]
-    kept: int = 0
-    copied_at: float = field(default_factory=time.monotonic)
+    copied_at: float
+    saved_steps: int = 0
 
     def chains(self) -> list[tuple[str, int]]:
+        """Return the engine's names of the chains that are left."""
         return [(self.lease.shard.id, index) for index in self.left]
 
     def progress(self) -> tuple[int, int]:
-        """The step of the least advanced image, and the image-steps done; asked only while some are left."""
+        """Return the step of the least advanced image, and the image-steps done.
+
+        Raises:
+            ValueError: no image is left.
+        """
         shard = self.lease.shard
         rows = [self.model.engine.rows_done(chain) for chain in self.chains()]
         return min(rows), sum(rows) + shard.recipe.steps * (shard.count - len(rows))
 
     def is_suspect(self) -> bool:
-        """Whether workers were lost with it, and it is not saved from beyond the point where that happened.
+        """Tell whether the shard may still end the worker, as it ended others.
 
-        Passed is not enough: the next one may end this worker before anybody knows of it, and then that is this one's loss.
+        A suspect stays one until a snapshot from beyond the point of the losses is saved. To have
+        passed that point is not enough: if another shard then ended this worker before the snapshot
+        was saved, the loss would count for this one.
         """
-        return self.lease.suspect and self.kept <= self.lease.reached
+        return self.lease.suspect and self.saved_steps <= self.lease.reached

@@ -1,4 +1,4 @@
-"""What comes in: shards from the queue as room appears, and word of jobs that ended early."""
+"""Intake of shards from the queue as room appears, and of news about jobs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from redis import Redis
 from redis.client import PubSub
 
-from worker.jobs.domain import SHARD_IMAGES, Priority, Shard, job_of
+from worker.jobs.domain import Priority, Shard, job_of
 from worker.jobs.keys import CHANGES, PREVIEWS, queue_name
 from worker.process.job_writer import JobWriter
-from worker.process.load import WorkerLoad
+from worker.process.load import WorkerLoad, wanted_classes
 from worker.process.loaded_model import LoadedModel
 from worker.process.messages import JobEnded, MessageQueue, ShardTaken
 from worker.process.previews import PreviewSender
@@ -20,138 +20,193 @@ from worker.process.shard_leases import BadShard, Lease, OwnerLimit, ShardLeases
 from worker.results.store import StoreFault
 
 log = logging.getLogger(__name__)
-_LOOK_EVERY_S = 0.5  # should a published change have been missed
-_SAVED_WITHIN_S = 30.0
-_SMALL = 16  # a shard of this share of what would be left, or less, is small
+# How long a published change may go unnoticed if the listener missed it.
+POLL_EVERY_S = 0.5
+SAVED_WITHIN_S = 30.0
 
 
 class Intake:
-    """Takes interactive shards while there is room for one, and bulk shards only to have two batches of their images at hand.
+    """Takes shards from the queue, as `wanted_classes` decides, and hands them to the loop.
 
-    A shard with which workers were lost is taken alone: the next one waits until it has passed the point where they were lost.
-    A big job's later shards are left for other workers and never fill the places of jobs that somebody waits for: after the
-    first there is still room for a shard, unless the pool holds only one. That first one has a place of its own, however many
-    interactive shards wait: bulk work is always there for the scheduler's floor.
-
-    An owner who holds more than what would be left gets only small shards, so that others, and its own small jobs, find room.
+    It takes a suspect alone: the next shard waits until the suspect has passed the point where
+    workers were lost.
     """
 
     def __init__(
         self,
         shards: ShardLeases,
-        results: JobWriter,
+        writer: JobWriter,
         models: Mapping[str, LoadedModel],
         load: WorkerLoad,
-        inbox: MessageQueue,
-        held_back: Callable[[], bool],
+        messages: MessageQueue,
+        is_held_back: Callable[[], bool] = lambda: False,
+        *,
+        poll_every_s: float = POLL_EVERY_S,
+        saved_within_s: float = SAVED_WITHIN_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._shards, self._results, self._models, self._load, self._inbox = (
-            shards,
-            results,
-            models,
-            load,
-            inbox,
-        )
-        self._held_back = held_back
-        self._asked_at: float | None = (
-            None  # for the saved chains of the shard that is taken, in vain
-        )
-        self._taken: Lease | None = (
-            None  # kept until it is handed on: its lease is prolonged, so nobody else would run it
-        )
+        """Make an intake that has taken nothing yet.
+
+        Args:
+            shards: the worker's side of the queue.
+            writer: starts and fails jobs, and reads saved chains.
+            models: the models that the worker serves, by name.
+            load: what the worker holds; the intake adds to it.
+            messages: the way to the loop.
+            is_held_back: tells whether too many results wait to be sent to take more shards.
+            poll_every_s: pause before an empty queue is asked again, in seconds.
+            saved_within_s: seconds for which the intake waits for a results store that does not
+                give the saved chains of a shard. After that they are computed again.
+            clock: the time in seconds, from any beginning.
+        """
+        self._shards = shards
+        self._writer = writer
+        self._models = models
+        self._load = load
+        self._messages = messages
+        self._is_held_back = is_held_back
+        self._poll_every_s = poll_every_s
+        self._saved_within_s = saved_within_s
+        self._clock = clock
+        # Since when the results store has not given the chains of the shard that was taken.
+        self._unread_since: float | None = None
+        # The shard that is not handed on yet. Its lease is prolonged, so no other worker takes it.
+        self._taken: Lease | None = None
 
     def run_once(self) -> None:
+        """Take one shard and hand it on, or wait a moment for one.
+
+        After an error, the next call goes on with the shard that was taken.
+
+        Raises:
+            RedisError: Redis did not answer, or refused.
+            StoreFault: the results store does not give the shard's saved chains.
+        """
         self._load.changed.clear()
-        self._taken = self._taken or self._next()
+        self._taken = self._taken or self._take()
         if self._taken is None:
-            self._load.changed.wait(_LOOK_EVERY_S)
+            self._load.changed.wait(self._poll_every_s)
         else:
             self._hand_on(self._taken)
             self._taken = None
 
-    def _next(self) -> Lease | None:
-        wanted = {} if self._held_back() or self._load.suspect else self._wanted()
+    def wanted(self) -> dict[str, OwnerLimit]:
+        """Return the queues to take a shard of, each with its limit for one owner's shards."""
+        if self._is_held_back() or self._load.suspect:
+            return {}
+        return {
+            queue_name(priority, name): limit
+            for name, model in self._models.items()
+            for priority, limit in wanted_classes(
+                model.capacity,
+                self._load.images(name, Priority.INTERACTIVE),
+                self._load.images(name, Priority.BULK),
+                model.low_water,
+            ).items()
+        }
+
+    def _take(self) -> Lease | None:
+        wanted = self.wanted()
         try:
-            return self._shards.take(wanted, self._load.by_owner(), wanted)
+            return self._shards.take(wanted, self._load.interactive_by_owner(), wanted)
         except BadShard as bad:
-            message = "the job was written by another version of the service than the worker's; post it again"
-            self._results.fail(job_of(bad.shard_id), "unknown_version", message)
+            message = (
+                "the job was written by another version of the service than the worker's; "
+                "post it again"
+            )
+            self._writer.fail(job_of(bad.shard_id), "unknown_version", message)
             bad.discard()
             return None
 
     def _hand_on(self, lease: Lease) -> None:
-        if not self._shards.holds(lease):  # lost while Redis was away
+        # The lease may have been lost while Redis was away.
+        if not self._shards.holds(lease):
             return
-        if not self._results.start(lease.shard, lease.attempt, lease.fence):
+        if not self._writer.start(lease.shard, lease.attempt, lease.fence):
             self._shards.finish(lease)
             return
-        finished = self._results.finished_indices(lease.shard)
+        finished = self._writer.finished_indices(lease.shard)
         saved = self._saved(lease.shard)
         indices = [i for i in lease.shard.indices if i not in finished]
         self._load.add(lease.shard, len(indices))
         if lease.suspect:
             self._load.suspect = lease
-        self._inbox.put(ShardTaken(lease, indices, saved))
+        self._messages.put(ShardTaken(lease, indices, saved))
 
     def _saved(self, shard: Shard) -> bytes | None:
-        """Its chains. Where the results store does not give them for long they are drawn anew: others wait for this shard."""
-        now = time.monotonic()
+        """Return the shard's saved chains.
+
+        If the results store does not give them for long, the answer is None: the chains are
+        computed again, since other shards wait for this one.
+        """
+        now = self._clock()
         try:
-            saved = self._results.saved(shard)
+            saved = self._writer.saved(shard)
         except StoreFault as fault:
-            self._asked_at = self._asked_at or now
-            if now - self._asked_at < _SAVED_WITHIN_S:
+            if self._unread_since is None:
+                self._unread_since = now
+            if now - self._unread_since < self._saved_within_s:
                 raise
             log.warning(
                 "shard %s begins anew: for %.0f s what was saved of it could not be read (%s)",
                 shard.id,
-                now - self._asked_at,
+                now - self._unread_since,
                 fault,
             )
             saved = None
-        self._asked_at = None
+        self._unread_since = None
         return saved
-
-    def _wanted(self) -> dict[str, OwnerLimit]:
-        """The queues of which a shard would be taken."""
-        wanted = {}
-        for name, model in self._models.items():
-            held, held_in_bulk = self._load.of(name, *Priority), self._load.of(name, Priority.BULK)
-            left = model.capacity - held - SHARD_IMAGES  # once a shard is taken
-            left_to_interactive = left - (0 if held_in_bulk else SHARD_IMAGES)
-            if left_to_interactive >= 0 or not held:
-                most, small = max(SHARD_IMAGES, left_to_interactive), left_to_interactive // _SMALL
-                wanted[queue_name(Priority.INTERACTIVE, name)] = OwnerLimit(most, small)
-            if (
-                left >= (SHARD_IMAGES if held_in_bulk else 0) or not held
-            ) and held_in_bulk < model.low_water:
-                wanted[queue_name(Priority.BULK, name)] = OwnerLimit()
-        return wanted
 
 
 class ChangeListener:
-    """Hears what is published: changes of state, of which those that it misses are found by the intake and the outbox, and who
-    wants a preview.
+    """Listens to what is published: changes of a job's state, and requests for previews.
+
+    The intake and the result sender find the changes that it misses.
     """
 
     def __init__(
-        self, redis: Redis, load: WorkerLoad, inbox: MessageQueue, previews: PreviewSender
+        self,
+        redis: Redis,
+        load: WorkerLoad,
+        messages: MessageQueue,
+        previews: PreviewSender,
+        *,
+        poll_every_s: float = POLL_EVERY_S,
     ) -> None:
-        self._redis, self._load, self._inbox, self._previews = redis, load, inbox, previews
+        """Make a listener that subscribes in its first round.
+
+        Args:
+            redis: the job store.
+            load: its `changed` is set when a shard may have come.
+            messages: the way to the loop, for jobs that ended.
+            previews: is asked for previews.
+            poll_every_s: seconds for which one round waits for a message.
+        """
+        self._redis = redis
+        self._load = load
+        self._messages = messages
+        self._previews = previews
+        self._poll_every_s = poll_every_s
         self._pubsub: PubSub | None = None
 
     def run_once(self) -> None:
+        """Wait a moment for one message, and pass it on.
+
+        Raises:
+            RedisError: Redis did not answer, or refused.
+        """
         if self._pubsub is None:
             pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
             pubsub.subscribe(CHANGES, PREVIEWS)
-            self._pubsub = pubsub  # only now: unsubscribed, it would be deaf for ever
-        message = self._pubsub.get_message(timeout=_LOOK_EVERY_S)
+            # Set only now: without its subscription it would hear nothing, for ever.
+            self._pubsub = pubsub
+        message = self._pubsub.get_message(timeout=self._poll_every_s)
         if message is None:
             return
-        job, said = message["data"].decode().split()
+        job, detail = message["data"].decode().split()
         if message["channel"] == PREVIEWS.encode():
-            self._previews.ask(job, int(said))
-        elif said == "queued":
+            self._previews.ask(job, int(detail))
+        elif detail == "queued":
             self._load.changed.set()
-        elif said in ("cancelled", "failed", "deleted"):
-            self._inbox.put(JobEnded(job))
+        elif detail in ("cancelled", "failed", "deleted"):
+            self._messages.put(JobEnded(job))

@@ -1,4 +1,4 @@
-"""Finished images on their way out: bytes to PNG with the recipe inside, and the changes of a job's state in Redis."""
+"""A job's changes of state in Redis, as a worker makes them; and images as PNGs."""
 
 from __future__ import annotations
 
@@ -17,32 +17,61 @@ from worker.jobs.domain import Precision, Recipe, Shard, State
 from worker.jobs.keys import chains_key, job_key, progress_field, sha256_key
 from worker.results.store import ResultsStore, StoreFault
 
-METADATA_KEY = "ddpm"  # the tEXt entry that holds the recipe
-LARGE_BYTES = (
-    1 << 20
-)  # chains of this size go to the results store, where there is one; 64 of 32x32 RGB are smaller
-_IN_STORE = b""  # stands in Redis for chains that lie in the results store
+# The tEXt entry of a PNG that holds the recipe.
+METADATA_KEY = "ddpm"
+# Saved chains of this size go to the results store, if there is one. 64 of 32x32 RGB are smaller.
+LARGE_BYTES = 1 << 20
+# Stands in Redis for chains that lie in the results store.
+_IN_STORE = b""
 
 
 def encode(
     pixels: Tensor, recipe: Recipe, index: int, precision: Precision, step: int | None = None
 ) -> bytes:
-    """uint8 (C, H, W) to a PNG from whose metadata the picture can be made again. `step`: of a preview, how many are done."""
-    made_by = {**recipe.fields, "index": index, "precision": precision} | (
-        {} if step is None else {"step": step}
-    )
+    """Encode an image as a PNG whose metadata holds all that is needed to make it again.
+
+    Args:
+        pixels: uint8, shape (C, H, W).
+        recipe: what the image was made from.
+        index: the image's index in its job.
+        precision: precision of the network that made it.
+        step: steps that are done, for a preview; None for a finished image.
+    """
+    made_by = {**recipe.fields, "index": index, "precision": precision}
+    if step is not None:
+        made_by["step"] = step
     return png(pixels, {METADATA_KEY: json.dumps(made_by, sort_keys=True)})
 
 
 class JobWriter:
-    """The contract's changes of state, from the worker's side. False means: the job has ended or is gone, drop its chains."""
+    """Writes what becomes of a job.
 
-    def __init__(self, redis: Redis, store: ResultsStore) -> None:
-        self._redis, self._store = redis, store
-        self._in_store: set[str] = set()  # shards whose chains may lie there
+    Where a method answers False, the job has ended or is gone: drop its chains. All methods raise
+    RedisError if Redis does not answer or refuses.
+    """
+
+    def __init__(self, redis: Redis, store: ResultsStore, large_bytes: int = LARGE_BYTES) -> None:
+        """Make a writer.
+
+        Args:
+            redis: the job store.
+            store: where images lie.
+            large_bytes: size from which saved chains go to `store` if that is not in Redis.
+        """
+        self._redis = redis
+        self._store = store
+        self._large_bytes = large_bytes
+        # Ids of the shards whose chains may lie in the results store.
+        self._in_store: set[str] = set()
 
     def start(self, shard: Shard, attempt: int, fence: tuple[str, str] | tuple[()] = ()) -> bool:
-        """`fence`: the set of leases, and the one in it without which nothing starts."""
+        """Start the shard's job, or count another attempt of it.
+
+        Args:
+            shard: the shard that was taken.
+            attempt: 1 for a shard that no worker has lost yet.
+            fence: the key of a set of leases, and the lease without which nothing starts.
+        """
         leases, lease = fence or (None, None)
         state = transitions.START.call(
             self._redis,
@@ -55,9 +84,11 @@ class JobWriter:
         return state is not None and State(state.decode()) is State.RUNNING
 
     def settled(self, shard: Shard) -> bool:
-        """Whether nothing of the shard is left to do: its images have their hashes, or its job has ended or is gone.
+        """Tell whether nothing of the shard is left to do.
 
-        Not to be taken for granted when the last image was published: the server may have been restored to an earlier moment.
+        That is so if all its images have their hashes, or if its job has ended or is gone. After
+        the last image was published it may still be False, because the server may have been
+        restored to an earlier moment.
         """
         with self._redis.pipeline() as pipe:
             pipe.hget(job_key(shard.job), "state")
@@ -70,25 +101,39 @@ class JobWriter:
         )
 
     def finished_indices(self, shard: Shard) -> set[int]:
-        """Images of the shard's job that need no computing again."""
-        return {
-            int(index) for index in cast("list[bytes]", self._redis.hkeys(sha256_key(shard.job)))
-        }
+        """Return the images of the shard's job that need not be computed again."""
+        indices = cast("list[bytes]", self._redis.hkeys(sha256_key(shard.job)))
+        return {int(index) for index in indices}
 
     def progress(self, reports: Sequence[tuple[Shard, int, int]]) -> list[bool]:
-        """Of each shard the step of its least advanced image, and the image-steps that are done: one write for all."""
+        """Write the progress of shards, in one write for all.
+
+        Args:
+            reports: of each shard the step of its least advanced image, and its image-steps done.
+
+        Returns:
+            Whether each shard is still wanted.
+        """
         with self._redis.pipeline(transaction=False) as pipe:
             for report in reports:
-                self._note(pipe, *report)
+                self._write_progress(pipe, *report)
             return [bool(answer) for answer in pipe.execute()]
 
     def goes_to_store(self, chains: bytes) -> bool:
-        return self._store.external and len(chains) >= LARGE_BYTES
+        """Tell whether these packed chains are saved in the results store, and not in Redis."""
+        return self._store.external and len(chains) >= self._large_bytes
 
     def save(self, saves: Sequence[tuple[Shard, bytes, int]]) -> list[bool]:
-        """Keep the chains of shards, in which so many image-steps are done, for whoever takes them up.
+        """Save the chains of shards for the workers that may take them up.
 
-        Raises StoreFault, after all has been kept that the store is not needed for.
+        Args:
+            saves: of each shard its packed chains, and the image-steps that are done in them.
+
+        Returns:
+            Whether each shard is still wanted.
+
+        Raises:
+            StoreFault: the results store failed. All chains that go to Redis have been saved.
         """
         large = {shard.id for shard, chains, _ in saves if self.goes_to_store(chains)}
         self._in_store |= large
@@ -120,7 +165,11 @@ class JobWriter:
         return wanted
 
     def saved(self, shard: Shard) -> bytes | None:
-        """Raises StoreFault."""
+        """Return the shard's packed chains, or None if none are saved.
+
+        Raises:
+            StoreFault: the results store does not give them.
+        """
         chains = cast("bytes | None", self._redis.hget(chains_key(shard.job), str(shard.number)))
         if chains != _IN_STORE:
             return chains
@@ -128,7 +177,11 @@ class JobWriter:
         return self._store.get_blob(shard.job, _chains_name(shard))
 
     def forget(self, shard: Shard) -> None:
-        """Raises StoreFault."""
+        """Remove the shard's saved chains.
+
+        Raises:
+            StoreFault: the results store does not remove them.
+        """
         self._redis.hdel(chains_key(shard.job), str(shard.number))
         if shard.id in self._in_store:
             self._in_store.discard(shard.id)
@@ -137,37 +190,55 @@ class JobWriter:
     def publish(
         self, shard: Shard, images: Sequence[tuple[int, bytes]], last: bool = False
     ) -> bool:
-        """Store PNGs by index, the bytes before the hashes. The one that completes the job closes it. Raises StoreFault.
+        """Publish images: first their bytes, then their hashes. A job's last image finishes it.
 
-        `last` images of a shard bring its progress to the end, in the same write.
+        Args:
+            shard: whose images they are.
+            images: PNGs with their indices.
+            last: whether nothing of the shard is to come. Its progress is then brought to the end,
+                in the same write.
+
+        Raises:
+            StoreFault: the results store does not take them; nothing was published.
         """
-        images = self._unknown(shard.job, images) if self._store.external else images
-        kept = self._store.put(shard.job, images)
+        if self._store.external:
+            images = self._without_hash(shard.job, images)
+        stored = self._store.put(shard.job, images)
         entries = [
             (index, hashlib.sha256(png).hexdigest(), in_redis)
-            for (index, png), in_redis in zip(images, kept, strict=True)
+            for (index, png), in_redis in zip(images, stored, strict=True)
         ]
         with self._redis.pipeline(transaction=False) as pipe:
             if last:
-                self._note(pipe, shard, shard.recipe.steps, shard.recipe.steps * shard.count)
+                steps = shard.recipe.steps
+                self._write_progress(pipe, shard, steps, steps * shard.count)
             transitions.PUBLISH.call(pipe, **_keys(shard), images=entries)
             wanted = bool(pipe.execute()[-1])
         if not wanted and images and self._store.external:
             self._take_back(shard.job, [index for index, _ in images])
         return wanted
 
-    def _unknown(self, job: str, images: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
-        """Those without a hash yet: an object that has one is what was promised, and another machine's bytes may differ.
+    def fail(self, job: str, code: str, message: str) -> None:
+        """End the job as failed, unless it has ended or is gone."""
+        transitions.fail_job(self._redis, job, code, message)
 
-        What gets its hash while the objects are written is replaced all the same, and then refused by the API as harmed.
+    def _without_hash(
+        self, job: str, images: Sequence[tuple[int, bytes]]
+    ) -> list[tuple[int, bytes]]:
+        """Return the images without a hash.
+
+        An object that has one is what was promised, and another machine's bytes may differ. An
+        image that gets its hash while the objects are written is replaced all the same. The API
+        then refuses it as damaged.
         """
-        hashes = cast(
-            "list[bytes | None]",
-            self._redis.hmget(sha256_key(job), [str(index) for index, _ in images]),
-        )
+        hashes = self._hashes(job, [index for index, _ in images])
         return [image for image, sha256 in zip(images, hashes, strict=True) if not sha256]
 
-    def _note(self, pipe: Pipeline, shard: Shard, least: int, image_steps: int) -> None:
+    def _hashes(self, job: str, indices: Sequence[int]) -> list[bytes | None]:
+        hashes = self._redis.hmget(sha256_key(job), [str(index) for index in indices])
+        return cast("list[bytes | None]", hashes)
+
+    def _write_progress(self, pipe: Pipeline, shard: Shard, least: int, image_steps: int) -> None:
         transitions.PROGRESS.call(
             pipe,
             **_keys(shard),
@@ -176,20 +247,15 @@ class JobWriter:
         )
 
     def _take_back(self, job: str, indices: Sequence[int]) -> None:
-        """Images that have a hash stay: the job has ended with them, perhaps by this very call, whose answer was lost."""
+        """Remove the images of a job that has ended, apart from those that have a hash.
+
+        These finished the job, perhaps by the very call whose answer was lost.
+        """
         if not self._redis.exists(job_key(job)):
             return self._store.remove_all(job)
-        hashes = cast(
-            "list[bytes | None]",
-            self._redis.hmget(sha256_key(job), [str(index) for index in indices]),
-        )
-        self._store.remove(
-            job, [index for index, sha256 in zip(indices, hashes, strict=True) if not sha256]
-        )
-
-    def fail(self, job: str, code: str, message: str) -> None:
-        """End the job as failed, unless it has ended or is gone."""
-        transitions.fail_job(self._redis, job, code, message)
+        hashes = self._hashes(job, indices)
+        without = [index for index, sha256 in zip(indices, hashes, strict=True) if not sha256]
+        self._store.remove(job, without)
 
 
 def _chains_name(shard: Shard) -> str:

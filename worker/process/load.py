@@ -1,27 +1,72 @@
-"""What a worker holds, by model, class and owner."""
+"""Load of a worker, and the rule that decides what it takes next."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
 
-from worker.jobs.domain import Priority, Shard
-from worker.process.shard_leases import Lease
+from worker.jobs.domain import SHARD_IMAGES, Priority, Shard
+from worker.process.shard_leases import Lease, OwnerLimit
+
+# An owner's shard is small if it fills at most this part of the room that is left.
+_SMALL_PART = 16
+
+
+def wanted_classes(
+    capacity: int, interactive: int, bulk: int, low_water: int
+) -> dict[Priority, OwnerLimit]:
+    """Decide of which classes a worker would take another shard for one of its models.
+
+    - Interactive shards are taken while there is room for one. Bulk shards are taken only to have
+      `low_water` images at hand.
+    - The first bulk shard has a place of its own, however many interactive shards wait. So the
+      scheduler always has bulk work for its floor.
+    - The later shards of a big job are left for other workers. After the first one there is still
+      room for an interactive shard, unless the pool holds only one shard.
+    - An owner who holds more than what would be left gets only small shards. So others find room,
+      and this owner's own small jobs do.
+
+    Args:
+        capacity: images that the model's pool holds.
+        interactive: interactive images of the model that the worker holds.
+        bulk: bulk images of the model that the worker holds.
+        low_water: bulk images below which the worker takes more of them.
+
+    Returns:
+        The classes to take a shard of, each with its limit for one owner's shards.
+    """
+    holds_nothing = not interactive + bulk
+    left = capacity - interactive - bulk - SHARD_IMAGES
+    left_to_interactive = left if bulk else left - SHARD_IMAGES
+    left_to_bulk = left - SHARD_IMAGES if bulk else left
+    wanted = {}
+    if left_to_interactive >= 0 or holds_nothing:
+        most = max(SHARD_IMAGES, left_to_interactive)
+        wanted[Priority.INTERACTIVE] = OwnerLimit(most, left_to_interactive // _SMALL_PART)
+    if (left_to_bulk >= 0 or holds_nothing) and bulk < low_water:
+        wanted[Priority.BULK] = OwnerLimit()
+    return wanted
 
 
 class WorkerLoad:
-    """Images that the worker holds, by model, priority and owner; written by the intake and by the loop."""
+    """Images that the worker holds, by model, class and owner.
+
+    The intake and the loop write it, from two threads.
+
+    Attributes:
+        changed: is set when something may be taken that could not be taken before.
+        suspect: the lease of a suspect. While there is one the worker takes no other shard, so that
+            its loss is nobody else's.
+    """
 
     def __init__(self) -> None:
         self._images: dict[tuple[str, Priority, str], int] = {}
         self._lock = threading.Lock()
         self.changed = threading.Event()
-        self.suspect: Lease | None = (
-            None  # while one is here no other shard is taken, so that its loss is nobody else's
-        )
+        self.suspect: Lease | None = None
 
     def add(self, shard: Shard, images: int) -> None:
-        """As they come, and with a minus as they go."""
+        """Count images of the shard that come, or with a minus those that go."""
         key = (shard.recipe.model, shard.priority, shard.owner)
         with self._lock:
             left = self._images.pop(key, 0) + images
@@ -29,22 +74,23 @@ class WorkerLoad:
                 self._images[key] = left
         self.changed.set()
 
-    def clear(self, lease: Lease) -> None:
-        """It is a suspect no more, or here no more."""
+    def clear_suspect(self, lease: Lease) -> None:
+        """Forget the lease as a suspect: it is one no more, or is no longer here."""
         if self.suspect is lease:
             self.suspect = None
             self.changed.set()
 
-    def of(self, model: str, *priorities: Priority) -> int:
+    def images(self, model: str, priority: Priority) -> int:
+        """Count the images of one class that the worker holds of a model."""
         with self._lock:
             return sum(
                 images
-                for (name, priority, _), images in self._images.items()
-                if name == model and priority in priorities
+                for (name, class_, _), images in self._images.items()
+                if name == model and class_ is priority
             )
 
-    def by_owner(self) -> dict[str, int]:
-        """Interactive ones."""
+    def interactive_by_owner(self) -> dict[str, int]:
+        """Count the interactive images of each owner that has any here."""
         images = Counter[str]()
         with self._lock:
             for (_, priority, owner), count in self._images.items():

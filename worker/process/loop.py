@@ -1,208 +1,331 @@
-"""The worker: one thread steps the engines, the others carry shards in and pictures out."""
+"""The worker's loop: one thread steps the engines, the others carry shards in and images out."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from queue import Empty
 from typing import cast
 
 import torch
-from redis import Redis
 from redis.exceptions import RedisError
 from torch import Tensor
 
 from worker.calibration.slowdown import Slowdown
 from worker.engine.chain import Finished
 from worker.engine.model_scheduler import ModelScheduler
-from worker.jobs.domain import Priority
-from worker.jobs.keys import queue_name
-from worker.jobs.worker_registry import WorkerInfo
 from worker.process.active_shard import ActiveShard
-from worker.process.background_threads import BackgroundThreads
+from worker.process.background_threads import BackgroundTask, BackgroundThreads
 from worker.process.heartbeat import Heartbeat
-from worker.process.intake import ChangeListener, Intake
+from worker.process.intake import Intake
 from worker.process.job_writer import JobWriter
 from worker.process.load import WorkerLoad
 from worker.process.loaded_model import CannotRun, LoadedModel
-from worker.process.messages import JobEnded, LeaseLost, MessageQueue, ShardTaken
+from worker.process.messages import JobEnded, LeaseLost, Message, MessageQueue, ShardTaken
 from worker.process.previews import PreviewSender
 from worker.process.result_sender import PROGRESS_EVERY_S, ResultBatch, ResultSender
-from worker.process.results_cleanup import ResultsCleanup
 from worker.process.shard_leases import Lease, ShardLeases
 from worker.process.snapshot_saver import SnapshotSaver
+from worker.process.watchdog import Watchdog
 from worker.redaction import client_reason
-from worker.results.store import ResultsStore
 
 log = logging.getLogger(__name__)
+REPORT_ALL_EVERY_S = 1.0
 _IDLE_S = 0.5
-_TELL_ALL_EVERY_S = 1.0
 _STOP_WITHIN_S = 3.0
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerParts:
+    """The objects of a worker, as `worker.__main__.build` connects them.
+
+    Attributes:
+        tasks: what runs in threads of its own while the loop steps.
+    """
+
+    shards: ShardLeases
+    writer: JobWriter
+    messages: MessageQueue
+    load: WorkerLoad
+    intake: Intake
+    sender: ResultSender
+    saver: SnapshotSaver
+    previews: PreviewSender
+    heartbeat: Heartbeat
+    watchdog: Watchdog
+    slowdown: Slowdown
+    threads: BackgroundThreads
+    tasks: Sequence[BackgroundTask]
+
+
 class WorkerLoop:
-    """`run` returns when its crew is to stop, with its shards given back; it raises what made a step or a thread fail."""
+    """Steps the models while the other threads take shards and send results.
+
+    Only one thread may call its methods, apart from `request_stop`.
+
+    Attributes:
+        models: the models that the worker serves, by name.
+        parts: the other objects of the worker.
+    """
 
     def __init__(
-        self, redis: Redis, models: Mapping[str, LoadedModel], device: str, store: ResultsStore
+        self,
+        models: Mapping[str, LoadedModel],
+        parts: WorkerParts,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        queues = [queue_name(priority, name) for priority in Priority for name in models]
-        self.crew = BackgroundThreads()
-        self._models, self._device, self._store = models, device, store
-        self._held: dict[str, ActiveShard] = {}
-        self._inbox, self._load = MessageQueue(), WorkerLoad()
-        self._shards, self._results = ShardLeases(redis, queues), JobWriter(redis, store)
-        self._previews = PreviewSender(redis)
-        self._listener = ChangeListener(redis, self._load, self._inbox, self._previews)
-        self._outbox = ResultSender(self._shards, self._results, self._inbox)
-        self._saver = SnapshotSaver(self._shards, self._results, self._inbox)
-        self._intake = Intake(
-            self._shards, self._results, models, self._load, self._inbox, self._outbox.is_full
-        )
-        self._upkeep = Heartbeat(
-            redis, self._shards, self._inbox, self._info, lambda: self._turned, self.crew.stopping
-        )
-        self._expiry = ResultsCleanup(redis, store, self.crew.stopping)
-        self._speed = Slowdown()
-        self._turns = ModelScheduler[LoadedModel]()
-        self._at_risk: Sequence[Lease] = ()
-        self._turned = 0
-        self._reported = self._told_all = 0.0
-        self._moved: set[str] = set()  # shards of which an image has left since the last report
+        """Make a loop that holds no shard yet.
 
-    @torch.inference_mode()  # once, and not for every step
+        Args:
+            models: the models that the worker serves, by name.
+            parts: the other objects of the worker.
+            clock: the time in seconds, from any beginning.
+        """
+        self.models = models
+        self.parts = parts
+        self._clock = clock
+        # By the shard's id.
+        self._active: dict[str, ActiveShard] = {}
+        self._model_scheduler = ModelScheduler[LoadedModel]()
+        # The shards that count the loss if the step at hand throws.
+        self._at_risk: Sequence[Lease] = ()
+        self._reported_at = -math.inf
+        self._reported_all_at = -math.inf
+        # Ids of the shards of which an image has left since the last report.
+        self._moved: set[str] = set()
+
+    @property
+    def active(self) -> Collection[ActiveShard]:
+        """The shards that are in an engine."""
+        return self._active.values()
+
+    def request_stop(self) -> None:
+        """Ask `run` to return. Signal handlers and other threads may call this."""
+        self.parts.threads.request_stop()
+
+    # Entered once, and not for every step.
+    @torch.inference_mode()
     def run(self) -> None:
-        self.crew.with_retry("start", self._shards.beat)
-        for name in (
-            "upkeep",
-            "listener",
-            "outbox",
-            "saver",
-            "previews",
-            "intake",
-            *(["expiry"] if self._store.external else []),
-        ):
-            self.crew.start(name, getattr(self, f"_{name}").run_once)
-        self.crew.start("rescue", self._upkeep.rescue)
-        log.info("worker %s is ready", self._shards.name)
+        """Serve until a stop is requested, and give the shards back.
+
+        Raises:
+            Exception: what made a step or a thread fail. The shards have been given back then, but
+                those that may be at fault count a loss.
+        """
+        threads, name = self.parts.threads, self.parts.shards.name
+        threads.with_retry("start", self.parts.shards.heartbeat)
+        for task in self.parts.tasks:
+            threads.start(task)
+        log.info("worker %s is ready", name)
         try:
-            while not self.crew.must_stop():
-                self._turn()
-            if self.crew.failure:
-                raise self.crew.failure
+            while not threads.must_stop():
+                self.run_once()
+            if threads.failure:
+                raise threads.failure
         except Exception as error:
             self._break_off(error)
             raise
-        self._close()
+        self.drain()
 
-    def _turn(self) -> None:
-        self._turned += 1
-        self._read_inbox()
-        began, busy = (
-            time.monotonic(),
-            [model for model in self._models.values() if len(model.engine)],
+    def run_once(self) -> None:
+        """Make one turn: handle messages, step, report progress, and copy what is to be sent.
+
+        With nothing to step, wait a moment for a message.
+        """
+        self.parts.watchdog.note_turn()
+        self._handle_waiting()
+        began = self._clock()
+        busy = [model for model in self.models.values() if len(model.engine)]
+        promised_s = self._step_some(busy)
+        self.report()
+        self._save_due()
+        self.parts.previews.copy(self._active.values())
+        # Noted even if nothing was promised: a step on a GPU takes its time when its images arrive.
+        if busy:
+            self.parts.slowdown.note(self._clock() - began, promised_s)
+
+    def handle(self, message: Message) -> None:
+        """Admit a shard, or drop shards that are not to be finished here."""
+        match message:
+            case ShardTaken(lease):
+                self._admit(message)
+                if lease.shard.id not in self._active:
+                    self.parts.load.clear_suspect(lease)
+            case JobEnded(job):
+                self._drop([active for active in self.active if active.lease.shard.job == job])
+            case LeaseLost(lease):
+                self._drop([active for active in self.active if active.lease is lease])
+
+    def report(self) -> None:
+        """Report the progress of the shards that have stepped, PROGRESS_EVERY_S apart.
+
+        Every REPORT_ALL_EVERY_S report all shards, because the answers say whose jobs have ended.
+        """
+        now = self._clock()
+        if not self._active or now - self._reported_at < PROGRESS_EVERY_S:
+            return
+        self._reported_at = now
+        moved = self._moved.union(*(model.moved() for model in self.models.values()))
+        self._moved = set()
+        if now - self._reported_all_at >= REPORT_ALL_EVERY_S:
+            self._reported_all_at = now
+            moved = set(self._active)
+        self._send_progress(active for shard in moved if (active := self._active.get(shard)))
+
+    def save_all(self) -> None:
+        """Save the chains of all shards, as far as there is time before the worker exits.
+
+        Raises:
+            RedisError: Redis did not answer, or refused.
+            StoreFault: the results store did not take large chains.
+        """
+        self._settle()
+        self.parts.saver.finish(self._active.values(), _STOP_WITHIN_S)
+
+    def drain(self) -> None:
+        """Close in good order: send what is finished, save the rest, and give the shards back.
+
+        Without Redis the leases lapse, and other workers take the shards over.
+        """
+        name = self.parts.shards.name
+        self.parts.threads.stop(_STOP_WITHIN_S)
+        self._report_all()
+        for send in (self.save_all, self.parts.sender.flush):
+            try:
+                send()
+            # Whatever keeps chains from being saved, images are sent and shards are given back.
+            except Exception as error:
+                log.warning("worker %s could not send everything: %s", name, client_reason(error))
+                # There is no time to wait for Redis twice.
+                if isinstance(error, RedisError):
+                    break
+        shards = len(self._active)
+        try:
+            self.parts.heartbeat.sign_off()
+            self.parts.shards.close()
+        except RedisError as error:
+            log.warning("worker %s could not give back %d shards: %s", name, shards, error)
+        else:
+            done = sum(model.engine.image_steps for model in self.models.values())
+            log.info(
+                "worker %s gave back %d shards after %d image-steps in all", name, shards, done
+            )
+
+    def _break_off(self, error: Exception) -> None:
+        """Close after a failure. The shards at risk count a loss; the others are given back.
+
+        If nobody knows which shards are at risk, all count it.
+        """
+        self.parts.threads.stop(_STOP_WITHIN_S)
+        reason = client_reason(error)
+        farewells = (
+            self._report_all,
+            self.save_all,
+            self.parts.sender.flush,
+            lambda: self.parts.shards.abandon(self._at_risk, reason),
+            self.parts.heartbeat.sign_off,
+            self.parts.shards.close,
         )
+        for farewell in farewells:
+            try:
+                farewell()
+            # Whatever else fails, the process ends.
+            except Exception as another:
+                log.warning("worker %s breaks off: %s", self.parts.shards.name, another)
+
+    def _handle_waiting(self) -> None:
+        messages = self.parts.messages
+        try:
+            message = messages.get(block=not self._active, timeout=_IDLE_S)
+            while True:
+                self.handle(message)
+                message = messages.get_nowait()
+        except Empty:
+            return
+
+    def _admit(self, taken: ShardTaken) -> None:
+        lease, shard = taken.lease, taken.lease.shard
+        load, sender = self.parts.load, self.parts.sender
+        if not self.parts.shards.holds(lease):
+            load.clear_suspect(lease)
+            load.add(shard, -len(taken.indices))
+            return
+        # We were stopped for longer than a lease, and the shard came back to us.
+        if shard.id in self._active:
+            self._drop([self._active[shard.id]])
+        model = self.models[shard.recipe.model]
+        try:
+            model.admit(shard, taken.indices, taken.saved)
+        except CannotRun as error:
+            sender.post(ResultBatch(lease, failure=(error.code, str(error)), last=True))
+            load.add(shard, -len(taken.indices))
+            return
+        except Exception:
+            self._at_risk = [lease]
+            raise
+        if taken.indices:
+            self._active[shard.id] = ActiveShard(lease, model, set(taken.indices), self._clock())
+        # Its worker was lost between the last image and the end of the shard.
+        else:
+            sender.post(ResultBatch(lease, last=True))
+
+    def _drop(self, shards: Iterable[ActiveShard]) -> None:
+        """End shards that are not to be finished here."""
+        for active in shards:
+            active.model.engine.cancel(active.chains())
+            self._release(active, len(active.left))
+            self.parts.sender.post(ResultBatch(active.lease, last=True))
+
+    def _step_some(self, busy: Sequence[LoadedModel]) -> float:
+        """Step the models whose turn it is; return the seconds that calibration promised."""
         promised_s = 0.0
-        for model, within_s in self._turns.next_steps(busy):
+        for model, within_s in self._model_scheduler.next_steps(busy):
             step_s = self._step(model, within_s)
-            self._turns.note(
-                model, step_s or model.lone_s
-            )  # else one that a suspect keeps from stepping would always be next
+            # A model that a suspect keeps from stepping is charged too, or it would always be next.
+            self._model_scheduler.note(model, step_s or model.lone_s)
             promised_s += step_s
-        self._report()
-        self._save()
-        self._previews.take(self._held.values())
-        if (
-            busy
-        ):  # with nothing promised too: a GPU's steps take their time when somebody waits for them
-            self._speed.note(time.monotonic() - began, promised_s)
+        return promised_s
 
     def _step(self, model: LoadedModel, within_s: float) -> float:
-        """The seconds that calibration promises for it.
+        """Step one model; return the seconds that calibration promised.
 
-        While a suspect is here, nothing else steps: should it end the worker again, it is nobody else's loss.
+        While there is a suspect nothing else steps. If it ends the worker again, no other shard is
+        lost.
         """
         suspect = self._suspect()
         if suspect and suspect.model is not model:
             return 0.0
+        if suspect:
+            stepping, chains = [suspect], suspect.chains()
+        else:
+            stepping, chains = [active for active in self.active if active.model is model], None
         done_before = model.engine.image_steps
-        stepping = (
-            [suspect] if suspect else [held for held in self._held.values() if held.model is model]
-        )
         try:
-            finished = model.step(suspect.chains() if suspect else None, within_s)
+            finished = model.step(chains, within_s)
         except Exception:
-            self._at_risk = [held.lease for held in stepping]
+            self._at_risk = [active.lease for active in stepping]
             raise
         self._retire(model, finished)
-        chains = model.engine.image_steps - done_before
-        return model.promised_s(chains) if chains else 0.0
+        stepped = model.engine.image_steps - done_before
+        return model.promised_s(stepped) if stepped else 0.0
 
     def _suspect(self) -> ActiveShard | None:
-        """The shard with which workers were lost, until it has passed the point where that happened."""
-        lease = self._load.suspect
-        held = self._held.get(lease.shard.id) if lease else None
-        if (
-            lease is None or held is None or held.lease is not lease
-        ):  # none, or it is still in the inbox
+        """Return the suspect, until it has passed the point where workers were lost."""
+        lease = self.parts.load.suspect
+        active = self._active.get(lease.shard.id) if lease else None
+        # There is none, or it has not been admitted yet.
+        if lease is None or active is None or active.lease is not lease:
             return None
-        if held.is_suspect():
-            return held
-        self._load.clear(lease)
+        if active.is_suspect():
+            return active
+        self.parts.load.clear_suspect(lease)
         return None
 
-    def _read_inbox(self) -> None:
-        """Everything that has come; with nothing to step, wait for something."""
-        try:
-            entry = self._inbox.get(timeout=None if self._held else _IDLE_S, block=not self._held)
-            while True:
-                self._heed(entry)
-                entry = self._inbox.get_nowait()
-        except Empty:
-            return
-
-    def _heed(self, entry: ShardTaken | JobEnded | LeaseLost) -> None:
-        match entry:
-            case ShardTaken():
-                self._admit(entry)
-                if entry.lease.shard.id not in self._held:
-                    self._load.clear(entry.lease)
-            case JobEnded(job):
-                self._drop([held for held in self._held.values() if held.lease.shard.job == job])
-            case LeaseLost(lease):
-                self._drop([held for held in self._held.values() if held.lease is lease])
-
-    def _admit(self, taken: ShardTaken) -> None:
-        shard = taken.lease.shard
-        if not self._shards.holds(taken.lease):
-            self._load.clear(taken.lease)
-            self._load.add(shard, -len(taken.indices))
-            return
-        if shard.id in self._held:  # we were stopped past the lease, and the shard came back to us
-            self._drop([self._held[shard.id]])
-        model = self._models[shard.recipe.model]
-        try:
-            model.admit(shard, taken.indices, taken.saved)
-        except CannotRun as error:
-            self._outbox.post(ResultBatch(taken.lease, failure=(error.code, str(error)), last=True))
-            self._load.add(shard, -len(taken.indices))
-            return
-        except Exception:
-            self._at_risk = [taken.lease]
-            raise
-        if taken.indices:
-            self._held[shard.id] = ActiveShard(taken.lease, model, set(taken.indices))
-        else:  # its worker died between the last image and the end of the shard
-            self._outbox.post(ResultBatch(taken.lease, last=True))
-
-    def _drop(self, shards: list[ActiveShard]) -> None:
-        for held in shards:
-            held.model.engine.cancel(held.chains())
-            self._let_go(held, len(held.left))
-            self._outbox.post(ResultBatch(held.lease, last=True))
-
-    def _retire(self, model: LoadedModel, finished: list[Finished]) -> None:
+    def _retire(self, model: LoadedModel, finished: Iterable[Finished]) -> None:
+        """Send the images that have left the engine; fail the jobs of those that are not finite."""
         by_shard: dict[str, list[tuple[int, Tensor]]] = {}
         for image in finished:
             shard_id, index = cast("tuple[str, int]", image.request.chain)
@@ -211,116 +334,55 @@ class WorkerLoop:
             else:
                 by_shard.setdefault(shard_id, []).append((index, image.pixels))
         for shard_id, images in by_shard.items():
-            held = self._held.get(shard_id)
-            if held is None:  # a neighbour in the batch has just failed the job
+            active = self._active.get(shard_id)
+            # Another image of the batch may just have failed the job.
+            if active is None:
                 continue
-            held.left -= {index for index, _ in images}
+            active.left -= {index for index, _ in images}
             self._moved.add(shard_id)
-            last = not held.left
-            self._let_go(held, len(images), for_good=last)
-            self._outbox.post(ResultBatch(held.lease, images, model.precision, last=last))
+            last = not active.left
+            self._release(active, len(images), for_good=last)
+            self.parts.sender.post(ResultBatch(active.lease, images, model.precision, last=last))
 
     def _fail(self, shard_id: str, index: int) -> None:
-        held = self._held.get(shard_id)
-        if held is None:
+        active = self._active.get(shard_id)
+        if active is None:
             return
-        held.left.discard(index)
-        held.model.engine.cancel(held.chains())
-        self._let_go(held, len(held.left) + 1)
-        message = f"the network's output for image {index} is not finite; the weights or the precision are at fault"
-        self._outbox.post(ResultBatch(held.lease, failure=("not_finite", message), last=True))
-
-    def _let_go(self, held: ActiveShard, images: int, for_good: bool = True) -> None:
-        if for_good:
-            del self._held[held.lease.shard.id]
-            self._load.clear(held.lease)
-        self._load.add(held.lease.shard, -images)
-
-    def _report(self) -> None:
-        """Of the shards that have come on; now and then of all, as the answers say whose jobs have ended."""
-        now = time.monotonic()
-        if not self._held or now - self._reported < PROGRESS_EVERY_S:
-            return
-        self._reported = now
-        told, self._moved = (
-            self._moved.union(*(model.moved() for model in self._models.values())),
-            set(),
+        active.left.discard(index)
+        active.model.engine.cancel(active.chains())
+        self._release(active, len(active.left) + 1)
+        message = (
+            f"the network's output for image {index} is not finite; "
+            "the weights or the precision are at fault"
         )
-        if now - self._told_all >= _TELL_ALL_EVERY_S:
-            self._told_all, told = now, set(self._held)
-        shards = [held for shard in told if (held := self._held.get(shard))]
-        self._outbox.report((held.lease, *held.progress()) for held in shards)
+        batch = ResultBatch(active.lease, failure=("not_finite", message), last=True)
+        self.parts.sender.post(batch)
+
+    def _release(self, active: ActiveShard, images: int, for_good: bool = True) -> None:
+        """Count images of the shard that are gone; `for_good` if the shard itself is."""
+        if for_good:
+            del self._active[active.lease.shard.id]
+            self.parts.load.clear_suspect(active.lease)
+        self.parts.load.add(active.lease.shard, -images)
 
     def _report_all(self) -> None:
-        self._reported = self._told_all = 0.0
-        self._report()
+        for model in self.models.values():
+            model.moved()
+        self._moved = set()
+        self._send_progress(self._active.values())
 
-    def _save(self) -> None:
-        if due := self._saver.due(self._held.values()):
+    def _send_progress(self, shards: Iterable[ActiveShard]) -> None:
+        self.parts.sender.report((active.lease, *active.progress()) for active in shards)
+
+    def _save_due(self) -> None:
+        due = self.parts.saver.due(self._active.values())
+        if due:
             self._settle()
-            self._saver.save([held for held in due if self._held.get(held.lease.shard.id) is held])
+            # Some may have left meanwhile.
+            still_here = [a for a in due if self._active.get(a.lease.shard.id) is a]
+            self.parts.saver.save(still_here)
 
     def _settle(self) -> None:
-        """Every image that is finished has left its engine, and what is held can be copied."""
-        for model in self._models.values():
+        """Wait until every finished image has left its engine, so that the rest can be copied."""
+        for model in self.models.values():
             self._retire(model, model.engine.settle())
-
-    def _save_all(self) -> None:
-        self._settle()
-        self._saver.finish(self._held.values(), _STOP_WITHIN_S)
-
-    def _info(self) -> WorkerInfo:
-        models = {name: model.info for name, model in self._models.items()}
-        return WorkerInfo(self._shards.name, self._device, models, self._speed.slowed)
-
-    def _close(self) -> None:
-        """Store what is finished, save the rest and give it back; without Redis the leases lapse, and others take over."""
-        self.crew.stop(_STOP_WITHIN_S)
-        self._report_all()
-        for send in (self._save_all, self._outbox.flush):
-            try:
-                send()
-            except Exception as error:  # whatever keeps chains from being saved: pictures are sent, and shards given back
-                log.warning(
-                    "worker %s could not send everything: %s",
-                    self._shards.name,
-                    client_reason(error),
-                )
-                if isinstance(error, RedisError):
-                    break  # there is no time to wait for it twice
-        try:
-            self._upkeep.sign_off()
-            self._shards.close()
-        except RedisError as error:
-            log.warning(
-                "worker %s could not give back %d shards: %s",
-                self._shards.name,
-                len(self._held),
-                error,
-            )
-        else:
-            done = sum(model.engine.image_steps for model in self._models.values())
-            log.info(
-                "worker %s gave back %d shards after %d image-steps in all",
-                self._shards.name,
-                len(self._held),
-                done,
-            )
-
-    def _break_off(self, error: Exception) -> None:
-        """The shards at risk, or all where nobody knows, count this worker as lost and say why; the others are given back."""
-        self.crew.stop(_STOP_WITHIN_S)
-        said = client_reason(error)
-        farewells = (
-            self._report_all,
-            self._save_all,
-            self._outbox.flush,
-            lambda: self._shards.abandon(self._at_risk, said),
-            self._upkeep.sign_off,
-            self._shards.close,
-        )
-        for farewell in farewells:
-            try:
-                farewell()
-            except Exception as another:  # whatever fails with it: the process ends all the same
-                log.warning("worker %s breaks off: %s", self._shards.name, another)

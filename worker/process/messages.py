@@ -1,4 +1,4 @@
-"""What the worker's other threads tell the one that steps."""
+"""Messages from a worker's other threads to the one that steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from worker.process.shard_leases import Lease
 
 @dataclass(frozen=True, slots=True)
 class ShardTaken:
-    """A shard to run, the images of it that are not finished yet, and its chains as another worker saved them."""
+    """The intake took a shard.
+
+    Attributes:
+        lease: this worker's hold on the shard.
+        indices: the images of the shard that are not finished yet.
+        saved: the shard's chains as another worker saved them, packed; None without any.
+    """
 
     lease: Lease
     indices: list[int]
@@ -19,16 +25,17 @@ class ShardTaken:
 
 @dataclass(frozen=True, slots=True)
 class JobEnded:
-    """A job that has ended or is gone: whatever runs of it is to leave."""
+    """A job has ended or is gone. The loop drops all chains of it."""
 
     job: str
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseLost:
-    """A lease that is ours no longer. Its shard may be here again under another lease, which stays."""
+    """A lease is no longer ours. If the shard came back under another lease, that one stays."""
 
     lease: Lease
 
 
-MessageQueue = SimpleQueue[ShardTaken | JobEnded | LeaseLost]
+Message = ShardTaken | JobEnded | LeaseLost
+MessageQueue = SimpleQueue[Message]

@@ -1,8 +1,9 @@
-"""Shards from the side of a worker: many RQ jobs held at once by one process. The only file that knows RQ's worker.
+"""A worker's leases on shards: many RQ jobs that one process holds at once.
 
-RQ's `work()` runs one job at a time, in a fork. This class uses RQ's registration and keys, so that RQ's own tools see every
-execution, and moves shards by scripts of worker/jobs/lua. A lease is the score of an execution in RQ's set of started jobs,
-in the server's time, so that clocks need not agree.
+No other file knows RQ's worker, whose `work()` runs one job at a time, in a fork. This class uses
+RQ's registration and keys, so that RQ's own tools see every execution. It moves shards by the
+scripts of worker/jobs/lua. A lease is the score of an execution in RQ's set of started jobs, in the
+server's time, so that clocks need not agree.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from worker.jobs.scripts import load
 from worker.jobs.shard_queue import LEASE_S, MAX_LOSSES, make_queue
 
 log = logging.getLogger(__name__)
-_LOOKED_AT = 1000  # shards of a queue: half a microsecond of Redis each
+# Shards of a queue that are compared for the next one: half a microsecond of Redis each.
+_LOOKED_AT = 1000
 _TAKE = load("take_shard")
 _END = load("end_lease")
 _EXTEND = load("extend_leases")
@@ -40,7 +42,12 @@ _ABANDON = load("abandon_shards")
 
 
 class OwnerLimit(NamedTuple):
-    """For an owner of whom more than `most` interactive images are here, a shard of more than `small` is not taken."""
+    """A limit on the shards that one owner gets.
+
+    Attributes:
+        most: interactive images of one owner above which only small shards of it are taken.
+        small: images of a small shard, at most.
+    """
 
     most: int = 1 << 30
     small: int = 0
@@ -48,7 +55,15 @@ class OwnerLimit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A shard that this worker holds, as RQ sees it. `reached`: image-steps that were done when it was lost before."""
+    """A worker's hold on a shard, as RQ sees it.
+
+    Attributes:
+        shard: what is held.
+        job: RQ's job that carries the shard.
+        queue: the queue that the job came from.
+        execution: RQ's record of this attempt.
+        reached: image-steps that were done when the shard was lost before.
+    """
 
     shard: Shard
     job: Job
@@ -58,57 +73,95 @@ class Lease:
 
     @property
     def attempt(self) -> int:
-        """1 for a shard that no worker has lost yet."""
+        """Number of this attempt, 1 for a shard that no worker has lost yet."""
         return 1 + (self.job.number_of_retries or 0)
 
     @property
     def suspect(self) -> bool:
-        """Whether a worker was lost with it without getting further: the shard itself may be at fault."""
+        """Tell whether a worker was lost with the shard without getting further.
+
+        The shard itself may then be at fault.
+        """
         return (self.job.retries_left or 0) < MAX_LOSSES
 
     @property
     def fence(self) -> tuple[str, str]:
-        """A sorted set, and what is in it for as long as the lease is ours."""
+        """Key of a sorted set, and the member that is in it as long as the lease is ours."""
         return self.started_key, self.execution.composite_key
 
     @property
     def started_key(self) -> str:
+        """Key of RQ's set of started jobs, which holds the lease."""
         return StartedJobRegistry(queue=self.queue).key
 
 
 class BadShard(Exception):
-    """The queue held what is no shard of this version. `shard_id` says of which job; `discard` it when that has been failed."""
+    """The queue held something that is no shard of this version.
+
+    Attributes:
+        shard_id: its id, which names the job.
+        discard: removes it from Redis. Call this when the job has been failed.
+    """
 
     def __init__(self, shard_id: str, discard: Callable[[], object]) -> None:
         super().__init__(shard_id)
-        self.shard_id, self.discard = shard_id, discard
+        self.shard_id = shard_id
+        self.discard = discard
 
 
-class ShardLeases(BaseWorker):
-    """`beat` signs on, and again every few seconds, from a thread; `take` and `finish` in between; `close` at the end."""
+class _RqWorker(BaseWorker):
+    """A worker in RQ's registry. It asks the server nothing before somebody waits for it."""
+
+    def _set_connection(self, connection: Redis) -> Redis:
+        # RQ's own would raise the socket timeout of the whole pool to 415 s.
+        return connection
+
+    def _set_ip_address(self, connection: Redis) -> None:
+        # RQ's own would ask the server for it, before the server is waited for to come up.
+        self.ip_address = "unknown"
+
+
+class ShardLeases:
+    """Takes shards, and keeps or ends its leases on them.
+
+    `heartbeat` signs the worker on, and is then called every few seconds from a thread. `close` is
+    the last call. All methods raise RedisError if Redis does not answer or refuses.
+
+    Attributes:
+        lease_s: seconds after its last heartbeat when a lease lapses.
+        name: the worker's name in RQ's registry.
+        queues: the queues to take shards from, the first ones first.
+    """
 
     def __init__(
         self, connection: Redis, queue_names: Sequence[str], lease_s: float = LEASE_S
     ) -> None:
-        super().__init__(
+        self._rq_worker = _RqWorker(
             [make_queue(name, connection) for name in queue_names],
             connection=connection,
             serializer=JSONSerializer,
             worker_ttl=max(1, round(lease_s)),
         )
+        self.connection = connection
         self.lease_s = lease_s
+        self.name = self._rq_worker.name
+        self.key = str(self._rq_worker.key)
+        self.executions_key = self._rq_worker.executions_key
+        self.queues = self._rq_worker.queues
+        self.worker_ttl = self._rq_worker.worker_ttl
         self._leases: dict[str, Lease] = {}
-        self._asking: str | None = None  # execution id of a take that has not been answered
+        # Execution id of a take that has not been answered.
+        self._asking: str | None = None
         self._lock = threading.Lock()
 
-    def _set_connection(self, connection: Redis) -> Redis:
-        return connection  # RQ's own would raise the socket timeout of the whole pool to 415 s
-
-    def _set_ip_address(self, connection: Redis) -> None:
-        self.ip_address = "unknown"  # RQ would ask the server for it, here, before anybody waits for the server to come up
+    @property
+    def leases(self) -> list[Lease]:
+        """The leases that, as far as we know, are ours, the first taken first."""
+        with self._lock:
+            return list(self._leases.values())
 
     def holds(self, lease: Lease) -> bool:
-        """Whether, as far as we know, the lease is still ours."""
+        """Tell whether, as far as we know, the lease is still ours."""
         return lease.execution.id in self._leases
 
     def take(
@@ -117,10 +170,22 @@ class ShardLeases(BaseWorker):
         held: Mapping[str, int] = MappingProxyType({}),
         limits: Mapping[str, OwnerLimit] = MappingProxyType({}),
     ) -> Lease | None:
-        """Pop and lease a shard of the first queue that has one, in one script: a kill at any moment loses no shard.
+        """Take and lease a shard of the first queue that has one.
 
-        `held`: interactive images that are here, by owner; of interactive shards one whose owner has least goes first.
-        `limits` by queue. Asked again after an error, it finds the shard that it may have got. Raises BadShard.
+        One script does it, so that a kill at any moment loses no shard. After an error, the next
+        call finds the shard that this one may have got.
+
+        Args:
+            queue_names: the queues to take a shard from.
+            held: interactive images that the worker holds, by owner. Of the interactive shards, one
+                whose owner has fewest goes first.
+            limits: the limit for one owner's shards, by queue.
+
+        Returns:
+            The lease; None if there is no such shard.
+
+        Raises:
+            BadShard: what was taken is no shard of this version.
         """
         wanted = [queue for queue in self.queues if queue.name in queue_names]
         if not (wanted or self._asking):
@@ -155,15 +220,30 @@ class ShardLeases(BaseWorker):
         )
 
     def finish(self, lease: Lease) -> bool:
-        """Delete every key of the shard. False: it had been taken from us, and nothing was done."""
+        """Delete every key of the shard.
+
+        Returns:
+            False if the shard had been taken from us; then nothing was done.
+        """
         return self._end(lease, "delete")
 
     def give_back(self, lease: Lease) -> bool:
-        """Put the shard at the front of its queue for another worker; a withdrawn one is deleted instead."""
+        """Put the shard at the front of its queue for another worker.
+
+        A withdrawn shard is deleted instead.
+
+        Returns:
+            False if the shard had been taken from us; then nothing was done.
+        """
         return self._end(lease, "front")
 
     def abandon(self, leases: Iterable[Lease] | None, reason: str) -> None:
-        """Count this worker as lost to these shards, or to all that it holds, without waiting for their leases to lapse."""
+        """Count this worker as lost, without waiting for the leases to lapse.
+
+        Args:
+            leases: the shards that count the loss; all that the worker holds if None or empty.
+            reason: the cause of the loss. Clients see it if a shard loses its last worker.
+        """
         with self._lock:
             lost = [
                 self._leases.pop(lease.execution.id, lease)
@@ -176,10 +256,13 @@ class ShardLeases(BaseWorker):
             members=[lease.execution.composite_key for lease in lost],
         )
 
-    def beat(self) -> list[Lease]:
-        """Prolong the worker and all its leases, in one command. Returns those that are ours no longer: drop their chains."""
-        with self._lock:
-            leases = list(self._leases.values())
+    def heartbeat(self) -> list[Lease]:
+        """Prolong the worker and all its leases, in one command.
+
+        Returns:
+            The leases that are ours no longer: drop their chains.
+        """
+        leases = self.leases
         alive, *states = _EXTEND.call(
             self.connection,
             worker=self.key,
@@ -194,26 +277,26 @@ class ShardLeases(BaseWorker):
             state="busy" if leases else "idle",
             members=[lease.execution.composite_key for lease in leases],
         )
-        if not alive:  # the first time, or we were stopped for so long that our key expired
-            self.register_birth()  # type: ignore[no-untyped-call]  # RQ's
-            self.connection.expire(self.key, self.worker_ttl)  # RQ's own would be a minute longer
+        # Not alive the first time, or if we were stopped for so long that our key expired.
+        if not alive:
+            self._rq_worker.register_birth()  # type: ignore[no-untyped-call]
+            # RQ's own time to live would be a minute longer.
+            self.connection.expire(self.key, self.worker_ttl)
         gone = [lease for lease, state in zip(leases, states, strict=True) if state == b"lost"]
         with self._lock:
             for lease in gone:
                 self._leases.pop(lease.execution.id, None)
-        return gone + [
-            lease for lease, state in zip(leases, states, strict=True) if state == b"cancelled"
-        ]
+        cancelled = [le for le, state in zip(leases, states, strict=True) if state == b"cancelled"]
+        return gone + cancelled
 
     def close(self) -> None:
-        """Give everything back, also what a take without an answer got, and sign off."""
+        """Give everything back, also what an unanswered take got, and sign off."""
         with suppress(BadShard):
             self.take([])
-        for lease in reversed(
-            list(self._leases.values())
-        ):  # the last taken is pushed first, so that their order is kept
+        # The last taken is pushed first, so that the queue keeps their order.
+        for lease in reversed(self.leases):
             self.give_back(lease)
-        self.register_death()  # type: ignore[no-untyped-call]  # RQ's
+        self._rq_worker.register_death()  # type: ignore[no-untyped-call]
         self.connection.delete(self.key)
 
     def _lease(self, queue: Queue, execution: Execution, fields: dict[bytes, bytes]) -> Lease:

@@ -1,4 +1,7 @@
-"""Chains on their way into safety: copied by the step's thread between two steps, packed and sent by a thread of their own."""
+"""Snapshots of running chains, so that another worker can go on where this one was lost.
+
+The loop copies the chains between two steps. A thread packs and sends the copies.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,143 +22,212 @@ from worker.process.messages import JobEnded, MessageQueue
 from worker.process.shard_leases import ShardLeases
 
 log = logging.getLogger(__name__)
-SAVE_EVERY_S = 1.0  # what a kill costs, at most
-_SUSPECT_EVERY_S = 0.2  # so that chance has little time: a suspect that was killed from outside has come on by then
-_LOOK_EVERY_S = 0.1
-_SHARE = 0.01  # of the step's thread's time, at most: a copy that took long puts the next one off
-_COPY_BYTES = 64 * 1024 * 1024  # copied at once, unless one shard is larger
-_REDIS_BYTES_PER_S = 10e6  # the server takes 5 ms a megabyte, in which it serves nobody: large pictures are saved less often
+# What a kill costs, at most.
+SAVE_EVERY_S = 1.0
+# Chance has little time: a suspect that was killed from outside has advanced by then.
+SUSPECT_EVERY_S = 0.2
+POLL_EVERY_S = 0.1
+# At most this part of the loop's time: a copy that took long delays the next one.
+TIME_SHARE = 0.01
+# Bytes that are copied together, unless one shard is larger.
+COPY_BYTES = 64 * 1024 * 1024
+# Redis takes 5 ms for a megabyte and serves nobody meanwhile, so large chains are saved less often.
+REDIS_BYTES_PER_S = 10e6
 
 
 @dataclass(frozen=True, slots=True)
 class ShardCopy:
-    """Of a shard's chains between two steps, with the image-steps that are done in the shard."""
+    """A copy of a shard's chains between two steps.
 
-    held: ActiveShard
+    Attributes:
+        active: the shard.
+        snapshots: its chains.
+        image_steps: image-steps that are done in the shard.
+    """
+
+    active: ActiveShard
     snapshots: Sequence[Snapshot]
     image_steps: int
 
 
 class SnapshotSaver:
-    """`save` never waits for a store: while copies are on their way, no others are made, so that memory is bounded."""
+    """Copies chains when they are due, and sends the copies.
 
-    def __init__(self, shards: ShardLeases, results: JobWriter, inbox: MessageQueue) -> None:
-        self._shards, self._results, self._inbox = shards, results, inbox
+    `save` never waits for a store. While copies wait to be sent no others are made, so that memory
+    is bounded.
+    """
+
+    def __init__(
+        self,
+        shards: ShardLeases,
+        writer: JobWriter,
+        messages: MessageQueue,
+        *,
+        time_share: float = TIME_SHARE,
+        redis_bytes_per_s: float = REDIS_BYTES_PER_S,
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """Make a saver that has copied nothing yet.
+
+        Args:
+            shards: tells which leases are still ours.
+            writer: where the packed chains are sent.
+            messages: where ended jobs are reported.
+            time_share: part of the loop's time that copies may take.
+            redis_bytes_per_s: packed chains that may be sent to Redis, in bytes a second.
+            clock: the time in seconds, from any beginning.
+            cpu_clock: seconds of processor time of the calling thread. It measures what a copy
+                costs, because on a busy machine a copy is interrupted.
+        """
+        self._shards = shards
+        self._writer = writer
+        self._messages = messages
+        self._time_share = time_share
+        self._redis_bytes_per_s = redis_bytes_per_s
+        self._clock = clock
+        self._cpu_clock = cpu_clock
         self._copies: Sequence[ShardCopy] = ()
         self._work = threading.Event()
         self._sending = threading.Lock()
         self._not_before = 0.0
 
-    def due(self, held: Iterable[ActiveShard]) -> list[ActiveShard]:
-        """Those shards whose turn it is to be saved."""
-        now = time.monotonic()
+    @property
+    def copies(self) -> Sequence[ShardCopy]:
+        """The copies that wait to be sent."""
+        return self._copies
+
+    def due(self, active: Iterable[ActiveShard]) -> list[ActiveShard]:
+        """Return the shards to save now, those with the oldest copy first.
+
+        A shard is due SAVE_EVERY_S after its last copy, a suspect after SUSPECT_EVERY_S, if it has
+        done a step since.
+        """
+        now = self._clock()
         if self._copies or now < self._not_before:
             return []
-        self._not_before = now + _LOOK_EVERY_S
-        return list(_first_bytes(shard for shard in _oldest_first(held) if _is_due(shard, now)))
+        self._not_before = now + POLL_EVERY_S
+        return list(_first_bytes(s for s in _oldest_copy_first(active) if _is_due(s, now)))
 
     def save(self, shards: Sequence[ActiveShard]) -> None:
-        """Copy their chains. None may be leaving its engine."""
-        began, cost = (
-            time.monotonic(),
-            time.thread_time(),
-        )  # not by the clock: on a busy machine a copy is interrupted
-        self._copies = _copied(shards)
-        self._not_before = max(self._not_before, began + (time.thread_time() - cost) / _SHARE)
+        """Copy the chains of the shards, and have them sent.
+
+        None of the chains may be leaving its engine.
+        """
+        began, cpu_began = self._clock(), self._cpu_clock()
+        self._copies = _copied(shards, began)
+        cost_s = self._cpu_clock() - cpu_began
+        self._not_before = max(self._not_before, began + cost_s / self._time_share)
         self._work.set()
 
     def run_once(self) -> None:
-        """Send what was copied. What does not arrive is copied anew, in its turn."""
-        if self._work.wait(2 * _LOOK_EVERY_S):
+        """Wait a moment for copies, and send them. What does not arrive is copied again later.
+
+        Raises:
+            RedisError: Redis did not answer, or refused.
+            StoreFault: the results store did not take large chains.
+        """
+        if self._work.wait(2 * POLL_EVERY_S):
             self._work.clear()
             with self._sending:
                 self._send()
 
-    def finish(self, held: Iterable[ActiveShard], within_s: float) -> None:
-        """All that is held, as it stands, before the worker exits. Raises what the stores raise."""
-        until = time.monotonic() + within_s
-        left = _oldest_first(held)
+    def finish(self, active: Iterable[ActiveShard], within_s: float) -> None:
+        """Save all shards before the worker exits.
+
+        Args:
+            active: the shards, of whose chains none may be leaving its engine.
+            within_s: seconds after which no more copies are made.
+
+        Raises:
+            RedisError: Redis did not answer, or refused.
+            StoreFault: the results store did not take large chains.
+        """
+        until = self._clock() + within_s
+        left = _oldest_copy_first(active)
         if self._sending.acquire(timeout=within_s):
             try:
-                while left and time.monotonic() < until:
+                while left and self._clock() < until:
                     batch = list(_first_bytes(left))
                     left = left[len(batch) :]
-                    self._copies = _copied(batch)
+                    self._copies = _copied(batch, self._clock())
                     self._send()
             finally:
                 self._sending.release()
         if left:
             log.warning(
-                "no time to save %d shards as they stand: their latest seconds are to be computed again",
+                "no time to save %d shards as they stand: their latest seconds are to be computed "
+                "again",
                 len(left),
             )
 
     def _send(self) -> None:
         try:
-            copies = [
-                copy for copy in self._copies if self._shards.holds(copy.held.lease)
-            ]  # the others have ended meanwhile
-            began, blobs = (
-                time.monotonic(),
-                [pack(copy.snapshots, copy.held.model.precision) for copy in copies],
-            )
-            to_redis = sum(len(blob) for blob in blobs if not self._results.goes_to_store(blob))
-            self._not_before = max(
-                self._not_before, began + to_redis / _REDIS_BYTES_PER_S
-            )  # whether it arrives or not
+            # The other shards have ended meanwhile.
+            copies = [copy for copy in self._copies if self._shards.holds(copy.active.lease)]
+            began = self._clock()
+            blobs = [pack(copy.snapshots, copy.active.model.precision) for copy in copies]
+            self._delay_next(began, blobs)
             entries = [
-                (copy.held.lease.shard, blob, copy.image_steps)
+                (copy.active.lease.shard, blob, copy.image_steps)
                 for copy, blob in zip(copies, blobs, strict=True)
             ]
-            for copy, wanted in zip(copies, self._results.save(entries), strict=True):
-                self._heed(copy, wanted)
+            for copy, is_wanted in zip(copies, self._writer.save(entries), strict=True):
+                if is_wanted:
+                    copy.active.saved_steps = copy.image_steps
+                else:
+                    self._messages.put(JobEnded(copy.active.lease.shard.job))
         finally:
             self._copies = ()
 
-    def _heed(self, copy: ShardCopy, wanted: bool) -> None:
-        if wanted:
-            copy.held.kept = copy.image_steps
-        else:
-            self._inbox.put(JobEnded(copy.held.lease.shard.job))
+    def _delay_next(self, began: float, blobs: Iterable[bytes]) -> None:
+        """Delay the next copy by what these cost Redis, whether they arrive or not."""
+        size_bytes = sum(len(blob) for blob in blobs if not self._writer.goes_to_store(blob))
+        self._not_before = max(self._not_before, began + size_bytes / self._redis_bytes_per_s)
 
 
-def _oldest_first(held: Iterable[ActiveShard]) -> list[ActiveShard]:
-    return sorted(held, key=lambda shard: shard.copied_at)
+def _oldest_copy_first(active: Iterable[ActiveShard]) -> list[ActiveShard]:
+    return sorted(active, key=lambda shard: shard.copied_at)
 
 
 def _is_due(shard: ActiveShard, now: float) -> bool:
-    """SAVE_EVERY_S after its last copy, a suspect after _SUSPECT_EVERY_S, if it has done a step since."""
     age_s = now - shard.copied_at
-    if age_s < _SUSPECT_EVERY_S:
+    if age_s < SUSPECT_EVERY_S:
         return False
-    return (age_s >= SAVE_EVERY_S or shard.is_suspect()) and shard.progress()[1] > shard.kept
+    if age_s < SAVE_EVERY_S and not shard.is_suspect():
+        return False
+    return shard.progress()[1] > shard.saved_steps
 
 
 def _first_bytes(shards: Iterable[ActiveShard]) -> Iterator[ActiveShard]:
-    """As many as may be copied at once; at least one."""
-    size = 0
+    """Yield as many shards as may be copied together; at least one."""
+    size_bytes = 0
     for shard in shards:
         yield shard
-        size += len(shard.left) * shard.model.chain_bytes
-        if size >= _COPY_BYTES:
+        size_bytes += len(shard.left) * shard.model.chain_bytes
+        if size_bytes >= COPY_BYTES:
             return
 
 
-def _copied(shards: Sequence[ActiveShard]) -> list[ShardCopy]:
-    """All chains of a model in one go: a thousand shards of one image each would take a thousand copies."""
-    now, by_model = time.monotonic(), defaultdict[LoadedModel, list[ActiveShard]](list)
+def _copied(shards: Sequence[ActiveShard], now: float) -> list[ShardCopy]:
+    """Copy all chains of a model together.
+
+    Otherwise a thousand shards of one image each would take a thousand copies.
+    """
+    by_model = defaultdict[LoadedModel, list[ActiveShard]](list)
     for shard in shards:
         shard.copied_at = now
         by_model[shard.model].append(shard)
-    copies = []
-    for model, of_model in by_model.items():
-        snapshots = iter(
-            model.engine.snapshot([chain for shard in of_model for chain in shard.chains()])
-        )
-        for shard in of_model:
-            # one whose picture could not leave the engine has no row left to take: it is drawn anew, and is no other's loss
-            if unfinished := [
-                s for s in islice(snapshots, len(shard.left)) if s.row < len(s.request.plan)
-            ]:
-                copies.append(ShardCopy(shard, unfinished, shard.progress()[1]))
-    return copies
+    return [copy for model, of_model in by_model.items() for copy in _copied_of(model, of_model)]
+
+
+def _copied_of(model: LoadedModel, shards: Sequence[ActiveShard]) -> Iterator[ShardCopy]:
+    chains = [chain for shard in shards for chain in shard.chains()]
+    snapshots = iter(model.engine.snapshot(chains))
+    for shard in shards:
+        # A chain whose image could not leave the engine has no row left to take. It is computed
+        # again, and is no other chain's loss.
+        of_shard = islice(snapshots, len(shard.left))
+        unfinished = [s for s in of_shard if s.row < len(s.request.plan)]
+        if unfinished:
+            yield ShardCopy(shard, unfinished, shard.progress()[1])

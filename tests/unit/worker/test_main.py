@@ -1,4 +1,4 @@
-"""A worker that cannot serve what it is given says why in one line, and does not start."""
+"""A worker's start, and the objects that it consists of."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from redis import Redis
 from safetensors.torch import load_file, save_file
 
 from models.checkpoints import diffusers_format
 from tests.support.folders import write_model
-from worker.__main__ import main
+from worker.__main__ import build, main
+from worker.results.in_redis import InRedis
+from worker.results.url import open_store
 
 
 def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -50,7 +53,7 @@ def other_weights(folder: Path) -> None:
         (pickle_only, ["pickled weights are not read", "safe_serialization=True"]),
     ],
 )
-def test_a_checkpoint_that_is_not_what_its_card_says_ends_the_worker_with_file_and_remedy(
+def test_a_checkpoint_unlike_its_card_ends_the_worker_with_file_and_remedy(
     tmp_path, monkeypatch, caplog, fault, says
 ):
     write_model(tmp_path, "tiny")
@@ -64,8 +67,20 @@ def test_a_checkpoint_that_is_not_what_its_card_says_ends_the_worker_with_file_a
     assert [part for part in says if part not in line] == []
 
 
-def test_a_wrong_url_is_told_without_the_password_in_it(monkeypatch, caplog):
+def test_a_wrong_url_is_reported_without_its_password(monkeypatch, caplog):
     monkeypatch.setenv("DDPM_REDIS_URL", "valkey://:hunter2@store:6379/0")
     assert main() == 1
     assert "redis_url" in caplog.text
     assert "hunter2" not in caplog.text
+
+
+def task_names(store) -> list[str]:
+    """Return the names of the background tasks, of a worker whose Redis is away."""
+    worker = build(Redis(port=1), {}, "cpu", store)
+    return [task.name for task in worker.parts.tasks]
+
+
+def test_a_worker_cleans_up_only_results_that_lie_outside_redis(tmp_path):
+    in_redis, in_files = task_names(InRedis()), task_names(open_store(tmp_path.as_uri()))
+    assert in_files == [*in_redis, "results cleanup"]
+    assert len(set(in_files)) == len(in_files)

@@ -20,8 +20,8 @@ from app.main import create_app
 from app.settings import ApiSettings
 from tests.support.server import serve
 from tests.support.simulation import finished_at
-from tests.support.worker import say
-from worker.jobs.domain import Shard
+from tests.support.worker import publish_info
+from worker.jobs.domain import Shard, shard_count
 from worker.jobs.worker_registry import ModelInfo, WorkerInfo
 
 CPU = {1: 0.0030, 2: 0.0032, 4: 0.0033, 8: 0.0039, 16: 0.0049, 32: 0.0061, 64: 0.0085}
@@ -75,15 +75,18 @@ MIXES = {
 def announce(redis: Redis, workers: int, seconds: dict[int, float]) -> None:
     for name in map(str, range(workers)):
         info = WorkerInfo(name, "cpu", {"tiny": ModelInfo("fp32", "pytorch", 1, seconds)}, 1.0)
-        say(redis, info)
+        publish_info(redis, info)
 
 
 def shards(redis: Redis, job: dict[str, Any]) -> list[Shard]:
-    ids = [f"{job['id']}-{number}" for number in range(-(-job["count"] // 64))]
-    return [
-        Shard.from_json(Job.fetch(id, connection=redis, serializer=JSONSerializer).kwargs)
-        for id in ids
-    ]
+    """Return the shards that the API has queued for the job."""
+    ids = [f"{job['id']}-{number}" for number in range(shard_count(job["count"]))]
+    jobs = [Job.fetch(id, connection=redis, serializer=JSONSerializer) for id in ids]
+    return [Shard.from_json(job.kwargs) for job in jobs]
+
+
+def eta(client: httpx.Client, job: dict[str, Any]) -> float:
+    return client.get(job["links"]["self"]).json()["queue"]["eta_s"]
 
 
 def check(
@@ -130,13 +133,13 @@ def test_an_estimate_is_within_a_factor_of_two_of_what_then_happens(
     jobs = [
         post(count=count, steps=steps, priority=priority) for count, steps, priority in MIXES[mix]
     ]
-    estimates = [api.get(job["links"]["self"]).json()["queue"]["eta_s"] for job in jobs]
+    estimates = [eta(api, job) for job in jobs]
     check(redis, jobs, estimates, workers, seconds)
 
 
 @pytest.fixture
 def owners(settings: ApiSettings, redis: Redis) -> Iterator[list[httpx.Client]]:
-    """Clients of one API with a key each."""
+    """Clients of one API, with a key each."""
     names = ("ann", "bob", "cy")
     keys = ",".join(f"{name}:{sha256(name.encode()).hexdigest()}" for name in names)
     with_keys = {"api_keys": keys, "key_requests_per_s": 1000}
@@ -166,17 +169,14 @@ SHARED = {
 
 @pytest.mark.parametrize("seconds", [CPU, STEEP_CPU, GPU], ids=["cpu", "steep cpu", "gpu"])
 @pytest.mark.parametrize("mix", SHARED)
-def test_an_estimate_knows_that_owners_share(
+def test_an_estimate_takes_into_account_that_owners_share(
     owners: list[httpx.Client], redis: Redis, mix: str, seconds: dict[int, float]
 ):
     announce(redis, 1, seconds)
-    whose = [owners[owner] for owner, *_ in SHARED[mix]]
-    asked = [{"model": "tiny", "count": count, "steps": steps} for _, count, steps in SHARED[mix]]
-    jobs = [
-        client.post("/v1/jobs", json=body).json() for client, body in zip(whose, asked, strict=True)
-    ]
-    estimates = [
-        client.get(job["links"]["self"]).json()["queue"]["eta_s"]
-        for client, job in zip(whose, jobs, strict=True)
-    ]
+    posted = []
+    for owner, count, steps in SHARED[mix]:
+        request = {"model": "tiny", "count": count, "steps": steps}
+        posted.append((owners[owner], owners[owner].post("/v1/jobs", json=request).json()))
+    jobs = [job for _, job in posted]
+    estimates = [eta(client, job) for client, job in posted]
     check(redis, jobs, estimates, 1, seconds)

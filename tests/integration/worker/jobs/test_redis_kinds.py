@@ -19,13 +19,12 @@ from tests.support.loaded import load_tiny
 from tests.support.processes import ROOT, eventually
 from tests.support.server import serve
 from tests.support.stores import KINDS, USER_RULES, NoSuchServer, running
-from worker.__main__ import connect
+from worker.__main__ import build, connect
 from worker.jobs.domain import Shard
 from worker.jobs.keys import queue_name
 from worker.jobs.shard_queue import make_queue, reap
 from worker.process.job_writer import JobWriter
 from worker.process.loaded_model import LoadedModel
-from worker.process.loop import WorkerLoop
 from worker.process.shard_leases import Lease, ShardLeases
 from worker.results.in_redis import InRedis
 
@@ -81,7 +80,7 @@ def test_a_shard_that_a_worker_lost_is_taken_up_where_it_was_saved_and_finished(
 ) -> None:
     job = submit(api, count=2)
     shards, results = ShardLeases(redis, [QUEUE]), JobWriter(redis, InRedis())
-    shards.beat()
+    shards.heartbeat()
     lost = take(shards, results)
     assert api.get(f"/v1/jobs/{job}").json()["state"] == "running"
     assert results.progress([(lost.shard, 3, 6)]) == [True]
@@ -89,7 +88,7 @@ def test_a_shard_that_a_worker_lost_is_taken_up_where_it_was_saved_and_finished(
 
     redis.zadd(lost.started_key, {lost.execution.composite_key: 0})
     assert reap([make_queue(QUEUE, redis)]) == [(lost.shard.id, "requeued")]
-    assert shards.beat() == [lost]
+    assert shards.heartbeat() == [lost]
     again = take(shards, results)
     assert results.saved(again.shard) == b"chains"
     assert results.publish(again.shard, [(0, b"first"), (1, b"second")])
@@ -110,10 +109,10 @@ def test_a_job_that_runs_is_cancelled_and_one_that_waits_is_deleted(
 ) -> None:
     runs, waits = submit(api), submit(api, count=100)
     shards, results = ShardLeases(redis, [QUEUE]), JobWriter(redis, InRedis())
-    shards.beat()
+    shards.heartbeat()
     lease = take(shards, results)
     assert api.post(f"/v1/jobs/{runs}/cancel").json()["state"] == "cancelled"
-    assert shards.beat() == [lease], "the heartbeat tells of it"
+    assert shards.heartbeat() == [lease], "the heartbeat tells of it"
     assert results.progress([(lease.shard, 1, 1)]) == [False]
     assert shards.finish(lease)
     assert api.delete(f"/v1/jobs/{waits}").status_code == 204
@@ -136,7 +135,7 @@ def test_a_picture_is_drawn(
     store_url: str, model: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_model(tmp_path, "tiny")
-    worker = WorkerLoop(connect(store_url), {"tiny": model}, "cpu", InRedis())
+    worker = build(connect(store_url), {"tiny": model}, "cpu", InRedis())
     thread = Thread(target=worker.run)
     app = create_app(ApiSettings(redis_url=store_url, models_dir=tmp_path))
     with serve(app) as url, httpx.Client(base_url=url, timeout=10) as api:
@@ -148,7 +147,7 @@ def test_a_picture_is_drawn(
             )
             assert api.get(f"{job}/images/1").content.startswith(b"\x89PNG")
         finally:
-            worker.crew.ask_to_stop()
+            worker.request_stop()
             thread.join()
     assert [
         said.message

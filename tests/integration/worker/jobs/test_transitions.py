@@ -26,7 +26,7 @@ def join(redis: Redis) -> Callable[[], ShardLeases]:
 
     def join() -> ShardLeases:
         joined = ShardLeases(redis, QUEUES)
-        joined.beat()
+        joined.heartbeat()
         return joined
 
     return join

@@ -1,4 +1,7 @@
-"""Jobs whose network throws, in workers that end with it and are started again. The neighbours come to no harm."""
+"""Jobs whose network throws, in workers that end with it and are started again.
+
+Their neighbours come to no harm.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,19 @@ import torch
 from redis import Redis
 from torch import Tensor
 
-from models.diffusion.sampling import Network
+from tests.support.jobs import have_ended, make_recipe, make_shard, post_job, state_of
 from tests.support.loaded import load_tiny
 from tests.support.processes import eventually
-from tests.support.supervised import Killed, Supervised, ended, post, state
-from worker.jobs.domain import Recipe, Shard, shards_of
+from tests.support.supervised import Killed, Supervised
+from worker.jobs.domain import Recipe
 from worker.jobs.keys import job_key, sha256_key
 from worker.jobs.shard_queue import MAX_LOSSES
 from worker.process.loaded_model import LoadedModel
 from worker.redaction import client_reason
 
 STEPS, POISONED_SEED, ROW = 40, 666, 20
+NEIGHBOURS = {"a" * 32: 1, "b" * 32: 2, "c" * 32: 3}
+POISONED = "f" * 32
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +52,14 @@ def supervised(redis: Redis, model: LoadedModel) -> Iterator[Callable[[], Superv
         one.stop()
 
 
+def recipe_of(model: LoadedModel, seed: int) -> Recipe:
+    return make_recipe(model.card.sha256, sampler="dpmpp_2m", steps=STEPS, seed=seed)
+
+
 def poison(model: LoadedModel, error: BaseException) -> None:
-    """From here on the network throws wherever image 1 of the poisoned seed comes to its row."""
-    healthy, seen = model.engine.pool.network, []
+    """Let the network throw from now on wherever image 1 of the poisoned seed comes to its row."""
+    pool = model.engine.pool
+    healthy, seen = pool.network, []
 
     def record(x: Tensor, t: Tensor) -> Tensor:
         seen.append(x[0].clone())
@@ -60,30 +70,21 @@ def poison(model: LoadedModel, error: BaseException) -> None:
             raise error
         return healthy(x, t)
 
-    use(model, record)
-    (request,) = model._requests(shard_of(model, POISONED_SEED), [1])
-    model.engine.submit([request])
+    pool.network = record
+    model.admit(make_shard(recipe_of(model, POISONED_SEED)), [1], None)
     while not model.engine.step():
         pass
     deadly = seen[ROW]
-    use(model, throw)
-
-
-def use(model: LoadedModel, network: Network) -> None:
-    model.engine.pool.network = network
-
-
-def shard_of(model: LoadedModel, seed: int) -> Shard:
-    recipe = Recipe("tiny", model.card.sha256, "dpmpp_2m", STEPS, "fixed_small", 0.0, seed)
-    return next(iter(shards_of("0" * 32, recipe, 0, 3, "local", "interactive")))
+    pool.network = throw
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "reason"),
     [
         (
             Killed(),
-            "3 workers in a row were lost while they ran this job, and got no further; post it again",
+            "3 workers in a row were lost while they ran this job, and got no further; "
+            "post it again",
         ),
         (
             RuntimeError("a kernel failed in /opt/secret/path.cu\nand more"),
@@ -95,37 +96,35 @@ def shard_of(model: LoadedModel, seed: int) -> Shard:
         ),
     ],
 )
-def test_a_network_that_throws_for_one_job_fails_that_job_with_the_reason_and_its_neighbours_finish_with_their_bytes(
-    redis, model, supervised, error, said
+def test_a_network_that_throws_for_one_job_fails_that_job_only(
+    redis, model, supervised, error, reason
 ):
-    neighbours = {"a": 1, "b": 2, "c": 3}
+    """The job says why, and its neighbours finish with their bytes."""
     undisturbed = supervised()
-    jobs = [post(redis, model, name, seed, steps=STEPS) for name, seed in neighbours.items()]
-    eventually(lambda: ended(redis, *jobs), 60, "the neighbours have finished")
+    for job, seed in NEIGHBOURS.items():
+        post_job(redis, recipe_of(model, seed), job=job)
+    eventually(lambda: have_ended(redis, *NEIGHBOURS), 100, "the neighbours have finished")
     undisturbed.stop()
-    expected = {job: redis.hgetall(sha256_key(job)) for job in jobs}
+    expected = {job: redis.hgetall(sha256_key(job)) for job in NEIGHBOURS}
     redis.flushall()
 
     poison(model, error)
-    bad = post(redis, model, "f", POISONED_SEED, steps=STEPS)
-    for name, seed in neighbours.items():
-        post(redis, model, name, seed, steps=STEPS)
+    for job, seed in {POISONED: POISONED_SEED, **NEIGHBOURS}.items():
+        post_job(redis, recipe_of(model, seed), job=job)
     worker = supervised()
-    eventually(lambda: ended(redis, bad, *jobs), 100, "all jobs have ended")
+    eventually(lambda: have_ended(redis, POISONED, *NEIGHBOURS), 100, "all jobs have ended")
 
-    assert state(redis, bad) == b"failed"
-    message = redis.hget(job_key(bad), "error_message").decode()
-    assert said in message
+    assert state_of(redis, POISONED) == "failed"
+    message = redis.hget(job_key(POISONED), "error_message").decode()
+    assert reason in message
     assert "secret" not in message
-    assert {job: redis.hgetall(sha256_key(job)) for job in jobs} == expected
+    assert {job: redis.hgetall(sha256_key(job)) for job in NEIGHBOURS} == expected
     assert {type(fault) for fault in worker.faults} == {type(error)}
     assert len(worker.faults) >= 1 + MAX_LOSSES, "the first attempt got further than none"
 
 
 def test_a_reason_is_short_and_tells_no_path():
-    assert (
-        client_reason(ValueError("cannot open /root/weights.bin for C:\\key"))
-        == "ValueError: cannot open … for …"
-    )
+    error = ValueError("cannot open /root/weights.bin for C:\\key")
+    assert client_reason(error) == "ValueError: cannot open … for …"
     assert client_reason(KeyError()) == "KeyError"
     assert len(client_reason(RuntimeError("x" * 1000))) == 200

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any, cast
@@ -17,12 +16,13 @@ from redis.exceptions import ConnectionError
 
 from models.diffusion.plans import compile_plan
 from models.diffusion.sampling import chain, to_bytes
+from tests.support.jobs import JOB, make_recipe, make_shard, make_shards
 from tests.support.loaded import load_tiny
+from tests.support.parts import raising
 from tests.support.processes import eventually
 from worker.engine.chain import ChainRequest
-from worker.jobs.domain import Recipe, Shard, shards_of
+from worker.jobs.domain import Shard
 from worker.jobs.keys import PREVIEWS, preview_key
-from worker.process import previews
 from worker.process.active_shard import ActiveShard
 from worker.process.intake import ChangeListener
 from worker.process.load import WorkerLoad
@@ -31,7 +31,9 @@ from worker.process.messages import MessageQueue
 from worker.process.previews import PreviewSender
 from worker.process.shard_leases import Lease
 
-JOB, SEED, STEPS, LIVES_MS = "a" * 32, 7, 6, 60_000
+SEED, STEPS = 7, 6
+# A busy machine may take longer to look than a preview lives.
+LIVES_MS = 60_000
 
 
 @pytest.fixture(scope="module")
@@ -39,40 +41,37 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load_tiny(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(autouse=True)
-def long_lived(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine may take longer to look than a preview lives."""
-    monkeypatch.setattr(previews, "PREVIEW_LIVES_MS", LIVES_MS)
+def make_sender(redis: Redis, **options: int) -> PreviewSender:
+    return PreviewSender(redis, lives_ms=LIVES_MS, **options)
 
 
-def lease(shard: Shard) -> Lease:
-    return Lease(shard, *cast("Any", (None, None, None)))
+def make_active(shard: Shard, model: LoadedModel) -> ActiveShard:
+    lease = Lease(shard, *cast("Any", (None, None, None)))
+    return ActiveShard(lease, model, set(shard.indices), copied_at=0.0)
 
 
 @pytest.fixture
-def held(model: LoadedModel) -> Iterator[list[ActiveShard]]:
+def active(model: LoadedModel) -> Iterator[list[ActiveShard]]:
     """A job of 70 images, in two shards, that nobody has stepped yet."""
-    recipe = Recipe("tiny", model.card.sha256, "ddpm", STEPS, "fixed_small", 0.0, SEED)
-    held = [
-        ActiveShard(lease(shard), model, set(shard.indices))
-        for shard in shards_of(JOB, recipe, 0, 70, "local", "interactive")
-    ]
-    for shard in held:
+    recipe = make_recipe(model.card.sha256, steps=STEPS, seed=SEED)
+    active = [make_active(shard, model) for shard in make_shards(recipe, count=70)]
+    for shard in active:
         model.admit(shard.lease.shard, sorted(shard.left), None)
-    yield held
-    for shard in held:
+    yield active
+    for shard in active:
         model.engine.cancel(shard.chains())
 
 
 def step(model: LoadedModel, *indices: int) -> None:
-    """Chains of the job take a step, and no others."""
-    for index in indices:  # one by one: a machine may be so busy that no larger batch is used
+    """Let chains of the job take a step, and no others."""
+    # One by one, because a machine may be so busy that no larger batch is used.
+    for index in indices:
         model.step([(f"{JOB}-{index // 64}", index)])
 
 
-def send(asked: PreviewSender, held: list[ActiveShard]) -> None:
-    asked.take(held)
-    asked.run_once()
+def send(sender: PreviewSender, active: list[ActiveShard]) -> None:
+    sender.copy(active)
+    sender.run_once()
 
 
 def found(redis: Redis, job: str = JOB) -> set[int]:
@@ -80,175 +79,149 @@ def found(redis: Redis, job: str = JOB) -> set[int]:
 
 
 def test_a_preview_is_what_the_plain_loop_takes_the_image_for(
-    redis: Redis, model: LoadedModel, held: list[ActiveShard]
+    redis: Redis, model: LoadedModel, active: list[ActiveShard]
 ):
     for indices in ((3, 64), (3,), (3, 64), (64,), (64,)):
         step(model, *indices)
-    asked = PreviewSender(redis)
+    sender = make_sender(redis)
     for index in (3, 64):
-        asked.ask(JOB, index)
-    send(asked, held)
+        sender.ask(JOB, index)
+    send(sender, active)
     for index, row in ((3, 3), (64, 4)):
         with Image.open(BytesIO(redis.get(preview_key(JOB, index)))) as picture:
-            told = json.loads(picture.text["ddpm"])
-            assert (told["step"], told["index"], told["seed"], told["precision"]) == (
-                row,
-                index,
-                SEED,
-                model.precision,
-            )
+            made_by = json.loads(picture.text["ddpm"])
             pixels = np.array(picture).astype(int)
+        assert (made_by["step"], made_by["index"], made_by["seed"]) == (row, index, SEED)
+        assert made_by["precision"] == model.precision
         plan = compile_plan(model.schedule, STEPS)
         states = list(chain(model.engine.pool.network, plan, SEED, [index], (1, 8, 8)))
         expected = to_bytes(states[row - 1][1])[0, 0].numpy().astype(int)
         assert np.abs(pixels - expected).max() <= 1
 
 
-def test_a_preview_goes_by_itself(redis: Redis, model: LoadedModel, held: list[ActiveShard]):
+def test_a_preview_goes_by_itself(redis: Redis, model: LoadedModel, active: list[ActiveShard]):
     step(model, 0)
-    asked = PreviewSender(redis)
-    asked.ask(JOB, 0)
-    send(asked, held)
+    sender = make_sender(redis)
+    sender.ask(JOB, 0)
+    send(sender, active)
     assert 0 < redis.pttl(preview_key(JOB, 0)) <= LIVES_MS
 
 
-def test_what_is_not_here_or_has_taken_no_step_is_forgotten(
-    redis: Redis, model: LoadedModel, held: list[ActiveShard]
+def test_a_request_for_an_image_without_a_step_here_is_forgotten(
+    redis: Redis, model: LoadedModel, active: list[ActiveShard]
 ):
-    asked = PreviewSender(redis)
+    sender = make_sender(redis)
     for job, index in ((JOB, 0), ("b" * 32, 0), (JOB, 70)):
-        asked.ask(job, index)
-    asked.take(held)
+        sender.ask(job, index)
+    sender.copy(active)
     step(model, 0)
-    asked.take(held)
-    assert not asked._work.is_set()
+    sender.copy(active)
+    assert not sender.copies
     assert found(redis) == set()
 
 
-def test_more_than_fit_go_one_after_the_other(
-    redis: Redis, model: LoadedModel, held: list[ActiveShard], monkeypatch: pytest.MonkeyPatch
+def test_previews_that_do_not_fit_together_go_one_after_the_other(
+    redis: Redis, model: LoadedModel, active: list[ActiveShard]
 ):
     step(model, *range(8))
-    monkeypatch.setattr(previews, "_AT_ONCE", 3)
-    asked = PreviewSender(redis)
+    sender = make_sender(redis, at_once=3)
     for index in range(5):
-        asked.ask(JOB, index)
-    asked.take(held)
-    asked.take(held)  # the first are still on their way
-    asked.run_once()
+        sender.ask(JOB, index)
+    sender.copy(active)
+    sender.copy(active)  # the first are still on their way
+    sender.run_once()
     assert found(redis) == {0, 1, 2}
-    send(asked, held)
+    send(sender, active)
     assert found(redis) == set(range(5))
-    assert not asked._work.is_set(), "and the thread has nothing to do"
+    assert not sender.copies
+    assert not sender.requests
 
 
-def test_large_ones_go_one_by_one(
-    redis: Redis, model: LoadedModel, held: list[ActiveShard], monkeypatch: pytest.MonkeyPatch
-):
+def test_large_previews_go_one_by_one(redis: Redis, model: LoadedModel, active: list[ActiveShard]):
     step(model, 0, 1)
-    monkeypatch.setattr(previews, "_AT_ONCE_BYTES", 1)
-    asked = PreviewSender(redis)
+    sender = make_sender(redis, at_once_bytes=1)
     for index in range(2):
-        asked.ask(JOB, index)
-    send(asked, held)
+        sender.ask(JOB, index)
+    send(sender, active)
     assert found(redis) == {0}
-    send(asked, held)
+    send(sender, active)
     assert found(redis) == {0, 1}
 
 
-def test_what_others_have_is_in_nobodys_way(
-    redis: Redis, model: LoadedModel, held: list[ActiveShard], monkeypatch: pytest.MonkeyPatch
+def test_requests_for_images_elsewhere_are_in_nobodys_way(
+    redis: Redis, model: LoadedModel, active: list[ActiveShard]
 ):
-    """Every worker hears every wish."""
+    """Every worker hears every request."""
     step(model, 0)
-    monkeypatch.setattr(previews, "_MOST_ASKED", 100)
-    asked = PreviewSender(redis)
+    sender = make_sender(redis, most_requests=100)
     for index in range(200):
-        asked.ask("b" * 32, index)
-    asked.take(held)
-    asked.ask(JOB, 0)
-    send(asked, held)
+        sender.ask("b" * 32, index)
+    sender.copy(active)
+    sender.ask(JOB, 0)
+    send(sender, active)
     assert found(redis) == {0}
 
 
-def test_after_a_fault_of_redis_there_are_previews_again(
-    redis: Redis, model: LoadedModel, held: list[ActiveShard], monkeypatch: pytest.MonkeyPatch
+def test_previews_are_sent_again_after_a_fault_of_redis(
+    redis: Redis, model: LoadedModel, active: list[ActiveShard], monkeypatch: pytest.MonkeyPatch
 ):
     step(model, 0)
-    asked = PreviewSender(redis)
+    sender = make_sender(redis)
     with monkeypatch.context() as away:
-        away.setattr(asked, "_redis", Redis(port=1))
-        asked.ask(JOB, 0)
-        asked.take(held)
+        away.setattr(redis, "pipeline", raising(ConnectionError("gone")))
+        sender.ask(JOB, 0)
+        sender.copy(active)
         with pytest.raises(ConnectionError):
-            asked.run_once()
-    asked.ask(JOB, 0)
-    send(asked, held)
+            sender.run_once()
+    sender.ask(JOB, 0)
+    send(sender, active)
     assert found(redis) == {0}
 
 
-def test_a_device_without_memory_for_a_look_goes_on(
+def test_a_device_without_memory_for_a_preview_goes_on(
     redis: Redis,
     model: LoadedModel,
-    held: list[ActiveShard],
+    active: list[ActiveShard],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    def full(_slots: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     step(model, 0)
-    asked = PreviewSender(redis)
+    sender = make_sender(redis)
+    no_memory = torch.OutOfMemoryError("CUDA out of memory")
     with monkeypatch.context() as small:
-        small.setattr(model.engine.pool, "copy_out_x_0_hat", full)
-        asked.ask(JOB, 0)
-        asked.take(held)
+        small.setattr(model.engine.pool, "copy_out_x_0_hat", raising(no_memory))
+        sender.ask(JOB, 0)
+        sender.copy(active)
     assert "no memory left" in caplog.text
-    asked.ask(JOB, 0)
-    send(asked, held)
+    sender.ask(JOB, 0)
+    send(sender, active)
     assert found(redis) == {0}
 
 
-def test_a_worker_hears_who_wants_one(redis: Redis):
-    asked, inbox = PreviewSender(redis), MessageQueue()
-    listener = ChangeListener(redis, WorkerLoad(), inbox, asked)
-    stop = threading.Event()
+def test_a_worker_hears_requests_for_previews(redis: Redis):
+    sender, messages = make_sender(redis), MessageQueue()
+    listener = ChangeListener(redis, WorkerLoad(), messages, sender, poll_every_s=0.1)
 
-    def listen() -> None:
-        while not stop.is_set():
-            listener.run_once()
+    def has_heard() -> bool:
+        redis.publish(PREVIEWS, f"{JOB} 5")
+        listener.run_once()
+        return bool(sender.requests)
 
-    thread = threading.Thread(target=listen)
-    thread.start()
-    try:
-        eventually(lambda: redis.publish(PREVIEWS, f"{JOB} 5") and asked._asked, 5, "it was heard")
-    finally:
-        stop.set()
-        thread.join()
-    assert list(asked._asked) == [(JOB, 5)]
-    assert inbox.empty()
+    eventually(has_heard, 60, "the worker has heard the request")
+    assert sender.requests == [(JOB, 5)]
+    assert messages.empty()
 
 
-def test_a_preview_of_what_is_not_finite_harms_nobody(redis: Redis, model: LoadedModel):
-    """Its image will fail when it has finished; until then somebody may look at it."""
+def test_a_preview_of_an_image_that_is_not_finite_harms_nobody(redis: Redis, model: LoadedModel):
+    """The image fails when it has finished; until then somebody may look at it."""
     engine, plan = model.engine, compile_plan(model.schedule, STEPS)
-    shard = next(
-        shards_of(
-            "c" * 32,
-            Recipe("tiny", "", "ddpm", STEPS, "fixed_small", 0.0, SEED),
-            0,
-            1,
-            "local",
-            "interactive",
-        )
-    )
+    shard = make_shard(make_recipe(steps=STEPS), job="c" * 32, count=1)
     engine.submit([ChainRequest((shard.id, 0), shard.job, plan, SEED, 0)])
     engine.step()
     engine.pool.x_0_hat.fill_(torch.nan)
-    asked = PreviewSender(redis)
-    asked.ask(shard.job, 0)
-    asked.take([ActiveShard(lease(shard), model, {0})])
-    asked.run_once()
+    sender = make_sender(redis)
+    sender.ask(shard.job, 0)
+    send(sender, [make_active(shard, model)])
     assert found(redis, shard.job) == {0}
     engine.cancel([(shard.id, 0)])
     engine.pool.x_0_hat.zero_()

@@ -1,4 +1,7 @@
-"""What a worker reports, and what that costs Redis: each write waits for the disk, so what is said at once goes out at once."""
+"""Progress that a worker reports, and what that costs Redis.
+
+Each write waits for the disk, so what is reported together is written together.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ from typing import Any
 import httpx
 from redis import Redis
 
+from tests.support import parts
+from tests.support.clock import SimulatedClock
+from tests.support.jobs import make_recipe, make_shards
 from tests.support.loaded import load_tiny
-from tests.support.parts import begin, run_to_the_end
-from tests.support.parts import post as post_to
-from worker.jobs.domain import Recipe, shards_of
-from worker.process import loop
+from tests.support.parts import begin, build_worker, run_to_the_end
 from worker.process.job_writer import JobWriter
-from worker.process.loop import WorkerLoop
+from worker.process.loop import REPORT_ALL_EVERY_S
+from worker.process.result_sender import PROGRESS_EVERY_S
 from worker.results.in_redis import InRedis
 
 
@@ -27,49 +31,47 @@ def test_the_progress_of_all_shards_of_a_worker_is_one_write(
     api: httpx.Client, redis: Redis, post: Callable[..., dict[str, Any]]
 ):
     job = post(count=1024, steps=10)
-    recipe = Recipe("tiny", "ab" * 32, "ddpm", 10, "fixed_small", 0.0, 1)
-    shards = list(shards_of(job["id"], recipe, 0, 1024, "local", "interactive"))
-    results = JobWriter(redis, InRedis())
-    results.start(shards[0], 1)
-    results.progress([(shards[0], 0, 0)])
+    shards = make_shards(make_recipe(steps=10), job=job["id"], count=1024)
+    of_a_job_that_is_gone = replace(shards[0], job="0" * 32)
+    writer = JobWriter(redis, InRedis())
+    writer.start(shards[0], 1)
+    writer.progress([(shards[0], 0, 0)])
     before = reads(redis)
-    told = results.progress(
-        [(shard, 5, 320) for shard in shards] + [(replace(shards[0], job="0" * 32), 5, 320)]
-    )
+    wanted = writer.progress([(shard, 5, 320) for shard in [*shards, of_a_job_that_is_gone]])
     assert reads(redis) - before < len(shards) / 2, "one write for each would be 17"
-    assert told == [True] * 16 + [False], "each is told whether it is still wanted"
-    now = api.get(job["links"]["self"]).json()
-    assert (now["progress"]["step"], now["progress"]["fraction"]) == (5, 0.5)
+    assert wanted == [True] * 16 + [False]
+    progress = api.get(job["links"]["self"]).json()["progress"]
+    assert (progress["step"], progress["fraction"]) == (5, 0.5)
 
 
-def test_a_worker_tells_of_the_shards_that_have_come_on_and_now_and_then_of_all(
+def test_progress_is_reported_of_shards_that_have_stepped_and_at_times_of_all(
     redis, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(loop, "PROGRESS_EVERY_S", 0)
+    clock = SimulatedClock()
     model = load_tiny(tmp_path)
-    worker = WorkerLoop(redis, {"tiny": model}, "cpu", InRedis())
-    worker._shards.beat()
-    first = post_to(redis, model, count=65, steps=4)
+    worker = build_worker(redis, model, clock=clock)
+    first = parts.post(redis, model, count=65, steps=4)
     second = replace(first, number=1, first=64, count=1)
     begin(worker, first, [0, 1])
     begin(worker, second, [64])
-    told: list[list[str]] = []
+    reported: list[list[str]] = []
     monkeypatch.setattr(
-        worker._outbox,
+        worker.parts.sender,
         "report",
-        lambda reports: told.append([lease.shard.id for lease, *_ in reports]),
+        lambda reports: reported.append([lease.shard.id for lease, *_ in reports]),
     )
 
     def step(chains: list[tuple[str, int]]) -> list[str]:
         model.engine.step(chains)
-        worker._report()
-        return told.pop()
+        clock.pass_s(2 * PROGRESS_EVERY_S)
+        worker.report()
+        return sorted(reported.pop())
 
-    assert sorted(step([(first.id, 0)])) == [first.id, second.id], "the first report tells of all"
+    assert step([(first.id, 0)]) == [first.id, second.id], "the first report is of all"
     assert step([(first.id, 1)]) == [first.id]
     assert step([(second.id, 64)]) == [second.id]
     assert step([]) == []
-    monkeypatch.setattr(loop, "_TELL_ALL_EVERY_S", 0)
-    assert sorted(step([])) == [first.id, second.id]
+    clock.pass_s(REPORT_ALL_EVERY_S)
+    assert step([]) == [first.id, second.id]
     monkeypatch.undo()
     run_to_the_end(worker)

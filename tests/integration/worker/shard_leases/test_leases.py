@@ -71,12 +71,12 @@ def test_beats_keep_a_lease_and_without_them_it_lapses(redis):
     a, b = w.take(QUEUES), w.take(QUEUES)
     for _ in range(5):
         time.sleep(0.2)
-        assert w.beat() == []
+        assert w.heartbeat() == []
         assert rescue(redis, 0.5) == []
     time.sleep(0.6)
     assert set(rescue(redis, 0.5)) == {("a-0", "requeued"), ("b-0", "requeued")}
     assert waiting(redis) == ["a-0", "b-0"]
-    assert w.beat() == [a, b]
+    assert w.heartbeat() == [a, b]
 
 
 _HOLDS_TWO = """
@@ -86,7 +86,7 @@ from tests.support.shards import QUEUES, worker
 w = worker(Redis.from_url(sys.argv[1]))
 print(w.take(QUEUES).shard.job, w.take(QUEUES).shard.job, flush=True)
 while True:
-    w.beat()
+    w.heartbeat()
     time.sleep(0.2)
 """
 
@@ -175,7 +175,7 @@ def test_a_worker_keeps_its_leases_while_the_server_is_full(redis):
     redis.zadd(lease.started_key, {lease.execution.composite_key: time.time() + 1})
     redis.config_set("maxmemory", 1)
     try:
-        assert w.beat() == []
+        assert w.heartbeat() == []
     finally:
         redis.config_set("maxmemory", 0)
     assert redis.zscore(lease.started_key, lease.execution.composite_key) > time.time() + 30
@@ -225,7 +225,7 @@ def test_a_shard_withdrawn_while_it_runs_is_told_to_its_worker_and_outlives_nobo
     w = worker(redis, 0.3)
     told, _, _ = (w.take(QUEUES) for _ in range(3))
     assert withdraw(shard("told"), redis) == b"signalled"
-    assert w.beat() == [told]
+    assert w.heartbeat() == [told]
     assert w.finish(told)
     withdraw(shard("killed"), redis)
     time.sleep(0.4)
@@ -272,7 +272,7 @@ def test_a_worker_that_was_stopped_past_its_lease_comes_back(redis):
     time.sleep(1.2)
     rescue(redis, 0.5)
     assert not redis.exists(w.key, "rq:workers")
-    w.beat()
+    w.heartbeat()
     assert redis.scard("rq:workers") == 1
 
 

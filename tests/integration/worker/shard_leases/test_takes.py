@@ -32,7 +32,7 @@ def test_a_shard_whose_take_was_not_answered_is_held_by_who_asks_again(redis, mo
     w = worker(redis)
     lose_the_answer(w, monkeypatch)
     lease = w.take([])  # nothing more is wanted by now
-    assert (lease.shard, w.holds(lease), w.beat()) == (shard("a"), True, [])
+    assert (lease.shard, w.holds(lease), w.heartbeat()) == (shard("a"), True, [])
     assert taken(w) == "b", "and the next one is another"
     assert w.take(QUEUES) is None
     w.close()

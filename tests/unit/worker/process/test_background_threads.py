@@ -1,3 +1,5 @@
+"""Threads that repeat a task until the worker stops."""
+
 from __future__ import annotations
 
 import signal
@@ -6,32 +8,46 @@ import threading
 import pytest
 from redis.exceptions import ConnectionError
 
-from worker.process.background_threads import BackgroundThreads
+from worker.process.background_threads import BackgroundTask, BackgroundThreads
 
 
-def test_signals_that_come_while_the_crew_is_being_stopped_do_not_hold_it_up(
+def test_a_signal_while_threads_are_being_stopped_does_not_hold_them_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A handler runs in the main thread, between any two of its instructions: also while that thread has the event's lock."""
-    crew = BackgroundThreads()
-    before = signal.signal(signal.SIGUSR1, lambda *_: crew.ask_to_stop())
+    """A handler runs in the main thread, also while that thread has the event's lock."""
+    threads = BackgroundThreads()
+    before = signal.signal(signal.SIGUSR1, lambda *_: threads.request_stop())
     try:
         with monkeypatch.context() as patch:
             patch.setattr(
                 threading.Condition, "notify_all", lambda _: signal.raise_signal(signal.SIGUSR1)
             )
-            crew.stop(within_s=1)
+            threads.stop(within_s=1)
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert crew.must_stop()
+    assert threads.must_stop()
 
 
-def test_who_waits_for_redis_may_stop_instead() -> None:
-    crew = BackgroundThreads()
+def test_waiting_for_redis_ends_when_a_stop_is_requested() -> None:
+    threads = BackgroundThreads()
 
     def away() -> None:
-        crew.ask_to_stop()
+        threads.request_stop()
         raise ConnectionError("gone")
 
-    crew.with_retry("start", away)
-    assert crew.must_stop()
+    threads.with_retry("start", away)
+    assert threads.must_stop()
+
+
+def test_a_task_that_fails_stops_all_threads_and_tells_why() -> None:
+    threads = BackgroundThreads()
+    error = ValueError("a bug")
+
+    def fail() -> None:
+        raise error
+
+    threads.start(BackgroundTask("idle", lambda: None, every_s=600))
+    threads.start(BackgroundTask("failing", fail))
+    assert threads.stopping.wait(60)
+    threads.stop(within_s=60)
+    assert threads.failure is error

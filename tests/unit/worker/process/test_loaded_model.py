@@ -23,7 +23,7 @@ from worker.process.loaded_model import CannotRun, LoadedModel
 
 @pytest.fixture
 def used() -> list[int]:
-    """The number of threads of each step."""
+    """Numbers of threads, one for each step."""
     return []
 
 
@@ -31,7 +31,7 @@ def used() -> list[int]:
 def model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: list[int]
 ) -> Iterator[LoadedModel]:
-    """Calibration promised a step in no time: any machine is too busy to keep that."""
+    """A model whose calibration promised a step in no time, which no machine can keep."""
     before = torch.get_num_threads()
     write_model(tmp_path, "tiny")
     monkeypatch.setattr(
@@ -50,24 +50,22 @@ def model(
     torch.set_num_threads(before)
 
 
-def test_a_worker_that_cannot_keep_its_promise_tries_fewer_threads_and_promises_what_they_take(
+def test_a_model_slower_than_promised_tries_fewer_threads_and_promises_less(
     model: LoadedModel, used: list[int], monkeypatch
 ):
-    monkeypatch.setattr(
-        "worker.calibration.adaptive_threads._STRETCH_S", 0.0
-    )  # every step is a stretch
-    model.engine.submit(
-        [ChainRequest("a", "job", model.plan("ddpm", 10, "fixed_small", 0.0), 1, 0)]
-    )
-    said = set()
+    # Every step is a stretch that is long enough to judge by.
+    monkeypatch.setattr("worker.calibration.adaptive_threads._STRETCH_S", 0.0)
+    plan = model.plan("ddpm", 10, "fixed_small", 0.0)
+    model.engine.submit([ChainRequest("a", "job", plan, 1, 0)])
+    promised = set()
     for _ in range(10):
         model.step()
-        said.add((used[-1], model.promised_s(1), model.info.seconds[1]))
+        promised.add((used[-1], model.promised_s(1), model.info.seconds[1]))
     assert used[0] == 2
-    assert said == {(2, 1e-9, 1e-9), (1, 2e-9, 2e-9)}
+    assert promised == {(2, 1e-9, 1e-9), (1, 2e-9, 2e-9)}
 
 
-def test_a_worker_makes_a_plan_of_the_analytic_variance_from_the_models_own_estimate(
+def test_a_plan_of_the_analytic_variance_uses_the_models_own_estimate(
     tmp_path: Path, model: LoadedModel
 ):
     card = write_model(tmp_path / "more", "tiny", analytic=True)
@@ -90,9 +88,7 @@ def test_a_worker_makes_a_plan_of_the_analytic_variance_from_the_models_own_esti
         loaded.admit(replace(shard, recipe=replace(recipe, residual_variance="")), [0], None)
 
 
-def test_a_worker_does_not_serve_an_estimate_that_its_card_does_not_name(
-    tmp_path: Path, model: LoadedModel
-):
+def test_an_estimate_that_the_card_does_not_name_is_not_served(tmp_path: Path, model: LoadedModel):
     card = write_model(tmp_path / "more", "tiny", analytic=True)
     write_card(tmp_path / "more" / "tiny", card.model_copy(update={"residual_variance": "ef" * 32}))
     with pytest.raises(BadCheckpoint, match="not the one that the card names"):
