@@ -131,7 +131,7 @@ def read_all(client: socket.socket, enough: int) -> int:
 
 
 def test_half_a_second_request_is_given_as_little_time_and_no_less(impatient_url: str) -> None:
-    """Without its second half the connection would be closed as idle, at once."""
+    """The connection would be closed as idle, at once, if nothing of a second request came."""
     with connection(impatient_url) as reused:
         reused.send(get(b"/healthz") + b"GET /hea")
         assert [reused.answer().status, reused.answer().status] == [200, 408]

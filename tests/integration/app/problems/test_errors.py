@@ -301,7 +301,7 @@ def test_readiness_needs_a_live_worker(api: httpx.Client, worker: IdleWorker) ->
 
 
 def test_no_depth_of_nesting_is_a_5xx(api: httpx.Client) -> None:
-    """Near Python's limit of recursion a body can be read and yet be too deep for the answer."""
+    """A body near Python's limit of recursion can be read, and be too deep for the answer."""
     for depth in range(400, 1100, 7):
         lists = "[" * depth + "]" * depth
         objects = '{"a":' * depth + "1" + "}" * depth

@@ -59,7 +59,8 @@ def document(request: pytest.FixtureRequest, settings: ApiSettings, redis: Redis
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with serve(create_app(keyed)) as url:
         worker = IdleWorker(redis)
-        worker.announce()
+        # It outlives all requests of the test, on any machine.
+        worker.announce(lives_s=3600)
         posted = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}, headers=headers)
         finished = posted.json()["id"]
         worker.start(finished)

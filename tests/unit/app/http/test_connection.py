@@ -26,7 +26,7 @@ class ClockedLoop(asyncio.SelectorEventLoop):
         return super().time() + self.ahead_s
 
 
-class Client:
+class ClockedClient:
     """A client of an app that answers each request when the test lets it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -63,10 +63,10 @@ class Client:
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[Client]:
+async def connected() -> AsyncIterator[ClockedClient]:
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_connection(sock=ours)
-    client = Client(reader, writer)
+    client = ClockedClient(reader, writer)
     config = uvicorn.Config(client.app, interface="asgi3", ws="none", log_config=None)
 
     def protocol() -> Connection:
@@ -82,10 +82,10 @@ async def connected() -> AsyncIterator[Client]:
 
 
 @pytest.fixture
-def run() -> Callable[[Callable[[Client], Coroutine[Any, Any, None]]], None]:
+def run() -> Callable[[Callable[[ClockedClient], Coroutine[Any, Any, None]]], None]:
     """Runs a conversation with the server, in a loop whose time the client puts forward."""
 
-    def run(conversation: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
+    def run(conversation: Callable[[ClockedClient], Coroutine[Any, Any, None]]) -> None:
         async def whole() -> None:
             async with asyncio.timeout(10 * LIMIT_S), connected() as client:
                 await conversation(client)
@@ -96,11 +96,11 @@ def run() -> Callable[[Callable[[Client], Coroutine[Any, Any, None]]], None]:
     return run
 
 
-Run = Callable[[Callable[[Client], Coroutine[Any, Any, None]]], None]
+Run = Callable[[Callable[[ClockedClient], Coroutine[Any, Any, None]]], None]
 
 
 def test_the_time_of_a_request_begins_with_the_answer_to_the_one_before(run: Run) -> None:
-    async def conversation(client: Client) -> None:
+    async def conversation(client: ClockedClient) -> None:
         request = get(b"/second")
         await client.send(get(b"/first") + request[:9])
         assert await client.asked.get() == "/first"
@@ -118,7 +118,7 @@ def test_the_time_of_a_request_begins_with_the_answer_to_the_one_before(run: Run
 
 
 def test_a_request_that_is_not_whole_in_time_is_answered_with_408(run: Run) -> None:
-    async def conversation(client: Client) -> None:
+    async def conversation(client: ClockedClient) -> None:
         await client.send(get(b"/first") + get(b"/second")[:9])
         client.let_answer.release()
         assert await client.status() == 200
@@ -129,7 +129,7 @@ def test_a_request_that_is_not_whole_in_time_is_answered_with_408(run: Run) -> N
 
 
 def test_a_client_that_sends_nothing_is_cut_off_without_an_answer(run: Run) -> None:
-    async def conversation(client: Client) -> None:
+    async def conversation(client: ClockedClient) -> None:
         await client.wait(0.9 * LIMIT_S)
         await client.wait(0.2 * LIMIT_S)
         assert await client.is_closed()
