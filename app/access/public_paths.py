@@ -10,9 +10,9 @@ _SWAGGERS = ("swagger-ui-bundle.js", "swagger-ui.css")
 PAGE_PATHS = frozenset({"/", "/docs", *(f"/static/{name}" for name in (*_OURS, *_SWAGGERS))})
 
 # Where there are keys: nothing there is anyone's.
-_WITH_KEYS = PAGE_PATHS | {"/healthz", "/readyz", "/openapi.json"}
+_WITH_KEYS = PAGE_PATHS | {"/healthz", "/readyz", "/readyz/api", "/openapi.json"}
 # Where there are none: health checks ask for a container's own address, under any name.
-_WITHOUT_KEYS = frozenset({"/healthz"})
+_WITHOUT_KEYS = frozenset({"/healthz", "/readyz/api"})
 
 
 def open_paths(keyring: Keyring) -> frozenset[str]:

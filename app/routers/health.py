@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from app.operation.metrics import scrape
 from app.problems.problems import NoWorker, StoreUnreachable, problems
 from app.routers.dependencies import Store
-from app.schemas.health import Health, Readiness, Worker
+from app.schemas.health import ApiReadiness, Health, Readiness, Worker
 from worker.jobs import worker_registry
 from worker.jobs.keys import WORKERS
 
@@ -36,6 +36,13 @@ async def readyz(store: Store) -> Readiness:
     return Readiness(
         workers=[Worker.model_validate(worker, from_attributes=True) for worker in workers]
     )
+
+
+@router.get("/readyz/api", responses=problems(StoreUnreachable))
+async def readyz_api(store: Store) -> ApiReadiness:
+    """Whether this process can accept jobs: Redis answers. There may be no worker."""
+    await store.ping()
+    return ApiReadiness()
 
 
 @router.get("/metrics", response_class=PrometheusText, responses=problems(StoreUnreachable))

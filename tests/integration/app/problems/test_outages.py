@@ -38,6 +38,7 @@ READS = {
     "archive": ("GET", "{job}/archive"),
     "list": ("GET", "/v1/jobs"),
     "ready": ("GET", "/readyz"),
+    "api ready": ("GET", "/readyz/api"),
 }
 
 
