@@ -9,24 +9,64 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from redis.asyncio import Redis
 
+from app.operation import waiting
+from models.checkpoints.catalog import Card
 from worker.jobs import worker_registry
 from worker.jobs.domain import Priority
-from worker.jobs.keys import LOAD, WORKERS, open_key
+from worker.jobs.keys import LEFT, LOAD, PACES, WORKERS, open_key
 from worker.jobs.worker_registry import WorkerInfo
 
 
-async def scrape(redis: Redis) -> bytes:
-    """The text format of Prometheus, in one round trip to Redis."""
+async def scrape(redis: Redis, cards: Mapping[str, Card]) -> bytes:
+    """The text format of Prometheus, in one round trip to Redis.
+
+    In two when a pace has changed.
+    """
     async with redis.pipeline(transaction=False) as pipe:
         pipe.eval(worker_registry.LOOK, 1, WORKERS)
         pipe.hvals(LOAD)
+        pipe.hvals(LEFT)
+        pipe.hgetall(PACES)
         for priority in Priority:
             pipe.zcard(open_key(priority))
-        workers, loads, *counts = await pipe.execute()
+        said, loads, left, paces, *counts = await pipe.execute()
     jobs = {str(priority): count for priority, count in zip(Priority, counts, strict=True)}
+    workers = worker_registry.read(said)
+    remembered = {model.decode(): float(pace) for model, pace in paces.items()}
+    measured = waiting.measured_paces(workers)
+    await waiting.remember_paces(redis, remembered, measured)
+    image_steps = waiting.image_steps_left(left, cards)
+    image_seconds = waiting.image_seconds(image_steps, remembered | measured, cards)
     registry = CollectorRegistry()
-    registry.register(_Snapshot(jobs, sum(map(float, loads)), worker_registry.read(workers)))
+    registry.register(_Snapshot(jobs, sum(map(float, loads)), workers))
+    registry.register(_Waiting(image_steps, image_seconds))
     return generate_latest(registry)
+
+
+class _Waiting(Collector):
+    def __init__(
+        self, image_steps: Mapping[str, float], image_seconds: Mapping[str, float]
+    ) -> None:
+        self._image_steps, self._image_seconds = image_steps, image_seconds
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        yield _by_model(
+            "ddpm_waiting_image_steps",
+            "Image-steps left to run, of the model's open jobs",
+            self._image_steps,
+        )
+        yield _by_model(
+            "ddpm_waiting_image_seconds",
+            "Seconds that one worker would need for them, at the present or last known pace",
+            self._image_seconds,
+        )
+
+
+def _by_model(name: str, about: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, about, labels=["model"])
+    for model, value in values.items():
+        family.add_metric([model], value)
+    return family
 
 
 class _Snapshot(Collector):

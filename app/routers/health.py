@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.operation.metrics import scrape
 from app.problems.problems import NoWorker, StoreUnreachable, problems
-from app.routers.dependencies import Store
+from app.routers.dependencies import Catalog, Store
 from app.schemas.health import ApiReadiness, Health, Readiness, Worker
 from worker.jobs import worker_registry
 from worker.jobs.keys import WORKERS
@@ -46,6 +46,6 @@ async def readyz_api(store: Store) -> ApiReadiness:
 
 
 @router.get("/metrics", response_class=PrometheusText, responses=problems(StoreUnreachable))
-async def metrics(store: Store) -> Response:
-    """For Prometheus: open jobs and image-steps, and the workers' speed."""
-    return PrometheusText(await scrape(store))
+async def metrics(store: Store, catalog: Catalog) -> Response:
+    """For Prometheus: open jobs, what waits for each model, and the workers' speed."""
+    return PrometheusText(await scrape(store, catalog))

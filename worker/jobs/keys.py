@@ -29,6 +29,8 @@ PREVIEWS = (
 PREVIEW_LIVES_MS = 500
 EXPIRING = "ddpm:expiring"  # sorted set: job -> when what the results store holds of it is to be removed; it empties itself
 WEBHOOKS = "ddpm:webhooks"  # sorted set: job that has ended -> when its webhook is to be sent next; it empties itself
+# hash: model -> image-steps a second of one worker, as last measured (app/operation/waiting.py)
+PACES = "ddpm:paces"
 WORKERS = "ddpm:workers"  # hash: worker name -> when it lapses, and JSON of WorkerInfo (worker/jobs/worker_registry.py)
 
 # For scripts: the Lua function `now()`, in seconds since the epoch. What hosts compare is the job store's time: theirs differ.
