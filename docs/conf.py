@@ -29,7 +29,14 @@ html_theme_options = {
 # The order of the sections, and the pages that come first in each. The others follow by name.
 SECTIONS = {
     "tutorial": ["first-pictures", "train-a-model"],
-    "how-to": ["run-with-docker", "follow-a-job", "receive-webhooks", "operate", "secure-the-api"],
+    "how-to": [
+        "run-with-docker",
+        "run-on-kubernetes",
+        "follow-a-job",
+        "receive-webhooks",
+        "operate",
+        "secure-the-api",
+    ],
     "reference": ["http-api", "cli", "settings", "events"],
     "explanation": ["architecture"],
     "decisions": [],

@@ -10,9 +10,9 @@ _SWAGGERS = ("swagger-ui-bundle.js", "swagger-ui.css")
 PAGE_PATHS = frozenset({"/", "/docs", *(f"/static/{name}" for name in (*_OURS, *_SWAGGERS))})
 
 # A service with keys: nothing at these paths belongs to an owner.
-_WITH_KEYS = PAGE_PATHS | {"/healthz", "/readyz", "/openapi.json"}
+_WITH_KEYS = PAGE_PATHS | {"/healthz", "/readyz", "/readyz/api", "/openapi.json"}
 # A service without keys: health checks ask a container under any name.
-_WITHOUT_KEYS = frozenset({"/healthz"})
+_WITHOUT_KEYS = frozenset({"/healthz", "/readyz/api"})
 
 
 def open_paths(keyring: Keyring) -> frozenset[str]:

@@ -12,13 +12,21 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from redis.asyncio import Redis
 
+from app.operation import waiting
+from models.checkpoints.catalog import Card
 from worker.jobs.domain import Priority
-from worker.jobs.keys import LOAD, WORKERS, open_key
+from worker.jobs.keys import LEFT, LOAD, PACES, WORKERS, open_key
 from worker.jobs.worker_registry import READ_WORKERS, WorkerInfo, parse_workers
 
 
-async def scrape(redis: Redis) -> bytes:
-    """Write the metrics in the text format of Prometheus, after one round trip to Redis.
+async def scrape(redis: Redis, cards: Mapping[str, Card]) -> bytes:
+    """Write the metrics in the text format of Prometheus.
+
+    It takes one round trip to Redis, or two when a pace has changed.
+
+    Args:
+        redis: The job store.
+        cards: The models' cards by name, which say what a step costs.
 
     Raises:
         redis.RedisError: Redis did not answer.
@@ -26,17 +34,56 @@ async def scrape(redis: Redis) -> bytes:
     async with redis.pipeline(transaction=False) as pipe:
         READ_WORKERS.eval(pipe, workers=WORKERS)
         pipe.hvals(LOAD)
+        pipe.hvals(LEFT)
+        pipe.hgetall(PACES)
         for priority in Priority:
             pipe.zcard(open_key(priority))
-        workers, loads, *counts = await pipe.execute()
+        entries, loads, left, paces, *counts = await pipe.execute()
     jobs = {str(priority): count for priority, count in zip(Priority, counts, strict=True)}
+    workers = parse_workers(entries)
+    remembered = {model.decode(): float(pace) for model, pace in paces.items()}
+    measured = waiting.measured_paces(workers)
+    await waiting.remember_paces(redis, remembered, measured)
+    image_steps = waiting.image_steps_left(left, cards)
+    image_seconds = waiting.image_seconds(image_steps, remembered | measured, cards)
     registry = CollectorRegistry()
-    registry.register(_Metrics(jobs, sum(map(float, loads)), parse_workers(workers)))
+    registry.register(_Metrics(jobs, sum(map(float, loads)), workers))
+    registry.register(_Waiting(image_steps, image_seconds))
     return generate_latest(registry)
 
 
+class _Waiting(Collector):
+    """What waits for each model, as one scrape found it."""
+
+    def __init__(
+        self, image_steps: Mapping[str, float], image_seconds: Mapping[str, float]
+    ) -> None:
+        self._image_steps = image_steps
+        self._image_seconds = image_seconds
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Give each metric with its samples."""
+        yield _by_model(
+            "ddpm_waiting_image_steps",
+            "Image-steps left to run, of the model's open jobs",
+            self._image_steps,
+        )
+        yield _by_model(
+            "ddpm_waiting_image_seconds",
+            "Seconds that one worker would need for them, at the present or last known pace",
+            self._image_seconds,
+        )
+
+
+def _by_model(name: str, about: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, about, labels=["model"])
+    for model, value in values.items():
+        family.add_metric([model], value)
+    return family
+
+
 class _Metrics(Collector):
-    """The metrics of one scrape."""
+    """The metrics of jobs and workers, as one scrape found them."""
 
     def __init__(
         self, jobs: Mapping[str, int], image_steps: float, workers: Iterable[WorkerInfo]

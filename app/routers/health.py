@@ -7,8 +7,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.operation.metrics import scrape
 from app.problems.problems import NoWorker, StoreUnreachable, problems
-from app.routers.dependencies import RedisClient
-from app.schemas.health import Health, Readiness, Worker
+from app.routers.dependencies import ModelCatalog, RedisClient
+from app.schemas.health import ApiReadiness, Health, Readiness, Worker
 from worker.jobs.keys import WORKERS
 from worker.jobs.worker_registry import READ_WORKERS, parse_workers
 
@@ -51,11 +51,22 @@ async def readyz(redis: RedisClient) -> Readiness:
 
 
 @router.get(
+    "/readyz/api",
+    description="Whether this process can accept jobs: Redis answers. There may be no worker.",
+    responses=problems(StoreUnreachable),
+)
+async def readyz_api(redis: RedisClient) -> ApiReadiness:
+    """Answer if Redis does."""
+    await redis.ping()
+    return ApiReadiness()
+
+
+@router.get(
     "/metrics",
-    description="For Prometheus: open jobs and image-steps, and the workers' speed.",
+    description="For Prometheus: open jobs, what waits for each model, and the workers' speed.",
     response_class=PrometheusText,
     responses=problems(StoreUnreachable),
 )
-async def metrics(redis: RedisClient) -> Response:
+async def metrics(redis: RedisClient, catalog: ModelCatalog) -> Response:
     """Answer with the open work and the workers' speed in the text format of Prometheus."""
-    return PrometheusText(await scrape(redis))
+    return PrometheusText(await scrape(redis, catalog))

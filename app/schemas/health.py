@@ -47,3 +47,11 @@ class Readiness(BaseModel):
         default="ready", description="Jobs are accepted and run", examples=["ready"]
     )
     workers: list[Worker] = Field(description="Workers that are alive")
+
+
+class ApiReadiness(BaseModel):
+    status: Literal["ready"] = Field(
+        default="ready",
+        description="Jobs are accepted; whether they run at once is not said",
+        examples=["ready"],
+    )

@@ -41,6 +41,8 @@ PREVIEW_LIVES_MS = 500
 EXPIRING = "ddpm:expiring"
 # Sorted set: job that has ended -> when its webhook is to be sent next. It empties itself.
 WEBHOOKS = "ddpm:webhooks"
+# Hash: model -> image-steps a second of one worker, as last measured (app/operation/waiting.py).
+PACES = "ddpm:paces"
 # Hash: worker's name -> when the entry lapses, and JSON of its WorkerInfo (worker_registry.py).
 WORKERS = "ddpm:workers"
 

@@ -11,7 +11,7 @@ from tests.support.pages import PACKAGES, ROOT, pages
 
 DOCS = ROOT / "docs"
 MAP = (DOCS / "explanation" / "architecture.md").read_text().partition("## The folders")[2]
-_PATH = re.compile(r"`((?:app|worker|models|cli|bench|tests|docs|docker)/[\w./-]*)`")
+_PATH = re.compile(r"`((?:app|worker|models|cli|bench|tests|docs|docker|deploy)/[\w./-]*)`")
 # What these pages name is, in part, what there was.
 _HISTORY = {"CHANGELOG.md", "0020-names.md"}
 

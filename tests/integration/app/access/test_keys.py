@@ -72,7 +72,7 @@ def test_every_route_but_the_open_ones_wants_a_key_and_says_so_in_openapi(
     closed = [
         (method, path, body)
         for method, path, body in operations(nobody)
-        if path not in ("/healthz", "/readyz")
+        if path not in ("/healthz", "/readyz", "/readyz/api")
     ]
     assert len(closed) > 8
     for method, path, documented in closed:
@@ -99,7 +99,7 @@ def test_health_readiness_and_the_reference_are_open(
     nobody: httpx.Client, worker: IdleWorker
 ) -> None:
     worker.announce()
-    for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
+    for path in ("/healthz", "/readyz", "/readyz/api", "/docs", "/openapi.json"):
         assert nobody.get(path).status_code == 200
 
 
@@ -251,8 +251,10 @@ def test_without_keys_a_page_that_was_made_to_resolve_here_gets_nothing(
             "or set DDPM_API_KEYS or DDPM_ANONYMOUS_HOSTS where it runs."
         )
     assert api.get("/v1/jobs").json()["jobs"] == []
-    health = api.get("/healthz", headers={"host": host})
-    assert health.json() == {"status": "alive"}, "to those who watch containers"
+    for path, status in (("/healthz", "alive"), ("/readyz/api", "ready")):
+        assert api.get(path, headers={"host": host}).json() == {"status": status}, (
+            "to those who watch containers"
+        )
 
 
 def test_ddpm_up_finds_its_service_ready_on_an_address_that_is_no_name_of_its_own(

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from tests.support.worker import IdleWorker
+from worker.jobs.keys import LEFT, PACES, WORKERS
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
 
@@ -54,3 +55,68 @@ def test_open_work_and_the_workers_speed_can_be_scraped(
 
 def test_all_metrics_are_zero_without_jobs_and_workers(api: httpx.Client, redis: Redis):
     assert set(scraped(api).values()) == {0.0}
+
+
+def waiting(found: dict[Sample, float], unit: str, model: str = "tiny") -> float | None:
+    return found.get(sample(f"ddpm_waiting_image_{unit}", model=model))
+
+
+def test_what_waits_for_a_model_is_told_in_the_seconds_of_one_worker(
+    api: httpx.Client, redis: Redis, post: Callable[..., dict[str, Any]]
+):
+    IdleWorker(redis).announce(image_steps_per_s=200)
+    post(count=3, steps=50)
+    post(count=1, steps=10, priority="bulk")
+    found = scraped(api)
+    assert waiting(found, "steps") == 160
+    assert waiting(found, "seconds") == pytest.approx(0.8)
+    assert waiting(found, "steps", "fashion-mnist-28") == 0
+    assert waiting(found, "seconds", "fashion-mnist-28") == 0
+
+
+def test_without_a_worker_the_seconds_are_those_of_the_last_known_pace(
+    api: httpx.Client, redis: Redis, post: Callable[..., dict[str, Any]]
+):
+    IdleWorker(redis).announce(image_steps_per_s=200)
+    scraped(api)
+    redis.delete(WORKERS)
+    post(count=4, steps=50)
+    assert waiting(scraped(api), "seconds") == pytest.approx(1)
+    assert 0 < redis.ttl(PACES) <= 30 * 86_400
+
+
+def test_a_pace_is_written_again_only_when_it_has_changed_by_more_than_a_tenth(
+    api: httpx.Client, redis: Redis
+):
+    for rate, kept in ((200, 200), (190, 200), (150, 150)):
+        IdleWorker(redis).announce(image_steps_per_s=rate)
+        scraped(api)
+        assert float(redis.hget(PACES, "tiny")) == pytest.approx(kept)
+
+
+def test_a_job_that_waits_for_the_first_worker_ever_has_seconds_above_nought(
+    api: httpx.Client, redis: Redis, post: Callable[..., dict[str, Any]]
+):
+    post(count=1, steps=1)
+    seconds = waiting(scraped(api), "seconds")
+    assert seconds is not None
+    assert seconds > 0
+
+
+def test_of_a_model_that_nobody_has_any_more_only_image_steps_are_told(
+    api: httpx.Client, redis: Redis
+):
+    redis.hset(LEFT, "job", "5 1 5 gone local")
+    found = scraped(api)
+    assert waiting(found, "steps", "gone") == 5
+    assert waiting(found, "seconds", "gone") is None
+
+
+def test_a_full_job_store_can_be_scraped(api: httpx.Client, redis: Redis):
+    IdleWorker(redis).announce()
+    redis.config_set("maxmemory", 1)
+    try:
+        assert scraped(api)[sample("ddpm_workers")] == 1
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert not redis.exists(PACES)

@@ -300,6 +300,10 @@ def test_readiness_needs_a_live_worker(api: httpx.Client, worker: IdleWorker) ->
     assert api.get("/healthz").json() == {"status": "alive"}
 
 
+def test_the_readiness_of_the_api_needs_no_worker(api: httpx.Client) -> None:
+    assert api.get("/readyz/api").json() == {"status": "ready"}
+
+
 def test_no_depth_of_nesting_is_a_5xx(api: httpx.Client) -> None:
     """A body near Python's limit of recursion can be read, and be too deep for the answer."""
     for depth in range(400, 1100, 7):

@@ -41,6 +41,7 @@ READS = {
     "archive": ("GET", "{job}/archive"),
     "list": ("GET", "/v1/jobs"),
     "ready": ("GET", "/readyz"),
+    "api ready": ("GET", "/readyz/api"),
 }
 
 
