@@ -2,6 +2,12 @@
 std = "lua51"
 max_line_length = 100
 
+-- Lua has these by itself, but not in the server.
+not_globals = {
+  "arg", "debug", "dofile", "io", "load", "loadfile", "module", "newproxy", "package", "print",
+  "require",
+}
+
 read_globals = {
   "KEYS",
   "ARGV",

@@ -1,1 +1,1 @@
-"""HTTP: takes jobs, reports on them, serves their images. Of the rest it imports what knows no torch."""
+"""The HTTP API: accepts jobs, reports on them, serves their images. It never imports torch."""

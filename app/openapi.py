@@ -1,4 +1,7 @@
-"""The OpenAPI document: what FastAPI makes of the routes, and what only the models' cards and the gate can tell."""
+"""Completes the OpenAPI document that FastAPI makes from the routes.
+
+Only the models' cards, the gate and the settings know what this module adds.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,10 @@ from app.schemas.webhooks import WebhookMessage
 from models.checkpoints.catalog import Catalog
 
 _SCHEME = "A key of `DDPM_API_KEYS`; it sees the jobs that were posted with it"
-
-
 _WEBHOOK = {
     "summary": "Job ended",
-    "description": "Sent to the `webhook` of a job that has ended, signed as https://www.standardwebhooks.com has it",
+    "description": "Sent to the `webhook` of a job that has ended, signed as "
+    "https://www.standardwebhooks.com has it",
     "requestBody": {
         "required": True,
         "content": {
@@ -35,42 +37,60 @@ _WEBHOOK = {
 
 
 def describe(app: FastAPI, catalog: Catalog, keyring: Keyring, *, webhooks: bool) -> None:
-    """Name the models and what they can do, who is let in and what is sent, in the document that `app` serves."""
-    made_by_fastapi = app.openapi
+    """Replace the document that `app` serves with a complete one.
+
+    Args:
+        app: The API, with all its routes.
+        catalog: The models, whose names and limits the document gives.
+        keyring: The keys; without any, requests need a known host name instead.
+        webhooks: Whether this service sends webhooks.
+    """
+    make_document = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = made_by_fastapi()
-            _complete(document, catalog)
-            _guard(document, keyring)
+            document = make_document()
+            _add_schemas(document)
+            _correct_fastapi(document)
+            _name_models(document, catalog)
+            _describe_access(document, keyring)
             _describe_webhooks(document, sent=webhooks)
             _link_jobs(document)
         assert app.openapi_schema is not None
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
+    # FastAPI's documentation recommends this assignment.
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _complete(document: dict[str, Any], catalog: Catalog) -> None:
+def _add_schemas(document: dict[str, Any]) -> None:
+    """Add the schemas of bodies that no route is declared to answer with."""
     schemas = document["components"]["schemas"]
-    # FastAPI sees no route that answers with them
     for model in (ProblemDetails, StateEvent, ImageEvent, PreviewEvent, WebhookMessage):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+
+
+def _correct_fastapi(document: dict[str, Any]) -> None:
+    """Remove what FastAPI describes and this API does not do."""
     _drop_fastapis_422(document)
     _drop_null_parameters(document)
-    events = document["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"][
-        "text/event-stream"
-    ]
-    events.pop("schema")  # FastAPI's: the stream as one string, which no reader takes it for
-    fields = schemas["JobRequest"]["properties"]
+    # FastAPI describes the stream as one string too, and no reader takes it for one.
+    answer = document["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]
+    answer["content"]["text/event-stream"].pop("schema")
+
+
+def _name_models(document: dict[str, Any], catalog: Catalog) -> None:
+    """Limit requests to the models that there are, and to what they can do."""
+    request = document["components"]["schemas"]["JobRequest"]
+    fields = request["properties"]
     _not_null(fields["model"])["enum"] = sorted(catalog)
     _not_null(fields["steps"])["maximum"] = max(card.schedule.T for card in catalog.values())
-    _limit_analytic(schemas["JobRequest"], catalog)
+    _limit_analytic(request, catalog)
 
 
 def _limit_analytic(request: dict[str, Any], catalog: Catalog) -> None:
-    """To the models that have an estimate for it."""
+    """Allow the analytic variance only to models that have an estimate for it."""
     able = sorted(name for name, card in catalog.items() if card.residual_variance)
     if not able:
         _not_null(request["properties"]["variance"])["enum"].remove("analytic")
@@ -84,17 +104,17 @@ def _limit_analytic(request: dict[str, Any], catalog: Catalog) -> None:
     request["allOf"] = [*request["allOf"], {"if": asked, "then": named}]
 
 
-def _guard(document: dict[str, Any], keyring: Keyring) -> None:
-    """What app/access/gate.py does before a route is reached."""
+def _describe_access(document: dict[str, Any], keyring: Keyring) -> None:
+    """Describe what app/access/gate.py does before a route is reached."""
     if keyring:
         document["components"]["securitySchemes"] = {
             "key": {"type": "http", "scheme": "bearer", "description": _SCHEME}
         }
-    open_ = open_paths(keyring)
+    public = open_paths(keyring)
     closed = [
         operation
         for path, operations in document["paths"].items()
-        if path not in open_
+        if path not in public
         for operation in operations.values()
     ]
     for operation in closed:
@@ -106,11 +126,11 @@ def _guard(document: dict[str, Any], keyring: Keyring) -> None:
 
 
 def _link_jobs(document: dict[str, Any]) -> None:
-    """From a job that was accepted to all that can be asked of it."""
-    asked = [
+    """Link the answer to an accepted job with every operation on that job."""
+    operations = [
         operation
-        for path, operations in document["paths"].items()
-        for operation in operations.values()
+        for path, methods in document["paths"].items()
+        for operation in methods.values()
         if path.startswith("/v1/jobs/{job_id}")
     ]
     expressions = {"job_id": "$response.body#/id", "index": "$response.body#/start"}
@@ -123,12 +143,12 @@ def _link_jobs(document: dict[str, Any]) -> None:
                 if p["name"] in expressions
             },
         }
-        for operation in asked
+        for operation in operations
     }
 
 
 def _join(responses: dict[str, Any], status: str, response: dict[str, Any]) -> None:
-    """Where the route has another problem of this status, both are described."""
+    """Add a response. Where the status has one already, join their descriptions."""
     if status in responses:
         responses[status]["description"] += f" {response['description']}"
     else:
@@ -136,6 +156,7 @@ def _join(responses: dict[str, Any], status: str, response: dict[str, Any]) -> N
 
 
 def _describe_webhooks(document: dict[str, Any], sent: bool) -> None:
+    """Describe the webhook that is sent, or that a request may not ask for one."""
     if sent:
         document["webhooks"] = {"job-ended": {"post": _WEBHOOK}}
     else:
@@ -148,7 +169,10 @@ def _describe_webhooks(document: dict[str, Any], sent: bool) -> None:
 
 
 def _drop_fastapis_422(document: dict[str, Any]) -> None:
-    """It is added wherever there is a parameter, also where that can be any string."""
+    """Remove the 422 that FastAPI adds wherever there is a parameter.
+
+    It does so even for a parameter that can be any string.
+    """
     for path in document["paths"].values():
         for operation in path.values():
             answer = operation["responses"].get("422", {})
@@ -159,7 +183,10 @@ def _drop_fastapis_422(document: dict[str, Any]) -> None:
 
 
 def _drop_null_parameters(document: dict[str, Any]) -> None:
-    """A parameter can be left out, but no header and no query says null: it would be the text."""
+    """Remove null from the types of parameters.
+
+    A parameter can be left out, but a header or a query cannot hold null: it would be a text.
+    """
     for path in document["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", []):
@@ -168,5 +195,6 @@ def _drop_null_parameters(document: dict[str, Any]) -> None:
 
 
 def _not_null(field: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of the values of an optional field that are not null."""
     option: dict[str, Any] = next(option for option in field["anyOf"] if option["type"] != "null")
     return option

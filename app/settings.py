@@ -8,22 +8,23 @@ from typing import Annotated
 from pydantic import AnyUrl, Field, IPvAnyNetwork, SecretStr, UrlConstraints, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-RedisUrl = Annotated[
-    AnyUrl, UrlConstraints(allowed_schemes=["redis", "rediss", "unix"])
-]  # as the workers have it
-_TEN_YEARS_S = (
-    10 * 365 * 86_400
-)  # far above it EXPIRE fails, and with it the script that ends a job
+# The same as the workers'.
+RedisUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["redis", "rediss", "unix"])]
+# EXPIRE fails far above it, and with it the script that ends a job.
+_TEN_YEARS_S = 10 * 365 * 86_400
 
 
 class ApiSettings(BaseSettings):
+    """Settings of an API process. docs/reference/settings.md lists them."""
+
     model_config = SettingsConfigDict(
         env_prefix="DDPM_",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
+        # URLs hold passwords.
         hide_input_in_errors=True,
-    )  # URLs hold passwords
+    )
 
     redis_url: RedisUrl = Field(
         default=AnyUrl("redis://127.0.0.1:6379/0"),
@@ -48,7 +49,8 @@ class ApiSettings(BaseSettings):
     )
     publish: str = Field(
         default="",
-        description="Where a container's port is published, HOST:PORT, as Compose has it; empty: nowhere but on `host`",
+        description="Where a container's port is published, HOST:PORT, as Compose has it; empty: "
+        "nowhere but on `host`",
     )
     max_body_bytes: int = Field(
         default=65_536, ge=1024, description="Largest request body that is read"
@@ -56,7 +58,8 @@ class ApiSettings(BaseSettings):
     max_open_image_steps: int = Field(
         default=100_000_000,
         ge=1,
-        description="Image-steps that all open jobs may have left to run; more are refused with 429",
+        description="Image-steps that all open jobs may have left to run; more are refused with "
+        "429",
     )
     max_open_image_steps_per_key: int = Field(
         default=50_000_000,
@@ -65,36 +68,38 @@ class ApiSettings(BaseSettings):
     )
     api_keys: SecretStr = Field(
         default=SecretStr(""),
-        description="Who is let in: NAME:SHA256 entries between commas, as `ddpm keys new NAME` prints them",
+        description="Who is let in: NAME:SHA256 entries between commas, as `ddpm keys new NAME` "
+        "prints them",
     )
     key_requests_per_s: float = Field(
         default=100,
         ge=0,
         allow_inf_nan=False,
-        description="Requests a second that a key may send to one API process, after two seconds' worth at once; 0: no limit",
+        description="Requests a second that a key may send to one API process, after two seconds' "
+        "worth at once; 0: no limit",
     )
     webhook_secret: SecretStr = Field(
         default=SecretStr(""),
-        description="What the secrets of webhooks are made from, 32 characters or more; empty: no webhooks",
+        description="What the secrets of webhooks are made from, 32 characters or more; empty: no "
+        "webhooks",
     )
     webhook_networks: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
         default=(),
-        description="Networks between commas that webhooks may go to besides public addresses, such as 10.0.0.0/8",
+        description="Networks between commas that webhooks may go to besides public addresses, "
+        "such as 10.0.0.0/8",
     )
     anonymous_hosts: str = Field(
         default="",
-        description="Without keys: names between commas under which the API answers besides localhost, * for any; "
-        "has to be set to listen on more than loopback",
+        description="Without keys: names between commas under which the API answers besides "
+        "localhost, * for any; has to be set to listen on more than loopback",
     )
 
     @field_validator("webhook_networks", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return (
-            tuple(part.strip() for part in value.split(",") if part.strip())
-            if isinstance(value, str)
-            else value
-        )
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
     @field_validator("webhook_secret")
     @classmethod

@@ -1,22 +1,22 @@
-"""On what a command computes."""
+"""The device that a command computes on."""
 
 from __future__ import annotations
 
 import torch
 
 from cli.faults import Fault
+from worker.backends.host import UnusableDevice, choose_device
 
 
-def choose_device(asked: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises Fault for a device that cannot be used."""
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device_option(asked: str) -> torch.device:
+    """Choose the device that `--device` names.
+
+    Raises:
+        Fault: The device cannot be used.
+    """
     try:
-        device = torch.device(asked)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        return choose_device(asked)
+    except UnusableDevice as error:
         raise Fault(
-            f"--device {asked} cannot be used ({reason}); give cpu, cuda, cuda:1 or auto"
+            f"--device {asked} cannot be used ({error.reason}); give cpu, cuda, cuda:1 or auto"
         ) from None
-    return device

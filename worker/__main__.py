@@ -1,4 +1,4 @@
-"""`python -m worker`: load the models, serve until SIGTERM or SIGINT, give back what is unfinished."""
+"""`python -m worker`: load the models, serve until SIGTERM or SIGINT, give back unfinished work."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from redis.retry import Retry
 
 from models.checkpoints.catalog import SHIPPED, Catalog, CatalogError
 from models.checkpoints.diffusers_format import BadCheckpoint
+from worker.backends.host import UnusableDevice, choose_device
 from worker.calibration.cache import CalibrationCache
 from worker.process.loaded_model import LoadedModel
 from worker.process.loop import WorkerLoop
@@ -25,10 +26,11 @@ _REDIS_TIMEOUT_S = 2.0
 
 
 def main() -> int:
+    """Run a worker, and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         settings = WorkerSettings()
-        device = choose_device(settings.device)
+        device = device_setting(settings.device)
         store = open_store(settings.results_url.get_secret_value())
         models = load_models(settings, device)
     except (CatalogError, BadCheckpoint, ValueError) as error:
@@ -42,7 +44,10 @@ def main() -> int:
 
 
 def connect(url: str) -> Redis:
-    """Short timeouts and no hidden retries: whoever calls knows best what an unanswered command means."""
+    """Make a Redis client with short timeouts and no hidden retries.
+
+    Its callers know best what an unanswered command means.
+    """
     return Redis.from_url(
         url,
         socket_timeout=_REDIS_TIMEOUT_S,
@@ -51,26 +56,26 @@ def connect(url: str) -> Redis:
     )
 
 
-def choose_device(name: str) -> torch.device:
-    """Raises ValueError for a device that is not here."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+def device_setting(asked: str) -> torch.device:
+    """Choose the device that DDPM_DEVICE names.
+
+    Raises:
+        ValueError: The device cannot be used.
+    """
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(
-            f"DDPM_DEVICE={name} is no device; use cpu, cuda, cuda:1 or auto"
-        ) from None
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
-        raise ValueError(
-            f"DDPM_DEVICE={name} but torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
-        )
-    return device
+        return choose_device(asked)
+    except UnusableDevice as error:
+        raise ValueError(f"DDPM_DEVICE={error}") from None
 
 
 def load_models(settings: WorkerSettings, device: torch.device) -> dict[str, LoadedModel]:
+    """Load the models that DDPM_MODELS names, or all of the catalog, by name.
+
+    Raises:
+        CatalogError: A card cannot be read, or there is none.
+        BadCheckpoint: A model cannot be loaded.
+        ValueError: The catalog lacks a model, or a model cannot be run as the settings ask.
+    """
     catalog = Catalog.read(*(root for root in (SHIPPED, settings.models_dir) if root))
     names = settings.models or tuple(catalog)
     for name in names:

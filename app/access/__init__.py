@@ -1,1 +1,1 @@
-"""Who is let in, and how often."""
+"""Access: who is let in, and how often."""

@@ -1,4 +1,4 @@
-"""Who may ask at all: decided before a request's body is read or its route is looked up."""
+"""Decides who may ask, before a request's body is read or its route is looked up."""
 
 from __future__ import annotations
 
@@ -18,31 +18,37 @@ _ANY_HOST = "*"
 
 
 class Gate:
-    """Finds whose request it is; here, not in the routes, so that one which forgets to ask is closed as well.
+    """Finds the owner of each request, and refuses requests that have none.
 
-    What is not open needs a key, which may ask only so often. Where there are none, it must be asked for under a name of this
-    machine's own or one of `anonymous_hosts`: a web page whose name was made to resolve to this machine ("DNS rebinding")
-    asks under its own.
+    This happens here and not in the routes, so that a route that forgets to ask is closed as well.
+    Paths that are not open need a key, and each key has a limit of requests a second.
+
+    A service without keys answers only under names of this machine or of `anonymous_hosts`.
+    A web page whose name was made to resolve to this machine ("DNS rebinding") asks under its own.
     """
 
     def __init__(
         self, app: ASGIApp, keyring: Keyring, limit: RateLimit, anonymous_hosts: frozenset[str]
     ) -> None:
-        self.app, self._keyring, self._limit, self._hosts = app, keyring, limit, anonymous_hosts
+        self.app = app
+        self._keyring = keyring
+        self._limit = limit
+        self._hosts = anonymous_hosts
         self._open = open_paths(keyring)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on with its key in `scope["state"]["key"]`, or refuse it."""
         if scope["type"] == "lifespan" or scope["path"] in self._open:
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         try:
-            key = self._known(headers) if self._keyring else self._anonymous(headers)
+            key = self._key(headers) if self._keyring else self._anonymous(headers)
         except Problem as problem:
             return await render(problem)(scope, receive, send)
         scope.setdefault("state", {})["key"] = key
         return await self.app(scope, receive, send)
 
-    def _known(self, headers: Headers) -> ApiKey:
+    def _key(self, headers: Headers) -> ApiKey:
         scheme, _, text = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
             raise Unauthorized(sent=False)
@@ -56,20 +62,19 @@ class Gate:
 
     def _anonymous(self, headers: Headers) -> ApiKey:
         host = headers.get("host", "")
-        if not (
-            is_loopback_host(name := _name(host)) or name in self._hosts or _ANY_HOST in self._hosts
-        ):
-            raise WrongHost(host)
-        return LOCAL
+        name = _name(host)
+        if is_loopback_host(name) or name in self._hosts or _ANY_HOST in self._hosts:
+            return LOCAL
+        raise WrongHost(host)
 
 
 def host_names(text: str) -> frozenset[str]:
-    """Of the setting `anonymous_hosts`."""
+    """Return the names in the setting `anonymous_hosts`, in lower case."""
     return frozenset(name.strip().lower() for name in text.split(",") if name.strip())
 
 
 def _name(host: str) -> str:
-    """Of a Host header: without the port, in lower case."""
+    """Return the name in a Host header: without the port, in lower case."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

@@ -6,12 +6,12 @@ from app.access.api_keys import Keyring
 
 _OURS = ("api.js", "docs.js", "icon.svg", "images.js", "job.js", "page.css", "page.js")
 _SWAGGERS = ("swagger-ui-bundle.js", "swagger-ui.css")
-# All that the pages for people consist of; app/routers/page.py serves them.
+# The files of the pages for people, which app/routers/page.py serves.
 PAGE_PATHS = frozenset({"/", "/docs", *(f"/static/{name}" for name in (*_OURS, *_SWAGGERS))})
 
-# Where there are keys: nothing there is anyone's.
+# A service with keys: nothing at these paths belongs to an owner.
 _WITH_KEYS = PAGE_PATHS | {"/healthz", "/readyz", "/openapi.json"}
-# Where there are none: health checks ask for a container's own address, under any name.
+# A service without keys: health checks ask a container under any name.
 _WITHOUT_KEYS = frozenset({"/healthz"})
 
 

@@ -1,10 +1,11 @@
-"""How fast a key may ask."""
+"""Limits how many requests a second a key may send."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-_BURST_S = 2.0  # what was not asked for is saved up this long
+# Seconds for which requests that were not sent are saved up.
+_BURST_S = 2.0
 
 
 @dataclass(slots=True)
@@ -14,21 +15,29 @@ class _Bucket:
 
 
 class RateLimit:
-    """A bucket of tokens for each key: one request takes one, `per_s` are added a second. 0: no limit.
+    """Holds a bucket of tokens for each key: a request takes one, and `per_s` are added a second.
 
-    Each API process keeps its own, as it is the process that a limit is to protect: with N of them a key has N times as much,
-    and no request asks Redis once more.
+    Each API process has buckets of its own, because a limit protects the process. With N processes
+    a key gets N times as much, and no request costs another round trip to Redis.
     """
 
     def __init__(self, per_s: float) -> None:
+        """Take the requests that a key may send in a second; 0 means no limit."""
         self.per_s = per_s
         self._burst = max(1.0, per_s * _BURST_S)
-        self._buckets: dict[
-            str, _Bucket
-        ] = {}  # of keys that are known, so that strangers do not fill it
+        # By the name of a known key, so that strangers cannot fill it.
+        self._buckets: dict[str, _Bucket] = {}
 
     def wait_s(self, name: str, now: float) -> float:
-        """0 where the request may go on, and has taken its token; else the seconds until there is one."""
+        """Take a token for a request, or say when there will be one.
+
+        Args:
+            name: Name of the key.
+            now: Seconds, by a clock that never goes back.
+
+        Returns:
+            0 if the request has its token, else the seconds until it could have one.
+        """
         if not self.per_s:
             return 0.0
         bucket = self._buckets.setdefault(name, _Bucket(self._burst, now))

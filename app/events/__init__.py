@@ -1,1 +1,1 @@
-"""What happens to a job, told as it happens, with previews of its running images."""
+"""A job's progress as server-sent events, with previews of its running images."""

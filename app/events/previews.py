@@ -1,4 +1,7 @@
-"""What images look like so far, asked of whichever workers run them; for all who wait in one round trip."""
+"""Previews of running images, asked of the workers that run them.
+
+All clients that wait for previews share the round trips to Redis.
+"""
 
 from __future__ import annotations
 
@@ -17,69 +20,106 @@ from worker.jobs.domain import State
 from worker.jobs.keys import job_key, preview_asked_key, preview_key, sha256_key
 from worker.jobs.scripts import load
 
-_WITHIN_S = 3.0  # a step takes a second at most, and a worker may have others to take first
-_LOOK_EVERY_S = 0.05  # a tenth of a preview's life
-_AT_ONCE = 64  # images a round trip
+# A step takes a second at most, and a worker may have to take others first.
+WITHIN_S = 3.0
+# A tenth of a preview's life.
+_POLL_EVERY_S = 0.05
+# Images a round trip.
+_AT_ONCE = 64
 _READ = load("read_previews")
 
 
 @dataclass(slots=True)
-class _Look:
-    """An image as one look found it."""
+class _ImageRead:
+    """An image as one read found it.
+
+    Attributes:
+        fields: The hash of the image's job; empty for a job that is gone.
+        finished: Whether the image has its final bytes.
+        png: The preview, where there is one.
+    """
 
     fields: Hash
     finished: bool
     png: bytes | None
 
     @property
-    def is_hopeless(self) -> bool:
-        return self.fields.get(b"state") != State.RUNNING.value.encode()
+    def is_settled(self) -> bool:
+        """Say whether waiting is over: there is a preview, or there will be none."""
+        job_runs = self.fields.get(b"state") == State.RUNNING.value.encode()
+        return self.finished or bool(self.png) or not job_runs
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """For one image; however many clients."""
+    """One image that is waited for, by however many clients."""
 
-    last: _Look | None = None
+    last: _ImageRead | None = None
     clients: int = 0
     error: RedisError | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class PreviewReader:
-    """One task looks for all who wait, so that a thousand of them are as much work as sixteen round trips."""
+    """Waits for previews. One task polls for all clients: 1,000 images are 16 round trips a poll.
 
-    def __init__(self, redis: Redis, notifier: Notifier) -> None:
-        self._redis, self._notifier = redis, notifier
+    It is no `Coalescer`, which answers each question once. Here one task alone asks, about every
+    image again and again, until there is a preview or nobody waits any more.
+    """
+
+    def __init__(self, redis: Redis, notifier: Notifier, within_s: float = WITHIN_S) -> None:
+        """Prepare, without touching Redis.
+
+        Args:
+            redis: Where the jobs are, and the previews.
+            notifier: Says when nobody is to wait any more.
+            within_s: Seconds that a client waits for a preview.
+        """
+        self.within_s = within_s
+        self._redis = redis
+        self._notifier = notifier
         self._waiting: dict[tuple[str, int], _Waiting] = {}
         self._work: asyncio.Task[None] | None = None
 
-    async def of(self, job: str, owner: str, index: int) -> bytes | None:
-        """A PNG of x_0_hat as it stands; None for an image that is finished. Raises UnknownJob, UnknownImage or NoPreview."""
+    async def read(self, job: str, owner: str, index: int) -> bytes | None:
+        """Give a PNG of x_0_hat as it stands; None for an image that is finished.
+
+        Raises:
+            UnknownJob: The job is not there, or is another owner's.
+            UnknownImage: The job has no image of this index.
+            NoPreview: The job does not run, or no worker answered in time.
+            redis.RedisError: Redis did not answer.
+        """
         check_job_id(job)
-        (look,) = await self._look([(job, index)])
-        record = owned_record(job, owner, look.fields)
+        (image,) = await self._read_images([(job, index)])
+        record = owned_record(job, owner, image.fields)
         if index not in record.indices:
             raise UnknownImage(index, record.start, record.count)
-        if not (look.finished or look.png or look.is_hopeless):
-            look = await self._waited(job, index) or look
-        record = owned_record(job, owner, look.fields)
-        if look.finished:
+        if not image.is_settled:
+            image = await self._wait(job, index) or image
+        record = owned_record(job, owner, image.fields)
+        if image.finished:
             return None
-        if look.png is None:
+        if image.png is None:
             raise NoPreview(index, record.state)
-        return look.png
+        return image.png
 
     async def newest(self, job: str, index: int) -> bytes | None:
-        """As `of`, for whoever follows the job; None also where no worker answered in time."""
-        look = await self._waited(job, index)
-        return look.png if look else None
+        """Give what `read` does to a client that follows the job already.
 
-    async def _waited(self, job: str, index: int) -> _Look | None:
-        """The look that ended the waiting, or the last one, if there was any."""
+        It is None also where no worker answered in time.
+
+        Raises:
+            redis.RedisError: Redis did not answer.
+        """
+        image = await self._wait(job, index)
+        return image.png if image else None
+
+    async def _wait(self, job: str, index: int) -> _ImageRead | None:
+        """Give the read that ended the waiting, or the last one, if there was any."""
         with self._join((job, index)) as waiting:
             try:
-                async with asyncio.timeout(_WITHIN_S):
+                async with asyncio.timeout(self.within_s):
                     await waiting.over.wait()
             except TimeoutError:
                 pass
@@ -105,8 +145,8 @@ class PreviewReader:
             while self._waiting and not self._notifier.closed:
                 images = list(self._waiting)
                 for first in range(0, len(images), _AT_ONCE):
-                    await self._look_again(images[first : first + _AT_ONCE])
-                await asyncio.sleep(_LOOK_EVERY_S)
+                    await self._poll(images[first : first + _AT_ONCE])
+                await asyncio.sleep(_POLL_EVERY_S)
         except RedisError as error:
             for waiting in self._waiting.values():
                 waiting.error = error
@@ -116,16 +156,22 @@ class PreviewReader:
                 waiting.over.set()
             self._waiting = {}
 
-    async def _look_again(self, images: Sequence[tuple[str, int]]) -> None:
-        for image, look in zip(images, await self._look(images, ask=True), strict=True):
+    async def _poll(self, images: Sequence[tuple[str, int]]) -> None:
+        reads = await self._read_images(images, ask=True)
+        for image, read in zip(images, reads, strict=True):
             if waiting := self._waiting.get(image):
-                waiting.last = look
-                if look.finished or look.png or look.is_hopeless:
+                waiting.last = read
+                if read.is_settled:
                     waiting.over.set()
                     del self._waiting[image]
 
-    async def _look(self, images: Sequence[tuple[str, int]], ask: bool = False) -> list[_Look]:
-        """To ask is for those only of which it is known that their clients may."""
+    async def _read_images(
+        self, images: Sequence[tuple[str, int]], ask: bool = False
+    ) -> list[_ImageRead]:
+        """Read images, and with `ask` request previews that are not there from the workers.
+
+        Ask only for clients that are known to own the job.
+        """
         answers = await _READ.call(
             self._redis,
             images=[
@@ -140,4 +186,6 @@ class PreviewReader:
             ask=int(ask),
             names=images,
         )
-        return [_Look(as_hash(fields), sha256 is not None, png) for fields, sha256, png in answers]
+        return [
+            _ImageRead(as_hash(fields), sha256 is not None, png) for fields, sha256, png in answers
+        ]

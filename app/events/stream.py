@@ -1,6 +1,7 @@
-"""What happens to a job, as server-sent events. They are derived from its record: no log of them is kept.
+"""A job's progress as server-sent events, derived from its record: there is no log of events.
 
-An event's id says all that its reader has been told, so any process can go on where another one was cut off.
+An event's id says all that its reader has been sent, so any process can go on where another one
+was cut off.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from app.schemas.jobs import Progress
 from worker.jobs.domain import MAX_COUNT, State
 
 LAST_EVENT_ID_PATTERN = f"^[0-4]-[0-9a-f]{{1,{MAX_COUNT // 4}}}$"
-_NOTHING, _QUEUED, _RUNNING, _ENDED, _QUEUED_AGAIN = range(
-    5
-)  # the state that was told last, as ids have it
+# The state that a reader was sent last, as ids of events have it.
+_NOTHING, _QUEUED, _RUNNING, _ENDED, _QUEUED_AGAIN = range(5)
 
 Event = StateEvent | ImageEvent | Progress
 _NAMES = {StateEvent: "state", ImageEvent: "image", Progress: "progress"}
@@ -28,17 +28,22 @@ _NAMES = {StateEvent: "state", ImageEvent: "image", Progress: "progress"}
 
 @dataclass(frozen=True, slots=True)
 class ReaderPosition:
-    """What one reader knows: the state it was told last, images as bits from the job's first on, and how far the job was."""
+    """How much of a job one reader has been sent. Its text is the id of the last event.
+
+    Attributes:
+        state: The last state.
+        images: The finished images, a bit for each, the lowest for the job's first.
+        progress: Step, finished images and fraction. It is not in the id: a reader who comes
+            back gets the newest.
+    """
 
     state: int = _NOTHING
     images: int = 0
-    progress: tuple[int, int, float] | None = (
-        None  # not in the id: who comes back is told the newest
-    )
+    progress: tuple[int, int, float] | None = None
 
     @classmethod
     def parse(cls, event_id: str) -> ReaderPosition:
-        """Of a text that matches LAST_EVENT_ID_PATTERN."""
+        """Parse a text that matches `LAST_EVENT_ID_PATTERN`."""
         state, _, images = event_id.partition("-")
         return cls(int(state), int(images, 16))
 
@@ -46,62 +51,81 @@ class ReaderPosition:
         return f"{self.state}-{self.images:x}"
 
     @property
-    def everything(self) -> bool:
+    def at_end(self) -> bool:
+        """Say whether the final state was sent, after which nothing is to come."""
         return self.state == _ENDED
 
 
 class JobView:
-    """A job as one look found it. What it has to say is put into bytes once for all who know the same."""
+    """A job as one read found it, and the events that it makes.
 
-    def __init__(self, record: Record, hashes: Mapping[bytes, bytes]) -> None:
+    Events are written once for all readers who are at the same position.
+    """
+
+    def __init__(self, record: Record, digests: Mapping[bytes, bytes]) -> None:
+        """View a record.
+
+        Args:
+            record: The job.
+            digests: The sha256 of each finished image, by index.
+        """
         self.record = record
-        self._hashes = {int(index): digest.decode() for index, digest in hashes.items()}
-        self._progress = record.progress(len(hashes), time.time())
-        self._news: dict[ReaderPosition, tuple[bytes, ReaderPosition]] = {}
+        self._digests = {int(index): digest.decode() for index, digest in digests.items()}
+        self._progress = record.progress(len(digests), time.time())
+        self._written: dict[ReaderPosition, tuple[bytes, ReaderPosition]] = {}
 
     @cached_property
     def running(self) -> frozenset[int]:
         """Indices of the images that a worker has taken and not finished."""
-        return frozenset(self.record.running) - self._hashes.keys()
+        return frozenset(self.record.running) - self._digests.keys()
 
-    def news(self, told: ReaderPosition) -> tuple[bytes, ReaderPosition]:
-        """What is new to a reader, and what it knows afterwards."""
-        if told not in self._news:
-            self._news[told] = self._write(told)
-        return self._news[told]
+    def events_after(self, position: ReaderPosition) -> tuple[bytes, ReaderPosition]:
+        """Write what is new to a reader, and give the position that it is at afterwards."""
+        if position not in self._written:
+            self._written[position] = self._write(position)
+        return self._written[position]
 
-    def _write(self, told: ReaderPosition) -> tuple[bytes, ReaderPosition]:
-        text, then = b"", told
-        for event, then in self._events(told):
+    def _write(self, position: ReaderPosition) -> tuple[bytes, ReaderPosition]:
+        text = b""
+        for event, after in self._events(position):
             text += format_sse_event(
-                event=_NAMES[type(event)], data_str=event.model_dump_json(), id=str(then)
+                event=_NAMES[type(event)], data_str=event.model_dump_json(), id=str(after)
             )
-        return text, then
+            position = after
+        return text, position
 
-    def _events(self, told: ReaderPosition) -> Iterator[tuple[Event, ReaderPosition]]:
-        """A final state comes last: after it there is nothing to wait for."""
-        for state in self._states(told.state):
-            told = replace(told, state=state)
-            yield self._state_event(state), told
-        for place, image in self._images(told):
-            told = replace(told, images=told.images | 1 << place)
-            yield image, told
-        if told.progress != (
-            now := (self._progress.step, self._progress.images_done, self._progress.fraction)
-        ):
-            told = replace(told, progress=now)
-            yield self._progress, told
+    def _events(self, position: ReaderPosition) -> Iterator[tuple[Event, ReaderPosition]]:
+        """Give each event and the position after it.
+
+        A final state comes last, since nothing is to come after it.
+        """
+        for state in self._states(position.state):
+            position = replace(position, state=state)
+            yield self._state_event(state), position
+        for bit, image in self._images(position):
+            position = replace(position, images=position.images | 1 << bit)
+            yield image, position
+        now = self._progress
+        progress = (now.step, now.images_done, now.fraction)
+        if progress != position.progress:
+            position = replace(position, progress=progress)
+            yield now, position
         if self.record.state.final:
-            yield self._state_event(_ENDED), replace(told, state=_ENDED)
+            yield self._state_event(_ENDED), replace(position, state=_ENDED)
 
-    def _states(self, told: int) -> Iterator[int]:
-        """Up to the present one, unless that is final. Of a job that went back and forth unseen, only where it is now is told."""
-        if told < _QUEUED:
-            yield (told := _QUEUED)
-        if told < _RUNNING and self.record.started_at:
-            yield (told := _RUNNING)
-        if told != (now := self._now) and now != _ENDED:
-            yield now
+    def _states(self, last: int) -> Iterator[int]:
+        """Give the states after `last`, up to the present one unless that is final.
+
+        A job may have gone back and forth between two reads. Only where it is now is given then.
+        """
+        if last < _QUEUED:
+            last = _QUEUED
+            yield last
+        if last < _RUNNING and self.record.started_at:
+            last = _RUNNING
+            yield last
+        if self._now not in (last, _ENDED):
+            yield self._now
 
     @property
     def _now(self) -> int:
@@ -118,13 +142,10 @@ class JobView:
             return StateEvent(state=State.RUNNING, at=utc(record.started_at), error=None)
         return StateEvent(state=State.QUEUED, at=utc(record.created_at), error=None)
 
-    def _images(self, told: ReaderPosition) -> Iterator[tuple[int, ImageEvent]]:
-        for index in sorted(self._hashes):
-            place = index - self.record.start
-            if not told.images >> place & 1:
-                yield (
-                    place,
-                    ImageEvent(
-                        index=index, url=self.record.image_url(index), sha256=self._hashes[index]
-                    ),
-                )
+    def _images(self, position: ReaderPosition) -> Iterator[tuple[int, ImageEvent]]:
+        """Give the finished images that the reader does not have, each with its bit."""
+        for index in sorted(self._digests):
+            bit = index - self.record.start
+            if not position.images >> bit & 1:
+                url = self.record.image_url(index)
+                yield bit, ImageEvent(index=index, url=url, sha256=self._digests[index])

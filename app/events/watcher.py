@@ -1,4 +1,4 @@
-"""Looks at the jobs whose events are read: all of them in one round trip, however many read them."""
+"""Reads the jobs whose events are followed: many in one round trip, whatever their readers."""
 
 from __future__ import annotations
 
@@ -25,52 +25,69 @@ from worker.jobs.keys import job_key, sha256_key
 from worker.jobs.scripts import load
 
 log = logging.getLogger(__name__)
-_LOOK_EVERY_S = (
-    0.05  # and workers report as often, so that what is told of a running job is at most 0.1 s old
-)
-_SHARE = 0.2  # of the time, at most: of more than fits in, each job is looked at less often, and polls are answered meanwhile
+# Workers report as often, so that what readers get of a running job is at most 0.1 s old.
+POLL_EVERY_S = 0.05
+# The share of the time that reading may take. Where it would take more, each job is read less
+# often, and other requests are answered meanwhile.
+_SHARE = 0.2
 _LONGEST_PAUSE_S = 2.0
-_HEARTBEAT_S = 15.0  # proxies close what is silent for long; a minute is common
+# Proxies close what is silent for long; a minute is common.
+HEARTBEAT_S = 15.0
 _HEARTBEAT = format_sse_event(comment="still here")
 _RETRY = format_sse_event(retry=1000)
 _READ = load("read_watched_jobs")
 
 
-class RecordRead:
-    """What one look found: the job's hash, empty for a job that is gone, and the hashes of its images."""
+class JobHashes:
+    """The two Redis hashes of a job as one read found them.
 
-    def __init__(self, fields: Hash, hashes: Hash) -> None:
-        self.fields, self.hashes = fields, hashes
+    `fields` is the job itself, empty for a job that is gone.
+    `digests` has the sha256 of each finished image, by index.
+    """
+
+    def __init__(self, fields: Hash, digests: Hash) -> None:
+        self.fields = fields
+        self.digests = digests
 
     @cached_property
     def view(self) -> JobView | None:
-        """Made when a reader has time for it: of slow readers' looks, most go by."""
-        return JobView(Record.from_hash(self.fields), self.hashes) if self.fields else None
+        """A view of the job, None for a job that is gone.
+
+        It is made when a reader has time for it: slow readers skip most reads.
+        """
+        return JobView(Record.from_hash(self.fields), self.digests) if self.fields else None
 
 
 class WatchedJob:
-    """A job and the last look at it, for all who read its events."""
+    """A job as it was read last, for all who read its events.
 
-    def __init__(self, job: str, changed: asyncio.Event) -> None:
-        self.job, self.changed = job, changed
+    `changed` is set where the job may have changed since.
+    """
+
+    def __init__(self, job: str, changed: asyncio.Event, heartbeat_s: float = HEARTBEAT_S) -> None:
+        self.job = job
+        self.changed = changed
         self.readers = 0
         self.closed = False
-        self.look: RecordRead | None = None
-        self._news = asyncio.Event()  # set, and replaced, when a look finds something else
+        self._heartbeat_s = heartbeat_s
+        self._hashes: JobHashes | None = None
+        # Set, and replaced, when there is something new for the readers.
+        self._news = asyncio.Event()
 
     @property
-    def hashes(self) -> Hash:
-        return self.look.hashes if self.look else {}
+    def digests(self) -> Hash:
+        """The sha256 of each image that is known to be finished, by index."""
+        return self._hashes.digests if self._hashes else {}
 
     @property
     def owner(self) -> bytes | None:
-        """None for a job that is gone."""
-        return self.look.fields.get(b"owner") if self.look else None
+        """The owner's name; None for a job that is gone."""
+        return self._hashes.fields.get(b"owner") if self._hashes else None
 
     @property
     def view(self) -> JobView | None:
-        """None for a job that is gone."""
-        return self.look.view if self.look else None
+        """The job as it was read last; None for a job that is gone."""
+        return self._hashes.view if self._hashes else None
 
     @property
     def running(self) -> frozenset[int]:
@@ -79,116 +96,146 @@ class WatchedJob:
         return view.running if view else frozenset()
 
     async def events(
-        self, told: ReaderPosition, previews: Callable[[], bytes]
+        self, position: ReaderPosition, previews: Callable[[], bytes]
     ) -> AsyncIterator[bytes]:
-        """Until the job has ended or is gone, or the process is to stop.
+        """Stream events until the job has ended or is gone, or the process is to stop.
 
-        A reader that is slow misses looks, and nothing that they had to say. `previews` says what is new since it was asked last.
+        A slow reader skips reads of the job, and loses nothing that was in them.
+
+        Args:
+            position: How much the reader has been sent before.
+            previews: Gives the events of previews that have come since its last call.
         """
         yield _RETRY
         while (view := self.view) and not self.closed:
-            news = self._news  # taken now: another look may come while the last one is sent
-            text, told = view.news(told)
+            # Taken now: another read may come while the last one is sent.
+            news = self._news
+            text, position = view.events_after(position)
             if text := text + previews():
                 yield text
-            if told.everything:
+            if position.at_end:
                 return
-            if not await set_within(news, _HEARTBEAT_S):
+            if not await set_within(news, self._heartbeat_s):
                 yield _HEARTBEAT
 
     @property
     def is_due(self) -> bool:
-        runs = (
-            self.look is not None and self.look.fields.get(b"state") == State.RUNNING.value.encode()
-        )
-        return runs or self.changed.is_set()
+        """Say whether the job is to be read again: it runs, or may have changed."""
+        state = self._hashes.fields.get(b"state") if self._hashes else None
+        return state == State.RUNNING.value.encode() or self.changed.is_set()
 
-    def heed(self, look: RecordRead) -> None:
-        before, self.look = self.look, look
-        if before is None or (before.fields, before.hashes) != (look.fields, look.hashes):
-            self.wake()
+    def update(self, hashes: JobHashes) -> None:
+        """Take what a read found, and wake the readers where it differs from the last one."""
+        before, self._hashes = self._hashes, hashes
+        if before is None or (before.fields, before.digests) != (hashes.fields, hashes.digests):
+            self.wake_readers()
 
     def close(self) -> None:
+        """End the streams of all readers."""
         self.closed = True
-        self.wake()
+        self.wake_readers()
 
-    def wake(self) -> None:
-        """Let all readers see whether there is news for them."""
+    def wake_readers(self) -> None:
+        """Let all readers see whether there is something new for them."""
         self._news.set()
         self._news = asyncio.Event()
 
 
 class EventWatcher(Coalescer[WatchedJob, None]):
-    """One task a process, which does nothing while nobody reads. While Redis is away, readers wait for it to come back."""
+    """Reads the jobs that are followed, in one task a process, which rests while nobody reads.
 
-    at_once = 256  # jobs a round trip; Redis does nothing else meanwhile
+    While Redis is away, readers wait for it to come back.
+    """
 
-    def __init__(self, redis: Redis, notifier: Notifier) -> None:
+    # Jobs a round trip; Redis does nothing else meanwhile.
+    at_once = 256
+
+    def __init__(
+        self,
+        redis: Redis,
+        notifier: Notifier,
+        poll_every_s: float = POLL_EVERY_S,
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
+        """Prepare, without touching Redis.
+
+        Args:
+            redis: Where the jobs are.
+            notifier: Says which jobs have changed.
+            poll_every_s: Seconds between two reads of a running job, more where reads take long.
+            heartbeat_s: Seconds of silence after which a stream sends a comment.
+        """
         super().__init__(redis)
         self._notifier = notifier
-        self._followed: dict[str, WatchedJob] = {}
+        self.poll_every_s = poll_every_s
+        self.heartbeat_s = heartbeat_s
+        self._watched: dict[str, WatchedJob] = {}
         self._somebody = asyncio.Event()
 
     def __len__(self) -> int:
-        """Jobs whose events are read."""
-        return len(self._followed)
+        """Count the jobs whose events are read."""
+        return len(self._watched)
 
     @asynccontextmanager
     async def follow(self, job: str, owner: str) -> AsyncIterator[WatchedJob]:
-        """The owner's job, as it stands. Raises UnknownJob, and what redis raises where the first look fails."""
+        """Watch the owner's job while the block runs, beginning with how it is now.
+
+        Raises:
+            UnknownJob: The job is not there, or is another owner's.
+            redis.RedisError: The first read failed.
+        """
         check_job_id(job)
-        followed = self._join(job)
+        watched = self._join(job)
         try:
-            await self.at(
-                followed
-            )  # though others follow it: their last look may be from before what this reader knows
-            if followed.owner != owner.encode():
+            # Others may follow the job, but this reader may know more than their last read.
+            await self.read(watched)
+            if watched.owner != owner.encode():
                 raise UnknownJob(job)
-            yield followed
+            yield watched
         finally:
-            self._leave(followed)
+            self._leave(watched)
 
     def close(self) -> None:
-        """Ends all streams; their readers come back, to another process or to the next one here."""
-        for followed in self._followed.values():
-            followed.close()
+        """End all streams. Their readers come back, to another process or to the next one here."""
+        for watched in self._watched.values():
+            watched.close()
 
     def running(self) -> AbstractAsyncContextManager[None]:
+        """Read the jobs that are followed while the block runs."""
         return background(self._run())
 
     def _join(self, job: str) -> WatchedJob:
-        if job not in self._followed:
-            self._followed[job] = WatchedJob(job, self._notifier.join(job))
-        followed = self._followed[job]
-        followed.readers += 1
+        if job not in self._watched:
+            changed = self._notifier.join(job)
+            self._watched[job] = WatchedJob(job, changed, self.heartbeat_s)
+        watched = self._watched[job]
+        watched.readers += 1
         self._somebody.set()
-        return followed
+        return watched
 
-    def _leave(self, followed: WatchedJob) -> None:
-        followed.readers -= 1
-        if not followed.readers:
-            self._notifier.leave(followed.job, followed.changed)
-            del self._followed[followed.job]
-        if not self._followed:
+    def _leave(self, watched: WatchedJob) -> None:
+        watched.readers -= 1
+        if not watched.readers:
+            self._notifier.leave(watched.job, watched.changed)
+            del self._watched[watched.job]
+        if not self._watched:
             self._somebody.clear()
 
     async def _run(self) -> None:
-        pause_s = _LOOK_EVERY_S
+        pause_s = self.poll_every_s
         while True:
             await self._somebody.wait()
             began = time.monotonic()
             try:
-                await self._look_at(
-                    [followed for followed in self._followed.values() if followed.is_due]
-                )
-                await asyncio.sleep(0)  # behind the readers that were woken
-                pause_s = min(
-                    max(_LOOK_EVERY_S, (time.monotonic() - began) * (1 / _SHARE - 1)),
-                    _LONGEST_PAUSE_S,
-                )
+                await self.read_all([job for job in self._watched.values() if job.is_due])
+                # Readers that were woken go first, and their time counts.
+                await asyncio.sleep(0)
+                took_s = time.monotonic() - began
+                pause_s = min(max(self.poll_every_s, took_s * (1 / _SHARE - 1)), _LONGEST_PAUSE_S)
             except RedisError as error:
-                for followed in self._followed.values():
-                    followed.changed.set()  # for all that is known
+                for watched in self._watched.values():
+                    # It may have, for all that is known.
+                    watched.changed.set()
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 log.warning(
                     "cannot look at the jobs whose events are read (%s); again in %.2f s",
@@ -197,22 +244,17 @@ class EventWatcher(Coalescer[WatchedJob, None]):
                 )
             await asyncio.sleep(pause_s)
 
-    async def _look_at(self, due: Sequence[WatchedJob]) -> None:
-        if looks := [self._ask(followed) for followed in due]:
-            await asyncio.wait(looks)
-        for look in looks:
-            look.result()
-
-    async def _read(self, keys: Sequence[WatchedJob]) -> Sequence[None]:
-        for followed in keys:
-            followed.changed.clear()  # before the look: a change after it is another one
+    async def read_many(self, keys: Sequence[WatchedJob]) -> Sequence[None]:
+        """Update these jobs with what Redis has of them."""
+        for watched in keys:
+            # Before the read, so that a change after it counts as another one.
+            watched.changed.clear()
         answers = await _READ.call(
             self._redis,
-            jobs=[(job_key(followed.job), sha256_key(followed.job)) for followed in keys],
-            known=[len(followed.hashes) for followed in keys],
+            jobs=[(job_key(watched.job), sha256_key(watched.job)) for watched in keys],
+            known=[len(watched.digests) for watched in keys],
         )
-        for followed, (record, images) in zip(keys, answers, strict=True):
-            followed.heed(
-                RecordRead(as_hash(record), followed.hashes if images is None else as_hash(images))
-            )
+        for watched, (fields, images) in zip(keys, answers, strict=True):
+            digests = watched.digests if images is None else as_hash(images)
+            watched.update(JobHashes(as_hash(fields), digests))
         return [None] * len(keys)

@@ -1,1 +1,1 @@
-"""Below the routes: the server, its connections, and what every request goes through."""
+"""The layer below the routes: the server, its connections, and the steps of every request."""

@@ -1,4 +1,4 @@
-"""What every request goes through: a limit on its body, and HEAD for whatever answers GET."""
+"""Steps of every request: a limit on its body, and HEAD wherever GET is answered."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.problems.exception_handlers import render
 from app.problems.problems import BodyTooLarge
 
-_WITHOUT_BODY = {
-    "GET",
-    "HEAD",
-}  # nobody reads one: an error where somebody waits for the client to leave would be taken for that
+# Nobody reads a body of these. An error raised while a handler waits for the client to leave
+# would be taken for the client's leaving.
+_WITHOUT_BODY = {"GET", "HEAD"}
 
 
 class BodyLimit:
-    """Refuses to read more than `max_bytes`, whatever Content-Length says or does not say.
+    """Refuses to read more than `max_bytes` of a body, whatever its Content-Length.
 
     FastAPI's own `max_body_size` answers in text/plain, even where a handler for its error is set.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+        self.app = app
+        self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a body whose declared length is too large, and count the bytes of any other.
+
+        Raises:
+            BodyTooLarge: the body turns out to be too large while it is read.
+        """
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif self._is_declared_too_large(scope):
             await render(BodyTooLarge(self.max_bytes))(scope, receive, send)
+        elif scope["method"] in _WITHOUT_BODY:
+            await self.app(scope, receive, send)
         else:
-            await self.app(
-                scope, receive if scope["method"] in _WITHOUT_BODY else self._counted(receive), send
-            )
+            await self.app(scope, self._counted(receive), send)
 
     def _is_declared_too_large(self, scope: Scope) -> bool:
         declared = Headers(scope=scope).get("content-length", "")
@@ -52,18 +57,24 @@ class BodyLimit:
 
 
 class HeadAsGet:
-    """Routes HEAD as GET, and ends the answer behind its headers: a stream would go on for nobody."""
+    """Routes HEAD as GET, and ends the answer after its headers.
+
+    A stream of events would otherwise go on for nobody.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on, as GET if it is HEAD."""
         if scope.get("method") == "HEAD":
-            scope, send = {**scope, "method": "GET"}, _without_body(send)
+            scope = {**scope, "method": "GET"}
+            send = _without_body(send)
         await self.app(scope, receive, send)
 
 
 def _without_body(send: Send) -> Send:
+    """Return a `send` that passes on the headers, then an empty body, then nothing."""
     ended = False
 
     async def only_headers(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Uvicorn as this service wants it: a stricter connection, and no waiting at the end for who reads events or waits for a job."""
+"""Uvicorn as this service needs it: with stricter connections, and without a wait at the end."""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ from app.http.connection import Connection
 
 
 class Server(uvicorn.Server):
-    """Uvicorn would wait until its patience is over, then cancel each of them with a traceback."""
+    """Serves the app, and ends the requests that wait when it is asked to stop.
 
-    def __init__(self, app: FastAPI, **options: Any) -> None:
-        super().__init__(uvicorn.Config(app, http=Connection, ws="none", **options))
+    Uvicorn would let readers of events and clients that wait for a job use up its grace period.
+    It would then cancel each of them with a traceback.
+    """
+
+    def __init__(
+        self, app: FastAPI, *, connection: type[Connection] = Connection, **options: Any
+    ) -> None:
+        """Take the app, the protocol of its connections, and uvicorn's own options."""
+        super().__init__(uvicorn.Config(app, http=connection, ws="none", **options))
         self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End streams and waits, let requests finish, and close all connections."""
         self._app.state.notifier.close()
-        self._app.state.watch.close()
+        self._app.state.watcher.close()
         await super().shutdown(sockets)
-        for connection in list(
-            self.server_state.connections
-        ):  # of whoever does not read the rest of an answer
+        # What is left belongs to clients that do not read the rest of an answer.
+        for connection in list(self.server_state.connections):
             connection.transport.abort()

@@ -1,4 +1,4 @@
-"""All pictures of a job as one zip, written while it is sent: memory holds a few of them, however many there are."""
+"""All images of a job as one zip, written while it is sent, so that memory holds a few of them."""
 
 from __future__ import annotations
 
@@ -13,46 +13,64 @@ from app.problems.problems import Expired
 from app.records.record import Record
 
 log = logging.getLogger(__name__)
+# Images that memory holds.
 _AT_ONCE = 16
-_MODE = 0o644 << 16  # of a file on Unix; without one, only its owner may read what is unpacked
+# The mode of a file on Unix. Without one, only its owner may read what is unpacked.
+_MODE = 0o644 << 16
 
 
 class Archive:
-    """The PNGs whose hashes are given. The same pictures give the same bytes: no times are kept, and nothing is compressed."""
+    """A zip of some images. The same images give the same bytes, as no entry has a time.
 
-    def __init__(self, pictures: ImageReader, record: Record, hashes: Mapping[int, str]) -> None:
-        self._pictures, self._record, self._hashes = pictures, record, hashes
-        self._digits = len(str(max(hashes)))
+    Nothing is compressed, since PNGs are already.
+    """
+
+    def __init__(self, images: ImageReader, record: Record, digests: Mapping[int, str]) -> None:
+        """Prepare an archive, without reading any image.
+
+        Args:
+            images: Where the PNGs come from.
+            record: The job whose images they are.
+            digests: The sha256 of each image, by index; at least one.
+        """
+        self._images = images
+        self._record = record
+        self._digests = digests
+        self._digits = len(str(max(digests)))
 
     @property
     def sha256(self) -> str:
-        """Of what is in it; known before any of it is read."""
-        return sha256(
-            "".join(
-                f"{self._name(index)} {digest}\n" for index, digest in self._hashes.items()
-            ).encode()
-        ).hexdigest()
+        """A digest of names and images, known before any image is read."""
+        lines = (f"{self._name(index)} {digest}\n" for index, digest in self._digests.items())
+        return sha256("".join(lines).encode()).hexdigest()
 
     async def parts(self) -> AsyncIterator[bytes]:
-        """Raises Expired where a picture is gone, and ResultsUnreachable."""
-        indices, window = list(self._hashes), _Window()
+        """Write the archive, part by part.
+
+        Raises:
+            Expired: An image is gone.
+            ResultsUnreachable: The results store did not answer.
+            redis.RedisError: Redis did not answer.
+        """
+        indices = list(self._digests)
+        window = _Window()
         with ZipFile(window, "w") as archive:
             for first in range(0, len(indices), _AT_ONCE):
-                some = {index: self._hashes[index] for index in indices[first : first + _AT_ONCE]}
-                for index, png in zip(
-                    some, await self._pictures.read(self._record, some), strict=True
-                ):
-                    if not png:
-                        if first:  # too late to answer 410
-                            log.warning(
-                                "image %d of job %s is gone, so its archive cannot be sent whole",
-                                index,
-                                self._record.id,
-                            )
-                        raise Expired
-                    archive.writestr(self._entry(index), png)
-                yield window.taken()
-        yield window.taken()
+                some = {index: self._digests[index] for index in indices[first : first + _AT_ONCE]}
+                pngs = await self._images.read(self._record, some)
+                for index, png in zip(some, pngs, strict=True):
+                    if png:
+                        archive.writestr(self._entry(index), png)
+                        continue
+                    if first:  # too late to answer 410
+                        log.warning(
+                            "image %d of job %s is gone, so its archive cannot be sent whole",
+                            index,
+                            self._record.id,
+                        )
+                    raise Expired
+                yield window.take()
+        yield window.take()
 
     def _entry(self, index: int) -> ZipInfo:
         entry = ZipInfo(self._name(index))
@@ -60,27 +78,30 @@ class Archive:
         return entry
 
     def _name(self, index: int) -> str:
-        """So that they sort."""
+        """Name an image's entry, with so many digits that names sort as indices do."""
         return f"{index:0{self._digits}}.png"
 
 
 class _Window(BytesIO):
-    """The end of a file whose beginning has been taken. ZipFile goes back no further than to the entry that it writes.
+    """The end of a file whose beginning has been taken.
 
-    Where it could not go back it would write an entry's size behind it, which readers of streams stumble over.
+    ZipFile seeks back within the entry that it writes, and no further.
+    If it could not, it would write an entry's size behind it, which breaks readers of streams.
     """
 
     _taken = 0
 
     def tell(self) -> int:
+        """Give the place in the whole file."""
         return self._taken + super().tell()
 
     def seek(self, place: int, whence: int = SEEK_SET) -> int:
+        """Go to a place in the whole file that has not been taken yet."""
         assert whence == SEEK_SET
         return self._taken + super().seek(place - self._taken)
 
-    def taken(self) -> bytes:
-        """What has come since the last time."""
+    def take(self) -> bytes:
+        """Take what has been written since the last call."""
         part = self.getvalue()
         self._taken += len(part)
         super().seek(0)

@@ -1,6 +1,7 @@
 """Contact sheets: all images of a job in one PNG, drawn a few at a time.
 
-One of 1,024 large images takes tens of megabytes, and seconds of a core. It is drawn row by row, so that memory holds one row.
+A sheet of 1,024 large images takes tens of megabytes, and seconds of a core. It is drawn row by
+row, so that memory holds the PNGs of one row.
 """
 
 from __future__ import annotations
@@ -21,33 +22,52 @@ from app.problems.problems import Expired, ResultsUnreachable
 from app.records.record import Record
 from app.schemas.jobs import Image as JobImage
 
-ClientGone = Callable[
-    [], Coroutine[Any, Any, None]
-]  # returns when a client has closed the connection
+# Returns when a client has closed its connection.
+ClientGone = Callable[[], Coroutine[Any, Any, None]]
 _AT_ONCE = 2
-_GAP = 2  # pixels around every image
-_LONGEST_SIDE = 2048  # pixels; 1024 images of 256 pixels would make a sheet of 200 MB
+# Pixels around every image.
+_GAP = 2
+# Pixels. 1024 images of 256 pixels would otherwise make a sheet of 200 MB.
+_LONGEST_SIDE = 2048
 
 
 class ContactSheets:
-    """An owner's are drawn one after the other, so that whoever asks for many leaves room for others'."""
+    """Draws contact sheets, two at a time.
 
-    def __init__(self, pictures: ImageReader) -> None:
-        self._pictures = pictures
+    The sheets of one owner are drawn one after the other, so that an owner who asks for many
+    leaves room for the others.
+    """
+
+    def __init__(self, images: ImageReader) -> None:
+        self._images = images
         self._threads = ThreadPoolExecutor(_AT_ONCE, "sheets")
         self._drawing = asyncio.Semaphore(_AT_ONCE)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = (
-            WeakValueDictionary()
-        )  # by owner, while somebody has one
-        self._failures = 0  # of the results store
+        # By owner, while a sheet of the owner is drawn or waits.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # How often the results store has failed.
+        self._failures = 0
 
     async def draw(
         self, record: Record, images: Sequence[JobImage], gone: ClientGone
     ) -> tuple[bytes, bool] | None:
-        """A PNG, and whether all finished images are in it: one may have expired, or been harmed, meanwhile.
+        """Draw a sheet.
 
-        None where the client has `gone` before it was done. Raises Expired; ResultsUnreachable also where the store that holds
-        this job's images failed another's sheet while this one waited: of one that hangs each would learn 3 s after the other.
+        If the results store fails one sheet, it fails all sheets that wait for it. With a store
+        that hangs, each would otherwise wait 3 s more than the one before it.
+
+        Args:
+            record: The job.
+            images: All images of the job.
+            gone: Returns when the client has closed its connection.
+
+        Returns:
+            The PNG, and whether all finished images are on it: one may have expired, or been
+            harmed, meanwhile. None where the client had gone before the sheet was done.
+
+        Raises:
+            Expired: No image is left.
+            ResultsUnreachable: The results store did not answer.
+            redis.RedisError: Redis did not answer.
         """
         leaving = asyncio.create_task(gone())
         turn = self._turns.setdefault(record.owner, asyncio.Lock())
@@ -61,36 +81,41 @@ class ContactSheets:
             leaving.cancel()
 
     def close(self) -> None:
+        """End the threads, without waiting for a sheet that is being drawn."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _drawn(
         self, record: Record, images: Sequence[JobImage], leaving: asyncio.Task[None]
     ) -> tuple[bytes, bool] | None:
-        loop, sheet, whole = asyncio.get_running_loop(), ContactSheet(record.count), True
+        loop = asyncio.get_running_loop()
+        sheet = ContactSheet(record.count)
+        whole = True
         for first in range(0, len(images), sheet.columns):
             if leaving.done():
                 return None
-            hashes = {image.index: image.sha256 for image in images[first : first + sheet.columns]}
-            pngs = await self._read(record, hashes)
-            whole &= all(
-                png or not digest for png, digest in zip(pngs, hashes.values(), strict=True)
-            )
+            digests = {image.index: image.sha256 for image in images[first : first + sheet.columns]}
+            pngs = await self._read(record, digests)
+            pairs = zip(pngs, digests.values(), strict=True)
+            whole &= all(png or not digest for png, digest in pairs)
             await loop.run_in_executor(self._threads, sheet.paste, first, pngs)
         png = await loop.run_in_executor(self._threads, sheet.png)
         if png is None:
             raise Expired
         return png, whole
 
-    async def _read(self, record: Record, hashes: Mapping[int, str | None]) -> list[bytes | None]:
+    async def _read(self, record: Record, digests: Mapping[int, str | None]) -> list[bytes | None]:
         try:
-            return await self._pictures.read(record, hashes)
+            return await self._images.read(record, digests)
         except ResultsUnreachable:
             self._failures += 1
             raise
 
 
 class ContactSheet:
-    """`count` places, as square as can be. Images all have one size and mode, the first one's."""
+    """A sheet of `count` places, as square as it can be.
+
+    All images have one size and mode, those of the first.
+    """
 
     def __init__(self, count: int) -> None:
         self.columns = math.ceil(math.sqrt(count))
@@ -99,7 +124,7 @@ class ContactSheet:
         self._tile = (0, 0)
 
     def paste(self, first: int, pngs: Iterable[bytes | None]) -> None:
-        """Places from `first` on; None leaves a blank."""
+        """Fill places from `first` on; None leaves a blank."""
         for place, png in enumerate(pngs, first):
             if png:
                 self._paste(place, Image.open(BytesIO(png)))
@@ -122,7 +147,7 @@ class ContactSheet:
         return Image.new(image.mode, size, "white")
 
     def png(self) -> bytes | None:
-        """None while nothing was pasted."""
+        """Give the sheet as a PNG; None while nothing was pasted."""
         if self._sheet is None:
             return None
         out = BytesIO()

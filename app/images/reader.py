@@ -1,4 +1,7 @@
-"""The PNGs of jobs, from Redis or from the results store, without making the event loop wait for it."""
+"""The PNGs of jobs, from Redis or from the results store.
+
+The event loop never waits for the store, which is read in threads.
+"""
 
 from __future__ import annotations
 
@@ -18,33 +21,51 @@ from worker.jobs.keys import png_key
 from worker.results.store import ResultsStore, StoreFault
 
 log = logging.getLogger(__name__)
-_TIMEOUT_S = 3.0  # a store that hangs is a 503 within 5 s
-_THREADS = 16  # its own: one that hangs must not keep contact sheets from being drawn
+# A store that hangs is a 503 within 5 s.
+_TIMEOUT_S = 3.0
+# The store has its own threads: if it hangs, contact sheets are still drawn.
+_THREADS = 16
 
 T = TypeVar("T")
 
 
 class ImageReader:
+    """Reads PNGs, and removes those of deleted jobs from the results store."""
+
     def __init__(self, redis: Redis, store: ResultsStore) -> None:
-        self._redis, self._store = redis, store
+        self._redis = redis
+        self._store = store
         self._threads = ThreadPoolExecutor(_THREADS, "results")
 
-    async def read(self, record: Record, hashes: Mapping[int, str | None]) -> list[bytes | None]:
-        """A PNG for each index; None where it is unfinished, so without a hash, or expired. Raises ResultsUnreachable."""
-        pngs = cast(
-            "list[bytes | None]",
-            await self._redis.hmget(png_key(record.id), list(map(str, hashes))),
-        )
-        found = dict(zip(hashes, pngs, strict=True))
-        absent = {index: digest for index, digest in hashes.items() if digest and not found[index]}
-        return list((found | await self.stored(record, absent)).values())
+    async def read(self, record: Record, digests: Mapping[int, str | None]) -> list[bytes | None]:
+        """Read a PNG for each index.
 
-    async def stored(self, record: Record, hashes: Mapping[int, str]) -> dict[int, bytes | None]:
-        """PNGs of the results store. Raises ResultsUnreachable."""
-        if not hashes or not record.in_store(time.time()):
-            return dict.fromkeys(hashes)
+        Args:
+            record: The job.
+            digests: The sha256 of each image, by index; None for one that is not finished.
+
+        Returns:
+            The PNGs in the order of the indices; None for one that is unfinished or expired.
+
+        Raises:
+            ResultsUnreachable: The results store did not answer.
+            redis.RedisError: Redis did not answer.
+        """
+        answer = await self._redis.hmget(png_key(record.id), list(map(str, digests)))
+        pngs = dict(zip(digests, cast("list[bytes | None]", answer), strict=True))
+        absent = {index: digest for index, digest in digests.items() if digest and not pngs[index]}
+        return list((pngs | await self.stored(record, absent)).values())
+
+    async def stored(self, record: Record, digests: Mapping[int, str]) -> dict[int, bytes | None]:
+        """Read PNGs from the results store, by index; None for one that is not there.
+
+        Raises:
+            ResultsUnreachable: The results store did not answer.
+        """
+        if not digests or not record.in_store(time.time()):
+            return dict.fromkeys(digests)
         try:
-            pngs = await self._in_thread(lambda: self._store.get(record.id, list(hashes)))
+            pngs = await self._in_thread(lambda: self._store.get(record.id, list(digests)))
         except (StoreFault, TimeoutError) as error:
             log.warning(
                 "the images of job %s cannot be read: %s",
@@ -52,10 +73,13 @@ class ImageReader:
                 str(error) or f"no answer in {_TIMEOUT_S} s",
             )
             raise ResultsUnreachable from None
-        return dict(zip(hashes, _unharmed(record.id, hashes.items(), pngs), strict=True))
+        return dict(zip(digests, _unharmed(record.id, digests.items(), pngs), strict=True))
 
     async def remove(self, job: str) -> None:
-        """What fails here is done by the workers: the job is in `ddpm:expiring`."""
+        """Remove all images of a job from the results store.
+
+        If that fails, the workers do it later: the job is in `ddpm:expiring`.
+        """
         try:
             await self._in_thread(lambda: self._store.remove_all(job))
         except (StoreFault, TimeoutError) as error:
@@ -66,6 +90,7 @@ class ImageReader:
             )
 
     def close(self) -> None:
+        """End the threads, without waiting for the store."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
@@ -74,15 +99,16 @@ class ImageReader:
 
 
 def _unharmed(
-    job: str, hashes: Iterable[tuple[int, str]], pngs: Iterable[bytes | None]
+    job: str, digests: Iterable[tuple[int, str]], pngs: Iterable[bytes | None]
 ) -> list[bytes | None]:
-    """Never serve other bytes than were promised: what does not have its hash counts as lost."""
+    """Replace a PNG by None where its sha256 is not the promised one: it counts as lost."""
     checked: list[bytes | None] = []
-    for (index, digest), png in zip(hashes, pngs, strict=True):
+    for (index, digest), png in zip(digests, pngs, strict=True):
         intact = png is None or sha256(png).hexdigest() == digest
         if not intact:
             log.error(
-                "image %d of job %s in the results store is not what was stored; post the job again",
+                "image %d of job %s in the results store is not what was stored; "
+                "post the job again",
                 index,
                 job,
             )

@@ -1,4 +1,4 @@
-"""Pictures as HTTP has them: cached, and compared by their hash."""
+"""Images and archives as HTTP responses, with an ETag that is a sha256."""
 
 from __future__ import annotations
 
@@ -19,44 +19,64 @@ _FINAL = "private, max-age=31536000, immutable"
 
 
 class PngResponse(Response):
+    """An image."""
+
     media_type = "image/png"
 
 
 class ZipResponse(StreamingResponse):
+    """An archive, sent while it is written."""
+
     media_type = "application/zip"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What ends it early closes the connection, so that nobody takes a part for the whole."""
+        """Send the archive.
+
+        If it ends early the connection is closed, so that nobody takes a part for the whole.
+        """
         try:
             await super().__call__(scope, receive, send)
         except (Problem, redis.ConnectionError, redis.TimeoutError) as error:
-            log.warning(
-                "an archive breaks off while it is sent: %s", getattr(error, "detail", error)
-            )
-        except (
-            asyncio.CancelledError
-        ):  # of a reader that has had the time that a server which stops leaves it
+            reason = getattr(error, "detail", error)
+            log.warning("an archive breaks off while it is sent: %s", reason)
+        except asyncio.CancelledError:
+            # The server stops, and the reader has had the time that this leaves it.
             log.warning("an archive breaks off while it is sent: the API stops")
 
 
 def png_response(request: Request, png: bytes, sha256: str, *, final: bool) -> Response:
-    """304 without the bytes where the client has them. `final`: they can never change."""
+    """Answer with a PNG, or with 304 where the client has it.
+
+    Args:
+        request: What is answered.
+        png: The image.
+        sha256: Its digest.
+        final: Whether the image can never change.
+    """
     headers = _headers(sha256, final)
     return _not_modified(request, headers) or PngResponse(png, headers=headers)
 
 
 async def zip_response(request: Request, archive: Archive, name: str) -> Response:
-    """304 as `png_response`. Raises what `Archive.parts` raises at its beginning, also where the client has the archive."""
+    """Answer with an archive, or with 304 where the client has it.
+
+    The first part is read in either case, so an archive that is gone is an error for all.
+
+    Raises:
+        Expired: One of the first images is gone.
+        ResultsUnreachable: The results store did not answer.
+        redis.RedisError: Redis did not answer.
+    """
     headers = {
         **_headers(archive.sha256, final=True),
         "Content-Disposition": f'attachment; filename="{name}.zip"',
     }
     parts = archive.parts()
     first = await anext(parts)
-    return _not_modified(request, headers) or ZipResponse(_again(first, parts), headers=headers)
+    return _not_modified(request, headers) or ZipResponse(_chain(first, parts), headers=headers)
 
 
-async def _again(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
     async for part in rest:
         yield part
@@ -67,13 +87,9 @@ def _headers(sha256: str, final: bool) -> dict[str, str]:
 
 
 def _not_modified(request: Request, headers: Mapping[str, str]) -> Response | None:
-    """RFC 9110, 13.1.2: a list of tags, compared weakly, or a star."""
-    tags = [
-        tag.strip().removeprefix("W/")
-        for tag in request.headers.get("if-none-match", "").split(",")
-    ]
-    return (
-        Response(status_code=304, headers=headers)
-        if "*" in tags or headers["ETag"] in tags
-        else None
-    )
+    """Compare `If-None-Match`, a list of tags or a star, weakly (RFC 9110, 13.1.2)."""
+    sent = request.headers.get("if-none-match", "")
+    tags = [tag.strip().removeprefix("W/") for tag in sent.split(",")]
+    if "*" in tags or headers["ETag"] in tags:
+        return Response(status_code=304, headers=headers)
+    return None

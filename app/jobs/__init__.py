@@ -1,1 +1,1 @@
-"""Jobs: taken, waited for, listed, cancelled and deleted."""
+"""Jobs: accepting, reading, awaiting, cancelling and deleting them, and fetching their images."""

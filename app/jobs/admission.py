@@ -1,4 +1,4 @@
-"""Whether a job is taken: once for one Idempotency-Key, within the bounds on open work, and when it is on disk."""
+"""Accepts jobs: once for each Idempotency-Key, within the bounds on open work, and durably."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ from worker.jobs.worker_registry import WorkerInfo
 Part = str | bytes | int | float
 Command = Sequence[Part]
 
+# Bounds of the Retry-After that a refused client gets.
 _LONGEST_WAIT_S = 3600
-_NO_WORKER_WAIT_S = 60  # without a worker nobody can say when there will be room
+# Without a worker there is no rate to estimate from.
+_NO_WORKER_WAIT_S = 60
 _ADMIT = load("admit_job")
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Image-steps that may be left to run, of one owner's jobs and of all."""
+    """Image-steps that may be left to run: of one owner's open jobs, and of all open jobs."""
 
     of_one: int
     of_all: int
@@ -39,35 +41,60 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The job that is there now, and what was found of the one that was to be posted."""
+    """The job that the request stands for.
+
+    `job` is its id. `stored` is what was read under the id of the new record. It holds the
+    job unless an Idempotency-Key has found another one.
+    """
 
     job: str
     stored: StoredJob
 
 
 class Admission:
-    """`redis` has a timeout that is longer than the server's wait for its disk."""
+    """Decides whether a job is accepted, and posts it in the same step."""
 
     def __init__(self, redis: Redis, bounds: Bounds) -> None:
-        self._redis, self._bounds, self._disk = redis, bounds, DurabilityCheck(redis)
+        """Take a client of the job store and the bounds.
+
+        The timeout of `redis` must be longer than app.jobs.durability.WAIT_S: the server answers
+        only when its disk has the job, or when that time is over.
+        """
+        self._redis = redis
+        self._bounds = bounds
+        self._durability = DurabilityCheck(redis)
 
     def check(self, record: Record) -> None:
-        """Raises InvalidRequest for a job that would not fit an empty queue: waiting would not help it."""
+        """Check that the job would fit an empty queue: if not, waiting would not help it.
+
+        Raises:
+            InvalidRequest: the job has more image-steps than a bound allows.
+        """
         most = min(self._bounds.of_one, self._bounds.of_all)
         if record.image_steps > most:
-            text = f"count={record.count} with {record.recipe.steps} steps each is {record.image_steps} image-steps, more than the "
-            raise invalid(
-                "count",
-                record.count,
-                f"{text}{most} that one key may have open; post fewer images or steps.",
+            detail = (
+                f"count={record.count} with {record.recipe.steps} steps each is "
+                f"{record.image_steps} image-steps, more than the {most} that one key may have "
+                "open; post fewer images or steps."
             )
+            raise invalid("count", record.count, detail)
 
     async def post(
         self, record: Record, commands: Iterable[Command], request: JobRequest, key: str | None
     ) -> Admitted:
-        """Run the commands that post the job, all or none. `key` is the request's Idempotency-Key.
+        """Post the job, or find the one that the same request and key have posted before.
 
-        Raises QueueFull, QuotaExceeded, KeyReused; NotOnDisk for a job that is posted and may yet be lost.
+        Args:
+            record: The new job.
+            commands: Redis commands that post it. All of them run, or none.
+            request: What the client asks for; a key belongs to one request.
+            key: The request's Idempotency-Key, if it has one.
+
+        Raises:
+            QuotaExceeded: the owner's open jobs would have too many image-steps left.
+            QueueFull: all open jobs would have too many image-steps left.
+            KeyReused: the key is that of a job with another request.
+            NotOnDisk: the job is posted, but the job store may still lose it.
         """
         recipe = record.recipe
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -87,28 +114,28 @@ class Admission:
                 idempotency_ttl_s=UNFINISHED_TTL_S,
                 commands=_flat(commands),
             )
-            self._disk.ask(pipe)
-            buffer_read(
-                pipe, record.id
-            )  # here, not afterwards: a job that was accepted must not be answered with 503
-            posted, *asked, looked = await pipe.execute(raise_on_error=False)
-        if failed := next(
-            (answer for answer in (posted, looked) if isinstance(answer, Exception)), None
-        ):
-            raise failed
-        [it] = parse_read(looked)
-        self._refuse(record, posted, it.alive())
-        if not await self._disk.has(asked):
+            self._durability.request(pipe)
+            # Read here, not afterwards: a job that was accepted must not be answered with 503.
+            buffer_read(pipe, record.id)
+            posted, *on_disk, read = await pipe.execute(raise_on_error=False)
+        for answer in (posted, read):
+            if isinstance(answer, Exception):
+                raise answer
+        [stored] = parse_read(read)
+        self._refuse(record, posted, stored.alive())
+        if not await self._durability.confirmed(on_disk):
             raise NotOnDisk
-        return Admitted(posted[1].decode(), it)
+        return Admitted(posted[1].decode(), stored)
 
     def _refuse(self, record: Record, posted: Sequence[Any], workers: Iterable[WorkerInfo]) -> None:
+        """Raise the problem that the script's verdict stands for, if it refused the job."""
         verdict, _, own, of_all, owners = posted
         rate = sum(worker.image_steps_per_s for worker in workers)
         match verdict:
             case b"reused":
                 raise KeyReused
-            case b"quota":  # owners share the workers equally
+            case b"quota":
+                # Owners share the workers equally.
                 wait_s = _wait_s(own + record.image_steps - self._bounds.of_one, rate / owners)
                 raise QuotaExceeded(own, record.image_steps, self._bounds.of_one, wait_s)
             case b"full":
@@ -117,15 +144,20 @@ class Admission:
 
 
 def _flat(commands: Iterable[Command]) -> Iterator[Part]:
+    """Yield the number of a command's parts, then its parts, for each command."""
     for command in commands:
         yield len(command)
         yield from command
 
 
 def _wait_s(image_steps: int, rate: float) -> int:
+    """Estimate the seconds until the workers have run so many image-steps, at `rate` a second."""
     return min(math.ceil(image_steps / rate), _LONGEST_WAIT_S) if rate > 0 else _NO_WORKER_WAIT_S
 
 
 def _fingerprint(request: JobRequest) -> str:
-    """Of what was asked for, not of its spelling: another order of the fields, or a default that is written out, is the same."""
+    """Return a hash of what the request means, whatever its spelling.
+
+    The order of its fields makes no difference, nor does a default that is written out.
+    """
     return sha256(request.model_dump_json().encode()).hexdigest()

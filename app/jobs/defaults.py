@@ -1,4 +1,4 @@
-"""From what was asked for to what will be done: the model's defaults filled in, its limits held."""
+"""Completes a request: fills in the model's defaults and checks its limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from worker.jobs.domain import MAX_SEED, Recipe
 
 
 def recipe_with_defaults(request: JobRequest, catalog: Catalog) -> Recipe:
-    """Raises InvalidRequest for what no model, or not this one, can do."""
+    """Return what will be done: the request, with the model's defaults where it says nothing.
+
+    Raises:
+        InvalidRequest: the model is unknown, or cannot do what is asked of it.
+    """
     card = _card(request.model, catalog)
     sampler = _sampler(request.sampler, card)
     variance = _variance(request.variance, sampler, card)
@@ -39,36 +43,44 @@ def _card(name: str | None, catalog: Catalog) -> Card:
 
 def _sampler(name: Sampler | None, card: Card) -> Sampler:
     if name and name not in card.samplers:
-        raise invalid(
-            "sampler",
-            name,
-            f"sampler={name} is not one of {card.name!r}; use one of: {', '.join(card.samplers)}.",
+        detail = (
+            f"sampler={name} is not one of {card.name!r}; use one of: {', '.join(card.samplers)}."
         )
+        raise invalid("sampler", name, detail)
     return name or card.defaults.sampler
 
 
 def _variance(variance: Variance | None, sampler: Sampler, card: Card) -> Variance:
-    """Where the sampler uses none, a fixed one: a card's new default must not change the bytes of a picture."""
+    """Return the reverse variance, a constant one where the sampler uses none.
+
+    An image's bytes include its recipe, and a card's new default must not change them.
+    """
     if variance == "analytic" and not card.residual_variance:
-        text = (
-            f"variance=analytic needs an estimate that {card.name!r} lacks; use fixed_small or fixed_large, or have the operator "
-            "make one with `ddpm models variance`."
+        detail = (
+            f"variance=analytic needs an estimate that {card.name!r} lacks; use fixed_small or "
+            "fixed_large, or have the operator make one with `ddpm models variance`."
         )
-        raise invalid("variance", variance, text)
-    return variance or card.defaults.variance if sampler == "ddpm" else "fixed_small"
+        raise invalid("variance", variance, detail)
+    if sampler != "ddpm":
+        return "fixed_small"
+    return variance or card.defaults.variance
 
 
 def _eta(eta: float | None, sampler: Sampler, card: Card) -> float:
-    """Fixed where the sampler uses none, as `_variance`."""
+    """Return the noise of DDIM, a constant where the sampler uses none, as in `_variance`."""
+    if sampler != "ddim":
+        return 0.0
     asked = card.defaults.eta if eta is None else eta
-    return (
-        asked + 0.0 if sampler == "ddim" else 0.0
-    )  # -0.0 is 0.0, but would be another text in the recipe
+    # The sum turns -0.0 into 0.0, which is the same number but another text in the recipe.
+    return asked + 0.0
 
 
 def _steps(steps: int | None, card: Card) -> int:
     longest = card.schedule.T
     if steps and steps > longest:
-        text = f"steps={steps} is more than the {longest} that {card.name!r} was trained with; use 1 to {longest}."
-        raise invalid("steps", steps, text)
+        detail = (
+            f"steps={steps} is more than the {longest} that {card.name!r} was trained with; "
+            f"use 1 to {longest}."
+        )
+        raise invalid("steps", steps, detail)
     return steps or card.defaults.steps

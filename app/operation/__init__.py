@@ -1,1 +1,1 @@
-"""What an API process does beside answering, and how it is watched: background loops, the reaper, metrics, its Redis client."""
+"""Loops that an API process runs beside its requests, its metrics and its connections to Redis."""

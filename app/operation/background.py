@@ -1,4 +1,4 @@
-"""What an API process does beside answering: loops that run for as long as the process serves."""
+"""Loops that run beside the requests, for as long as the process serves."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 log = logging.getLogger(__name__)
-_ASK_AGAIN_S = 0.5
+_CANCEL_AGAIN_S = 0.5
 
 
 @asynccontextmanager
 async def background(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run the loops beside the block, and end them with it. One that fails is a bug: the log says so at once."""
+    """Run the loops beside the block, and end them with it.
+
+    A loop that fails is a bug, which is logged at once.
+    """
     tasks = [asyncio.create_task(loop) for loop in loops]
     for task in tasks:
         task.add_done_callback(_report)
     try:
         yield
     finally:
-        while running := [
-            task for task in tasks if not task.done()
-        ]:  # a library may lose a cancellation
+        # More than once, since a library may lose a cancellation.
+        while running := [task for task in tasks if not task.done()]:
             for task in running:
                 task.cancel()
-            await asyncio.wait(running, timeout=_ASK_AGAIN_S)
+            await asyncio.wait(running, timeout=_CANCEL_AGAIN_S)
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -1,4 +1,7 @@
-"""What Prometheus is told: how much waits, and how fast the workers are. Read from Redis at every scrape: all processes agree."""
+"""Metrics for Prometheus: how much work waits, and how fast the workers are.
+
+They are read from Redis at every scrape, so all API processes agree.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,11 @@ from worker.jobs.worker_registry import READ_WORKERS, WorkerInfo, parse_workers
 
 
 async def scrape(redis: Redis) -> bytes:
-    """The text format of Prometheus, in one round trip to Redis."""
+    """Write the metrics in the text format of Prometheus, after one round trip to Redis.
+
+    Raises:
+        redis.RedisError: Redis did not answer.
+    """
     async with redis.pipeline(transaction=False) as pipe:
         READ_WORKERS.eval(pipe, workers=WORKERS)
         pipe.hvals(LOAD)
@@ -24,17 +31,22 @@ async def scrape(redis: Redis) -> bytes:
         workers, loads, *counts = await pipe.execute()
     jobs = {str(priority): count for priority, count in zip(Priority, counts, strict=True)}
     registry = CollectorRegistry()
-    registry.register(_Snapshot(jobs, sum(map(float, loads)), parse_workers(workers)))
+    registry.register(_Metrics(jobs, sum(map(float, loads)), parse_workers(workers)))
     return generate_latest(registry)
 
 
-class _Snapshot(Collector):
+class _Metrics(Collector):
+    """The metrics of one scrape."""
+
     def __init__(
         self, jobs: Mapping[str, int], image_steps: float, workers: Iterable[WorkerInfo]
     ) -> None:
-        self._jobs, self._image_steps, self._workers = jobs, image_steps, list(workers)
+        self._jobs = jobs
+        self._image_steps = image_steps
+        self._workers = list(workers)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Give each metric with its samples."""
         jobs = GaugeMetricFamily("ddpm_open_jobs", "Jobs that have not ended", labels=["priority"])
         for priority, count in self._jobs.items():
             jobs.add_metric([priority], count)
@@ -43,9 +55,9 @@ class _Snapshot(Collector):
             "ddpm_open_image_steps", "Image-steps left to run, of all open jobs", self._image_steps
         )
         yield GaugeMetricFamily("ddpm_workers", "Workers that are alive", len(self._workers))
-        yield from self._of_workers()
+        yield from self._collect_workers()
 
-    def _of_workers(self) -> Iterator[GaugeMetricFamily]:
+    def _collect_workers(self) -> Iterator[GaugeMetricFamily]:
         rate = GaugeMetricFamily(
             "ddpm_worker_image_steps_per_second",
             "Rate of full batches, at the present speed",

@@ -1,4 +1,7 @@
-"""The rescue of shards whose worker is gone: here too, so that a job says the truth when no worker is left to say it."""
+"""The reaper of shards whose worker is gone, in the API.
+
+Workers run it too. Here it serves when no worker is left, so that a job's state is still right.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,16 @@ log = logging.getLogger(__name__)
 
 
 class ReaperTask:
-    """One turn every few seconds, in a thread: the scripts are those of the workers, who know no asyncio."""
+    """Runs the workers' reaper once every few seconds, in a thread, since it knows no asyncio."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis, self._reaper = redis, Reaper(redis)
+        """Prepare a reaper; `redis` is closed with it."""
+        self._redis = redis
+        self._reaper = Reaper(redis)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
+        """Run the reaper while the block runs."""
         with closing(self._redis):
             async with background(self._run()):
                 yield

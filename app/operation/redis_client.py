@@ -1,4 +1,4 @@
-"""The connection to Redis."""
+"""Connections to Redis."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.retry import Retry as SyncRetry
 
-_TIMEOUT_S = 1.0  # a 503 is to go out within 2 s
+# A 503 is to go out within 2 s.
+_TIMEOUT_S = 1.0
 _CONNECTIONS = 64
 
 
 def connect(url: str, timeout_s: float = _TIMEOUT_S) -> Redis:
-    """`timeout_s` is for each answer. Connects when first used.
+    """Make a client that connects when it is first used.
 
-    Raises at once instead of redis-py's ten retries: it is for the client to try again.
+    It raises at once, where redis-py would retry ten times: the API's client is to try again.
+
+    Args:
+        url: Redis' URL.
+        timeout_s: Seconds to wait for each answer.
     """
     pool = BlockingConnectionPool.from_url(
         url,
@@ -29,7 +34,7 @@ def connect(url: str, timeout_s: float = _TIMEOUT_S) -> Redis:
 
 
 def connect_in_thread(url: str) -> sync.Redis:
-    """For what is not asyncio's. Connects when first used."""
+    """Make a client for threads, without asyncio, that connects when it is first used."""
     return sync.Redis.from_url(
         url,
         socket_timeout=_TIMEOUT_S,

@@ -1,1 +1,1 @@
-"""Every error that a client can see, and the one place where an exception becomes an answer."""
+"""Problems: every error that a client can see, and how an exception becomes one."""

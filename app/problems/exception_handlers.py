@@ -1,4 +1,4 @@
-"""The one place where an exception becomes an answer."""
+"""Turns every exception into an answer. No other module does."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from app.problems.problems import (
     StoreUnreachable,
     UnknownRoute,
 )
-from app.problems.validation import problem_of
+from app.problems.validation import validation_problem
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 def install_handlers(app: FastAPI) -> None:
+    """Have `app` answer every exception with a problem."""
     for kind in (
         HTTPException,
         RequestValidationError,
@@ -40,11 +41,20 @@ def install_handlers(app: FastAPI) -> None:
 
 
 async def problem_response(request: Request, error: Exception) -> Response:
+    """Return the answer to a request that has failed with `error`.
+
+    Raises:
+        Exception: `error` itself, where it comes from a bug of ours. The log then has it, and the
+            handler of bugs answers with 500.
+    """
     return render(_problem(request, error))
 
 
 def render(problem: Problem) -> Response:
-    """In ASCII: a lone surrogate in what was sent must not break the answer."""
+    """Return the answer to a problem, as JSON in ASCII.
+
+    A lone surrogate in what was sent would break any other encoding.
+    """
     body = json.dumps(problem.content()).encode()
     return Response(body, problem.status_code, problem.headers, "application/problem+json")
 
@@ -54,17 +64,17 @@ def _problem(request: Request, error: Exception) -> Problem:
         case Problem():
             return error
         case RequestValidationError():
-            return problem_of(error.errors())
+            return validation_problem(error.errors())
         case HTTPException():
-            return _of_starlette(request, error)
+            return _starlette_problem(request, error)
         case redis.ResponseError():
-            return _of_redis(error)
+            return _redis_problem(error)
         case redis.ConnectionError() | redis.TimeoutError():
             return StoreUnreachable()
     return Internal()
 
 
-def _of_starlette(request: Request, error: HTTPException) -> Problem:
+def _starlette_problem(request: Request, error: HTTPException) -> Problem:
     match error.status_code:
         case HTTPStatus.NOT_FOUND:
             return UnknownRoute(request.url.path)
@@ -72,24 +82,28 @@ def _of_starlette(request: Request, error: HTTPException) -> Problem:
             return MethodNotAllowed(request.method, request.url.path, _allowed(request))
         case HTTPStatus.BAD_REQUEST:
             return BrokenBody(
-                "the body is not JSON in UTF-8, nests too deeply or holds a number that is too long; correct it."
+                "the body is not JSON in UTF-8, nests too deeply or holds a number that is too "
+                "long; correct it."
             )
     raise error
 
 
-def _of_redis(error: redis.ResponseError) -> Problem:
-    """Raises what is a bug of ours, so that it is logged as one."""
-    if isinstance(error, redis.OutOfMemoryError) or "MISCONF " in str(
-        error
-    ):  # its disk is full; a pipeline puts words before it
+def _redis_problem(error: redis.ResponseError) -> Problem:
+    """Return the problem that Redis has, or raise an error that is a bug of ours."""
+    # MISCONF: its disk is full. A pipeline puts words before it.
+    if isinstance(error, redis.OutOfMemoryError) or "MISCONF " in str(error):
         return StoreFull()
-    if isinstance(error, redis.ReadOnlyError):  # a replica, while another one takes over
+    # A replica, while another one takes over.
+    if isinstance(error, redis.ReadOnlyError):
         return StoreUnreachable()
     raise error
 
 
 def _allowed(request: Request) -> list[str]:
-    """Over all routes: Starlette names the methods of the first that has the path."""
+    """Return the methods of all routes that have the path.
+
+    Starlette names those of the first such route only.
+    """
     return [
         method
         for method in _METHODS

@@ -1,4 +1,7 @@
-"""Every error that a client can see: one tree, the status on the class. Texts are fact, value, remedy."""
+"""Every error that a client can see, ordered by status. Texts are fact, value, remedy.
+
+The docstring of a class is its description in the OpenAPI document.
+"""
 
 from __future__ import annotations
 
@@ -12,57 +15,71 @@ from starlette.exceptions import HTTPException
 from app.schemas.problems import InvalidField
 from worker.jobs.domain import State
 
+_CONTENT = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
+
 
 class Problem(HTTPException):
-    """An HTTPException, so that FastAPI lets it through while it reads a body."""
+    """An error of a kind of its own, which knows its status and text.
+
+    It is an HTTPException, so that FastAPI lets it through while it reads a body.
+    """
 
     status: ClassVar[HTTPStatus]
     name: ClassVar[str]
-    about: ClassVar[str]  # what OpenAPI says of it
+    about: ClassVar[str]
     with_headers: ClassVar[Mapping[str, str]] = {}
     errors: tuple[InvalidField, ...] = ()
+
+    def __init_subclass__(cls) -> None:
+        """Describe the kind by its docstring."""
+        cls.about = cls.__doc__ or ""
 
     def __init__(self, detail: str) -> None:
         super().__init__(self.status, detail, dict(self.with_headers))
 
     def content(self) -> dict[str, Any]:
-        title = self.name.replace("-", " ").capitalize()
+        """Return the body of the answer, as RFC 9457 defines it."""
         body = {
             "type": f"urn:problem-type:ddpm:{self.name}",
-            "title": title,
+            "title": self.name.replace("-", " ").capitalize(),
             "status": int(self.status),
             "detail": self.detail,
         }
-        return body | (
-            {"errors": [error.model_dump() for error in self.errors]} if self.errors else {}
-        )
-
-
-class InvalidRequest(Problem):
-    status, name = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request"
-    about = "A field or parameter is invalid; `errors` names each."
-
-    def __init__(self, errors: Iterable[InvalidField]) -> None:
-        self.errors = tuple(errors)
-        super().__init__(" ".join(error.detail for error in self.errors))
+        if self.errors:
+            body["errors"] = [error.model_dump() for error in self.errors]
+        return body
 
 
 class BrokenBody(Problem):
-    status, name = HTTPStatus.BAD_REQUEST, "broken-body"
-    about = "The body is not JSON, nests too deeply or holds a number that is too long."
+    """The body is not JSON, nests too deeply or holds a number that is too long."""
+
+    status = HTTPStatus.BAD_REQUEST
+    name = "broken-body"
+
+
+class NotHttp(Problem):
+    """The bytes received are not an HTTP/1.1 request."""
+
+    status = HTTPStatus.BAD_REQUEST
+    name = "not-http"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the bytes received are not an HTTP/1.1 request; use a client library, and send "
+            "`http://` where no proxy takes TLS."
+        )
 
 
 class Unauthorized(Problem):
-    status, name, about = (
-        HTTPStatus.UNAUTHORIZED,
-        "unauthorized",
-        "The request has no API key, or one that is not known.",
-    )
-    with_headers: ClassVar[Mapping[str, str]] = {
-        "WWW-Authenticate": 'Bearer realm="ddpm"'
-    }  # RFC 6750
+    """The request has no API key, or one that is not known."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    name = "unauthorized"
+    # RFC 6750
+    with_headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer realm="ddpm"'}
 
     def __init__(self, sent: bool) -> None:
+        """Take whether the request has sent a key."""
         if sent:
             super().__init__(
                 "the API key is not known; check it, or ask the operator of this service for one."
@@ -72,55 +89,31 @@ class Unauthorized(Problem):
             super().__init__("the request has no API key; send it as `Authorization: Bearer KEY`.")
 
 
-class TooManyRequests(Problem):
-    status, name = HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests"
-    about = "The key has sent more requests a second than it may."
-    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
-
-    def __init__(self, per_s: float, wait_s: float) -> None:
-        retry_after_s = math.ceil(wait_s)
-        super().__init__(
-            f"this key has sent more than {per_s:g} requests a second; ask again in {retry_after_s} s, "
-            "and follow a job by its events or with ?wait=S instead of polling."
-        )
-        self.headers = {"Retry-After": str(retry_after_s)}
-
-
-class WrongHost(Problem):
-    status, name = HTTPStatus.MISDIRECTED_REQUEST, "wrong-host"
-    about = "The service has no API keys and answers under its own names only; `Host` is another."
-
-    def __init__(self, host: str) -> None:
-        super().__init__(
-            f"host={_cut(host)} is not a name that this service answers to without API keys; ask for it as localhost, "
-            "or set DDPM_API_KEYS or DDPM_ANONYMOUS_HOSTS where it runs."
-        )
-
-
 class UnknownRoute(Problem):
-    status, name, about = HTTPStatus.NOT_FOUND, "unknown-route", "There is nothing at this path."
+    """There is nothing at this path."""
+
+    status = HTTPStatus.NOT_FOUND
+    name = "unknown-route"
 
     def __init__(self, path: str) -> None:
         super().__init__(f"there is nothing at {_cut(path)}; /docs lists what there is.")
 
 
 class UnknownJob(Problem):
-    status, name, about = (
-        HTTPStatus.NOT_FOUND,
-        "unknown-job",
-        "There is no such job, or it was deleted or forgotten.",
-    )
+    """There is no such job, or it was deleted or forgotten."""
+
+    status = HTTPStatus.NOT_FOUND
+    name = "unknown-job"
 
     def __init__(self, job: str) -> None:
         super().__init__(f"there is no job {_cut(job)}; `GET /v1/jobs` lists those that exist.")
 
 
 class UnknownImage(Problem):
-    status, name, about = (
-        HTTPStatus.NOT_FOUND,
-        "unknown-image",
-        "The job has no image of this index.",
-    )
+    """The job has no image of this index."""
+
+    status = HTTPStatus.NOT_FOUND
+    name = "unknown-image"
 
     def __init__(self, index: int, start: int, count: int) -> None:
         super().__init__(
@@ -129,18 +122,20 @@ class UnknownImage(Problem):
 
 
 class UnknownModel(Problem):
-    status, name, about = HTTPStatus.NOT_FOUND, "unknown-model", "There is no such model."
+    """There is no such model."""
+
+    status = HTTPStatus.NOT_FOUND
+    name = "unknown-model"
 
     def __init__(self, model: str, known: Iterable[str]) -> None:
         super().__init__(unknown_model(model, known))
 
 
 class MethodNotAllowed(Problem):
-    status, name, about = (
-        HTTPStatus.METHOD_NOT_ALLOWED,
-        "method-not-allowed",
-        "The path is there, but not for this method.",
-    )
+    """The path is there, but not for this method."""
+
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+    name = "method-not-allowed"
 
     def __init__(self, method: str, path: str, allowed: Iterable[str]) -> None:
         allow = ", ".join(allowed)
@@ -148,12 +143,23 @@ class MethodNotAllowed(Problem):
         self.headers = {"Allow": allow}
 
 
+class SlowRequest(Problem):
+    """The request did not arrive in time."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    name = "slow-request"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the complete request did not arrive within {seconds:g} s; send it again."
+        )
+
+
 class NotFinished(Problem):
-    status, name, about = (
-        HTTPStatus.CONFLICT,
-        "not-finished",
-        "The image is not finished; `detail` says whether it will be.",
-    )
+    """The image is not finished; `detail` says whether it will be."""
+
+    status = HTTPStatus.CONFLICT
+    name = "not-finished"
 
     def __init__(self, fact: str, state: State) -> None:
         remedy = (
@@ -165,11 +171,10 @@ class NotFinished(Problem):
 
 
 class NoPreview(Problem):
-    status, name, about = (
-        HTTPStatus.CONFLICT,
-        "no-preview",
-        "No worker shows the image: it has taken no step yet, or never will.",
-    )
+    """No worker shows the image: it has taken no step yet, or never will."""
+
+    status = HTTPStatus.CONFLICT
+    name = "no-preview"
 
     def __init__(self, index: int, state: State) -> None:
         remedy = (
@@ -181,87 +186,49 @@ class NoPreview(Problem):
 
 
 class NotEnded(Problem):
-    status, name, about = (
-        HTTPStatus.CONFLICT,
-        "not-ended",
-        "The job has not ended, and its archive would lack images.",
-    )
+    """The job has not ended, and its archive would lack images."""
+
+    status = HTTPStatus.CONFLICT
+    name = "not-ended"
 
     def __init__(self, state: State) -> None:
         super().__init__(
-            f"the job is {state} and its archive would lack images; ask again when it has ended, as `GET` of the job with "
-            "?wait=S tells, or get the finished images one by one."
+            f"the job is {state} and its archive would lack images; ask again when it has ended, "
+            "as `GET` of the job with ?wait=S tells, or get the finished images one by one."
         )
 
 
 class Expired(Problem):
-    status, name, about = (
-        HTTPStatus.GONE,
-        "expired",
-        "The image was finished, and its time to live is over.",
-    )
+    """The image was finished, and its time to live is over."""
+
+    status = HTTPStatus.GONE
+    name = "expired"
 
     def __init__(self) -> None:
         super().__init__(
-            "the images of this job have expired; post the job again with its seed to get the same bytes."
+            "the images of this job have expired; post the job again with its seed to get the same "
+            "bytes."
         )
 
 
 class BodyTooLarge(Problem):
-    status, name, about = (
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        "body-too-large",
-        "The body is larger than the limit.",
-    )
+    """The body is larger than the limit."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    name = "body-too-large"
 
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"the body is larger than {limit} bytes; send a job alone: it needs less than 1024 besides its webhook."
-        )
-
-
-class NotHttp(Problem):
-    status, name, about = (
-        HTTPStatus.BAD_REQUEST,
-        "not-http",
-        "The bytes received are not an HTTP/1.1 request.",
-    )
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the bytes received are not an HTTP/1.1 request; use a client library, and send `http://` where no proxy takes TLS."
-        )
-
-
-class SlowRequest(Problem):
-    status, name, about = (
-        HTTPStatus.REQUEST_TIMEOUT,
-        "slow-request",
-        "The request did not arrive in time.",
-    )
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(
-            f"the complete request did not arrive within {seconds:g} s; send it again."
-        )
-
-
-class HeadTooLarge(Problem):
-    status, name = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large"
-    about = "The request line and headers are larger than the limit."
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(
-            f"the request's headers are larger than {limit} bytes; send fewer or shorter ones."
+            f"the body is larger than {limit} bytes; send a job alone: it needs less than 1024 "
+            "besides its webhook."
         )
 
 
 class WrongContentType(Problem):
-    status, name, about = (
-        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        "wrong-content-type",
-        "The body is not declared as JSON.",
-    )
+    """The body is not declared as JSON."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    name = "wrong-content-type"
 
     def __init__(self, content_type: str | None) -> None:
         fact = (
@@ -272,63 +239,131 @@ class WrongContentType(Problem):
         super().__init__(f"{fact}; send `Content-Type: application/json`.")
 
 
+class WrongHost(Problem):
+    """The service has no API keys and answers under its own names only; `Host` is another."""
+
+    status = HTTPStatus.MISDIRECTED_REQUEST
+    name = "wrong-host"
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"host={_cut(host)} is not a name that this service answers to without API keys; ask "
+            "for it as localhost, or set DDPM_API_KEYS or DDPM_ANONYMOUS_HOSTS where it runs."
+        )
+
+
+class InvalidRequest(Problem):
+    """A field or parameter is invalid; `errors` names each."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    name = "invalid-request"
+
+    def __init__(self, errors: Iterable[InvalidField]) -> None:
+        self.errors = tuple(errors)
+        super().__init__(" ".join(error.detail for error in self.errors))
+
+
+class KeyReused(Problem):
+    """The `Idempotency-Key` is that of a job with another body."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    name = "idempotency-key-reused"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the Idempotency-Key is that of a job with another body; send a key of its own with "
+            "every new job."
+        )
+
+
+class TooManyRequests(Problem):
+    """The key has sent more requests a second than it may."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    name = "too-many-requests"
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+
+    def __init__(self, per_s: float, wait_s: float) -> None:
+        retry_after_s = math.ceil(wait_s)
+        super().__init__(
+            f"this key has sent more than {per_s:g} requests a second; ask again in "
+            f"{retry_after_s} s, and follow a job by its events or with ?wait=S instead of polling."
+        )
+        self.headers = {"Retry-After": str(retry_after_s)}
+
+
+class QuotaExceeded(Problem):
+    """This job would take the key's open jobs over its limit of image-steps."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    name = "quota-exceeded"
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
+
+    def __init__(self, open_: int, asked: int, most: int, wait_s: int) -> None:
+        super().__init__(
+            f"your jobs have {open_} image-steps left to run, and with this job's {asked} they "
+            f"would have more than the {most} that one key may have; try again in {wait_s} s, or "
+            "cancel a job."
+        )
+        self.headers = {"Retry-After": str(wait_s)}
+
+
+class QueueFull(Problem):
+    """This job would take all open jobs over the service's limit of image-steps."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    name = "queue-full"
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
+
+    def __init__(self, open_: int, asked: int, most: int, wait_s: int) -> None:
+        super().__init__(
+            f"{open_} image-steps are left to run, and with this job's {asked} they would be more "
+            f"than the {most} that the service queues; try again in {wait_s} s."
+        )
+        self.headers = {"Retry-After": str(wait_s)}
+
+
+class HeadTooLarge(Problem):
+    """The request line and headers are larger than the limit."""
+
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    name = "head-too-large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"the request's headers are larger than {limit} bytes; send fewer or shorter ones."
+        )
+
+
 class Internal(Problem):
-    status, name, about = HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "A bug of the server's."
+    """A bug of the server's."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    name = "internal"
 
     def __init__(self) -> None:
         super().__init__("the server failed on this request, which is a bug; its log says more.")
 
 
-class KeyReused(Problem):
-    status, name = HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency-key-reused"
-    about = "The `Idempotency-Key` is that of a job with another body."
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the Idempotency-Key is that of a job with another body; send a key of its own with every new job."
-        )
-
-
-class QuotaExceeded(Problem):
-    status, name = HTTPStatus.TOO_MANY_REQUESTS, "quota-exceeded"
-    about = "This job would take the key's open jobs over its limit of image-steps."
-    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
-
-    def __init__(self, open_: int, asked: int, most: int, wait_s: int) -> None:
-        fact = f"your jobs have {open_} image-steps left to run, and with this job's {asked} they would have more than the {most}"
-        super().__init__(f"{fact} that one key may have; try again in {wait_s} s, or cancel a job.")
-        self.headers = {"Retry-After": str(wait_s)}
-
-
-class QueueFull(Problem):
-    status, name = HTTPStatus.TOO_MANY_REQUESTS, "queue-full"
-    about = "This job would take all open jobs over the service's limit of image-steps."
-    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
-
-    def __init__(self, open_: int, asked: int, most: int, wait_s: int) -> None:
-        fact = f"{open_} image-steps are left to run, and with this job's {asked} they would be more than the {most}"
-        super().__init__(f"{fact} that the service queues; try again in {wait_s} s.")
-        self.headers = {"Retry-After": str(wait_s)}
-
-
 class NotOnDisk(Problem):
-    status, name = HTTPStatus.SERVICE_UNAVAILABLE, "not-on-disk"
-    about = "The job store (Redis) did not say in time that the job is on its disk."
+    """The job store (Redis) did not say in time that the job is on its disk."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    name = "not-on-disk"
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}
 
     def __init__(self) -> None:
         super().__init__(
-            "the job store (Redis) did not say in time that the job is on its disk, so it may not have been accepted; send it "
-            "again in 2 s, with the same Idempotency-Key if it had one."
+            "the job store (Redis) did not say in time that the job is on its disk, so it may not "
+            "have been accepted; send it again in 2 s, with the same Idempotency-Key if it had one."
         )
 
 
 class StoreUnreachable(Problem):
-    status, name, about = (
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "store-unreachable",
-        "The job store (Redis) does not answer.",
-    )
+    """The job store (Redis) does not answer."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    name = "store-unreachable"
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}
 
     def __init__(self) -> None:
@@ -336,11 +371,10 @@ class StoreUnreachable(Problem):
 
 
 class ResultsUnreachable(Problem):
-    status, name, about = (
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "results-unreachable",
-        "The results store does not answer.",
-    )
+    """The results store does not answer."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    name = "results-unreachable"
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
 
     def __init__(self) -> None:
@@ -350,7 +384,10 @@ class ResultsUnreachable(Problem):
 
 
 class NoWorker(Problem):
-    status, name, about = HTTPStatus.SERVICE_UNAVAILABLE, "no-worker", "No worker is alive."
+    """No worker is alive."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    name = "no-worker"
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
 
     def __init__(self) -> None:
@@ -360,11 +397,10 @@ class NoWorker(Problem):
 
 
 class StoreFull(Problem):
-    status, name, about = (
-        HTTPStatus.INSUFFICIENT_STORAGE,
-        "store-full",
-        "The job store is out of memory or disk.",
-    )
+    """The job store is out of memory or disk."""
+
+    status = HTTPStatus.INSUFFICIENT_STORAGE
+    name = "store-full"
 
     def __init__(self) -> None:
         super().__init__(
@@ -372,16 +408,8 @@ class StoreFull(Problem):
         )
 
 
-def unknown_model(model: str, known: Iterable[str]) -> str:
-    return f"model={_cut(model)} is not known; use one of: {', '.join(sorted(known))}."
-
-
-def _cut(text: str, size: int = 80) -> str:
-    return repr(text if len(text) <= size else text[:size] + "...")
-
-
 def problems(*kinds: type[Problem]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI `responses` of the errors that a route can answer with."""
+    """Return OpenAPI's `responses` of the errors that a route can answer with."""
     by_status: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
         entry = by_status.setdefault(
@@ -392,4 +420,11 @@ def problems(*kinds: type[Problem]) -> dict[int | str, dict[str, Any]]:
     return by_status
 
 
-_CONTENT = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
+def unknown_model(model: str, known: Iterable[str]) -> str:
+    """Return the text about a model that is not among the `known` ones."""
+    return f"model={_cut(model)} is not known; use one of: {', '.join(sorted(known))}."
+
+
+def _cut(text: str, size: int = 80) -> str:
+    """Return the text in quotes, and no more than `size` characters of it."""
+    return repr(text if len(text) <= size else text[:size] + "...")

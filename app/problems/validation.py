@@ -1,4 +1,4 @@
-"""Pydantic's errors in our words: fact, value, remedy."""
+"""Rewrites pydantic's errors as fact, value and remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from app.schemas.problems import InvalidField
 
 _TEXTS = {
     "missing": "{field} is missing; send it.",
-    "extra_forbidden": "{field}={value} is not a known field; remove it, or see /docs for the fields there are.",
+    "extra_forbidden": (
+        "{field}={value} is not a known field; remove it, or see /docs for the fields there are."
+    ),
     "int_type": "{field}={value} is not an integer; send digits without quotes or a fraction.",
     "int_parsing": "{field}={value} is not an integer; send digits only.",
     "int_from_float": "{field}={value} is not an integer; send digits only.",
@@ -24,41 +26,48 @@ _TEXTS = {
     "less_than_equal": "{field}={value} is more than {le}; use {le} or less.",
     "literal_error": "{field}={value} is not known; use one of: {expected}.",
     "enum": "{field}={value} is not known; use one of: {expected}.",
-    "string_pattern_mismatch": "{field}={value} does not match {pattern}; send what an earlier answer gave.",
+    "string_pattern_mismatch": (
+        "{field}={value} does not match {pattern}; send what an earlier answer gave."
+    ),
     "model_attributes_type": "{field}={value} is not an object; send a JSON object such as {{}}.",
     "value_error": "{error}.",
 }
 _NESTED: dict[type, str] = {list: "[...]", dict: "{...}"}
+# Errors that one answer names. A body of 64 KiB can have thousands.
+_MAX_ERRORS = 10
 
 
 def invalid(field: str, value: object, detail: str) -> InvalidRequest:
-    """An InvalidRequest about one field, for what only a model's card can tell."""
+    """Return an InvalidRequest about one field, for what a schema alone cannot check."""
     return InvalidRequest([InvalidField(field=field, value=shorten(value), detail=detail)])
 
 
-def problem_of(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    broken = [error for error in errors if error["type"] == "json_invalid"]
-    if broken:
-        return BrokenBody(
-            f"the body is not JSON: {broken[0]['ctx']['error']} at character {broken[0]['loc'][-1]}; correct it there."
-        )
-    return InvalidRequest(
-        [_explain(error) for error in errors[:10]]
-    )  # a body of 64 KiB holds thousands
+def validation_problem(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """Return the problem that pydantic's `errors` are, of a body that is no JSON or of fields."""
+    for error in errors:
+        if error["type"] == "json_invalid":
+            return BrokenBody(
+                f"the body is not JSON: {error['ctx']['error']} at character {error['loc'][-1]}; "
+                "correct it there."
+            )
+    return InvalidRequest([_explain(error) for error in errors[:_MAX_ERRORS]])
 
 
 def _explain(error: Mapping[str, Any]) -> InvalidField:
     source, *path = map(str, error["loc"])
-    field, value = shorten(".".join(path) or source, quote=False), shorten(error["input"])
+    field = shorten(".".join(path) or source, quote=False)
+    value = shorten(error["input"])
     text = _TEXTS.get(error["type"], "{field}={value} is refused: {msg}; correct it.")
-    detail = text.format(
-        **error.get("ctx", {}) | {"field": field, "value": value, "msg": error["msg"]}
-    )
-    return InvalidField(field=field, value=value, detail=detail)
+    facts = error.get("ctx", {}) | {"field": field, "value": value, "msg": error["msg"]}
+    return InvalidField(field=field, value=value, detail=text.format(**facts))
 
 
 def shorten(value: object, size: int = 80, *, quote: bool = True) -> str:
-    """As JSON and in ASCII, so that no lone surrogate breaks the answer; what nests is not followed, so that no depth does."""
+    """Return `value` as JSON, no more than `size` characters of it.
+
+    It is ASCII, so that no lone surrogate breaks the answer. Lists and objects are not followed,
+    so that no depth of nesting does.
+    """
     text = _NESTED.get(type(value)) or json.dumps(value, default=repr)
     text = text if quote else text.strip('"')
     return text if len(text) <= size else text[:size] + "..."

@@ -1,1 +1,4 @@
-"""Jobs as the job store holds them: reading them, many at once, their place in the queue, and waking who waits for them."""
+"""Jobs as the job store holds them: how they are read, listed, estimated and waited for.
+
+The job store is Redis.
+"""

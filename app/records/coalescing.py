@@ -1,4 +1,7 @@
-"""Looks of many clients at once, in one round trip: what is asked for while one is under way goes along with the next."""
+"""Reads of many clients in one round trip to Redis.
+
+Keys that are asked for while one read is under way go into the next read together.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +20,47 @@ A = TypeVar("A")
 
 
 class Coalescer(ABC, Generic[K, A]):
-    """However many ask, one connection is busy: a thousand clients at the same moment wait for each other, not for connections.
+    """Answers many askers with few round trips, over one connection.
 
-    Who asks is answered by a look that began afterwards, so everybody sees what they have done before.
+    A thousand clients that ask at the same moment wait for each other, not for connections.
+    Each gets an answer that was read after it asked, so it sees the effect of what it did before.
     """
 
-    at_once = 16  # asked for in a round trip: Redis and the event loop are held up by no more
+    # Keys in a round trip: the longest that Redis and the event loop are held up.
+    at_once = 16
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._asked: dict[K, asyncio.Future[A]] = {}
         self._work: asyncio.Task[None] | None = None
 
-    async def at(self, key: K) -> A:
-        """Raises what redis raises."""
-        return await asyncio.shield(self._ask(key))  # of whom one may leave while the others wait
+    async def read(self, key: K) -> A:
+        """Read one key, in the same round trip as the keys of other askers.
+
+        Raises:
+            redis.RedisError: The round trip failed.
+        """
+        # One asker may leave while the others wait.
+        return await asyncio.shield(self._ask(key))
+
+    async def read_all(self, keys: Iterable[K]) -> list[A]:
+        """Read many keys, `at_once` of them in a round trip.
+
+        Raises:
+            redis.RedisError: A round trip failed.
+        """
+        futures = [self._ask(key) for key in keys]
+        if futures:
+            # Not gather(): it would cancel what other askers wait for.
+            await asyncio.wait(futures)
+        return [future.result() for future in futures]
+
+    @abstractmethod
+    async def read_many(self, keys: Sequence[K]) -> Sequence[A]:
+        """Read an answer for each of at most `at_once` keys, in one round trip."""
 
     def _ask(self, key: K) -> asyncio.Future[A]:
-        """Shared by all who ask: not to be cancelled with any of them."""
+        """Give the future that all askers of `key` share; no asker may cancel it."""
         if key not in self._asked:
             self._asked[key] = asyncio.get_running_loop().create_future()
         if self._work is None:
@@ -45,34 +71,32 @@ class Coalescer(ABC, Generic[K, A]):
         while self._asked:
             asked = {key: self._asked.pop(key) for key in list(self._asked)[: self.at_once]}
             try:
-                for future, answers in zip(
-                    asked.values(), await self._read(list(asked)), strict=True
-                ):
-                    future.set_result(answers)
-            except Exception as error:  # a bug, too: nobody is to wait for ever
-                # who has asked meanwhile need not wait for a second timeout; it may have been for the same
+                answers = await self.read_many(list(asked))
+                for future, answer in zip(asked.values(), answers, strict=True):
+                    future.set_result(answer)
+            except Exception as error:  # a bug too: nobody is to wait for ever
+                # Those who asked meanwhile need not wait for a second timeout.
+                # They may even have asked for the same key.
                 _fail([*asked.values(), *self._asked.values()], error)
                 self._asked = {}
         self._work = None
 
-    @abstractmethod
-    async def _read(self, keys: Sequence[K]) -> Sequence[A]:
-        """One for each, in one round trip."""
-
 
 class JobReader(Coalescer[str, StoredJob]):
-    """All that a status says."""
+    """Reads all that a job's status says, by job id."""
 
-    async def _read(self, keys: Sequence[str]) -> Sequence[StoredJob]:
+    async def read_many(self, keys: Sequence[str]) -> Sequence[StoredJob]:
+        """Read the jobs with these ids."""
         async with self._redis.pipeline(transaction=False) as pipe:
             buffer_read(pipe, *keys)
             return parse_read(*await pipe.execute())
 
 
 class StateReader(Coalescer[str, tuple[bytes | None, bytes | None]]):
-    """State and owner of a job, None both where it is unknown."""
+    """Reads the state and the owner of a job, by job id. Both are None where it is unknown."""
 
-    async def _read(self, keys: Sequence[str]) -> Sequence[tuple[bytes | None, bytes | None]]:
+    async def read_many(self, keys: Sequence[str]) -> Sequence[tuple[bytes | None, bytes | None]]:
+        """Read states and owners of the jobs with these ids."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for job in keys:
                 pipe.hmget(job_key(job), ["state", "owner"])
@@ -82,4 +106,5 @@ class StateReader(Coalescer[str, tuple[bytes | None, bytes | None]]):
 def _fail(asked: Iterable[asyncio.Future[Any]], error: Exception) -> None:
     for future in asked:
         future.set_exception(error)
-        future.exception()  # asyncio complains of one that nobody has seen, as when all have left
+        # asyncio logs an exception that nobody has retrieved, as when all askers have left.
+        future.exception()

@@ -1,4 +1,7 @@
-"""A listing's place: the last job that was given out. Stable under inserts, since new jobs come before every page."""
+"""The place in a listing: the last job on the page before.
+
+It is stable under inserts, since new jobs come before every page.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,17 @@ _BATCH = 100
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cursor:
-    """Ordered as Redis orders a sorted set: by score, then by member."""
+    """A job's place. Places are ordered as Redis orders a sorted set: by score, then by member.
+
+    `created_at` is in seconds since the epoch; the text of a cursor has it in microseconds.
+    """
 
     created_at: float
     job: str
 
     @classmethod
     def parse(cls, cursor: str) -> Cursor:
-        """Of a text that matches CURSOR_PATTERN."""
+        """Parse a text that matches `CURSOR_PATTERN`."""
         microseconds, _, job = cursor.partition("-")
         return cls(int(microseconds) / 1e6, job)
 
@@ -30,7 +36,11 @@ class Cursor:
 
 
 async def newest_first(redis: Redis, key: str, after: Cursor | None) -> AsyncIterator[list[Cursor]]:
-    """Batches of a sorted set of jobs, from behind `after` to its end."""
+    """Read a sorted set of jobs in batches, from behind `after` to its end.
+
+    Raises:
+        redis.RedisError: Redis did not answer.
+    """
     while True:
         highest = after.created_at if after else "+inf"
         answer = await redis.zrevrangebyscore(

@@ -1,4 +1,9 @@
-"""Where a queued job stands, and how long it will take."""
+"""The place of a queued job, and an estimate of the seconds until it has finished.
+
+The estimate counts work in image-steps: one image taken through one step.
+It adds the work that comes before or beside the job's own, and divides by the workers' rate.
+An image's steps follow each other, so the estimate is never below the time that they take.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +16,36 @@ from worker.jobs.domain import SHARD_IMAGES
 from worker.jobs.policy import FLOOR, HOLDS, STRETCH
 from worker.jobs.worker_registry import Pace, WorkerInfo
 
-# Jobs of each priority that an estimate reads: 2 microseconds of Redis each, which does nothing
-# else meanwhile.
+# Jobs of each class that one estimate reads at most. Each takes 2 microseconds of Redis, which
+# does nothing else meanwhile.
 MOST_READ = 256
 
 
 def queue_place(
     answer: Sequence[int] | None, model: str, workers: Iterable[WorkerInfo]
 ) -> QueuePlace | None:
+    """Turn the answer of queue_place.lua into what clients see; None for a job that is not queued.
+
+    `eta_s` is None where too many jobs come first, or no live worker has the model.
+    """
     if answer is None:
         return None
-    position, *found = answer
+    position, *queued = answer
     paces = [worker.pace(model) for worker in workers if model in worker.models]
-    eta_s = round(_Ahead.of(found).seconds(paces), 1) if found and paces else None
+    eta_s = round(_QueuedWork.parse(queued).seconds(paces), 1) if queued and paces else None
     return QueuePlace(position=position, eta_s=eta_s)
 
 
 @dataclass(frozen=True, slots=True)
-class _Class:
-    """Work of a class that others have, in image-steps; `smaller` is of the job's owner and comes first."""
+class _OthersWork:
+    """Work that other jobs of one class have left: interactive, earlier bulk or later bulk.
+
+    Attributes:
+        work: Image-steps in all.
+        smaller: Image-steps of the same owner's jobs that have less left, and so come first.
+        images: Images that are not finished.
+        owners: Other owners that have jobs among these.
+    """
 
     work: float
     smaller: float
@@ -37,18 +53,24 @@ class _Class:
     owners: int
 
     def shared_with(self, own: float) -> float:
-        """What is done when `own` is: owners share equally, and of one owner's jobs the one with the least left comes first."""
+        """Count the image-steps that are done when `own` image-steps of the job are.
+
+        Owners share equally, and of one owner's jobs the one with the least left comes first.
+        """
         return min((self.smaller + own) * (1 + self.owners), self.work + own)
 
     def images_beside(self, steps: int) -> float:
-        """Images that step beside an image of so many steps, on the average."""
+        """Average how many of these images step while an image takes its `steps`."""
         return min(self.images, self.work / steps)
 
-    def part(self, share: float) -> _Class:
-        return _Class(share * self.work, share * self.smaller, share * self.images, self.owners)
+    def part(self, share: float) -> _OthersWork:
+        """Scale work and images by `share`, between 0 and 1."""
+        return _OthersWork(
+            share * self.work, share * self.smaller, share * self.images, self.owners
+        )
 
-    def __add__(self, other: _Class) -> _Class:
-        return _Class(
+    def __add__(self, other: _OthersWork) -> _OthersWork:
+        return _OthersWork(
             self.work + other.work,
             self.smaller + other.smaller,
             self.images + other.images,
@@ -57,23 +79,36 @@ class _Class:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ahead:
-    """What queue_place.lua found."""
+class _QueuedWork:
+    """A queued job and all work that it shares the workers with, as queue_place.lua found them.
+
+    Attributes:
+        own_interactive: Interactive image-steps of the job: those of its first shard.
+        own_bulk: The rest of its image-steps.
+        count: Images of the job.
+        steps: Steps of each image.
+        interactive: Interactive work of others.
+        earlier: Bulk work of others that was posted before the job.
+        later: Bulk work of others that was posted after it.
+        other_models: Image-steps of other models that come first.
+        bulk_beside: 1 where there is bulk work to step beside the interactive, else 0.
+    """
 
     own_interactive: int
     own_bulk: int
     count: int
     steps: int
-    interactive: _Class
-    earlier: _Class
-    later: _Class
+    interactive: _OthersWork
+    earlier: _OthersWork
+    later: _OthersWork
     other_models: int
     bulk_beside: int
 
     @classmethod
-    def of(cls, found: Sequence[int]) -> _Ahead:
-        own_interactive, own_bulk, count, steps, *classes, other_models, bulk_beside = found
-        interactive, earlier, later = (_Class(*classes[i : i + 4]) for i in (0, 4, 8))
+    def parse(cls, queued: Sequence[int]) -> _QueuedWork:
+        """Take apart the answer of queue_place.lua, without the position that it begins with."""
+        own_interactive, own_bulk, count, steps, *classes, other_models, bulk_beside = queued
+        interactive, earlier, later = (_OthersWork(*classes[i : i + 4]) for i in (0, 4, 8))
         return cls(
             own_interactive,
             own_bulk,
@@ -87,19 +122,36 @@ class _Ahead:
         )
 
     def seconds(self, paces: Sequence[Pace]) -> float:
-        """Until the job has finished, at the pace of the workers that have its model."""
+        """Estimate the seconds until the job has finished.
+
+        Args:
+            paces: How fast each worker that has the job's model runs it.
+        """
         rate = sum(pace.image_steps_per_s for pace in paces)
         own_s = max(self._interactive_s(paces, rate), self._bulk_s(paces, rate))
-        return own_s + min(self.other_models / rate, own_s)  # models take turns in a worker
+        # Models take turns in a worker, so others at most double the time.
+        return own_s + min(self.other_models / rate, own_s)
+
+    @property
+    def _shard_images(self) -> int:
+        """Images of the job's largest shard."""
+        return min(self.count, SHARD_IMAGES)
 
     def _interactive_s(self, paces: Sequence[Pace], rate: float) -> float:
+        """Estimate the seconds that the interactive part takes: the longest of three bounds.
+
+        - All work that is done until then, at the rate of all workers together.
+        - The job's own work at the rate of one worker, since its shard is in one worker.
+        - The steps of one image, one after the other.
+        """
         if not self.own_interactive:
             return 0.0
         shared = self.interactive.shared_with(self.own_interactive)
         work = shared * FLOOR / (FLOOR - 1) if self.bulk_beside else shared
-        images = min(self.count, SHARD_IMAGES)
-        at_once = max(images, (self.interactive.images_beside(self.steps) + images) / len(paces))
-        step_s = _step_s(paces, at_once, math.inf if self.bulk_beside else at_once)
+        images = self._shard_images
+        beside = self.interactive.images_beside(self.steps)
+        in_batch = max(images, (beside + images) / len(paces))
+        step_s = _step_s(paces, in_batch, math.inf if self.bulk_beside else in_batch)
         return max(
             work / rate,
             self.own_interactive * len(paces) / rate,
@@ -107,49 +159,60 @@ class _Ahead:
         )
 
     def _bulk_s(self, paces: Sequence[Pace], rate: float) -> float:
-        """After all that is interactive, but never with less than the floor.
+        """Estimate the seconds until the bulk part is done.
 
-        Until workers have room for the job, what was posted earlier comes first; from then on, what is less, and owners share.
+        Bulk work comes after all interactive work, but never gets less than one place in FLOOR.
+        Until workers have room for the job, bulk work that was posted earlier comes first.
+        From then on the smaller work comes first, and owners share.
         """
         if not self.own_bulk:
             return 0.0
-        behind = (
-            self.earlier.images
-            + self.own_bulk / self.steps
-            - sum(HOLDS * pace.largest for pace in paces)
-        )
-        before = min(1.0, max(0.0, behind) / self.earlier.images) if self.earlier.images else 0.0
-        beside = self.earlier.part(1 - before) + self.later
-        bulk = before * self.earlier.work + beside.shared_with(self.own_bulk)
+        waiting = self._share_of_earlier_that_goes_first(paces)
+        beside = self.earlier.part(1 - waiting) + self.later
+        bulk = waiting * self.earlier.work + beside.shared_with(self.own_bulk)
         work = min(self.interactive.work + self.own_interactive + bulk, bulk * FLOOR)
-        images = min(self.count, SHARD_IMAGES)
-        of_one_shard = min(self.own_bulk, images * self.steps)
-        interactive = self.interactive.images_beside(self.steps)
-        others = (
-            interactive
-            + self.earlier.images_beside(self.steps)
-            + self.later.images_beside(self.steps)
-        )
-        step_s = _step_s(
-            paces, interactive / len(paces), max(images, (others + images) / len(paces))
-        )
-        own, in_one_worker = (
-            self.own_interactive + self.own_bulk,
-            self.own_interactive + of_one_shard,
-        )
+        images = self._shard_images
+        one_shard = min(self.own_bulk, images * self.steps)
+        own = self.own_interactive + self.own_bulk
+        in_one_worker = self.own_interactive + one_shard
         return (work - own) / rate + max(
-            own / rate, in_one_worker * len(paces) / rate, of_one_shard / images * step_s
+            own / rate,
+            in_one_worker * len(paces) / rate,
+            one_shard / images * self._bulk_step_s(paces),
         )
+
+    def _share_of_earlier_that_goes_first(self, paces: Sequence[Pace]) -> float:
+        """Give the share, 0 to 1, of earlier bulk work that ends before workers take the job."""
+        if not self.earlier.images:
+            return 0.0
+        room = sum(HOLDS * pace.largest for pace in paces)
+        too_many = self.earlier.images + self.own_bulk / self.steps - room
+        return min(1.0, max(0.0, too_many) / self.earlier.images)
+
+    def _bulk_step_s(self, paces: Sequence[Pace]) -> float:
+        """Estimate the seconds of a step that bulk images of the job are in."""
+        images = self._shard_images
+        interactive = self.interactive.images_beside(self.steps)
+        earlier = self.earlier.images_beside(self.steps)
+        others = interactive + earlier + self.later.images_beside(self.steps)
+        in_batch = max(images, (others + images) / len(paces))
+        return _step_s(paces, interactive / len(paces), in_batch)
 
 
 def _step_s(paces: Sequence[Pace], interactive: float, images: float) -> float:
-    """Of so many images in a worker on the average; bulk ones join the interactive only as far as the engine lets them."""
+    """Average the seconds of a step over the workers.
+
+    Bulk images join the interactive ones only as far as the engine lets them, which is STRETCH.
+
+    Args:
+        paces: How fast each worker is.
+        interactive: Interactive images in a worker's batch, on the average.
+        images: All images in it.
+    """
 
     def mean_s(images: float) -> float:
         return sum(pace.step_s(images) for pace in paces) / len(paces)
 
-    return (
-        min(mean_s(images), max(mean_s(interactive), STRETCH * mean_s(1)))
-        if interactive
-        else mean_s(images)
-    )
+    if not interactive:
+        return mean_s(images)
+    return min(mean_s(images), max(mean_s(interactive), STRETCH * mean_s(1)))

@@ -1,4 +1,7 @@
-"""Wakes whoever waits for a job: one subscription and one look a second for a process, however many wait."""
+"""Wakes whoever waits for a change of a job's state.
+
+A process has one subscription and reads the states once a second, however many clients wait.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +20,38 @@ from worker.jobs.scripts import load
 
 log = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 2.0
-_LOOK_EVERY_S = 1.0
+POLL_EVERY_S = 1.0
 _READ_STATES = load("read_states")
 
 
 class Notifier:
-    """Messages may be lost while Redis is away, or with a connection that nobody knows to be dead; so the states are read too."""
+    """Sets the events of those who wait, at each message about their job and at each change read.
 
-    def __init__(self, redis: Redis) -> None:
+    Messages are not enough. They may be lost while Redis is away, or with a connection that is
+    dead without anybody knowing. So the states are read too.
+    """
+
+    def __init__(self, redis: Redis, poll_every_s: float = POLL_EVERY_S) -> None:
+        """Prepare, without touching Redis.
+
+        Args:
+            redis: Where jobs and messages are.
+            poll_every_s: Seconds between two reads of the states.
+        """
         self._redis = redis
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        # States as they were read last.
+        self._states: dict[str, bytes | None] = {}
+        self.poll_every_s = poll_every_s
         self.closed = False
-        self._states: dict[str, bytes | None] = {}  # as they were read last
 
     def __len__(self) -> int:
-        """Jobs that somebody waits for."""
+        """Count the jobs that somebody waits for."""
         return len(self._waiting)
 
     @contextmanager
     def listen(self, job: str) -> Iterator[asyncio.Event]:
-        """An event that is set at every change of the job's state, and at times without one."""
+        """Give an event that is set at each change of the job's state, and at times without one."""
         event = self.join(job)
         try:
             yield event
@@ -44,24 +59,26 @@ class Notifier:
             self.leave(job, event)
 
     def close(self) -> None:
-        """Wakes everybody: there is nothing to wait for any more."""
+        """Wake everybody, as there is nothing to wait for any more."""
         self.closed = True
         for job in self._waiting:
             self._wake(job)
 
     def join(self, job: str) -> asyncio.Event:
-        """As `listen`, until `leave`."""
+        """Give an event as `listen` does; `leave` must be called with it."""
         event = asyncio.Event()
         self._waiting[job].add(event)
         return event
 
     def leave(self, job: str, event: asyncio.Event) -> None:
+        """End what `join` began."""
         self._waiting[job].discard(event)
         if not self._waiting[job]:
             del self._waiting[job]
 
     def running(self) -> AbstractAsyncContextManager[None]:
-        return background(self._listen(), self._look())
+        """Subscribe and poll while the block runs."""
+        return background(self._listen(), self._poll())
 
     async def _listen(self) -> None:
         pause_s = 0.05
@@ -77,11 +94,11 @@ class Notifier:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(self.poll_every_s)
             jobs = list(self._waiting)
-            with suppress(RedisError):  # the subscription says so
+            with suppress(RedisError):  # the subscription logs it
                 read = (
                     await _READ_STATES.call(self._redis, records=map(job_key, jobs)) if jobs else []
                 )
@@ -103,7 +120,7 @@ class Notifier:
 
 
 async def set_within(event: asyncio.Event, seconds: float) -> bool:
-    """Whether it was set in time."""
+    """Wait for the event, and say whether it was set in time."""
     try:
         async with asyncio.timeout(seconds):
             return await event.wait()

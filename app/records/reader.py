@@ -1,4 +1,7 @@
-"""Reading jobs, in one round trip, also at the end of a transaction that changed one."""
+"""Reads all that a job's status says, in one round trip.
+
+The command can also end a transaction that changes the job.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +30,42 @@ Hash = Mapping[bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:
-    """What a look found of one job. `place` is what queue_place.lua says, `workers` what the living say of themselves."""
+    """A job as one read found it.
+
+    Attributes:
+        fields: The job's hash; empty for a job that is not there.
+        digests: The sha256 of each finished image, by index.
+        stored: Whether the job's PNGs are in Redis.
+        place: The answer of queue_place.lua; None where the job is not queued.
+        workers: The entries of the live workers.
+    """
 
     fields: Hash
-    hashes: Hash
+    digests: Hash
     stored: bool
     place: Sequence[int] | None
     workers: Sequence[bytes]
 
-    def seen(self, job: str, owner: str) -> Job:
-        """Raises UnknownJob, as `known`."""
-        record = owned_record(job, owner, self.fields)
-        return record.job(self.hashes, self.stored, self._queue(record), time.time())
+    def status(self, job: str, owner: str) -> Job:
+        """Give the job with this id to its owner.
 
-    def seen_json(self, job: str, owner: str) -> bytes:
-        """As `seen`, and at once as JSON."""
+        Raises:
+            UnknownJob: It is not there, or is another owner's.
+        """
         record = owned_record(job, owner, self.fields)
-        return record.json(self.hashes, self.stored, self._queue(record), time.time())
+        return record.job(self.digests, self.stored, self._queue(record), time.time())
+
+    def status_json(self, job: str, owner: str) -> bytes:
+        """Give `status` as JSON, in less time.
+
+        Raises:
+            UnknownJob: The job is not there, or is another owner's.
+        """
+        record = owned_record(job, owner, self.fields)
+        return record.json(self.digests, self.stored, self._queue(record), time.time())
 
     def alive(self) -> list[WorkerInfo]:
-        """Workers that were, at the look."""
+        """List the workers that were alive at the read."""
         return parse_workers(self.workers)
 
     def _queue(self, record: Record) -> QueuePlace | None:
@@ -54,7 +73,7 @@ class StoredJob:
 
 
 def buffer_read(pipe: Pipeline, *jobs: str) -> None:
-    """Buffer a command whose answer `found` reads."""
+    """Add a command to the pipeline whose answer `parse_read` takes."""
     _READ.eval(
         pipe,
         interactive=open_key(Priority.INTERACTIVE),
@@ -68,27 +87,38 @@ def buffer_read(pipe: Pipeline, *jobs: str) -> None:
 
 
 def parse_read(answer: Sequence[Any]) -> list[StoredJob]:
-    """One for each job."""
+    """Make a StoredJob of each job in an answer to `buffer_read`, in its order."""
     workers, jobs = answer
     return [
-        StoredJob(as_hash(fields), as_hash(hashes), bool(stored), place, workers)
-        for fields, hashes, stored, place in jobs
+        StoredJob(as_hash(fields), as_hash(digests), bool(stored), place, workers)
+        for fields, digests, stored, place in jobs
     ]
 
 
 def as_hash(flat: Sequence[bytes]) -> Hash:
-    """What HGETALL says within a script."""
+    """Pair up names and values, which HGETALL gives a script in one flat list."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def owned_record(job: str, owner: str, fields: Hash) -> Record:
-    """Raises UnknownJob for a job of another owner as for one that is not there, and after the same question to Redis."""
+    """Make a record of a job's hash, for its owner.
+
+    Nothing tells another owner's job from one that is not there: neither the error, nor the
+    question to Redis before it.
+
+    Raises:
+        UnknownJob: The job is not there, or is another owner's.
+    """
     if fields.get(b"owner") != owner.encode():
         raise UnknownJob(job)
     return Record.from_hash(fields)
 
 
 def check_job_id(job: str) -> None:
-    """Anything that is no id could name another key: `<id>:png` is one."""
+    """Refuse what is no id, since it could name another key: `<id>:png` is one.
+
+    Raises:
+        UnknownJob: No job can have this id.
+    """
     if not _ID.fullmatch(job):
         raise UnknownJob(job)

@@ -1,4 +1,4 @@
-"""A job's record as Redis holds it, and what clients are told of it."""
+"""The record of a job: as Redis holds it, and as clients see it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from worker.jobs.keys import progress_field
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Times in seconds since the epoch."""
+    """A job as it was posted, and how far it is. Times are in seconds since the epoch.
+
+    Attributes:
+        start: Index of the first image.
+        webhook: URL that is called when the job ends.
+        external: Whether some images may lie in the results store.
+        expires_at: When the images in the results store go.
+        done: For each shard the step of its least advanced image, and its image-steps;
+            None for a shard that no worker has taken yet.
+    """
 
     id: str
     owner: str
@@ -30,22 +39,21 @@ class Record:
     finished_at: float | None = None
     attempts: int = 0
     error: JobError | None = None
-    webhook: str | None = field(default=None, repr=False)  # its URL may hold secrets
+    # Not in the repr: a URL may hold secrets.
+    webhook: str | None = field(default=None, repr=False)
     webhook_status: WebhookStatus | None = None
-    external: bool = False  # some images may lie in the results store
-    expires_at: float | None = None  # when those go
-    done: tuple[
-        tuple[int, int] | None, ...
-    ] = ()  # a shard: step of its least advanced image, image-steps; None: not taken yet
+    external: bool = False
+    expires_at: float | None = None
+    done: tuple[tuple[int, int] | None, ...] = ()
 
     @classmethod
     def from_hash(cls, fields: Mapping[bytes, bytes]) -> Record:
+        """Parse the fields of a job's hash, which must not be empty."""
         text = {name.decode(): value.decode() for name, value in fields.items()}
-        count, finished_at, external = (
-            int(text["count"]),
-            _time(text, "finished_at"),
-            "external" in text,
-        )
+        count = int(text["count"])
+        finished_at = _time(text, "finished_at")
+        external = "external" in text
+        expires = external and finished_at
         return cls(
             id=text["id"],
             owner=text["owner"],
@@ -58,50 +66,47 @@ class Record:
             started_at=_time(text, "started_at"),
             finished_at=finished_at,
             attempts=int(text["attempts"]),
-            error=JobError(code=text["error_code"], message=text["error_message"])
-            if "error_code" in text
-            else None,
+            error=_error(text),
             webhook=text.get("webhook"),
             webhook_status=_webhook_status(text),
             external=external,
-            expires_at=finished_at + int(text["results_ttl_s"])
-            if external and finished_at
-            else None,
+            expires_at=expires + int(text["results_ttl_s"]) if expires else None,
             done=tuple(
                 _done(text.get(progress_field(shard))) for shard in range(shard_count(count))
             ),
         )
 
     def to_hash(self, results_ttl_s: int) -> dict[FieldT, EncodableT]:
-        """Of a job that nobody has touched yet."""
+        """Give the fields of the hash of a job that nobody has touched yet."""
         recipe = cast("dict[FieldT, EncodableT]", self.recipe.fields)
         webhook: dict[FieldT, EncodableT] = {"webhook": self.webhook} if self.webhook else {}
-        return (
-            recipe
-            | webhook
-            | {
-                "id": self.id,
-                "owner": self.owner,
-                "start": self.start,
-                "count": self.count,
-                "priority": self.priority.value,
-                "state": self.state.value,
-                "created_at": self.created_at,
-                "attempts": self.attempts,
-                "results_ttl_s": results_ttl_s,
-            }
-        )
+        return {
+            **recipe,
+            **webhook,
+            "id": self.id,
+            "owner": self.owner,
+            "start": self.start,
+            "count": self.count,
+            "priority": self.priority.value,
+            "state": self.state.value,
+            "created_at": self.created_at,
+            "attempts": self.attempts,
+            "results_ttl_s": results_ttl_s,
+        }
 
     @property
     def shards(self) -> Iterator[Shard]:
+        """The parts that workers take, in order."""
         return shards_of(self.id, self.recipe, self.start, self.count, self.owner, self.priority)
 
     @property
     def image_steps(self) -> int:
+        """The work of the whole job: images times steps."""
         return self.count * self.recipe.steps
 
     @property
     def indices(self) -> range:
+        """Indices of the job's images."""
         return range(self.start, self.start + self.count)
 
     @property
@@ -112,51 +117,63 @@ class Record:
         )
 
     def image_url(self, index: int | str) -> str:
+        """Give the path of an image's PNG."""
         return f"/v1/jobs/{self.id}/images/{index}"
 
     def in_store(self, now: float) -> bool:
-        """Whether the results store is to be asked for images that Redis does not have."""
+        """Say whether to ask the results store for images that Redis does not have."""
         return self.external and (self.expires_at is None or now < self.expires_at)
 
     def summary(self, images_done: int, now: float) -> JobSummary:
+        """Give the job as listings have it, without its images."""
         return JobSummary(**self._summary(images_done, now))
 
     def job(
-        self, hashes: Mapping[bytes, bytes], stored: bool, queue: QueuePlace | None, now: float
+        self, digests: Mapping[bytes, bytes], stored: bool, queue: QueuePlace | None, now: float
     ) -> Job:
-        """`hashes` is the job's sha256 key; `stored` says whether its PNGs are still in Redis."""
+        """Give the job as its status has it.
+
+        Args:
+            digests: The sha256 of each finished image, by index.
+            stored: Whether the job's PNGs are still in Redis.
+            queue: The job's place where it is queued.
+            now: Seconds since the epoch.
+        """
         finished = self._finished(stored, now)
         images = [
             Image(index=index, state=finished, url=self.image_url(index), sha256=sha256.decode())
-            if (sha256 := hashes.get(b"%d" % index))
+            if (sha256 := digests.get(b"%d" % index))
             else Image(index=index, state=unfinished, url=self.image_url(index), sha256=None)
             for indices, unfinished in self._parts()
             for index in indices
         ]
         return Job(
-            **self._summary(len(hashes), now),
+            **self._summary(len(digests), now),
             queue=queue,
             webhook=self.webhook_status,
             images=images,
         )
 
     def json(
-        self, hashes: Mapping[bytes, bytes], stored: bool, queue: QueuePlace | None, now: float
+        self, digests: Mapping[bytes, bytes], stored: bool, queue: QueuePlace | None, now: float
     ) -> bytes:
-        """`job` as JSON, without a model for each of its images: they are all the time that 1024 of them take."""
-        summary = self._summary(len(hashes), now)
-        without = Job(
-            **summary, queue=queue, webhook=self.webhook_status, images=[]
-        ).model_dump_json()
-        path, finished = self.image_url(""), self._finished(stored, now)
+        """Give `job` as JSON, without a pydantic model for each image.
+
+        The models take nearly all the time of a job of 1024 images.
+        """
+        summary = self._summary(len(digests), now)
+        job = Job(**summary, queue=queue, webhook=self.webhook_status, images=[])
+        without_images = job.model_dump_json().removesuffix("]}")
+        path = self.image_url("")
+        finished = self._finished(stored, now)
         images = [
             f'{{"index":{index},"state":"{finished}","url":"{path}{index}","sha256":"{sha256.decode()}"}}'
-            if (sha256 := hashes.get(b"%d" % index))
+            if (sha256 := digests.get(b"%d" % index))
             else f'{{"index":{index},"state":"{unfinished}","url":"{path}{index}","sha256":null}}'
             for indices, unfinished in self._parts()
             for index in indices
         ]
-        return f"{without.removesuffix(']}')}{','.join(images)}]}}".encode()
+        return f"{without_images}{','.join(images)}]}}".encode()
 
     def _summary(self, images_done: int, now: float) -> dict[str, Any]:
         recipe, path = self.recipe, f"/v1/jobs/{self.id}"
@@ -183,6 +200,10 @@ class Record:
         }
 
     def progress(self, images_done: int, now: float) -> Progress:
+        """Say how far the job is.
+
+        `step` is that of the least advanced image, `fraction` the share of its image-steps.
+        """
         steps, finished = self.recipe.steps, self.state is State.FINISHED
         least = min(done[0] if done else 0 for done in self.done)
         image_steps = sum(done[1] for done in self.done if done)
@@ -200,16 +221,14 @@ class Record:
         return round(fraction * self.count / elapsed_s, 3) if elapsed_s > 0 else None
 
     def _finished(self, stored: bool, now: float) -> Literal["finished", "expired"]:
-        """State of an image that has its hash."""
+        """Give the state of an image that has a digest."""
         return "finished" if stored or self.in_store(now) else "expired"
 
     def _parts(self) -> Iterator[tuple[range, State]]:
-        """Indices of each shard, and the state of those that have no hash."""
+        """Give the indices of each shard, and the state of those images that have no digest."""
         for shard, done in zip(self.shards, self.done, strict=True):
-            yield (
-                shard.indices,
-                State.QUEUED if self.state is State.RUNNING and done is None else self.state,
-            )
+            waits = self.state is State.RUNNING and done is None
+            yield shard.indices, State.QUEUED if waits else self.state
 
 
 def _recipe(text: Mapping[str, str]) -> Recipe:
@@ -223,6 +242,12 @@ def _recipe(text: Mapping[str, str]) -> Recipe:
         seed=int(text["seed"]),
         residual_variance=text.get("residual_variance", ""),
     )
+
+
+def _error(text: Mapping[str, str]) -> JobError | None:
+    if "error_code" not in text:
+        return None
+    return JobError(code=text["error_code"], message=text["error_message"])
 
 
 def _webhook_status(text: Mapping[str, str]) -> WebhookStatus | None:
@@ -250,4 +275,5 @@ def _done(value: str | None) -> tuple[int, int] | None:
 
 
 def utc(seconds: float | None) -> datetime | None:
+    """Turn seconds since the epoch into a time of day in UTC; None stays None."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,1 +1,1 @@
-"""One router for each kind of resource; handlers are a few lines and hold no logic."""
+"""Routes, one file for each kind of resource. Handlers are a few lines and hold no logic."""

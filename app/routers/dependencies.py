@@ -1,4 +1,7 @@
-"""What handlers ask for, under short names. All are coroutines: FastAPI would call each plain function in a thread."""
+"""Names what handlers ask for, as `Annotated` aliases.
+
+All dependencies are coroutines: FastAPI would call each plain function in a thread.
+"""
 
 from __future__ import annotations
 
@@ -8,46 +11,70 @@ from fastapi import Depends
 from redis.asyncio import Redis
 from starlette.requests import Request
 
-from app.access import api_keys
-from app.events import watcher
-from app.jobs import jobs
+from app.access.api_keys import ApiKey
+from app.events.previews import PreviewReader
+from app.events.watcher import EventWatcher
+from app.jobs.commands import JobCommands
+from app.jobs.images import JobImages
+from app.jobs.queries import JobQueries
 from app.problems.problems import WrongContentType
-from models.checkpoints import catalog
+from models.checkpoints.catalog import Catalog
 
 
-async def _jobs(request: Request) -> jobs.Jobs:
-    return cast("jobs.Jobs", request.app.state.jobs)
+async def _commands(request: Request) -> JobCommands:
+    return cast("JobCommands", request.app.state.commands)
 
 
-async def _catalog(request: Request) -> catalog.Catalog:
-    return cast("catalog.Catalog", request.app.state.catalog)
+async def _queries(request: Request) -> JobQueries:
+    return cast("JobQueries", request.app.state.queries)
+
+
+async def _images(request: Request) -> JobImages:
+    return cast("JobImages", request.app.state.images)
+
+
+async def _previews(request: Request) -> PreviewReader:
+    return cast("PreviewReader", request.app.state.previews)
+
+
+async def _watcher(request: Request) -> EventWatcher:
+    return cast("EventWatcher", request.app.state.watcher)
+
+
+async def _catalog(request: Request) -> Catalog:
+    return cast("Catalog", request.app.state.catalog)
 
 
 async def _redis(request: Request) -> Redis:
     return cast("Redis", request.app.state.redis)
 
 
-async def _watch(request: Request) -> watcher.EventWatcher:
-    return cast("watcher.EventWatcher", request.app.state.watch)
-
-
-async def _key(request: Request) -> api_keys.ApiKey:
-    """Set by app/access/gate.py."""
-    return cast("api_keys.ApiKey", request.state.key)
+async def _caller(request: Request) -> ApiKey:
+    """Return the key that app/access/gate.py has found in the request."""
+    return cast("ApiKey", request.state.key)
 
 
 async def json_only(request: Request) -> None:
-    """FastAPI would say of any other type that the body is no object."""
-    sent = request.headers.get("content-type")
-    kind = (sent or "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (
-        kind.startswith("application/") and kind.endswith("+json")
-    ):
-        raise WrongContentType(sent)
+    """Refuse a body that is not declared as JSON.
+
+    Of any other type FastAPI would say that the body is no object.
+
+    Raises:
+        WrongContentType: the type is missing, or another.
+    """
+    declared = request.headers.get("content-type")
+    media_type = (declared or "").partition(";")[0].strip().lower()
+    if media_type == "application/json":
+        return
+    if not (media_type.startswith("application/") and media_type.endswith("+json")):
+        raise WrongContentType(declared)
 
 
-Jobs = Annotated[jobs.Jobs, Depends(_jobs)]
-Catalog = Annotated[catalog.Catalog, Depends(_catalog)]
-Store = Annotated[Redis, Depends(_redis)]
-Watch = Annotated[watcher.EventWatcher, Depends(_watch)]
-Key = Annotated[api_keys.ApiKey, Depends(_key)]
+Commands = Annotated[JobCommands, Depends(_commands)]
+Queries = Annotated[JobQueries, Depends(_queries)]
+Images = Annotated[JobImages, Depends(_images)]
+Previews = Annotated[PreviewReader, Depends(_previews)]
+Watcher = Annotated[EventWatcher, Depends(_watcher)]
+ModelCatalog = Annotated[Catalog, Depends(_catalog)]
+RedisClient = Annotated[Redis, Depends(_redis)]
+Caller = Annotated[ApiKey, Depends(_caller)]

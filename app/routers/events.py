@@ -1,3 +1,5 @@
+"""Route of a job's events, sent as they happen."""
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
@@ -18,7 +20,7 @@ from app.problems.problems import (
     UnknownJob,
     problems,
 )
-from app.routers.dependencies import Jobs, Key, Watch
+from app.routers.dependencies import Caller, Previews, Watcher
 from app.routers.jobs import JobId
 from worker.jobs.domain import MAX_INDEX
 
@@ -33,18 +35,7 @@ LastEventId = Annotated[
         examples=["2-1f"],
     ),
 ]
-
-
-class EventStream(StreamingResponse):
-    """Not FastAPI's own: that one serves generators, writes every event for every reader anew, and can no longer answer 204."""
-
-    media_type = "text/event-stream"
-
-
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold events back
-
-
-Shown = Annotated[
+PreviewIndices = Annotated[
     list[Annotated[int, Field(ge=0, le=MAX_INDEX)]],
     Query(
         default_factory=list,
@@ -54,9 +45,21 @@ Shown = Annotated[
     ),
 ]
 
+# nginx would hold events back.
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+class EventStream(StreamingResponse):
+    """A response of server-sent events, which are formatted already.
+
+    FastAPI's own formats every event anew for every reader, and can no longer answer 204.
+    """
+
+    media_type = "text/event-stream"
+
 
 def _event(name: str, schema: str, has_id: bool = True) -> dict[str, Any]:
-    """As OpenAPI 3.2 describes an event, and FastAPI one of its own."""
+    """Return the schema of an event, as OpenAPI 3.2 describes one and FastAPI its own."""
     data = {
         "type": "string",
         "contentMediaType": "application/json",
@@ -76,8 +79,9 @@ _EVENTS = [
 ]
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Events `state`, `image`, `progress` and `preview`, whose `data` is JSON: `StateEvent`, `ImageEvent`, "
-        "`Progress`, `PreviewEvent`. The final state is the last one. Comments keep a silent stream open",
+        "description": "Events `state`, `image`, `progress` and `preview`, whose `data` is JSON: "
+        "`StateEvent`, `ImageEvent`, `Progress`, `PreviewEvent`. The final state is the last one. "
+        "Comments keep a silent stream open",
         "content": {"text/event-stream": {"itemSchema": {"oneOf": _EVENTS}}},
     },
     204: {
@@ -86,37 +90,49 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def _followed(job_id: JobId, watch: Watch, key: Key) -> AsyncIterator[WatchedJob]:
-    """Until the answer has ended, or its client has gone."""
-    async with watch.follow(job_id, key.name) as followed:
-        yield followed
+_DESCRIPTION = (
+    "What happens to a job, as server-sent events, from its beginning or from `Last-Event-ID` on."
+    "\n\n"
+    "Every state and every image is told once. Of progress, the newest, and only when it has "
+    "changed: 0.1 s old at most,\n"
+    "more where hundreds are read. Of the images that `preview` names, what they look like so far, "
+    "about twice a second."
+)
 
 
-FollowedJob = Annotated[WatchedJob, Depends(_followed)]
+async def _watched_job(
+    job_id: JobId, watcher: Watcher, caller: Caller
+) -> AsyncIterator[WatchedJob]:
+    """Watch the job until the answer has ended or its client has gone."""
+    async with watcher.follow(job_id, caller.name) as job:
+        yield job
 
 
-async def _feed(followed: FollowedJob, jobs: Jobs, preview: Shown) -> AsyncIterator[PreviewStream]:
-    feed = jobs.preview_feed(followed, preview)
-    async with background(*[feed.run()] if preview else []):
-        yield feed
+Watched = Annotated[WatchedJob, Depends(_watched_job)]
+
+
+async def _preview_stream(
+    job: Watched, previews: Previews, preview: PreviewIndices
+) -> AsyncIterator[PreviewStream]:
+    """Fetch previews of the images that the client names, for as long as the answer goes on."""
+    stream = PreviewStream(previews, job, preview)
+    async with background(*[stream.run()] if preview else []):
+        yield stream
 
 
 @router.get(
     "/{job_id}/events",
+    description=_DESCRIPTION,
     response_class=EventStream,
     responses=problems(UnknownJob, UnknownImage, InvalidRequest, StoreUnreachable) | _STREAM,
 )
 async def get_events(
-    followed: FollowedJob,
-    feed: Annotated[PreviewStream, Depends(_feed)],
+    job: Watched,
+    previews: Annotated[PreviewStream, Depends(_preview_stream)],
     last_event_id: LastEventId = None,
 ) -> Response:
-    """What happens to a job, as server-sent events, from its beginning or from `Last-Event-ID` on.
-
-    Every state and every image is told once. Of progress, the newest, and only when it has changed: 0.1 s old at most,
-    more where hundreds are read. Of the images that `preview` names, what they look like so far, about twice a second.
-    """
-    told = ReaderPosition.parse(last_event_id) if last_event_id else ReaderPosition()
-    if told.everything:
+    """Answer with a stream of the job's events, or with 204 where none is to come."""
+    position = ReaderPosition.parse(last_event_id) if last_event_id else ReaderPosition()
+    if position.at_end:
         return Response(status_code=204)
-    return EventStream(followed.events(told, feed.take), headers=_HEADERS)
+    return EventStream(job.events(position, previews.take), headers=_HEADERS)

@@ -1,4 +1,4 @@
-"""The pages for people: a few files, which ask the API as any client does."""
+"""Routes of the pages for people: a few files, which ask the API as any client does."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from app.problems.problems import UnknownRoute
 router = APIRouter(include_in_schema=False)
 
 FOLDER = Path(__file__).parents[1] / "static"
-_FILES = StaticFiles(
-    directory=FOLDER, check_dir=False, packages=[("fastapi_offline", "static")]
-)  # does not import it
-# what a model or an error is called could do nothing if it were markup; and no other site may frame the page
+# `packages` finds a package's files without importing it.
+_FILES = StaticFiles(directory=FOLDER, check_dir=False, packages=[("fastapi_offline", "static")])
+# The name of a model or the text of an error can do nothing, even if it were markup.
+# No other site may frame the pages.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_POLICY_OF_DOCS = _POLICY.replace(
-    "img-src 'self'", "img-src 'self' data:"
-)  # the icons in Swagger's style sheet
+# Swagger's style sheet has its icons inside.
+_POLICY_OF_DOCS = _POLICY.replace("img-src 'self'", "img-src 'self' data:")
 _HEADERS = {
     "Accept-Ranges": "none",
     "Cache-Control": "no-cache",
@@ -35,11 +34,13 @@ _HEADERS = {
 
 @router.get("/")
 async def page(request: Request) -> Response:
+    """Answer with the page that samples and shows images."""
     return await _file(request, "index.html")
 
 
 @router.get("/docs")
 async def docs(request: Request) -> Response:
+    """Answer with the API's reference, which Swagger UI shows."""
     response = await _file(request, "docs.html")
     response.headers["Content-Security-Policy"] = _POLICY_OF_DOCS
     return response
@@ -47,17 +48,21 @@ async def docs(request: Request) -> Response:
 
 @router.get("/static/{name}")
 async def file(request: Request, name: str) -> Response:
+    """Answer with a file that the pages load.
+
+    Raises:
+        UnknownRoute: no page loads a file of this name.
+    """
     if f"/static/{name}" not in PAGE_PATHS:
         raise UnknownRoute(request.url.path)
     return await _file(request, name)
 
 
 async def _file(request: Request, name: str) -> Response:
-    """Whole, or 304 where the client has it."""
+    """Answer with the whole file, or with 304 where the client has it."""
     scope = request.scope
-    scope["headers"] = [
-        header for header in scope["headers"] if header[0] != b"range"
-    ]  # Starlette answers one in text/plain
+    # Starlette answers a bad Range header in text/plain, so it sees none.
+    scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
     response = await _FILES.get_response(name, scope)
     response.headers.update(_HEADERS)
     return response

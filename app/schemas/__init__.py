@@ -1,1 +1,1 @@
-"""What goes over the wire. The descriptions are the reference: OpenAPI is made from them."""
+"""Schemas of all that goes over the wire. The OpenAPI document is made from their descriptions."""

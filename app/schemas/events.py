@@ -1,4 +1,4 @@
-"""What a reader of a job's events is told."""
+"""Schemas of the events of a job's stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class StateEvent(BaseModel):
     """The job reached a state."""
 
     state: State = Field(
-        description="finished, failed and cancelled are final: the stream ends. A job whose last worker is lost is queued again",
+        description="finished, failed and cancelled are final: the stream ends. A job whose last "
+        "worker is lost is queued again",
         examples=["running"],
     )
     at: datetime = Field(

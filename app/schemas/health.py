@@ -1,4 +1,4 @@
-"""What is said of the service's own health: the schemas of `/healthz` and `/readyz`."""
+"""Schemas of `/healthz` and `/readyz`: the health of the service itself."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class ServedModel(BaseModel):
         description="Threads of a CPU that compute a step now; 0 on a GPU", examples=[2]
     )
     seconds: dict[int, float] = Field(
-        description="Seconds of a step by batch size, of the sizes that agree to the bit, as calibrated for so many threads",
+        description="Seconds of a step by batch size, of the sizes that agree to the bit, as "
+        "calibrated for so many threads",
         examples=[{1: 0.01, 64: 0.1}],
     )
 

@@ -1,4 +1,4 @@
-"""A job as it is asked for and as it is told. The descriptions are the reference: OpenAPI is made from them."""
+"""Schemas of jobs: what a client posts, and what it gets back."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from worker.jobs.domain import MAX_COUNT, MAX_INDEX, MAX_SEED, Priority, State
 JOB_EXAMPLE = "9f1c2b7e4d5a4c0f8b6a3e2d1c0b9a87"
 _IDEMPOTENCY_KEY = re.compile("^[!-~]{1,255}$")
 SHA256_EXAMPLE = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-_WEBHOOK = Field(
-    max_length=2000, json_schema_extra={"pattern": "^https?://"}
-)  # app/webhooks/check.py says it in better words
+# The pattern is for clients only: app/webhooks/check.py refuses the same in better words.
+_WEBHOOK = Field(max_length=2000, json_schema_extra={"pattern": "^https?://"})
 
 
 def _only_with(option: str, sampler: str) -> dict[str, Any]:
-    """JSON Schema of `_belongs_to_its_sampler`, so that a client can know of it beforehand."""
+    """Return what `_belongs_to_its_sampler` checks as JSON Schema, so that clients can know it."""
     named = {"required": ["sampler"], "properties": {"sampler": {"const": sampler}}}
     return {
         "if": {"required": [option], "properties": {option: {"not": {"type": "null"}}}},
@@ -29,17 +28,25 @@ def _only_with(option: str, sampler: str) -> dict[str, Any]:
     }
 
 
-class JobRequest(BaseModel):
-    """A number of images of one model. Image i depends on model, sampler and its option, steps, seed and i, and on no load.
+_JOB_REQUEST = (
+    "A number of images of one model. Image i depends on model, sampler and its option, steps, "
+    "seed and i, and on no load.\n\n"
+    "Its last bits are those of the workers' precision, kind of device and kernels: `/readyz` "
+    "names them."
+)
 
-    Its last bits are those of the workers' precision, kind of device and kernels: `/readyz` names them.
-    """
+
+class JobRequest(BaseModel):
+    """A client's request for a job. The OpenAPI document describes it as `_JOB_REQUEST` does."""
 
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
         frozen=True,
-        json_schema_extra={"allOf": [_only_with("eta", "ddim"), _only_with("variance", "ddpm")]},
+        json_schema_extra={
+            "description": _JOB_REQUEST,
+            "allOf": [_only_with("eta", "ddim"), _only_with("variance", "ddpm")],
+        },
     )
 
     model: str | None = Field(
@@ -59,7 +66,8 @@ class JobRequest(BaseModel):
         default=0,
         ge=0,
         le=MAX_INDEX + 1 - MAX_COUNT,
-        description="Index of the first image. `start` 5 and `count` 1 give the sixth image of a larger job of the same seed",
+        description="Index of the first image. `start` 5 and `count` 1 give the sixth image of a "
+        "larger job of the same seed",
         examples=[0],
     )
     steps: int | None = Field(
@@ -76,45 +84,49 @@ class JobRequest(BaseModel):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Noise of `sampler` ddim, which has to be named: 0 is deterministic, 1 is ddpm; null: the model's default",
+        description="Noise of `sampler` ddim, which has to be named: 0 is deterministic, 1 is "
+        "ddpm; null: the model's default",
         examples=[0.0],
     )
     variance: Variance | None = Field(
         default=None,
-        description="Reverse variance of `sampler` ddpm, which has to be named; null: the model's default, whatever the steps. "
-        "analytic is the best of them for few steps, and offered by models whose card has a `residual_variance`; fixed_large is "
-        "for 400 steps and more",
+        description="Reverse variance of `sampler` ddpm, which has to be named; null: the model's "
+        "default, whatever the steps. analytic is the best of them for few steps, and offered by "
+        "models whose card has a `residual_variance`; fixed_large is for 400 steps and more",
         examples=["fixed_small"],
     )
     priority: Annotated[Priority, Field(strict=False)] = Field(
         default=Priority.INTERACTIVE,
-        description="interactive jobs come first; bulk yields to them, but keeps at least one place in eight. "
-        "The images after the first 64 of an interactive job run as bulk",
+        description="interactive jobs come first; bulk yields to them, but keeps at least one "
+        "place in eight. The images after the first 64 of an interactive job run as bulk",
         examples=["interactive"],
     )
-
     webhook: Annotated[str, _WEBHOOK] | None = Field(
         default=None,
-        description="Where a signed POST says that the job has ended (docs/webhooks.md): http or https, port 80, 443 or 1024 and "
-        "above, a public address unless the operator allows others",
+        description="Where a signed POST says that the job has ended "
+        "(docs/how-to/receive-webhooks.md): http or https, port 80, 443 or 1024 and above, a "
+        "public address unless the operator allows others",
         examples=["https://example.com/hooks/ddpm"],
     )
 
     @field_validator("count", "seed", "start", "steps", mode="before")
     @classmethod
     def _whole(cls, value: object) -> object:
-        """To JSON, and to JSON Schema, 7.0 is the number 7."""
+        """Turn 7.0 into 7: to JSON and to JSON Schema they are the same number."""
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
     @field_validator("eta", "variance")
     @classmethod
     def _belongs_to_its_sampler(cls, value: object, info: ValidationInfo) -> object:
+        """Check that an option of one sampler comes with the name of that sampler."""
         needed = {"eta": "ddim", "variance": "ddpm"}[str(info.field_name)]
-        named = info.data.get("sampler", needed)  # absent where it was refused itself
+        # `sampler` is absent where it was refused itself.
+        named = info.data.get("sampler", needed)
         if value is not None and named != needed:
             given = f"not of {named}" if named else "and the request names no sampler"
             raise ValueError(
-                f'{info.field_name} is an option of sampler {needed}, {given}; send "sampler": "{needed}" or leave it out'
+                f"{info.field_name} is an option of sampler {needed}, {given}; "
+                f'send "sampler": "{needed}" or leave it out'
             )
         return value
 
@@ -122,7 +134,8 @@ class JobRequest(BaseModel):
 def _idempotency_key(text: str | None) -> str | None:
     if text is not None and not _IDEMPOTENCY_KEY.fullmatch(text):
         raise ValueError(
-            f"the Idempotency-Key has {len(text)} characters; send 1 to 255 visible ones of ASCII, such as a UUID"
+            f"the Idempotency-Key has {len(text)} characters; send 1 to 255 visible ones of "
+            "ASCII, such as a UUID"
         )
     return text
 
@@ -131,8 +144,8 @@ IdempotencyKey = Annotated[
     str | None,
     AfterValidator(_idempotency_key),
     Header(
-        description="The same key and body give the same job, however often they are sent; another body is refused. Kept for as "
-        "long as the job is",
+        description="The same key and body give the same job, however often they are sent; "
+        "another body is refused. Kept for as long as the job is",
         examples=["5f0c6a52-6f4e-4b1e-9a53-1d1f2f6f8f57"],
         json_schema_extra={"pattern": _IDEMPOTENCY_KEY.pattern},
     ),
@@ -154,10 +167,12 @@ class QueuePlace(BaseModel):
         description="Jobs that have not ended and come before this one", examples=[2]
     )
     eta_s: float | None = Field(
-        description="Estimate of the seconds from now until this job has finished if nothing else is posted, at the pace that "
-        "live workers measure. Interactive images come before bulk ones, which keep one place in eight; owners share equally; "
-        "of one owner's jobs the one with the least left comes first; a bulk job waits for bulk work posted before it only until "
-        "workers have room for it. Null without a worker that has the model, or behind more than 256 jobs",
+        description="Estimate of the seconds from now until this job has finished if nothing else "
+        "is posted, at the pace that live workers measure. Interactive images come before bulk "
+        "ones, which keep one place in eight; owners share equally; of one owner's jobs the one "
+        "with the least left comes first; a bulk job waits for bulk work posted before it only "
+        "until workers have room for it. Null without a worker that has the model, or behind more "
+        "than 256 jobs",
         examples=[12.5],
     )
 
@@ -165,7 +180,8 @@ class QueuePlace(BaseModel):
 class Image(BaseModel):
     index: int = Field(description="Absolute index, from `start` on", examples=[0])
     state: State | Literal["expired"] = Field(
-        description="finished: can be fetched; expired: could be; otherwise how far its job got with it",
+        description="finished: can be fetched; expired: could be; otherwise how far its job got "
+        "with it",
         examples=["finished"],
     )
     url: str = Field(
@@ -181,15 +197,17 @@ class JobError(BaseModel):
     message: str = Field(
         description="For people",
         examples=[
-            "three workers were lost while they ran this job; post it again, and if it happens again ask the operator"
+            "three workers were lost while they ran this job; post it again, and if it happens "
+            "again ask the operator"
         ],
     )
 
 
 class WebhookStatus(BaseModel):
     state: Literal["waiting", "pending", "delivered", "given_up"] = Field(
-        description="waiting: the job has not ended; pending: to be sent, or sent again; delivered: answered with 2xx; given_up: "
-        "answered with 410, or not delivered by the last attempt",
+        description="waiting: the job has not ended; pending: to be sent, or sent again; "
+        "delivered: answered with 2xx; given_up: answered with 410, or not delivered by the last "
+        "attempt",
         examples=["delivered"],
     )
     attempts: int = Field(description="Times that it was sent, or tried to be", examples=[1])
@@ -201,8 +219,8 @@ class WebhookStatus(BaseModel):
 class JobSummary(BaseModel):
     id: str = Field(examples=[JOB_EXAMPLE], description="Identifier, 32 hexadecimal digits")
     state: State = Field(
-        description="running: a worker holds a part of it; when the last one is lost or stops, it is queued again. "
-        "finished, failed and cancelled are final",
+        description="running: a worker holds a part of it; when the last one is lost or stops, it "
+        "is queued again. finished, failed and cancelled are final",
         examples=["running"],
     )
     model: str = Field(description="Name of the model", examples=["fashion-mnist-28"])
@@ -231,8 +249,9 @@ class JobSummary(BaseModel):
     progress: Progress = Field(description="How far it is")
     error: JobError | None = Field(description="Why it failed; null otherwise")
     attempts: int = Field(
-        description="Workers that took up the same part of it, at most: all but the last were lost. When three in a row get "
-        "no further than those before them the job fails. A worker that stops in order and gives its part back is not counted",
+        description="Workers that took up the same part of it, at most: all but the last were "
+        "lost. When three in a row get no further than those before them the job fails. A worker "
+        "that stops in order and gives its part back is not counted",
         examples=[1],
     )
     links: dict[str, str] = Field(

@@ -1,4 +1,4 @@
-"""The models that there are."""
+"""Schema of the list of models."""
 
 from __future__ import annotations
 

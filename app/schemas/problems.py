@@ -1,4 +1,4 @@
-"""The body of every error, RFC 9457."""
+"""Schema of the body of every error (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pydantic import BaseModel, Field
 class InvalidField(BaseModel):
     field: str = Field(description="Name of the field, parameter or header", examples=["count"])
     value: str = Field(
-        description="What was sent, as JSON, cut to 80 characters; arrays and objects are not shown",
+        description="What was sent, as JSON, cut to 80 characters; arrays and objects are not "
+        "shown",
         examples=["1025"],
     )
     detail: str = Field(

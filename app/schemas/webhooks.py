@@ -1,4 +1,4 @@
-"""The body of a webhook."""
+"""Schema of the body of a webhook."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class WebhookMessage(BaseModel):
     data: JobSummary = Field(description="The job")
 
     @classmethod
-    def of(cls, job: JobSummary) -> Self:
+    def for_job(cls, job: JobSummary) -> Self:
+        """Return the message that says how `job` has ended."""
         return cls.model_validate(
             {"type": f"job.{job.state}", "timestamp": job.finished_at, "data": job}
         )

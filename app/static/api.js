@@ -1,8 +1,8 @@
-// The page's one way to the service: with the key that was given, and with problems (RFC 9457) as errors.
+// Requests to the service, with the user's key. Problems (RFC 9457) become errors.
 
 const KEY = "ddpm-key";
 
-/** What was refused. The message says why, and what to do about it. */
+/** A request that was refused. The message says why, and what to do about it. */
 export class Problem extends Error {
   constructor(status, detail) {
     super(detail);
@@ -10,12 +10,12 @@ export class Problem extends Error {
   }
 }
 
-/** For as long as this tab is open. */
+/** Use this key for as long as the tab is open. */
 export function useKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
-/** The answer, if it is a good one. Throws a Problem. */
+/** Send a request and return the answer. Throws a Problem where it is refused. */
 export async function ask(path, { method = "GET", body } = {}) {
   const key = sessionStorage.getItem(KEY);
   const headers = {
@@ -26,13 +26,13 @@ export async function ask(path, { method = "GET", body } = {}) {
     throw new Problem(0, "The service does not answer.");
   });
   if (!answer.ok) {
-    const problem = await answer.json().catch(() => null); // a proxy's is no JSON
+    const problem = await answer.json().catch(() => null); // a proxy's answer is no JSON
     throw new Problem(answer.status, problem?.detail ?? `The service answers ${answer.status}.`);
   }
   return answer;
 }
 
-/** What it says. Throws a Problem, also where the answer breaks off or is somebody else's. */
+/** Fetch JSON. Throws a Problem, also where the answer breaks off or is somebody else's. */
 export async function json(path) {
   const answer = await ask(path);
   return answer.json().catch(() => {
@@ -40,7 +40,7 @@ export async function json(path) {
   });
 }
 
-/** Under this name to the user's disk; a link could not send the key. */
+/** Save a file under this name on the user's disk. A link could not send the key. */
 export async function save(path, name) {
   const url = URL.createObjectURL(await (await ask(path)).blob());
   Object.assign(document.createElement("a"), { href: url, download: name }).click();

@@ -1,10 +1,13 @@
-// The images of a job as tiles: empty, then what they look like so far, then the picture. Only what is in sight is asked for.
+// The images of a job as tiles: empty, then with previews, then with the finished image.
+// Only tiles in sight are fetched.
 
 import { ask, save } from "./api.js";
 
-const PREVIEWS_AT_ONCE = 4; // of the six connections that a browser has; a worker may take a step's time over each
+// Of the six connections that a browser has. A worker may take a step's time for each preview.
+const PREVIEWS_AT_ONCE = 4;
 const PREVIEW_EVERY_MS = 600;
-const REFUSED_MS = 2000; // 64 pictures that are asked for again are then a third of what a key may ask
+// 64 images that are fetched again are then a third of the requests that a key may send.
+const REFUSED_MS = 2000;
 const GONE = new Set([404, 410]);
 
 const inSight = new Set();
@@ -18,8 +21,8 @@ const sight = new IntersectionObserver((entries) => {
 export class Tile {
   #image = document.createElement("img");
   #asked = false;
-  url = null; // where the finished picture is
-  isGone = false; // it was finished, and cannot be fetched any more
+  url = null; // of the finished image
+  isGone = false; // finished once, but cannot be fetched any more
   wantsPreview = false;
 
   constructor(job, index) {
@@ -36,7 +39,7 @@ export class Tile {
     return this.#image.src;
   }
 
-  /** As the job's status has it. */
+  /** Show the image as the job's status has it. */
   update({ state, url }) {
     this.wantsPreview = state === "running";
     if (state === "finished") this.url = url;
@@ -62,7 +65,7 @@ export class Tile {
       const png = await (await ask(`/v1/jobs/${this.job.id}/images/${this.index}/preview`)).blob();
       if (!this.element.classList.contains("finished")) this.#show(png);
     } catch {
-      // it waits, or is finished, or its job is gone: the next status says which
+      // It waits, or is finished, or its job is gone: the next status says which.
     }
   }
 
@@ -72,7 +75,7 @@ export class Tile {
     URL.revokeObjectURL(this.src);
   }
 
-  /** A picture that is shown already stays. */
+  /** Say that the image has expired. One that is shown already stays. */
   #expire() {
     this.isGone = true;
     if (this.element.classList.contains("finished")) return;
@@ -86,10 +89,16 @@ export class Tile {
   }
 }
 
-/** For ever, in sight: finished pictures that were refused; previews of running images, a few at once, each in its turn. */
+/**
+ * Load the tiles in sight, for ever.
+ *
+ * Finished images that were refused are fetched again.
+ * Previews of running images are fetched a few at a time, each in its turn.
+ */
 export async function showPreviews() {
   for (;;) {
-    if (!document.hidden) for (const tile of inSight) tile.load(); // a job that has ended is not asked for its status again
+    // Also of jobs that have ended, whose status is not fetched any more.
+    if (!document.hidden) for (const tile of inSight) tile.load();
     const running = [...inSight].filter((tile) => tile.wantsPreview && !document.hidden);
     for (let first = 0; first < running.length; first += PREVIEWS_AT_ONCE) {
       await Promise.all(running.slice(first, first + PREVIEWS_AT_ONCE).map((tile) => tile.wantsPreview && tile.preview()));
@@ -100,9 +109,9 @@ export async function showPreviews() {
 
 function enlarge({ job, index, src, url }) {
   const dialog = document.querySelector("#picture");
-  const said = `image ${index} of seed ${job.seed}: ${job.sampler}, ${job.steps} steps`;
-  Object.assign(dialog.querySelector("img"), { src, alt: said });
-  dialog.querySelector("p").textContent = said;
+  const caption = `image ${index} of seed ${job.seed}: ${job.sampler}, ${job.steps} steps`;
+  Object.assign(dialog.querySelector("img"), { src, alt: caption });
+  dialog.querySelector("p").textContent = caption;
   const failed = (problem) => (dialog.querySelector("p").textContent = problem.message);
   dialog.querySelector(".save").onclick = () => save(url, `${job.id}-${index}.png`).catch(failed);
   dialog.showModal();

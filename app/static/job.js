@@ -1,4 +1,4 @@
-// One job: what was asked for, how far it is, its images, and what can be done with it.
+// One job: its recipe, its progress, its images, and the buttons for it.
 
 import { ask, json, save } from "./api.js";
 import { Tile } from "./images.js";
@@ -9,9 +9,12 @@ const FINAL = new Set(["finished", "failed", "cancelled"]);
 export class JobView {
   #job;
   #tiles = new Map();
-  isOver = false; // it has ended, and its last status has been seen
+  isOver = false; // it has ended, and its last status is shown
 
-  /** `again(job)`: its recipe is wanted once more; `changed()`: the service has been told something; `failed(problem)`. */
+  /**
+   * `again(job)` puts its recipe into the form, `changed()` follows each request that has worked,
+   * and `failed(problem)` each that was refused.
+   */
   constructor(job, { again, changed, failed }) {
     this.#job = job;
     this.element = document.querySelector("#job").content.firstElementChild.cloneNode(true);
@@ -33,7 +36,7 @@ export class JobView {
     this.update(job);
   }
 
-  /** As the list has it; then, where it can be another one, as its status has it. */
+  /** Show the job as the list has it, and then, unless it is over, as its own status has it. */
   async follow(summary) {
     this.update(summary);
     if (this.isOver) return;
@@ -49,12 +52,12 @@ export class JobView {
     this.isOver ||= ended && "images" in job;
     this.element.className = job.state;
     this.#text(".state", job.state);
-    this.#text(".told", told(this.#job));
+    this.#text(".told", progressText(this.#job));
     this.#part("progress").value = job.progress.fraction;
     this.#part("progress").hidden = ended;
     this.#part(".cancel").hidden = ended;
     for (const image of job.images ?? []) this.#tiles.get(image.index)?.update(image);
-    this.#part(".archive").hidden = !ended || !this.#hasPictures();
+    this.#part(".archive").hidden = !ended || !this.#hasImages();
   }
 
   remove() {
@@ -62,7 +65,10 @@ export class JobView {
     this.element.remove();
   }
 
-  /** So that who hears the page knows which job a button is of: its name, and what tells it from others of that name. */
+  /**
+   * Label the buttons for those who hear the page: with the job's title, and with its recipe,
+   * which tells it from other jobs of that title.
+   */
   #name() {
     const { id } = this.element;
     const [title, recipe] = [this.#part("h2"), this.#part(".recipe")];
@@ -78,12 +84,12 @@ export class JobView {
 
   #mayDelete() {
     const { images, progress } = this.#job;
-    const hasPictures = images ? this.#hasPictures() : progress.images_done > 0;
-    return !hasPictures || confirm(`Delete ${this.#part("h2").textContent} and its pictures?`);
+    const hasImages = images ? this.#hasImages() : progress.images_done > 0;
+    return !hasImages || confirm(`Delete ${this.#part("h2").textContent} and its pictures?`);
   }
 
-  /** That can be fetched, as far as is known. */
-  #hasPictures() {
+  /** Whether images can be fetched, as far as is known. */
+  #hasImages() {
     return this.#job.images?.some(({ state, index }) => state === "finished" && !this.#tiles.get(index)?.isGone);
   }
 
@@ -105,7 +111,7 @@ function recipe({ sampler, variance, eta, steps, seed, start, count, priority })
   return parts.filter(Boolean).join(", ");
 }
 
-function told({ state, progress, queue, error, count, started_at, finished_at }) {
+function progressText({ state, progress, queue, error, count, started_at, finished_at }) {
   const done = `${progress.images_done} of ${count} images`;
   switch (state) {
     case "queued":

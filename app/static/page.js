@@ -1,4 +1,5 @@
-// The page: a form that posts jobs, and the newest jobs, looked at twice a second while one of them is under way.
+// The page: a form that posts jobs, and the newest jobs.
+// Their status is fetched twice a second while one of them is under way.
 
 import { Problem, ask, json, useKey } from "./api.js";
 import { showPreviews } from "./images.js";
@@ -17,13 +18,13 @@ const views = new Map();
 let cards = new Map();
 let wake = () => {};
 
-/** What became of something that the user did; with nothing, that all is well. */
-function say(problem) {
+/** Show what is wrong with something that the user did; with nothing, that all is well. */
+function showProblem(problem) {
   document.querySelector("#problem").textContent = problem?.message ?? "";
 }
 
-/** How the service is. What is said already is not said again, as it would be read out. */
-function sayOfService(text) {
+/** Show how the service is. The same text is not set again, since it would be read out again. */
+function showService(text) {
   if (service.textContent !== text) service.textContent = text;
 }
 
@@ -34,7 +35,7 @@ async function listModels() {
   showCard();
 }
 
-/** What a model's card says, as the form's choices. */
+/** Offer what the model's card allows, as the form's choices. */
 function showCard() {
   const { samplers, defaults, schedule, residual_variance } = cards.get(form.model.value);
   const variances = ["fixed_small", "fixed_large", ...(residual_variance ? ["analytic"] : [])];
@@ -45,7 +46,12 @@ function showCard() {
   showOptions();
 }
 
-/** A sampler's own options, and no other's: what is hidden is not checked, or nobody would see why the form is not sent. */
+/**
+ * Show the sampler's own options only.
+ *
+ * Hidden ones are disabled, so that the browser does not check them. Otherwise nobody would see
+ * why the form is not sent.
+ */
 function showOptions() {
   for (const sampler of ["ddpm", "ddim"]) {
     const label = form.querySelector(`.${sampler}`);
@@ -53,8 +59,8 @@ function showOptions() {
   }
 }
 
-/** The body of POST /v1/jobs. */
-function wanted() {
+/** Make the body of POST /v1/jobs from the form. */
+function jobRequest() {
   const number = (name) => (form[name].value === "" ? null : Number(form[name].value));
   return {
     ...Object.fromEntries(["model", "sampler", "priority"].map((name) => [name, form[name].value])),
@@ -64,15 +70,15 @@ function wanted() {
   };
 }
 
-/** Something was done, and it worked. */
+/** Follow up a request that has worked. */
 function changed() {
-  say();
+  showProblem();
   wake();
 }
 
-/** Puts a job's recipe into the form. */
+/** Put a job's recipe into the form. */
 function again(job) {
-  if (!cards.has(job.model)) return say(new Problem(404, `${job.model} is no longer served.`));
+  if (!cards.has(job.model)) return showProblem(new Problem(404, `${job.model} is no longer served.`));
   form.model.value = job.model;
   showCard();
   for (const name of ["sampler", "steps", "count", "seed", "start", "priority"]) form[name].value = job[name];
@@ -82,7 +88,7 @@ function again(job) {
   form.count.focus();
 }
 
-/** The newest jobs, in the list's order; those that are there stay the same elements. */
+/** Show the newest jobs, in the list's order. Jobs that are shown already keep their elements. */
 async function listJobs() {
   const page = await json(`/v1/jobs?limit=${MOST_JOBS}`);
   const ids = new Set(page.jobs.map((job) => job.id));
@@ -94,7 +100,7 @@ async function listJobs() {
   }
   let place = jobs.firstElementChild;
   for (const job of page.jobs) {
-    if (!views.has(job.id)) views.set(job.id, new JobView(job, { again, changed, failed: say }));
+    if (!views.has(job.id)) views.set(job.id, new JobView(job, { again, changed, failed: showProblem }));
     const { element } = views.get(job.id);
     if (element === place) place = place.nextElementSibling;
     else jobs.insertBefore(element, place);
@@ -106,10 +112,10 @@ async function showWorkers() {
   const { workers } = await json("/readyz");
   const rate = workers.reduce((sum, worker) => sum + worker.image_steps_per_s, 0);
   const count = `${workers.length} ${workers.length === 1 ? "worker" : "workers"}`;
-  sayOfService(`${count}, ${rate.toFixed(0)} image-steps per second`);
+  showService(`${count}, ${rate.toFixed(0)} image-steps per second`);
 }
 
-/** Until the time is over, or something has been done that shows. */
+/** Wait until the time is over, or the user has done something. */
 function pause(ms) {
   return new Promise((resolve) => {
     wake = resolve;
@@ -117,7 +123,7 @@ function pause(ms) {
   });
 }
 
-/** For ever. While the service is away, is full or wants a key, the page says so and asks again. */
+/** Keep the page up to date, for ever. While the service is away, is full or wants a key, say so. */
 async function follow() {
   for (;;) {
     let busy = false;
@@ -130,7 +136,7 @@ async function follow() {
     } catch (problem) {
       if (!(problem instanceof Problem)) throw problem;
       keyForm.hidden &&= problem.status !== 401;
-      sayOfService(problem.message);
+      showService(problem.message);
     }
     do await pause(busy ? BUSY_MS : QUIET_MS);
     while (document.hidden);
@@ -142,8 +148,8 @@ form.sampler.addEventListener("change", showOptions);
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = form.querySelector("button");
-  button.disabled = true; // so that a double click is one job
-  await ask("/v1/jobs", { method: "POST", body: wanted() }).then(() => say(), say);
+  button.disabled = true; // a double click is one job
+  await ask("/v1/jobs", { method: "POST", body: jobRequest() }).then(() => showProblem(), showProblem);
   button.disabled = false;
   wake();
 });
@@ -152,7 +158,9 @@ keyForm.addEventListener("submit", (event) => {
   const key = keyForm.key.value.trim();
   keyForm.reset();
   if (!SENDABLE.test(key)) {
-    return say(new Problem(0, "The key holds a space or a character that no key has, perhaps unseen; paste it as it was given."));
+    const detail =
+      "The key holds a space or a character that no key has, perhaps unseen; paste it as it was given.";
+    return showProblem(new Problem(0, detail));
   }
   useKey(key);
   changed();

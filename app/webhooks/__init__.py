@@ -1,1 +1,4 @@
-"""Tells the owner's server that a job has ended: what is sent and signed, where it may go, and that it gets there."""
+"""Webhooks: messages to the owner's server that a job has ended.
+
+What is sent and signed, where it may go, and how it gets there.
+"""

@@ -7,13 +7,24 @@ from app.webhooks.target import BadTarget, Reach, Target
 
 
 def check_webhook(url: str | None, reach: Reach | None) -> None:
-    """Raises InvalidRequest for one that could never be sent. What a name leads to is known only when it is."""
+    """Refuse a webhook that could never be sent.
+
+    The address that a name leads to is checked when the webhook is sent.
+
+    Args:
+        url: Where the job's webhook is to go; None for a job without one.
+        reach: Addresses that webhooks may go to; None where this service sends none.
+
+    Raises:
+        InvalidRequest: The URL cannot be sent to.
+    """
     if url is None:
         return
     if reach is None:
         raise _invalid(
             url,
-            "is asked for, but this service sends none; leave it out, or ask the operator for DDPM_WEBHOOK_SECRET",
+            "is asked for, but this service sends none; "
+            "leave it out, or ask the operator for DDPM_WEBHOOK_SECRET",
         )
     try:
         address = Target.parse(url).address
@@ -22,7 +33,8 @@ def check_webhook(url: str | None, reach: Reach | None) -> None:
     if address and not reach.allows(address):
         raise _invalid(
             url,
-            "leads to an address that is not public; use one that is, or ask the operator to put it into DDPM_WEBHOOK_NETWORKS",
+            "leads to an address that is not public; "
+            "use one that is, or ask the operator to put it into DDPM_WEBHOOK_NETWORKS",
         )
 
 

@@ -1,8 +1,12 @@
-"""Webhooks that are due, until they are delivered or given up.
+"""Delivery of webhooks: each is tried until it is delivered or given up.
 
-The script that ends a job enters it in `ddpm:webhooks` (worker/jobs/transitions.py). An API process claims an entry by setting
-it to a later time, sends it, and takes it out or sets it to the next attempt; an entry that was set anew meanwhile stays. So a kill
-at any moment only means that it is sent again: at least once, with the same id.
+The script that ends a job enters it in `ddpm:webhooks` (worker/jobs/transitions.py).
+An API process claims an entry by setting it to a later time.
+After sending it, the process takes the entry out, or sets it to the time of the next attempt.
+An entry that was set anew meanwhile stays.
+
+So a process may be killed at any moment: the webhook is then sent again, with the same id.
+Each is sent at least once.
 """
 
 from __future__ import annotations
@@ -29,10 +33,12 @@ from worker.jobs.keys import WEBHOOKS, job_key
 from worker.jobs.scripts import load
 
 log = logging.getLogger(__name__)
-MAX_ATTEMPTS = 9  # over 6 hours
+# Over 6 hours.
+MAX_ATTEMPTS = 9
 _CLAIM_S = 4 * TIMEOUT_S
-_LOOK_EVERY_S = 1.0
-_AT_ONCE_OF_ONE = 16  # attempts; one owner's receivers that never answer leave room for others'
+POLL_EVERY_S = 1.0
+# Attempts. If an owner's receivers never answer, there is still room for other owners'.
+AT_ONCE_PER_OWNER = 16
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _GROWTH = 5.0, 7200.0, 4.0
 _CLAIM = load("claim_webhook")
 _SETTLE = load("settle_webhook")
@@ -40,6 +46,15 @@ _SETTLE = load("settle_webhook")
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
+    """A job whose webhook this process may send until the claim lapses.
+
+    Attributes:
+        job: The job's id.
+        until: When the claim lapses, as Redis has it.
+        fields: The job's hash.
+        images_done: Finished images of the job.
+    """
+
     job: str
     until: bytes
     fields: Mapping[bytes, bytes] = field(repr=False)
@@ -47,23 +62,50 @@ class _Claim:
 
     @property
     def owner(self) -> str:
+        """The owner of the job."""
         return self.fields[b"owner"].decode()
 
     @property
     def attempts(self) -> int:
+        """Attempts so far, with the one that is claimed."""
         return int(self.fields[b"webhook_attempts"])
 
 
 class Delivery:
-    """One task a process; none where the service has no secret to sign with."""
+    """Sends what is due, in one task a process.
 
-    def __init__(self, redis: Redis, sender: Sender, service_secret: str) -> None:
-        self._redis, self._sender, self._secret = redis, sender, service_secret
+    Without a secret to sign with there is no such task.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        sender: Sender,
+        service_secret: str,
+        poll_every_s: float = POLL_EVERY_S,
+        at_once_per_owner: int = AT_ONCE_PER_OWNER,
+    ) -> None:
+        """Prepare, without touching Redis.
+
+        Args:
+            redis: Where the jobs and the webhooks that are due are.
+            sender: Makes the attempts; closed at the end.
+            service_secret: What owners' secrets are made of; empty where none are sent.
+            poll_every_s: Seconds until the next look for webhooks where none is due.
+            at_once_per_owner: Attempts that one owner's webhooks may have at a time.
+        """
+        self._redis = redis
+        self._sender = sender
+        self._secret = service_secret
+        self.poll_every_s = poll_every_s
+        self.at_once_per_owner = at_once_per_owner
         self._free = asyncio.Semaphore(AT_ONCE)
-        self._sending: Counter[str] = Counter()  # by owner
+        # Attempts by owner.
+        self._sending: Counter[str] = Counter()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
+        """Send what is due while the block runs."""
         with closing(self._sender):
             async with background(*([self._run()] if self._secret else [])):
                 yield
@@ -74,10 +116,10 @@ class Delivery:
                 await self._free.acquire()
                 claim = await self._next()
                 if claim:
-                    attempts.create_task(self._attend(claim))
+                    attempts.create_task(self._handle(claim))
                 else:
                     self._free.release()
-                    await asyncio.sleep(_LOOK_EVERY_S)
+                    await asyncio.sleep(self.poll_every_s)
 
     async def _next(self) -> _Claim | None:
         try:
@@ -94,11 +136,14 @@ class Delivery:
             job.decode(), until, dict(zip(fields[::2], fields[1::2], strict=True)), images_done
         )
 
-    async def _attend(self, claim: _Claim) -> None:
-        """Where the outcome cannot be noted, the claim lapses and it is sent again."""
+    async def _handle(self, claim: _Claim) -> None:
+        """Attempt a webhook, or put it off where its owner has too many under way.
+
+        If the outcome cannot be noted, the claim lapses and the webhook is sent again.
+        """
         self._sending[claim.owner] += 1
         try:
-            if self._sending[claim.owner] > _AT_ONCE_OF_ONE:
+            if self._sending[claim.owner] > self.at_once_per_owner:
                 await self._settle(claim, TIMEOUT_S, {"webhook_attempts": claim.attempts - 1})
             else:
                 await self._attempt(claim)
@@ -115,30 +160,28 @@ class Delivery:
     async def _attempt(self, claim: _Claim) -> None:
         outcome = await self._outcome(claim)
         if outcome.delivered:
-            await self._settle(
-                claim, None, {"webhook_state": "delivered", "webhook_said": outcome.said}
-            )
+            noted = {"webhook_state": "delivered", "webhook_said": outcome.report}
+            await self._settle(claim, None, noted)
         elif outcome.final or claim.attempts >= MAX_ATTEMPTS:
             log.warning(
                 "the webhook of job %s is given up after %d attempts: %s",
                 claim.job,
                 claim.attempts,
-                outcome.said,
+                outcome.report,
             )
-            await self._settle(
-                claim, None, {"webhook_state": "given_up", "webhook_said": outcome.said}
-            )
+            noted = {"webhook_state": "given_up", "webhook_said": outcome.report}
+            await self._settle(claim, None, noted)
         else:
-            await self._settle(claim, pause_s(claim.attempts), {"webhook_said": outcome.said})
-        if (
-            outcome.lookup
-        ):  # its thread is busy until then, and so is this attempt's place among its owner's
+            await self._settle(claim, pause_s(claim.attempts), {"webhook_said": outcome.report})
+        if outcome.lookup:
+            # Its thread is busy until then, and so is the attempt's place among its owner's.
             await asyncio.wait({outcome.lookup})
 
     async def _outcome(self, claim: _Claim) -> Outcome:
-        """A bug of ours must not try the same webhook for ever, nor end the task that sends the others'.
+        """Send a webhook, and make an outcome of each failure.
 
-        Nor is one sent for ever of which nobody lives to tell.
+        A bug of ours must not try the same webhook for ever, nor end the task that sends others.
+        Nor is a webhook tried for ever that takes the process down each time.
         """
         if claim.attempts > MAX_ATTEMPTS:
             return Outcome("the last attempt did not come to an end", final=True)
@@ -149,17 +192,15 @@ class Delivery:
             return Outcome("the service failed to send it, which is a bug")
 
     async def _send(self, claim: _Claim) -> Outcome:
+        """Sign and post the message."""
         record = Record.from_hash(claim.fields)
         try:
             target = Target.parse(record.webhook or "")
         except BadTarget:  # accepted by an older version
             return Outcome("the URL cannot be sent to", final=True)
-        body = (
-            WebhookMessage.of(record.summary(claim.images_done, time.time()))
-            .model_dump_json()
-            .encode()
-        )
-        secret = signature.secret_of(self._secret, record.owner)
+        message = WebhookMessage.for_job(record.summary(claim.images_done, time.time()))
+        body = message.model_dump_json().encode()
+        secret = signature.owner_secret(self._secret, record.owner)
         headers = signature.headers(secret, f"job_{record.id}", int(time.time()), body)
         about = {
             "Host": target.authority,
@@ -171,6 +212,7 @@ class Delivery:
     async def _settle(
         self, claim: _Claim, again_in_s: float | None, noted: Mapping[str, str | int]
     ) -> None:
+        """End a claim: note fields of the job, and try again in so many seconds or never."""
         await _SETTLE.call(
             self._redis,
             webhooks=WEBHOOKS,
@@ -183,7 +225,10 @@ class Delivery:
 
 
 def pause_s(attempts: int) -> float:
-    """After so many attempts: 5 s, then four times as long each time, 2 h at most, a fifth more or less so that they spread."""
-    return min(_FIRST_PAUSE_S * _GROWTH ** (attempts - 1), _LONGEST_PAUSE_S) * random.uniform(
-        0.8, 1.2
-    )
+    """Give the seconds to wait after so many attempts.
+
+    The first pause is 5 s. Each is four times as long as the one before it, 2 h at most.
+    A fifth more or less is drawn at random, so that attempts spread.
+    """
+    pause = min(_FIRST_PAUSE_S * _GROWTH ** (attempts - 1), _LONGEST_PAUSE_S)
+    return pause * random.uniform(0.8, 1.2)

@@ -16,45 +16,72 @@ import httpx
 from app.webhooks.target import Reach, Target
 
 TIMEOUT_S = 15.0
-AT_ONCE = 64  # attempts, each with a thread for its lookup
+# Attempts at a time, each with a thread for its lookup.
+AT_ONCE = 64
 
 Resolve = Callable[[str, int], Coroutine[Any, Any, Sequence[str]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`said` is for the owner: it names no address and quotes nothing that was answered."""
+    """The outcome of an attempt.
 
-    said: str
+    Attributes:
+        report: Text for the owner. It names no address and quotes nothing of the answer.
+        delivered: Whether the receiver has the message.
+        final: Whether another attempt is pointless.
+        lookup: A name lookup that still occupies a thread.
+    """
+
+    report: str
     delivered: bool = False
     final: bool = False
-    lookup: asyncio.Future[Sequence[str]] | None = field(
-        default=None, compare=False, repr=False
-    )  # may go on, in its thread
+    lookup: asyncio.Future[Sequence[str]] | None = field(default=None, compare=False, repr=False)
 
 
 class ForbiddenAddress(Exception):
-    """The name leads to no address, or to one that webhooks may not go to. Which of them is nobody's business."""
+    """The name leads to no address, or to one that webhooks may not go to.
+
+    The owner does not learn which of the two.
+    """
 
 
 class Sender:
-    """httpcore, not httpx: no redirects, no proxies, no cookies, and nothing of a URL in its log."""
+    """Posts messages over httpcore.
 
-    def __init__(self, reach: Reach, resolve: Resolve | None = None) -> None:
+    httpcore, unlike httpx, follows no redirect, asks no proxy, keeps no cookie and logs no URL.
+    """
+
+    def __init__(
+        self, reach: Reach, resolve: Resolve | None = None, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        """Prepare, without a connection.
+
+        Args:
+            reach: Addresses that webhooks may go to.
+            resolve: Looks a name up; by default the system does.
+            timeout_s: Seconds that an attempt may take.
+        """
         self._threads = ThreadPoolExecutor(AT_ONCE, "webhook-names")
-        self._tls = httpx.create_ssl_context()  # the usual authorities, or those of SSL_CERT_FILE
-        self._reach, self._resolve = reach, resolve or self._by_system
+        # The usual authorities, or those of SSL_CERT_FILE.
+        self._tls = httpx.create_ssl_context()
+        self._reach = reach
+        self._resolve = resolve or self._resolve_by_system
+        self.timeout_s = timeout_s
 
     async def post(self, target: Target, headers: Mapping[str, str], body: bytes) -> Outcome:
-        """A lookup cannot be ended: one that takes too long is in the outcome, for who counts attempts and so threads."""
+        """Make one attempt.
+
+        A lookup cannot be ended. One that takes too long is in the outcome, so that the caller
+        counts its thread.
+        """
         lookup = asyncio.ensure_future(self._resolve(target.host, target.port))
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                return _judge(
-                    await self._status(target, await asyncio.shield(lookup), headers, body)
-                )
+            async with asyncio.timeout(self.timeout_s):
+                addresses = await asyncio.shield(lookup)
+                return _outcome(await self._status(target, addresses, headers, body))
         except TimeoutError:
-            return Outcome(f"no answer in {TIMEOUT_S:g} s", lookup=lookup)
+            return Outcome(f"no answer in {self.timeout_s:g} s", lookup=lookup)
         except ForbiddenAddress:
             return Outcome("the host has no address that webhooks may go to")
         except (httpcore.ConnectError, httpcore.ConnectTimeout):
@@ -63,29 +90,34 @@ class Sender:
             return Outcome("the connection broke, or the answer was no HTTP")
 
     def close(self) -> None:
+        """End the threads, without waiting for lookups."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _status(
         self, target: Target, addresses: Sequence[str], headers: Mapping[str, str], body: bytes
     ) -> int:
-        """Nothing of the answer's body is read: the connection is closed instead."""
-        if not addresses or not all(
-            self._reach.allows(ip_address(address)) for address in addresses
-        ):
+        """Post, and give the status of the answer.
+
+        Nothing of the answer's body is read: the connection is closed instead.
+
+        Raises:
+            ForbiddenAddress: There is no address, or one of them is out of reach.
+        """
+        allowed = all(self._reach.allows(ip_address(address)) for address in addresses)
+        if not addresses or not allowed:
             raise ForbiddenAddress
         url = httpcore.URL(
             scheme=target.scheme, host=target.host, port=target.port, target=target.path
         )
         pool = httpcore.AsyncConnectionPool(
-            ssl_context=self._tls, network_backend=_Checked(addresses)
+            ssl_context=self._tls,
+            network_backend=PinnedAddresses(addresses, self.timeout_s / len(addresses)),
         )
-        async with (
-            pool,
-            pool.stream("POST", url, headers=list(headers.items()), content=body) as answer,
-        ):
+        sent = list(headers.items())
+        async with pool, pool.stream("POST", url, headers=sent, content=body) as answer:
             return answer.status
 
-    async def _by_system(self, host: str, port: int) -> Sequence[str]:
+    async def _resolve_by_system(self, host: str, port: int) -> Sequence[str]:
         try:
             found = await asyncio.get_running_loop().run_in_executor(
                 self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -95,40 +127,53 @@ class Sender:
         return [str(where[0]) for *_, where in found]
 
 
-class _Checked(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that were checked, whatever the name: a second answer could be another one ("DNS rebinding").
+class PinnedAddresses(httpcore.AsyncNetworkBackend):
+    """Connects to addresses that were checked, whatever the name.
 
+    A second lookup could give another answer than the checked one ("DNS rebinding").
     httpcore knows nothing of it: `Host`, SNI and the check of the certificate are for the name.
     """
 
-    def __init__(self, addresses: Sequence[str]) -> None:
-        self._addresses, self._tcp = addresses, httpcore.AnyIOBackend()
+    def __init__(self, addresses: Sequence[str], share_s: float) -> None:
+        """Pin the addresses.
+
+        Args:
+            addresses: Tried in this order, at least one.
+            share_s: Seconds that each may take but the last. An address that swallows what it is
+                sent so leaves time for the others.
+        """
+        self._addresses = addresses
+        self._share_s = share_s
+        self._tcp = httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # httpcore's signature
+        # httpcore's signature has the name.
+        timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        share_s = TIMEOUT_S / len(
-            self._addresses
-        )  # one that swallows what it is sent leaves time for the others
-        for address in self._addresses[:-1]:
+        """Connect to the first address that answers.
+
+        Raises:
+            httpcore.ConnectError: The last address refused.
+            httpcore.ConnectTimeout: The last address did not answer within `timeout` seconds.
+        """
+        *others, last = self._addresses
+        for address in others:
             try:
                 return await self._tcp.connect_tcp(
-                    address, port, share_s, local_address, socket_options
+                    address, port, self._share_s, local_address, socket_options
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return await self._tcp.connect_tcp(
-            self._addresses[-1], port, timeout, local_address, socket_options
-        )
+        return await self._tcp.connect_tcp(last, port, timeout, local_address, socket_options)
 
 
-def _judge(status: int) -> Outcome:
-    """410: the receiver wants no more, as Standard Webhooks has it."""
+def _outcome(status: int) -> Outcome:
+    """Judge the receiver's status. With 410 it wants no more, as Standard Webhooks has it."""
     return Outcome(
         f"answered {status}", delivered=200 <= status < 300, final=status == httpx.codes.GONE
     )

@@ -1,4 +1,7 @@
-"""What proves to a receiver that a webhook is ours: https://www.standardwebhooks.com, symmetric, version 1."""
+"""The signature that proves to a receiver that a webhook is ours.
+
+It is that of https://www.standardwebhooks.com, symmetric, version 1.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,28 @@ from hashlib import sha256
 from hmac import digest
 
 
-def secret_of(service_secret: str, owner: str) -> bytes:
-    """An owner's own secret: with one for all, each receiver could sign for every other."""
+def owner_secret(service_secret: str, owner: str) -> bytes:
+    """Derive an owner's own secret.
+
+    With one secret for all, each receiver could sign messages to every other.
+    """
     return digest(service_secret.encode(), f"webhooks of {owner}".encode(), sha256)
 
 
-def text_of(secret: bytes) -> str:
-    """As libraries for Standard Webhooks take it."""
+def secret_text(secret: bytes) -> str:
+    """Write a secret as libraries for Standard Webhooks take it."""
     return f"whsec_{b64encode(secret).decode()}"
 
 
 def headers(secret: bytes, message: str, now_s: int, body: bytes) -> dict[str, str]:
-    """`message` is the same at every attempt, and `now_s` is not: a receiver refuses old ones, which may be replayed."""
+    """Sign an attempt.
+
+    Args:
+        secret: The owner's.
+        message: The message's id, the same at every attempt.
+        now_s: Seconds since the epoch. Receivers refuse old attempts, which may be replayed.
+        body: What is sent.
+    """
     signed = digest(secret, f"{message}.{now_s}.".encode() + body, sha256)
     return {
         "webhook-id": message,

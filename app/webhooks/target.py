@@ -1,4 +1,4 @@
-"""Where a webhook may go: which URLs are taken, and which addresses are connected to."""
+"""The place that a webhook goes to: URLs that are taken, and addresses that are in reach."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ Network = IPv4Network | IPv6Network
 
 _PRINTABLE = re.compile("[!-~]*")
 _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
-_NUMBER = re.compile(
-    "[0-9]+|0x[0-9a-f]*"
-)  # a name that ends in one is an address to most resolvers: 2130706433 is 127.0.0.1
+# To most resolvers a name that ends in a number is an address: 2130706433 is 127.0.0.1.
+_NUMBER = re.compile("[0-9]+|0x[0-9a-f]*")
 _PORTS = {"http": 80, "https": 443}
-_UNICAST_V6 = ip_network(
-    "2000::/3"
-)  # all else is local, mapped, or translated to IPv4 on its way (64:ff9b::/96)
-_TUNNELS_V6 = (
-    ip_network("2001::/32"),
-    ip_network("2002::/16"),
-    ip_network("3fff::/20"),
-)  # Teredo, 6to4, and documentation
+# All else is local, mapped, or translated to IPv4 on its way (64:ff9b::/96).
+_UNICAST_V6 = ip_network("2000::/3")
+# Teredo, 6to4, and documentation.
+_TUNNELS_V6 = (ip_network("2001::/32"), ip_network("2002::/16"), ip_network("3fff::/20"))
 
 
 class BadTarget(ValueError):
-    """A URL that webhooks cannot go to; with the remedy."""
+    """A URL that webhooks cannot go to. The text has the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
+    """A URL taken apart. `path` includes the query."""
+
     scheme: str
     host: str
     port: int
-    path: str  # with the query
+    path: str
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """As httpx reads it. Raises BadTarget for what others may read in another way."""
+        """Parse a URL as httpx reads it.
+
+        Raises:
+            BadTarget: Other libraries could read the URL in another way.
+        """
         url = _url(text)
         if url.scheme not in _PORTS or not url.raw_host:
             raise BadTarget(
@@ -49,7 +50,8 @@ class Target:
             )
         if url.userinfo or url.fragment:
             raise BadTarget(
-                "has a user, password or fragment; put what the receiver needs into its path or query"
+                "has a user, password or fragment; "
+                "put what the receiver needs into its path or query"
             )
         port = url.port if url.port is not None else _PORTS[url.scheme]
         if port not in _PORTS.values() and not 1024 <= port <= 65535:
@@ -62,28 +64,29 @@ class Target:
 
     @property
     def authority(self) -> str:
-        """As `Host` has it."""
+        """Host and port as the `Host` header has them."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def address(self) -> Address | None:
-        """Where the host is one, and no name."""
+        """The host as an address; None for a name."""
         return _address(self.host)
 
 
 class Reach:
-    """Addresses that webhooks may go to: public ones, and those in `networks`."""
+    """The addresses that webhooks may go to: public ones, and those in `networks`."""
 
     def __init__(self, networks: Iterable[Network] = ()) -> None:
         self._networks = tuple(networks)
 
     def allows(self, address: Address) -> bool:
+        """Say whether webhooks may go to this address."""
         return _is_public(address) or any(address in network for network in self._networks)
 
 
 def _is_public(address: Address) -> bool:
-    """What Python calls global holds multicast, and addresses that lead to others."""
+    """Narrow down `is_global`, which holds multicast, and addresses that lead to others."""
     if isinstance(address, IPv4Address):
         return address.is_global and not address.is_multicast
     return (
@@ -96,7 +99,8 @@ def _is_public(address: Address) -> bool:
 def _url(text: str) -> httpx.URL:
     if not _PRINTABLE.fullmatch(text):
         raise BadTarget(
-            "holds a character that is none of visible ASCII; send it percent-encoded, and the host in Punycode"
+            "holds a character that is none of visible ASCII; "
+            "send it percent-encoded, and the host in Punycode"
         )
     try:
         return httpx.URL(text)
@@ -109,13 +113,15 @@ def _host(host: str) -> str:
         return host
     if not _NAME.fullmatch(host) or _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
         raise BadTarget(
-            "has a host that is neither a name nor an address as usually written; send one such as example.com or 192.0.2.7"
+            "has a host that is neither a name nor an address as usually written; "
+            "send one such as example.com or 192.0.2.7"
         )
     return host
 
 
 def _address(host: str) -> Address | None:
     try:
-        return None if "%" in host else ip_address(host)  # %: a network card of this machine
+        # With a % it names a network card of this machine.
+        return None if "%" in host else ip_address(host)
     except ValueError:
         return None

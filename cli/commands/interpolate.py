@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cli.commands.measure import faults_told, find
-from cli.device import choose_device
+from cli.device import device_option
 from cli.faults import Fault
 from models.checkpoints import diffusers_format
 from models.checkpoints.diffusers_format import Checkpoint
@@ -45,7 +45,7 @@ def draw(
     with faults_told():
         folder, sha256 = find(model)
         loaded = diffusers_format.load(folder, sha256)
-        cfg, where = loaded.net.cfg, choose_device(device)
+        cfg, where = loaded.net.cfg, device_option(device)
         pair = torch.stack(
             [read_picture(path, cfg.sample_size, cfg.in_channels) for path in (first, second)]
         )

@@ -27,7 +27,7 @@ def new(name: str) -> None:
 def webhook_secret(name: str) -> None:
     """On stdout, for programs too. A misspelt name would make a secret that verifies nothing."""
     from app.settings import ApiSettings
-    from app.webhooks.signature import secret_of, text_of
+    from app.webhooks.signature import owner_secret, secret_text
 
     settings = read(ApiSettings)
     service_secret = settings.webhook_secret.get_secret_value()
@@ -40,4 +40,4 @@ def webhook_secret(name: str) -> None:
         raise Fault(
             f"{name!r} is nobody's name; set DDPM_API_KEYS as for the API, and use one of: {', '.join(names)}"
         )
-    typer.echo(text_of(secret_of(service_secret, name)))
+    typer.echo(secret_text(owner_secret(service_secret, name)))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cli.device import choose_device
+from cli.device import device_option
 from cli.faults import Fault
 from cli.settings import CliSettings, read
 from cli.stop import StopRequest
@@ -74,7 +74,7 @@ class Measured:
             raise Fault(
                 f"--images {wanted.images} is more than the {len(self.pictures)} that {wanted.data} holds; ask for fewer"
             )
-        self.wanted, self.device = wanted, choose_device(wanted.device)
+        self.wanted, self.device = wanted, device_option(wanted.device)
         self.residual_variance = (
             None if anew else ResidualVariance.find(self.folder, loaded.sha256, loaded.schedule.T)
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from cli.device import choose_device
+from cli.device import device_option
 from cli.faults import Fault
 from cli.lock import AlreadyLocked, take
 from cli.stop import StopRequest
@@ -46,7 +46,7 @@ def train(recipe_path: Path, out: Path, device: str) -> None:
             images = open_images(
                 recipe.data.path, recipe.network.sample_size, recipe.network.in_channels
             )
-            trainer = Trainer(recipe, images, out, choose_device(device))
+            trainer = Trainer(recipe, images, out, device_option(device))
             _run(trainer, console)
     except (BadRecipe, BadOutput, BadData, BadState, BadCheckpoint, Diverged) as error:
         raise Fault(str(error)) from None

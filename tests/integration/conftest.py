@@ -1,4 +1,7 @@
-"""The API on a real port before a real Valkey, with the card of one small model and a worker that computes nothing."""
+"""The API on a real port before a real Valkey.
+
+It has the card of one small model, and a worker that computes nothing.
+"""
 
 from __future__ import annotations
 
@@ -54,15 +57,22 @@ def post(api: httpx.Client) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def asked(redis: Redis) -> Iterator[Callable[[], list[str]]]:
-    """What workers have been asked for so far."""
+    """A call that returns the previews that workers have been asked for so far."""
     with redis.pubsub(ignore_subscribe_messages=True) as subscription:
         subscription.subscribe(PREVIEWS)
         subscription.get_message(timeout=5)
-        heard: list[str] = []
+        requests: list[str] = []
 
-        def listen() -> list[str]:
-            while message := subscription.get_message(timeout=0.05):
-                heard.append(message["data"].decode())
-            return heard
+        def asked() -> list[str]:
+            """Read up to a message of our own: whatever was published before has arrived then."""
+            redis.publish(PREVIEWS, "end")
+            while (text := next_message()) != "end":
+                requests.append(text)
+            return requests
 
-        yield listen
+        def next_message() -> str:
+            message = subscription.get_message(timeout=20)
+            assert message is not None, "the server delivers no messages"
+            return message["data"].decode()
+
+        yield asked

@@ -1,4 +1,4 @@
-"""Models that have a card and no weights: all that the API wants of one."""
+"""Models that have a card and no weights, which is all that the API reads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def card_of(name: str, **changes: Any) -> Card:
 
 
 def write_card_of(name: str, root: Path, **changes: Any) -> Path:
-    """The root, to be given as `models_dir`."""
+    """Write the card below `root`, and return `root`, to be used as `models_dir`."""
     (root / name).mkdir(parents=True)
     write_card(root / name, card_of(name, **changes))
     return root

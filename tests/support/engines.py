@@ -1,4 +1,4 @@
-"""Small engines on networks with a closed form, and what the plain loop makes of the same requests."""
+"""Small engines on networks with a closed form, and the plain loop's images for comparison."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ PLANS = [
 ]
 
 
-SECONDS = {2: 1.0, 4: 1.5, 8: 2.0}  # a step of each batch size
+# a step of each batch size
+SECONDS = {2: 1.0, 4: 1.5, 8: 2.0}
 
 
 def engine(
@@ -57,5 +58,5 @@ def plain(r: ChainRequest, network: Network = gaussian_eps) -> Tensor:
 
 
 def plain_x_0_hat(r: ChainRequest, row: int) -> Tensor:
-    """With so many rows done."""
+    """x_0_hat when so many rows are done."""
     return list(chain(gaussian_eps, r.plan, r.seed, [r.index], SHAPE))[row - 1][1][0]

@@ -14,9 +14,13 @@ LINEAR = ScheduleCard(kind="linear", T=1000, beta_start=1e-4, beta_end=0.02)
 
 
 def write_model(root: Path, name: str, *, blow_up: bool = False, analytic: bool = False) -> Card:
-    """A random 8x8 network; with `blow_up`, one whose output is not finite though its weights are.
+    """Write a random 8x8 network.
 
-    `analytic`: with an estimate for that variance, which is made up.
+    Args:
+        root: The folder's parent.
+        name: The folder's and the model's name.
+        blow_up: Make the output infinite, with finite weights.
+        analytic: Add an estimate for that variance, which is made up.
     """
     net = random_unet()
     state = net.state_dict()

@@ -1,4 +1,7 @@
-"""What tests ask of the fused kernel in a process of its own: Triton reads at its import whether it is to interpret."""
+"""Questions that tests ask of the fused kernel, in another process.
+
+Triton decides at its import whether it interprets kernels or compiles them.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,23 @@ CPU = torch.device("cpu")
 def differences(
     shape: tuple[int, int, int], outputs: float, device: torch.device = CPU
 ) -> list[int]:
-    """Of a step of five chains and one of padding: how many values of x, and of x_0_hat, are not those of `rows.advance`.
+    """Count the values of x, and of x_0_hat, that differ from those of `worker.engine.step`.
 
-    `outputs` is what the network said of one value; chances are fixed.
+    The step has five chains and one of padding. Random numbers have a fixed seed.
+
+    Args:
+        shape: An image's (C, H, W).
+        outputs: The network's output for one value.
+        device: Where the kernel runs.
     """
     from worker.backends.cuda import step_kernel
 
-    random, torch_random = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    random = np.random.default_rng(0)
+    torch_random = torch.Generator().manual_seed(0)
+    # of t, seed, index and draw
+    limits = (1000, 2**53, 2**32, 2**32)
     chains = [
-        (
-            slot,
-            random.integers(1000),
-            random.integers(2**53),
-            random.integers(2**32),
-            random.integers(2**32),
-            *_row(random),
-        )
+        (slot, *(random.integers(limit) for limit in limits), *_row(random))
         for slot in (3, 0, 8, 5, 7)
     ]
     padding = (SLOTS, *[0] * (step.WIDTH - 1))
@@ -40,14 +44,14 @@ def differences(
     out[1, 0, 0, 0] = outputs
     pools = [(x.clone(), x_0_hat.clone()) for _ in range(2)]
     for advance, (ours, hats) in zip((step_kernel.advance, step.advance), pools, strict=True):
-        there = [tensor.to(device) for tensor in (columns, ours, hats, out)]
-        advance(*there)
-        ours.copy_(there[1]), hats.copy_(there[2])
-    assert not torch.equal(pools[0][0][8], x[8])  # what was to change has changed
-    assert torch.equal(pools[0][0][1], x[1])  # and nothing else
-    return [
-        int((a.view(torch.int32) != b.view(torch.int32)).sum()) for a, b in zip(*pools, strict=True)
-    ]
+        on_device = [tensor.to(device) for tensor in (columns, ours, hats, out)]
+        advance(*on_device)
+        ours.copy_(on_device[1])
+        hats.copy_(on_device[2])
+    assert not torch.equal(pools[0][0][8], x[8]), "a chain's slot stayed as it was"
+    assert torch.equal(pools[0][0][1], x[1]), "another slot changed"
+    bits = [[tensor.view(torch.int32) for tensor in pool] for pool in pools]
+    return [int((ours != theirs).sum()) for ours, theirs in zip(*bits, strict=True)]
 
 
 def _row(random: np.random.Generator) -> list[float]:
@@ -56,23 +60,17 @@ def _row(random: np.random.Generator) -> list[float]:
 
 
 def machine_code(capability: int) -> bytes:
-    """The kernel for GPUs of that compute capability times ten (90: an H100)."""
+    """Compile the kernel for GPUs of ten times this compute capability (90: an H100)."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from worker.backends.cuda import step_kernel
 
-    types = dict.fromkeys(("x", "x_0_hat", "out"), "*fp32") | {
-        "columns": "*fp64",
-        "chains": "i32",
-        "size": "i32",
-    }
-    source = ASTSource(
-        step_kernel._advance, types | {"VALUES": "constexpr"}, constexprs={"VALUES": 256}
-    )
-    made = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False}
-    )
+    types = dict.fromkeys(("x", "x_0_hat", "out"), "*fp32")
+    types |= {"columns": "*fp64", "chains": "i32", "size": "i32", "VALUES": "constexpr"}
+    source = ASTSource(step_kernel.advance_kernel, types, constexprs={"VALUES": 256})
+    target = GPUTarget("cuda", capability, 32)
+    made = triton.compile(source, target=target, options={"enable_fp_fusion": False})
     assert "fma.rn.f32" not in made.asm["ptx"]
     return made.asm["cubin"]

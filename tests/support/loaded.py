@@ -18,7 +18,10 @@ from worker.settings import WorkerSettings
 def load_tiny(
     root: Path, capacity: int = 256, precision: Precision | Literal["auto"] = "auto"
 ) -> LoadedModel:
-    """Written below `root` first. Other tests' workers have the same network, and share what is measured of it."""
+    """Write the model below `root`, and load it.
+
+    The workers of other tests have the same network, and share its calibration.
+    """
     write_model(root, "tiny")
     calibrations = CalibrationCache(WorkerSettings().cache_dir)
     return LoadedModel(

@@ -1,4 +1,4 @@
-"""Networks with a closed form, for tests in which exactness is the point; and a small U-Net with weights that are not zero."""
+"""Networks with a closed form, for exact tests, and a small U-Net without a zero weight."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ TINY = UNetConfig(
 
 
 def gaussian_eps(x: Tensor, t: Tensor, mu: float = 0.3, variance: float = 0.25) -> Tensor:
-    """The optimal eps_theta for x_0 ~ N(mu, variance I). Elementwise, so it cannot depend on the batch."""
+    """The optimal eps_theta for x_0 ~ N(mu, variance I).
+
+    It is elementwise, so it cannot depend on the batch.
+    """
     alpha_bar = SCHEDULE.alpha_bar.float().to(x.device)[t][:, None, None, None]
-    return (
-        (1 - alpha_bar).sqrt()
-        * (x - alpha_bar.sqrt() * mu)
-        / (alpha_bar * variance + 1 - alpha_bar)
-    )
+    centred = x - alpha_bar.sqrt() * mu
+    return (1 - alpha_bar).sqrt() * centred / (alpha_bar * variance + 1 - alpha_bar)
 
 
 def points_eps(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -52,7 +52,7 @@ def points_eps(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def random_unet(seed: int = 0, cfg: UNetConfig = TINY) -> UNet:
-    """No weight is zero: a zero convolution would hide whatever comes before it."""
+    """A U-Net without a zero weight: a zero convolution would hide whatever comes before it."""
     torch.manual_seed(seed)
     net = UNet(cfg)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def one_by_one(advance: Callable[[Tensor], None], inputs: Tensor) -> Callable[[]
 
 
 class LatePool(Pool):
-    """As on a GPU, a copy has arrived when a later step was told, or when somebody waits for it."""
+    """A pool as on a GPU: a copy arrives after a later step, or when somebody waits for it."""
 
     steps = 0
 
@@ -83,7 +83,8 @@ class LatePool(Pool):
 class _Late(HostCopy):
     def __init__(self, tensor: Tensor, pool: LatePool) -> None:
         super().__init__(tensor)
-        self._pool, self._told = pool, pool.steps
+        self._pool = pool
+        self._started_at = pool.steps
 
     def is_here(self) -> bool:
-        return self._pool.steps > self._told
+        return self._pool.steps > self._started_at

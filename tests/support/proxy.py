@@ -1,4 +1,4 @@
-"""What stands between a client and Redis, and counts how often something is said and answered."""
+"""A proxy between a client and Redis that counts round trips."""
 
 from __future__ import annotations
 
@@ -10,50 +10,62 @@ from urllib.parse import urlsplit
 
 
 class Proxy:
-    """`trips` counts round trips in which `about` is spoken of, each however many commands and packets."""
+    """Counts in `trips` the round trips whose requests contain `topic`.
+
+    A round trip is one however many commands and packets it has.
+    """
 
     def __init__(self, listening: socket.socket, redis_url: str) -> None:
         server = urlsplit(redis_url)
         self.url = f"redis://127.0.0.1:{listening.getsockname()[1]}/0"
-        self.about, self.trips = b"nothing yet", 0
-        self._listening, self._server = listening, (server.hostname, server.port)
-        self._lines = [listening]
+        self.topic = b"nothing yet"
+        self.trips = 0
+        self._listening = listening
+        self._server = (server.hostname, server.port)
+        self._sockets = [listening]
         threading.Thread(target=self._accept).start()
+
+    def close(self) -> None:
+        """Close all connections."""
+        for each in self._sockets:
+            with suppress(OSError):  # closed by its other end
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
 
     def _accept(self) -> None:
         with suppress(OSError):  # closed
             while True:
                 client = self._listening.accept()[0]
-                _Line(self, client, socket.create_connection(self._server)).start(self._lines)
-
-    def close(self) -> None:
-        for line in self._lines:
-            with suppress(OSError):  # closed by its other end
-                line.shutdown(socket.SHUT_RDWR)
-            line.close()
+                server = socket.create_connection(self._server)
+                self._sockets += [client, server]
+                _Connection(self, client, server).start()
 
 
-class _Line:
+class _Connection:
     """One connection, both ways."""
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
-        self._proxy, self._client, self._server, self._counted = proxy, client, server, False
+        self._proxy = proxy
+        self._client = client
+        self._server = server
+        # Whether the present round trip is counted.
+        self._counted = False
 
-    def start(self, lines: list[socket.socket]) -> None:
-        lines += [self._client, self._server]
-        threading.Thread(target=self._forth).start()
-        threading.Thread(target=self._back).start()
+    def start(self) -> None:
+        """Forward both ways until an end closes."""
+        threading.Thread(target=self._forward).start()
+        threading.Thread(target=self._backward).start()
 
-    def _forth(self) -> None:
+    def _forward(self) -> None:
         with suppress(OSError):
-            while said := self._client.recv(1 << 20):
-                if self._proxy.about in said and not self._counted:
+            while request := self._client.recv(1 << 20):
+                if self._proxy.topic in request and not self._counted:
                     self._counted = True
                     self._proxy.trips += 1
-                self._server.sendall(said)
+                self._server.sendall(request)
             self._server.shutdown(socket.SHUT_RDWR)
 
-    def _back(self) -> None:
+    def _backward(self) -> None:
         with suppress(OSError):
             while answer := self._server.recv(1 << 20):
                 self._counted = False
@@ -62,6 +74,7 @@ class _Line:
 
 @contextmanager
 def proxy(redis_url: str) -> Iterator[Proxy]:
+    """Stand between Redis and whoever connects to the proxy's `url`."""
     listening = socket.create_server(("127.0.0.1", 0))
     between = Proxy(listening, redis_url)
     try:

@@ -1,4 +1,4 @@
-"""HTTP as bytes on a socket, for what no client library would send."""
+"""HTTP as bytes on a socket: requests that no client library would send."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ HOST = b"Host: localhost\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """A response that says how long its body is."""
+
     status: int
     headers: dict[str, str]
     body: bytes
@@ -28,7 +30,7 @@ class Wire:
         self._answers: BinaryIO = opened.makefile("rb")
 
     def answer(self) -> Answer | None:
-        """The next one, which must say how long it is; None where the server closed the connection instead."""
+        """Return the next answer, or None if the server has closed the connection instead."""
         try:
             line = self._answers.readline()
         except ConnectionError:
@@ -36,40 +38,35 @@ class Wire:
         if not line:
             return None
         headers = {name.lower(): value for name, value in parse_headers(self._answers).items()}
-        return Answer(
-            int(line.split()[1]), headers, self._answers.read(int(headers.get("content-length", 0)))
-        )
+        body = self._answers.read(int(headers.get("content-length", 0)))
+        return Answer(int(line.split()[1]), headers, body)
 
 
 @contextmanager
 def connection(url: str, timeout_s: float = 10) -> Iterator[Wire]:
+    """Open a connection to the server at `url`. `timeout_s` limits each call on it."""
     where = urlsplit(url)
     with socket.create_connection((where.hostname, where.port), timeout_s) as opened:
         yield Wire(opened)
 
 
 def ask(url: str, request: bytes) -> Answer | None:
+    """Send the bytes on a connection of their own, and return the answer if there is one."""
     with connection(url) as wire:
-        with suppress(ConnectionError):  # it may have answered already
+        # The server may have answered and closed already.
+        with suppress(ConnectionError):
             wire.send(request)
         return wire.answer()
 
 
 def get(target: bytes, *headers: bytes, version: bytes = b"HTTP/1.1") -> bytes:
-    return (
-        b"GET "
-        + target
-        + b" "
-        + version
-        + b"\r\n"
-        + HOST
-        + b"".join(line + b"\r\n" for line in headers)
-        + b"\r\n"
-    )
+    """Return a GET, with lines of headers behind the Host."""
+    more = b"".join(line + b"\r\n" for line in headers)
+    return b"GET " + target + b" " + version + b"\r\n" + HOST + more + b"\r\n"
 
 
 def post(body: bytes, *headers: bytes, length: object = None) -> bytes:
-    """A POST of a job."""
+    """Return a POST of a job. `length` is declared in place of the body's own."""
     declared = f"Content-Length: {len(body) if length is None else length}\r\n".encode()
     more = b"".join(line + b"\r\n" for line in headers)
     return (

@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Received:
+    """A request."""
+
     path: str
     headers: dict[str, str]
     body: bytes
@@ -19,39 +21,44 @@ class Received:
 
 @dataclass
 class Receiver:
-    """What it got, and what it answers: each status once, the last one for ever."""
+    """Requests that were received, and how they are answered.
+
+    Attributes:
+        statuses: The answers: each once, the last one for ever.
+        endless: Whether the body of an answer never ends.
+        held: No answer is given until it is set.
+    """
 
     port: int = 0
     statuses: list[int] = field(default_factory=lambda: [204])
     received: list[Received] = field(default_factory=list)
-    endless: bool = False  # an answer whose body never ends
-    held: threading.Event | None = None  # no answer until it is set
+    endless: bool = False
+    held: threading.Event | None = None
 
     def status(self) -> int:
+        """Take the status of the next answer."""
         return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
 
 
 @contextmanager
 def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
-    kept = Receiver()
+    """Serve on a free port."""
+    hook = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            kept.received.append(
-                Received(
-                    self.path, {name.lower(): value for name, value in self.headers.items()}, body
-                )
-            )
-            if kept.held:
-                kept.held.wait(30)
-            self.send_response(kept.status())
-            self.send_header("location", f"http://127.0.0.1:{kept.port}/elsewhere")
-            if not kept.endless:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            hook.received.append(Received(self.path, headers, body))
+            if hook.held:
+                hook.held.wait(30)
+            self.send_response(hook.status())
+            self.send_header("location", f"http://127.0.0.1:{hook.port}/elsewhere")
+            if not hook.endless:
                 self.send_header("content-length", "0")
             self.end_headers()
             try:
-                while kept.endless:
+                while hook.endless:
                     self.wfile.write(b" " * 65536)
             except OSError:
                 return  # the client has enough
@@ -61,12 +68,13 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     if tls:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that refuses the certificate
-    kept.port = server.server_port
+        # A client that refuses the certificate is no error.
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    hook.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield kept
+        yield hook
     finally:
         server.shutdown()
         thread.join()

@@ -16,7 +16,10 @@ from app.http.server import Server
 
 @contextmanager
 def serve(app: FastAPI, **options: Any) -> Iterator[str]:
-    """The base URL of `app` on a free port, served as `ddpm api` serves it. `options` are uvicorn's."""
+    """Serve `app` on a free port, as `ddpm api` does, and yield its base URL.
+
+    `options` are those of `Server`, which hands uvicorn's on.
+    """
     server = Server(app, port=0, log_level="warning", timeout_graceful_shutdown=1, **options)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -25,9 +28,8 @@ def serve(app: FastAPI, **options: Any) -> Iterator[str]:
             assert thread.is_alive(), "the server did not start"
             time.sleep(0.01)
         url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        httpx.get(
-            f"{url}/nowhere"
-        )  # FastAPI builds its routes at the first request, which two threads must not do at once
+        # FastAPI builds its routes at the first request, which two threads must not do at once.
+        httpx.get(f"{url}/nowhere")
         yield url
     finally:
         server.should_exit = True

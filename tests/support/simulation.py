@@ -52,7 +52,7 @@ class _Worker:
         self.given = self.given.plus(
             len(chosen), sum(self.line_of[chain].interactive for chain in chosen)
         )
-        return self.batch_sizes.seconds[self.batch_sizes.holding(len(chosen))], [
+        return self.batch_sizes.seconds[self.batch_sizes.size_for(len(chosen))], [
             job for job in map(self._advance, chosen) if job
         ]
 

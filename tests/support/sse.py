@@ -13,6 +13,8 @@ import httpx
 
 @dataclass(frozen=True, slots=True)
 class Event:
+    """An event as a browser would hand it on; `id` is None where it has none."""
+
     name: str
     id: str | None
     data: dict[str, Any]
@@ -26,7 +28,7 @@ class Reader:
         self._lines = response.iter_lines()
 
     def __iter__(self) -> Iterator[Event]:
-        """Events as they come, without comments and whatever else bears no data."""
+        """Give events as they come, without comments and whatever else bears no data."""
         fields: dict[str, str] = {}
         for line in self._lines:
             if line:
@@ -37,20 +39,20 @@ class Reader:
                 fields = {}
 
     def until(self, name: str, **data: Any) -> list[Event]:
-        """Events up to the first of this name that holds this data."""
-        seen = []
+        """Read events up to the first of this name that holds this data."""
+        events = []
         for event in self:
-            seen.append(event)
+            events.append(event)
             if event.name == name and data.items() <= event.data.items():
-                return seen
-        raise AssertionError(f"the stream ended before {name} {data}: {seen}")
+                return events
+        raise AssertionError(f"the stream ended before {name} {data}: {events}")
 
 
 @contextmanager
 def read(
     http: httpx.Client, job: str, after: str | None = None, previews: Sequence[int] = ()
 ) -> Iterator[Reader]:
-    """The events of a job, from the beginning or behind the one with the id `after`."""
+    """Stream the events of a job, from the beginning or behind the one with the id `after`."""
     headers = {"Last-Event-ID": after} if after else {}
     with http.stream(
         "GET", f"/v1/jobs/{job}/events", headers=headers, params={"preview": previews}
@@ -59,8 +61,8 @@ def read(
         yield Reader(response)
 
 
-def told(events: list[Event]) -> list[Any]:
-    """States and images in order; of all else, as much or little may be told as there is time for."""
+def states_and_images(events: list[Event]) -> list[Any]:
+    """List states and indices of images in order, the only events that all readers get alike."""
     return [
         event.data.get("state", event.data.get("index"))
         for event in events

@@ -1,4 +1,4 @@
-"""Jobs with webhooks, and what became of these."""
+"""Jobs with webhooks, and what becomes of these."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ Post = Callable[..., dict[str, Any]]
 SECRET = "a secret of the service, for tests"
 
 
-def ended(api: httpx.Client, worker: IdleWorker, post: Post, url: str) -> str:
-    """A job with a webhook that has just finished."""
+def finished_job(worker: IdleWorker, post: Post, url: str) -> str:
+    """Post a job with a webhook and finish it; its id."""
     job: str = post(webhook=url)["id"]
     worker.start(job)
     worker.publish(job, [0])
     return job
 
 
-def status(api: httpx.Client, job: str) -> dict[str, Any]:
-    found: dict[str, Any] = api.get(f"/v1/jobs/{job}").json()["webhook"]
-    return found
+def webhook_status(api: httpx.Client, job: str) -> dict[str, Any]:
+    """Ask the API what has become of a job's webhook."""
+    status: dict[str, Any] = api.get(f"/v1/jobs/{job}").json()["webhook"]
+    return status
 
 
-def in_state(api: httpx.Client, job: str, state: str) -> dict[str, Any]:
-    eventually(lambda: status(api, job)["state"] == state, 10, f"the webhook of {job} is {state}")
-    return status(api, job)
+def wait_for_state(api: httpx.Client, job: str, state: str) -> dict[str, Any]:
+    """Wait until a job's webhook is in this state, and give its status."""
+    eventually(
+        lambda: webhook_status(api, job)["state"] == state, 60, f"the webhook of {job} is {state}"
+    )
+    return webhook_status(api, job)
 
 
-def due_now(redis: Redis, job: str) -> None:
+def make_due(redis: Redis, job: str) -> None:
+    """Have a job's webhook sent now, whenever it would be."""
     redis.zadd(WEBHOOKS, {job: 0})

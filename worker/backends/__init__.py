@@ -1,1 +1,1 @@
-"""The network as it is served, and the machine it runs on: layers and kernels for a CPU and for a GPU. Knows no Redis."""
+"""The network as it is served, and its machine: layers and kernels for CPUs and GPUs. No Redis."""

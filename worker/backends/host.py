@@ -1,4 +1,4 @@
-"""What this process may use of the machine, a container's limits included, and what the machine is called."""
+"""The machine as this process may use it, a container's limits included, and its name."""
 
 from __future__ import annotations
 
@@ -12,25 +12,84 @@ import torch
 
 from worker.backends.memory import CGROUP, host_memory_bytes, text_of
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_PHYSICAL_CORES = torch.get_num_threads()  # PyTorch's own count, before anybody sets it
+# parameters of mallopt, in malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+# PyTorch's own count, before anybody sets it
+PHYSICAL_CORES = torch.get_num_threads()
 
 
-def available_cores(cgroup: Path = CGROUP) -> int:
+class UnusableDevice(ValueError):
+    """A device that this process cannot use.
+
+    The text is what was asked for, a fact and a remedy: "cuda:1 but torch sees 1 CUDA devices; use
+    cpu or auto".
+
+    Attributes:
+        reason: Why not, in PyTorch's words.
+    """
+
+    def __init__(self, asked: str, fact: str, remedy: str, reason: str) -> None:
+        """Join the parts of the text, and keep the reason."""
+        super().__init__(f"{asked} {fact}; {remedy}")
+        self.reason = reason
+
+
+def choose_device(asked: str) -> torch.device:
+    """Choose the device to compute on: `auto` is CUDA if this process has it, else the CPU.
+
+    Raises:
+        UnusableDevice: PyTorch knows no such device, or cannot use it.
+    """
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    any_device = "use cpu, cuda, cuda:1 or auto"
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise UnusableDevice(asked, "is no device", any_device, _first_line(error)) from None
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = _first_line(error)
+        count = torch.cuda.device_count()
+        if device.type == "cuda" and (device.index or 0) >= count:
+            fact = f"but torch sees {count} CUDA devices"
+            raise UnusableDevice(asked, fact, "use cpu or auto", reason) from None
+        raise UnusableDevice(asked, f"cannot be used ({reason})", any_device, reason) from None
+    return device
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0]
+
+
+def available_cores(cgroup: Path = CGROUP, physical: int | None = None) -> int:
+    """Count the cores that this process may use, one at least.
+
+    Args:
+        cgroup: The control group's folder, which holds a container's limit.
+        physical: The machine's cores. None: PyTorch's count of them.
+    """
+    physical = PHYSICAL_CORES if physical is None else physical
     quota, _, period = text_of(cgroup / "cpu.max").partition(" ")
-    limit = math.ceil(int(quota) / int(period)) if quota.isdigit() else _PHYSICAL_CORES
-    return max(1, min(_PHYSICAL_CORES, limit))
+    limit = math.ceil(int(quota) / int(period)) if quota.isdigit() else physical
+    return max(1, min(physical, limit))
 
 
 def memory_bytes(device: torch.device, cgroup: Path = CGROUP) -> int:
-    """Of a GPU what is free now; else all that the process may have."""
-    return (
-        torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory_bytes(cgroup)
-    )
+    """Return a GPU's free memory, or else all memory that this process may have."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return host_memory_bytes(cgroup)
 
 
 def description(device: torch.device) -> str:
-    """Of what times and bits depend on: `AMD EPYC 9R14, AVX512, 8 cores` or `NVIDIA H100 80GB HBM3`."""
+    """Name what times and bits depend on.
+
+    Returns:
+        For example `AMD EPYC 9R14, AVX512, 8 cores`, or `NVIDIA H100 80GB HBM3`.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     named = re.search(r"^model name\s*: (.*)$", text_of(Path("/proc/cpuinfo")), re.MULTILINE)
@@ -39,15 +98,16 @@ def description(device: torch.device) -> str:
 
 
 def make_current(device: torch.device) -> None:
-    """Streams, events, graphs and Triton's kernels are of the calling thread's current GPU."""
+    """Make a GPU the calling thread's current one, whose streams, graphs and kernels it uses."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep what it frees for what it allocates next, where its C library can.
+    """Make this process keep the memory that it frees, if its C library can.
 
-    A step frees what the next one asks for again; given back to the kernel in between, every page of it is cleared anew.
+    A step frees what the next one asks for again. If the memory went back to the kernel in between,
+    the kernel would clear every page of it again.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

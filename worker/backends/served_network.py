@@ -1,4 +1,4 @@
-"""A checkpoint as the pool's network: on its device, in its precision, with everything that depends on t alone computed once."""
+"""A checkpoint as the pool runs it: on its device, in its precision, with its time features."""
 
 from __future__ import annotations
 
@@ -20,22 +20,28 @@ from worker.jobs.domain import Precision
 from worker.redaction import client_reason
 
 if TYPE_CHECKING:
-    from worker.backends.cuda.unet import GpuUNet  # for which Triton has to be there
+    # imports Triton, which is not on every machine
+    from worker.backends.cuda.unet import GpuUNet
 
 log = logging.getLogger(__name__)
-Denoiser = Callable[
-    [Tensor, Tensor], Tensor
-]  # of x float32 (B, C, H, W) and the time features, as float32
-BY_PYTORCH, COMPILED = "pytorch", "pytorch, worker/cpu_kernels.c"
+# x float32 (B, C, H, W) and time features (B, F) -> float32 (B, C, H, W)
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+# What workers report as their kernels. Part of the contract with workers of other versions.
+BY_PYTORCH = "pytorch"
+COMPILED = "pytorch, worker/cpu_kernels.c"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class ServedNetwork:
-    """eps_theta with its time features as a table over t, shape (T, F).
+    """eps_theta with its time features as a table over t.
 
-    Besides saving time, the table keeps thin matrix products out of the step: they are what made batch sizes disagree in the
-    last bit. In bf16 the network's weights and activations are; x, the rows and the noise stay float32. `kernels` says whose run:
-    which batch sizes agree depends on that.
+    The table saves time, and it keeps thin matrix products out of the step: these made batch sizes
+    disagree in the last bit. In bf16 the network's weights and activations are bf16; x, the plans'
+    rows and the noise stay float32.
+
+    Attributes:
+        features: The table, (T, F).
+        kernels: Whose kernels run. Which batch sizes agree to the bit depends on them.
     """
 
     def __init__(
@@ -45,18 +51,29 @@ class ServedNetwork:
         precision: Precision = "fp32",
         sizes: Sequence[int] = (1,),
     ) -> None:
-        """`sizes`: batches for which a GPU's kernels are compiled now rather than when they are met."""
+        """Copy the checkpoint's network to the device.
+
+        Args:
+            checkpoint: The network, which stays as it is.
+            device: Where to run it.
+            precision: What its weights and activations are.
+            sizes: Batch sizes whose kernels a GPU compiles now rather than at their first step.
+
+        Raises:
+            torch.OutOfMemoryError: The network does not fit the GPU.
+        """
         dtype = _DTYPES[precision]
         self.features = _table(checkpoint).to(device, dtype)
         net = copy.deepcopy(checkpoint.net).to(device, dtype)
-        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
+        # torch's stub lacks this overload
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.kernels = kernels_on_a_cpu() if device.type == "cpu" else BY_PYTORCH
         if device.type == "cuda":
             make_current(device)
             torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
-                False  # fp32 is to mean it
-            )
+            # fp32 means float32 products
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
             ours = by_our_kernels(net, self.features[:1], sizes)
             if ours:
                 self.kernels = ours.kernels
@@ -66,30 +83,40 @@ class ServedNetwork:
             self._denoise = _by_pytorch(net, dtype)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """x float32 (B, C, H, W), t int64 (B,) -> float32 (B, C, H, W)."""
+        """Run the network: x float32 (B, C, H, W), t int64 (B,) -> float32 (B, C, H, W)."""
         return self._denoise(x, self.features[t])
 
 
 @torch.inference_mode()
 def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> GpuUNet | None:
-    """`net` on its GPU, with the same bits in every batch; None, and the log says why, where it cannot be.
+    """Run a network by this project's kernels, which give the same bits in every batch.
 
-    features (1, F): those of any timestep. `sizes`: batches to compile kernels for.
+    Args:
+        net: The network, on its GPU.
+        features: The time features of any timestep, (1, F).
+        sizes: Batch sizes to compile kernels for.
+
+    Returns:
+        The network, or None if the kernels cannot run it here. The log then says why not.
+
+    Raises:
+        torch.OutOfMemoryError: Not even one image fits the GPU's memory.
+        torch.AcceleratorError: The GPU failed, and no call in this process can succeed any more.
     """
     try:
         from worker.backends.cuda.layers import compile_side_by_side
         from worker.backends.cuda.unet import GpuUNet
 
-        denoise, cfg = GpuUNet(net), net.cfg
+        denoise = GpuUNet(net)
+        shape = (net.cfg.in_channels, net.cfg.sample_size, net.cfg.sample_size)
 
         def run(size: int) -> None:
-            x = torch.zeros(
-                size, cfg.in_channels, cfg.sample_size, cfg.sample_size, device=features.device
-            )
+            x = torch.zeros(size, *shape, device=features.device)
             denoise(x, features.expand(size, -1))
 
         def run_all() -> None:
-            with suppress(torch.OutOfMemoryError):  # calibration finds out what does not fit
+            # calibration finds out what does not fit
+            with suppress(torch.OutOfMemoryError):
                 for size in sizes:
                     run(size)
 
@@ -97,14 +124,11 @@ def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> GpuUNet
         torch.cuda.empty_cache()
         run(1)
         torch.cuda.synchronize(features.device)
-    except (
-        torch.OutOfMemoryError,
-        torch.AcceleratorError,
-    ):  # of the latter nothing recovers in this process
+    # nothing in this process recovers from the latter
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
-    except (
-        Exception
-    ) as error:  # no Triton, no C compiler for it, a GPU or a network that ours are not made for
+    # no Triton, no C compiler for it, or a GPU or a network that the kernels are not made for
+    except Exception as error:
         log.warning(
             "the network runs by PyTorch's kernels, of which few batch sizes agree to the bit: %s",
             client_reason(error),
@@ -122,24 +146,28 @@ def _by_pytorch(net: UNet, dtype: torch.dtype) -> Denoiser:
 
 
 def kernels_on_a_cpu() -> str:
+    """Name the kernels that run a network on this machine's CPU."""
     return COMPILED if library() else BY_PYTORCH
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
-    """Those that the device computes natively; elsewhere bf16 is emulated, and slow."""
+    """List the precisions that a device computes natively: emulated bf16 is slow."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = (
-            torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )
+        mkldnn = torch.ops.mkldnn
+        native = torch.backends.mkldnn.is_available() and mkldnn._is_mkldnn_bf16_supported()
     return ("fp32", "bf16") if native else ("fp32",)
 
 
 @torch.inference_mode()
 def _table(checkpoint: Checkpoint) -> Tensor:
-    """Always made on the CPU by one thread, so that every worker starts from the same numbers: these products are thin."""
+    """Compute the time features of all T timesteps, (T, F).
+
+    One CPU thread computes them, so that every worker starts from the same numbers: the products
+    are thin, and their bits would depend on the kernels.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

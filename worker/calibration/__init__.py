@@ -1,1 +1,1 @@
-"""Finding out at the start how this machine runs a model best, and noticing while it runs that it has become slower."""
+"""Measuring how this machine runs a model best, and noticing at run time that it became slower."""

@@ -1,4 +1,7 @@
-"""Calibrations on the disk, so that a restart is quick and workers of one machine agree: the first measures, the others read."""
+"""Calibrations on the disk, which make a restart quick and the workers of a machine agree.
+
+The first worker measures, and the others read.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,15 @@ from filelock import FileLock
 from worker.calibration.calibrate import Calibration
 
 log = logging.getLogger(__name__)
-_FORMAT = 10  # to be raised when calibrations of before no longer hold: another kernel, another way to measure
+# Raise this when older calibrations no longer hold, as kernels or the way to measure changed.
+_FORMAT = 10
 
 
 class CalibrationCache:
-    """A folder of JSON files. One that cannot be written or read costs time, nothing else."""
+    """A folder of JSON files. A file that cannot be written or read costs time, nothing else."""
 
     def __init__(self, folder: Path) -> None:
+        """Take the folder, which is made when it is needed."""
         self._folder = folder
 
     def recall(
@@ -32,12 +37,17 @@ class CalibrationCache:
         measure: Callable[[], Calibration],
         beaten: Calibration | None = None,
     ) -> Calibration:
-        """What was found under these conditions, or what `measure` finds now, while others who want the same wait.
+        """Return what was found under these conditions, or measure now and save the result.
 
-        `beaten` is one that no longer holds.
+        Other workers that want the same wait meanwhile.
+
+        Args:
+            conditions: What the calibration depends on.
+            measure: Makes one.
+            beaten: A calibration that no longer holds.
         """
-        key, path = self._place(conditions)
-        with self._alone(path):
+        key, path = self._key_and_path(conditions)
+        with self._locked(path):
             found = _read(path, key)
             if found is None or found == beaten:
                 found = measure()
@@ -45,21 +55,25 @@ class CalibrationCache:
             return found
 
     def decide(self, conditions: tuple[str, ...], choose: Callable[[], str]) -> str:
-        """What was chosen under these conditions, or what `choose` chooses now: measured anew, it might be something else."""
-        key, path = self._place(("choice", *conditions))
-        with self._alone(path):
-            kept = _read_json(path, key)
-            if kept is None or not isinstance(kept.get("chosen"), str):
-                kept = {"chosen": choose()}
-                _write_json(path, key, kept)
-            return str(kept["chosen"])
+        """Return what was chosen under these conditions, or choose now and save the choice.
 
-    def _place(self, conditions: tuple[str, ...]) -> tuple[str, Path]:
+        The choice stays: chosen again, after another measurement, it might be different.
+        """
+        key, path = self._key_and_path(("choice", *conditions))
+        with self._locked(path):
+            saved = _read_json(path, key)
+            if saved is None or not isinstance(saved.get("chosen"), str):
+                saved = {"chosen": choose()}
+                _write_json(path, key, saved)
+            return str(saved["chosen"])
+
+    def _key_and_path(self, conditions: tuple[str, ...]) -> tuple[str, Path]:
         key = json.dumps([_FORMAT, *conditions])
-        return key, self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        return key, self._folder / f"{name}.json"
 
     @contextmanager
-    def _alone(self, path: Path) -> Iterator[None]:
+    def _locked(self, path: Path) -> Iterator[None]:
         lock = FileLock(path.with_suffix(".lock"))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -79,23 +93,25 @@ class CalibrationCache:
 
 
 def _read(path: Path, key: str) -> Calibration | None:
-    kept = _read_json(path, key)
+    saved = _read_json(path, key)
+    if saved is None:
+        return None
     try:
-        if kept is None:
-            return None
-        seconds, by_fewer = (
-            {int(size): float(s) for size, s in kept[name].items()}
-            for name in ("seconds", "by_fewer")
-        )
-        return Calibration(seconds, int(kept["threads"]), int(kept["fewer"]), by_fewer)
+        seconds = _seconds_by_size(saved["seconds"])
+        by_fewer = _seconds_by_size(saved["by_fewer"])
+        return Calibration(seconds, int(saved["threads"]), int(saved["fewer"]), by_fewer)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
+def _seconds_by_size(saved: dict[str, float]) -> dict[int, float]:
+    return {int(size): float(seconds) for size, seconds in saved.items()}
+
+
 def _read_json(path: Path, key: str) -> dict[str, Any] | None:
     try:
-        kept: dict[str, Any] = json.loads(path.read_text())
-        return kept if kept["key"] == key else None
+        saved: dict[str, Any] = json.loads(path.read_text())
+        return saved if saved["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -1,7 +1,8 @@
-"""Which batch sizes may be used, and what a step of each takes. Kernels may change with the batch and with the threads.
+"""The batch sizes and threads that a worker may use, and what a step of each takes.
 
-Every size steps the same chains, and the sizes that give the same bits are kept. On a CPU one thread sets the standard, so that
-workers with different numbers of threads draw the same pictures.
+Kernels, and with them the last bits, may change with the batch size and with the threads. So every
+size steps the same chains, and the sizes that give the same bits are used. On a CPU one thread sets
+the standard, so that workers with different numbers of threads make the same images.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,35 +21,44 @@ from worker.backends.host import available_cores
 from worker.engine.pool import Pool, columns_of
 
 log = logging.getLogger(__name__)
+# seconds, of any origin
+Clock = Callable[[], float]
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-_BETWEEN = (3, 6, 12)  # where a size costs no memory of its own; larger ones gain nothing
-_BEYOND = (128, 256)  # what fills a GPU
-LONGEST_STEP_S = 1.0  # jobs join, stop and report once a step: no larger batch is tried than one that takes this long
-_CHAINS, _CHAINS_S = (
-    32,
-    1.0,
-)  # this many chains are compared, or as many as the smallest batches step in this time
-_TIMED, _TIMED_S = 3, 1.0
-_TRIALS, _MIDDLING = 5, 16
-_FEWEST_THREADS, _FEWER_THREADS_GAIN = 4, 1.15  # a busy moment is not to halve the worker for good
-_BEATEN = 2.0  # so much faster than it was, the machine was at other work then; neighbours alone seldom make that much
-_ROW = (
-    1.0,
-    -0.5,
-    1.0,
-    0.5,
-    0.5,
-    0.1,
-    0.1,
-)  # p, q, bound, a, b, d, s: every part of a step takes part
+# On a CPU a size costs no memory of its own. Larger sizes in between gain nothing.
+_BETWEEN = (3, 6, 12)
+# what fills a GPU
+_BEYOND = (128, 256)
+# Jobs join, stop and report once a step, so no larger batch is tried than one that takes this long.
+LONGEST_STEP_S = 1.0
+# So many chains are compared, or as many as the smallest batches step in this time.
+_CHAINS = 32
+_CHAINS_S = 1.0
+# A step is timed so often, or until this time is spent.
+_TIMED = 3
+_TIMED_S = 1.0
+# Numbers of threads are compared so often, in a batch of this size.
+_TRIALS = 5
+_MIDDLING = 16
+_FEWEST_THREADS = 4
+# Fewer threads must be this much faster: a busy moment must not halve the worker for good.
+_FEWER_THREADS_GAIN = 1.15
+# If a step is this much faster than when it was calibrated, the machine was at other work then. The
+# other work on a shared machine seldom makes that much of a difference.
+_BEATEN = 2.0
+# p, q, bound, a, b, d, s: every part of a step takes part
+_ROW = (1.0, -0.5, 1.0, 0.5, 0.5, 0.1, 0.1)
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Seconds a step of each batch size that may be used; `threads` of a CPU, 0 elsewhere.
+    """The batch sizes that may be used, and the threads that compute them.
 
-    `fewer` threads give the same bits, and are for times when others want the CPU; `by_fewer` is what their steps take.
+    Attributes:
+        seconds: What a step of each batch size takes.
+        threads: Threads of a CPU that compute it; 0 elsewhere.
+        fewer: Threads that give the same bits, for times when other processes want the CPU.
+        by_fewer: What a step of each batch size takes by `fewer` threads.
     """
 
     seconds: dict[int, float]
@@ -58,60 +68,80 @@ class Calibration:
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes, ascending."""
         return tuple(sorted(self.seconds))
 
     @property
     def image_steps_per_s(self) -> float:
-        """Of the size that gives the most."""
+        """Image-steps per second, of the size that gives the most."""
         return max(size / seconds for size, seconds in self.seconds.items())
 
     def seconds_by(self, threads: int) -> dict[int, float]:
-        """Those of `threads` or of `fewer`."""
+        """Return what steps take by `threads`, or by `fewer`."""
         return self.seconds if threads == self.threads else self.by_fewer
 
     def __str__(self) -> str:
-        rates = ", ".join(
-            f"{size}: {size / seconds:.0f}" for size, seconds in sorted(self.seconds.items())
-        )
+        by_size = sorted(self.seconds.items())
+        rates = ", ".join(f"{size}: {size / seconds:.0f}" for size, seconds in by_size)
         by = f" by {self.threads} threads" if self.threads else ""
         return f"image-steps/s by batch size{by}: {rates}"
 
     def use(self) -> None:
-        """Compute with as many threads as were found best, in the calling thread."""
+        """Compute by `threads` from now on, in the calling thread."""
         compute_by(self.threads)
 
 
 def compute_by(threads: int) -> None:
-    """So many threads of the CPU, in the calling thread from now on; 0 leaves it as it is."""
+    """Compute by so many CPU threads from now on, in the calling thread; 0 changes nothing."""
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
 
 def sizes_on(device: torch.device) -> tuple[int, ...]:
-    """Batch sizes that are tried."""
+    """List the batch sizes to try on a device."""
     return (*SIZES, *_BEYOND) if device.type == "cuda" else tuple(sorted((*SIZES, *_BETWEEN)))
 
 
 @torch.inference_mode()
-def calibrate(pool: Pool, T: int, sizes: Sequence[int] = SIZES) -> Calibration:
-    """Overwrites the pool's chains. `sizes` beyond its capacity, its memory or a second a step are left out."""
-    trial = _Trial(pool, T, [size for size in sorted(sizes) if size <= pool.capacity])
+def calibrate(
+    pool: Pool,
+    T: int,
+    sizes: Sequence[int] = SIZES,
+    *,
+    clock: Clock = time.perf_counter,
+    cores: int | None = None,
+    longest_step_s: float = LONGEST_STEP_S,
+) -> Calibration:
+    """Measure steps of a pool, whose chains are overwritten.
+
+    The calling thread computes by the chosen number of threads afterwards, or by `fewer`.
+
+    Args:
+        pool: What is measured.
+        T: The timesteps of its network.
+        sizes: Batch sizes to try. Those that the pool cannot hold, or its memory, or that take too
+            long, are left out.
+        clock: Tells the time.
+        cores: Cores that this process may use. None: as many as there are.
+        longest_step_s: No larger batch is tried than one that takes half of this.
+
+    Raises:
+        torch.OutOfMemoryError: Not even the smallest batch fits the GPU's memory.
+    """
+    fitting = [size for size in sorted(sizes) if size <= pool.capacity]
+    trial = _Trial(pool, T, fitting, clock, longest_step_s)
     if pool.device.type != "cpu":
         return Calibration(trial.agreeing())
-    for threads in _by_speed(trial):
+    for threads in _by_speed(trial, available_cores() if cores is None else cores):
         torch.set_num_threads(threads)
         seconds = trial.agreeing()
-        same = [
-            n
-            for n in dict.fromkeys([threads // 2, 1])
-            if 0 < n < threads and trial.same_by(n, seconds)
-        ]
+        others = [n for n in dict.fromkeys([threads // 2, 1]) if 0 < n < threads]
+        same = [n for n in others if trial.same_by(n, seconds)]
         if threads == 1 or 1 in same:
             fewer = max(same, default=1)
             torch.set_num_threads(fewer)
-            return Calibration(
-                seconds, threads, fewer, trial.seconds(seconds) if fewer < threads else {}
-            )
+            by_fewer = trial.seconds(seconds) if fewer < threads else {}
+            return Calibration(seconds, threads, fewer, by_fewer)
         log.info(
             "with %d threads the network's bits are not those of one thread; trying fewer", threads
         )
@@ -119,28 +149,32 @@ def calibrate(pool: Pool, T: int, sizes: Sequence[int] = SIZES) -> Calibration:
 
 
 @torch.inference_mode()
-def is_beaten(pool: Pool, T: int, kept: Calibration) -> bool:
-    """Whether a step takes so much less than `kept` says that it must have been measured beside other work. As `calibrate`.
+def is_beaten(pool: Pool, T: int, saved: Calibration, clock: Clock = time.perf_counter) -> bool:
+    """Tell whether steps are so much faster now that a saved calibration must not stay.
 
-    Of the smallest batch or of the largest: work that comes and goes is in the way of long steps more than of short ones.
+    It must have been measured while the machine did other work as well. The smallest and the
+    largest batch are timed, as work that comes and goes delays long steps more than short ones.
+
+    The pool's chains are overwritten. The calling thread computes by the saved number of threads
+    afterwards.
     """
-    kept.use()
-    sizes = {kept.batch_sizes[0], kept.batch_sizes[-1]}
+    saved.use()
+    sizes = {saved.batch_sizes[0], saved.batch_sizes[-1]}
     try:
-        now = _Trial(pool, T, sorted(sizes)).seconds(sizes)
-    except (
-        torch.OutOfMemoryError
-    ):  # others have the memory now; which sizes still fit is found out when they are prepared
+        now = _Trial(pool, T, sorted(sizes), clock, LONGEST_STEP_S).seconds(sizes)
+    # Other processes have the memory now. Preparing the sizes will find out which still fit.
+    except torch.OutOfMemoryError:
         return False
-    return any(_BEATEN * seconds < kept.seconds[size] for size, seconds in now.items())
+    return any(_BEATEN * seconds < saved.seconds[size] for size, seconds in now.items())
 
 
-def _by_speed(trial: _Trial) -> Iterable[int]:
-    """Numbers of threads, the fastest first, and one at the end. Of few cores all are used, however busy they are just now."""
-    most = available_cores()
-    seconds = {
-        n: float("inf") for n in (most, most // 2, most // 4) if n == most or n >= _FEWEST_THREADS
-    }
+def _by_speed(trial: _Trial, most: int) -> Iterable[int]:
+    """List numbers of threads, the fastest first, and one at the end.
+
+    Of few cores all are used, however busy they are just now.
+    """
+    halves = (most, most // 2, most // 4)
+    seconds = {n: math.inf for n in halves if n == most or n >= _FEWEST_THREADS}
     if len(seconds) == 1:
         return dict.fromkeys([most, 1])
     for _, threads in itertools.product(range(_TRIALS), seconds):
@@ -154,18 +188,28 @@ def _by_speed(trial: _Trial) -> Iterable[int]:
 class _Trial:
     """The same chains, stepped in batches of any size."""
 
-    def __init__(self, pool: Pool, T: int, sizes: Sequence[int]) -> None:
-        self._pool, self._sizes = pool, sizes
+    def __init__(
+        self, pool: Pool, T: int, sizes: Sequence[int], clock: Clock, longest_step_s: float
+    ) -> None:
+        self._pool = pool
+        self._sizes = sizes
+        self._clock = clock
+        self._longest_step_s = longest_step_s
         self._numbers = [
             (i, i * (T - 1) // (_CHAINS - 1), 0, i, 1, *_ROW)
             for i in range(min(_CHAINS, pool.capacity))
         ]
-        self._time(sizes[0])  # the first of all allocates, lays out weights and chooses kernels
+        # The first step of all allocates memory, lays out weights and chooses kernels.
+        self._time(sizes[0])
         self._image_s = self._time(sizes[0]) / sizes[0]
         self._numbers = self._numbers[: max(sizes[0], int(_CHAINS_S / self._image_s))]
 
     def agreeing(self) -> dict[int, float]:
-        """Seconds a step of the sizes that give the same bits: of such groups the one of most sizes, then of the largest."""
+        """Time a step of each size of the group that gives the same bits.
+
+        There may be several such groups. The one of most sizes counts, and of two equally long
+        ones that with the largest size.
+        """
         groups: list[tuple[Tensor, dict[int, float]]] = []
         for size, bits, seconds in self._runs():
             group = next((group for other, group in groups if torch.equal(bits, other)), None)
@@ -183,27 +227,29 @@ class _Trial:
         return chosen
 
     def seconds(self, sizes: Iterable[int]) -> dict[int, float]:
+        """Time a step of each size, in seconds."""
         return {size: self._least(size) for size in sizes}
 
     def same_by(self, fewer: int, agreeing: Iterable[int]) -> bool:
-        """Whether so many threads give, in each of these sizes, the bits that the present number gives in all of them."""
-        threads, bits = torch.get_num_threads(), self._bits(min(agreeing))
+        """Tell whether so many threads give the bits of the present number, in each of the sizes.
+
+        The present number gives the same bits in all of them.
+        """
+        threads = torch.get_num_threads()
+        bits = self._bits(min(agreeing))
         torch.set_num_threads(fewer)
         same = all(torch.equal(bits, self._bits(size)) for size in agreeing)
         torch.set_num_threads(threads)
         return same
 
     def seconds_of_one(self) -> float:
-        """A step of a middling batch, or of as many as may be stepped at once."""
-        fit = [
-            size
-            for size in self._sizes
-            if size <= _MIDDLING and size * self._image_s < LONGEST_STEP_S
-        ]
+        """Time a step of a middling batch, or of the largest that is allowed."""
+        middling = [size for size in self._sizes if size <= _MIDDLING]
+        fit = [size for size in middling if size * self._image_s < self._longest_step_s]
         return self._time(max(fit, default=self._sizes[0]))
 
     def _runs(self) -> Iterable[tuple[int, Tensor, float]]:
-        """Size, bits and seconds, up to the size that takes too long or does not fit."""
+        """Step each size, until one takes too long or does not fit: size, bits, seconds."""
         for size in self._sizes:
             try:
                 bits = self._bits(size)
@@ -217,15 +263,17 @@ class _Trial:
                 torch.cuda.empty_cache()
                 return
             yield size, bits, seconds
-            if 2 * seconds > LONGEST_STEP_S:
+            if 2 * seconds > self._longest_step_s:
                 return
 
     def _bits(self, size: int) -> Tensor:
-        """x and x_0_hat of all chains after one step in batches of `size`, float32 (2, chains, C, H, W).
+        """Step all chains once in batches of `size`: x and x_0_hat, float32 (2, chains, C, H, W).
 
-        A larger batch is filled up with the same chains in other slots. Where they differ all is NaN, which equals nothing.
+        A batch of more chains than there are is filled up with the same chains in other slots. If
+        these differ, everything is NaN, which equals nothing.
         """
-        n, filled = len(self._numbers), max(len(self._numbers), size)
+        n = len(self._numbers)
+        filled = max(n, size)
         numbers = [(slot, *self._numbers[slot % n][1:]) for slot in range(filled)]
         self._pool.start(range(filled), [0] * filled, [slot % n for slot in range(filled)])
         for first in range(0, filled, size):
@@ -238,7 +286,10 @@ class _Trial:
         return bits[:, :n] if same else torch.full_like(bits[:, :n], math.nan)
 
     def _least(self, size: int) -> float:
-        """Seconds of a step, of a few that take no longer than a second together: other work can only make them longer."""
+        """Time a few steps, for no more than a second together, and return the least.
+
+        Other work on the machine can only make a step longer.
+        """
         taken = [self._time(size)]
         while len(taken) < _TIMED and sum(taken) + min(taken) < _TIMED_S:
             taken.append(self._time(size))
@@ -248,9 +299,9 @@ class _Trial:
         return self._step(self._numbers[:size], size)
 
     def _step(self, chains: Sequence[tuple[float, ...]], size: int) -> float:
-        """Seconds of one step of these chains."""
+        """Time one step of these chains, in seconds."""
         columns = columns_of(chains, size, self._pool.dummy)
-        start = time.perf_counter()
+        start = self._clock()
         self._pool.step(columns)
         self._pool.wait()
-        return time.perf_counter() - start
+        return self._clock() - start

@@ -1,9 +1,14 @@
-"""Brings a checkpoint onto its device as it runs best there: in which precision, in which batch sizes, by how many threads."""
+"""Bringing a checkpoint onto its device as it runs best there.
+
+What is chosen: the precision, the batch sizes and the number of threads.
+"""
 
 from __future__ import annotations
 
 import gc
 import logging
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
@@ -14,20 +19,29 @@ from models.checkpoints.diffusers_format import Checkpoint
 from worker.backends.host import description, keep_freed_memory, memory_bytes
 from worker.backends.served_network import ServedNetwork, kernels_on_a_cpu, precisions
 from worker.calibration.cache import CalibrationCache
-from worker.calibration.calibrate import Calibration, calibrate, is_beaten, sizes_on
+from worker.calibration.calibrate import Calibration, Clock, calibrate, is_beaten, sizes_on
 from worker.engine.pool import Pool
 from worker.jobs.domain import SHARD_IMAGES, Precision
 
 log = logging.getLogger(__name__)
-_POOL_SHARE, _MOST_SHARE = (
-    1 / 8,
-    1 / 2,
-)  # of the memory, the latter where a shard needs it; the rest is for the network
-_GAIN = 1.1  # bf16 costs accuracy: it has to be this much faster
+# The pool's share of the memory, and its share if a shard needs more. The rest is the network's.
+_POOL_SHARE = 1 / 8
+_MOST_SHARE = 1 / 2
+# bf16 costs accuracy, so it has to be this much faster.
+_GAIN = 1.1
 
 
 @dataclass(frozen=True, slots=True)
 class TunedNetwork:
+    """A network in its pool, ready to step.
+
+    Attributes:
+        pool: The pool, prepared for every batch size.
+        calibration: The batch sizes and threads to use.
+        precision: What it computes in.
+        kernels: Whose kernels compute it.
+    """
+
     pool: Pool
     calibration: Calibration
     precision: Precision
@@ -42,28 +56,41 @@ def tune(
     capacity: int,
     precision: Precision | Literal["auto"],
     cache: CalibrationCache | None = None,
+    clock: Clock = time.perf_counter,
 ) -> TunedNetwork:
-    """`weights` is the checkpoint's sha256. `capacity` is lowered where the memory does not hold that many chains.
+    """Bring a checkpoint onto its device as it runs best there.
 
-    Raises ValueError for a precision that the device does not compute natively.
+    Args:
+        loaded: The checkpoint.
+        weights: Its sha256.
+        shape: An image's (C, H, W).
+        device: Where it runs.
+        capacity: Chains that the pool holds; fewer if the memory does not hold that many.
+        precision: What it computes in. `auto` is what is worth more here.
+        cache: Where calibrations are saved. None: they are measured now.
+        clock: Tells the time.
+
+    Raises:
+        ValueError: The device does not compute the precision natively, or its memory is too small.
     """
     offered = precisions(device)
     if precision != "auto" and precision not in offered:
         raise ValueError(
-            f"DDPM_PRECISION={precision} but this device ({description(device)}) computes {' and '.join(offered)} only; use auto"
+            f"DDPM_PRECISION={precision} but this device ({description(device)})"
+            f" computes {' and '.join(offered)} only; use auto"
         )
     keep_freed_memory()
-    bench = _Bench(loaded, weights, shape, device, _capacity(capacity, shape, device), cache)
-    chosen = bench.choose(offered) if precision == "auto" else precision
-    bench.make_sure(chosen)
-    pool = bench.pool(chosen)
-    return TunedNetwork(
-        pool, _prepared(pool, bench.calibration(chosen)), chosen, bench.kernels(chosen)
-    )
+    capacity = _capacity(capacity, shape, device)
+    candidates = _Candidates(loaded, weights, shape, device, capacity, cache, clock)
+    chosen = candidates.choose(offered) if precision == "auto" else precision
+    candidates.make_sure(chosen)
+    pool = candidates.pool(chosen)
+    calibration = _prepared(pool, candidates.calibration(chosen))
+    return TunedNetwork(pool, calibration, chosen, candidates.kernels(chosen))
 
 
-class _Bench:
-    """One checkpoint on one device in any precision: one at a time, as two may not fit the memory."""
+class _Candidates:
+    """One checkpoint on one device in any precision: one at a time, as two may not fit."""
 
     def __init__(
         self,
@@ -73,19 +100,29 @@ class _Bench:
         device: torch.device,
         capacity: int,
         cache: CalibrationCache | None,
+        clock: Clock,
     ) -> None:
-        self._loaded, self._weights, self._shape, self._device = loaded, weights, shape, device
-        self._capacity, self._cache = capacity, cache
+        self._loaded = loaded
+        self._weights = weights
+        self._shape = shape
+        self._device = device
+        self._capacity = capacity
+        self._cache = cache
+        self._clock = clock
         self._sizes = sizes_on(device)
         self._found: dict[Precision, Calibration] = {}
-        self._measured: set[Precision] = set()  # here and now
+        self._measured_now: set[Precision] = set()
         self._last: tuple[Precision, ServedNetwork, Pool] | None = None
 
     def pool(self, precision: Precision) -> Pool:
+        """Make the pool of a precision, or return it if it was the last one made."""
         return self._made(precision)[1]
 
     def choose(self, offered: Sequence[Precision]) -> Precision:
-        """What was chosen first stays, whatever is measured later: workers that run draw in it."""
+        """Choose the precision that is worth most.
+
+        The first choice stays, whatever is measured later, as running workers sample in it.
+        """
 
         def choose() -> Precision:
             return max(offered, key=self.worth)
@@ -93,80 +130,78 @@ class _Bench:
         if self._cache is None or len(offered) == 1:
             return choose()
         kernels = kernels_on_a_cpu() if self._device.type == "cpu" else ""
-        conditions = (
-            self._weights,
-            description(self._device),
-            torch.__version__,
-            kernels,
-            *offered,
-        )
-        return cast(Precision, self._cache.decide(conditions, choose))
+        machine = (description(self._device), torch.__version__, kernels)
+        return cast(Precision, self._cache.decide((self._weights, *machine, *offered), choose))
 
     def calibration(self, precision: Precision) -> Calibration:
+        """Return the calibration of a precision, saved or measured now."""
         if precision not in self._found:
             self._found[precision] = self._recall(precision)
         return self._found[precision]
 
     def make_sure(self, precision: Precision) -> None:
-        """Measure anew what was kept of it, if it was measured beside other work."""
-        kept = self.calibration(precision)
-        if precision not in self._measured and is_beaten(
-            self.pool(precision), self._loaded.schedule.T, kept
-        ):
+        """Measure again what was saved of a precision, if it was measured beside other work."""
+        saved = self.calibration(precision)
+        if precision in self._measured_now:
+            return
+        if is_beaten(self.pool(precision), self._loaded.schedule.T, saved, self._clock):
             log.info(
-                "steps are much faster than when they were calibrated, perhaps beside other work: they are calibrated anew"
+                "steps are much faster than when they were calibrated, perhaps beside other work:"
+                " they are calibrated anew"
             )
-            self._found[precision] = self._recall(precision, beaten=kept)
+            self._found[precision] = self._recall(precision, beaten=saved)
 
     def _recall(self, precision: Precision, beaten: Calibration | None = None) -> Calibration:
         enough = str(self._capacity >= self._sizes[-1])
-        conditions = (
-            self._weights,
-            description(self._device),
-            torch.__version__,
-            self.kernels(precision),
-            precision,
-            enough,
-        )
+        machine = (description(self._device), torch.__version__, self.kernels(precision))
 
         def measure() -> Calibration:
-            self._measured.add(precision)
-            return calibrate(self.pool(precision), self._loaded.schedule.T, self._sizes)
+            self._measured_now.add(precision)
+            T = self._loaded.schedule.T
+            return calibrate(self.pool(precision), T, self._sizes, clock=self._clock)
 
-        return self._cache.recall(conditions, measure, beaten) if self._cache else measure()
+        if self._cache is None:
+            return measure()
+        return self._cache.recall((self._weights, *machine, precision, enough), measure, beaten)
 
     def _made(self, precision: Precision) -> tuple[ServedNetwork, Pool]:
         if self._last is None or self._last[0] != precision:
             self._last = None
-            gc.collect()  # what was recorded of the pool's steps refers to the pool
+            # The recorded steps of a pool refer to it, and it to them.
+            gc.collect()
             torch.cuda.empty_cache()
             fitting = [size for size in self._sizes if size <= self._capacity]
             network = ServedNetwork(self._loaded, self._device, precision, fitting)
-            self._last = (
-                precision,
-                network,
-                Pool(network, self._shape, self._capacity, self._device),
-            )
+            pool = Pool(network, self._shape, self._capacity, self._device)
+            self._last = (precision, network, pool)
         return self._last[1:]
 
     def kernels(self, precision: Precision) -> str:
-        """On a GPU the network has to be made to know: what ours cannot do is left to PyTorch's."""
-        return (
-            self._made(precision)[0].kernels if self._device.type == "cuda" else kernels_on_a_cpu()
-        )
+        """Name the kernels that compute the network.
+
+        On a GPU it has to be made first: a network that this project's kernels cannot run is left
+        to PyTorch's.
+        """
+        if self._device.type == "cuda":
+            return self._made(precision)[0].kernels
+        return kernels_on_a_cpu()
 
     def worth(self, precision: Precision) -> float:
-        """The rate that would be worth as much in fp32."""
-        return self.calibration(precision).image_steps_per_s / (_GAIN if precision == "bf16" else 1)
+        """Rate a precision: the image-steps per second that would be worth as much in fp32."""
+        cost = _GAIN if precision == "bf16" else 1
+        return self.calibration(precision).image_steps_per_s / cost
 
 
 def _prepared(pool: Pool, calibration: Calibration) -> Calibration:
-    """Do at the start what the first step of each size would have to do. Raises ValueError where none fits."""
+    """Do at the start what the first step of each size would do.
+
+    Raises:
+        ValueError: No size fits the memory.
+    """
     calibration.use()
     ready = {}
-    for size, seconds in sorted(
-        calibration.seconds.items(), reverse=True
-    ):  # smaller ones then need no memory of their own
+    # The largest goes first, so that smaller ones need no memory of their own.
+    for size, seconds in sorted(calibration.seconds.items(), reverse=True):
         try:
             pool.prepare(size)
         except torch.OutOfMemoryError:
@@ -177,24 +212,32 @@ def _prepared(pool: Pool, calibration: Calibration) -> Calibration:
         ready[size] = seconds
     if not ready:
         raise ValueError(
-            f"no batch fits the memory that is free on {pool.device}; free some, or use another device"
+            f"no batch fits the memory that is free on {pool.device};"
+            " free some, or use another device"
         )
-    torch.cuda.empty_cache()  # what was only for recording
+    # give back what only recording needed
+    torch.cuda.empty_cache()
     by_fewer = {size: seconds for size, seconds in calibration.by_fewer.items() if size in ready}
     return replace(calibration, seconds=ready, by_fewer=by_fewer)
 
 
 def _capacity(asked: int, shape: tuple[int, int, int], device: torch.device) -> int:
-    """Raises ValueError where not even a shard of images fits: none would ever be taken."""
-    memory, chain_bytes = memory_bytes(device), 2 * 4 * shape[0] * shape[1] * shape[2]
-    fit = max(
-        int(_POOL_SHARE * memory) // chain_bytes,
-        min(SHARD_IMAGES, int(_MOST_SHARE * memory) // chain_bytes),
-    )
+    """Limit the pool's chains to what the memory holds.
+
+    Raises:
+        ValueError: Not even a shard of images fits, so the worker could never take one.
+    """
+    memory = memory_bytes(device)
+    chain_bytes = 2 * 4 * math.prod(shape)
+    in_share = int(_POOL_SHARE * memory) // chain_bytes
+    at_most = int(_MOST_SHARE * memory) // chain_bytes
+    fit = max(in_share, min(SHARD_IMAGES, at_most))
     if fit < SHARD_IMAGES:
+        needed = SHARD_IMAGES * chain_bytes / _MOST_SHARE
         raise ValueError(
-            f"half of the memory ({memory / 2**30:.1f} GiB) holds {fit} images of {'x'.join(map(str, shape))}, and a worker "
-            f"takes {SHARD_IMAGES} at once; give it {SHARD_IMAGES * chain_bytes / _MOST_SHARE / 2**30:.1f} GiB or more"
+            f"half of the memory ({memory / 2**30:.1f} GiB) holds {fit} images of"
+            f" {'x'.join(map(str, shape))}, and a worker takes {SHARD_IMAGES} at once;"
+            f" give it {needed / 2**30:.1f} GiB or more"
         )
     if fit < asked:
         log.info(

@@ -1,1 +1,1 @@
-"""The engine: chains in a pool, picked for every step and stepped in batches. Knows no Redis, no RQ and no HTTP."""
+"""The engine: chains lie in a pool, and every step runs a batch of them. Knows no Redis or HTTP."""

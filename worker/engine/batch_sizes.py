@@ -1,4 +1,4 @@
-"""How many chains take the next step: the batch sizes that may be used, what a step of each costs, and the choice among them."""
+"""The batch sizes in use, what a step of each costs, and how many chains take the next step."""
 
 from __future__ import annotations
 
@@ -10,52 +10,68 @@ from worker.jobs.policy import STRETCH
 
 
 class BatchSizes:
-    """`seconds` of a step by batch size, padding included."""
+    """The batch sizes that steps may use.
+
+    Attributes:
+        seconds: What a step of each size takes, padding included, by ascending size.
+        sizes: The sizes, ascending.
+        size_for: `_size_for`, with its answers remembered.
+        places: `_places`, with its answers remembered.
+    """
 
     def __init__(self, seconds: Mapping[int, float]) -> None:
+        """Take the seconds of a step by batch size."""
         self.seconds = dict(sorted(seconds.items()))
         self.sizes = tuple(self.seconds)
-        # asked before every step, behind a network that has filled the caches
-        self.holding, self.places = cache(self._holding), lru_cache(4096)(self._places)
+        # The engine asks before every step, when the network has just filled the CPU's caches.
+        self.size_for = cache(self._size_for)
+        self.places = lru_cache(4096)(self._places)
 
     @property
     def largest(self) -> int:
+        """The largest size in use."""
         return self.sizes[-1]
 
-    def _holding(self, chains: int) -> int:
-        """The size in which that many chains step soonest; the largest there is for more."""
+    def _size_for(self, chains: int) -> int:
+        """Choose the size that steps so many chains soonest: the largest, if none holds them."""
         fit = [size for size in self.sizes if size >= chains] or [self.largest]
         return min(fit, key=lambda size: self.seconds[size])
 
     def _places(self, interactive: int, bulk: int, within_s: float = math.inf) -> int:
-        """How many of the waiting chains are to take the next step, which is to take `within_s` where a batch does.
+        """Choose how many of the waiting chains take the next step.
 
-        The largest batch of those that would give every one of them a step in the shortest time: 20 chains as 16 and 4 where
-        that is faster than 32 places with 12 left empty. While somebody interactive waits, only batches that do not hold it up.
+        It is the largest batch of the set that would step every waiting chain once in the
+        shortest time. So 20 chains go as 16 and 4 if that is faster than a batch of 32 with 12
+        places empty. While interactive chains wait, only batches that do not delay them count.
+
+        Args:
+            interactive: Interactive chains that wait.
+            bulk: Bulk chains that wait.
+            within_s: Upper bound on the step's duration, in seconds. If every batch takes longer,
+                the size for one chain is used.
         """
         waiting = interactive + bulk
         allowed = self._swift(interactive) if interactive and bulk else self.sizes
-        allowed = [size for size in allowed if self.seconds[size] <= within_s] or [self.holding(1)]
+        allowed = [size for size in allowed if self.seconds[size] <= within_s]
+        allowed = allowed or [self.size_for(1)]
         if waiting > 2 * allowed[-1]:
             return max(allowed, key=lambda size: size / self.seconds[size])
         size = _first_of_rounds(waiting, tuple((size, self.seconds[size]) for size in allowed))
         return min(size, waiting)
 
     def _swift(self, interactive: int) -> Sequence[int]:
-        limit_s = max(
-            STRETCH * self.seconds[self.holding(1)], self.seconds[self.holding(interactive)]
-        )
+        """List the sizes that hardly delay so many interactive chains."""
+        stretched_s = STRETCH * self.seconds[self.size_for(1)]
+        limit_s = max(stretched_s, self.seconds[self.size_for(interactive)])
         return [size for size in self.sizes if self.seconds[size] <= limit_s]
 
 
 def _first_of_rounds(chains: int, costs: tuple[tuple[int, float], ...]) -> int:
-    """The largest batch of the cheapest set of batches that holds all chains."""
-    cheapest: list[tuple[float, int]] = [
-        (0.0, 0)
-    ]  # for each number of chains: seconds, and the largest batch
+    """Find the largest batch of the cheapest set of batches that holds all chains."""
+    # for each number of chains: the seconds, and the largest batch
+    cheapest: list[tuple[float, int]] = [(0.0, 0)]
     for n in range(1, chains + 1):
         rest = ((cheapest[max(0, n - size)], size, seconds) for size, seconds in costs)
-        cheapest.append(
-            min((spent + seconds, max(size, largest)) for (spent, largest), size, seconds in rest)
-        )
+        sets = ((spent + seconds, max(size, largest)) for (spent, largest), size, seconds in rest)
+        cheapest.append(min(sets))
     return cheapest[chains][1]

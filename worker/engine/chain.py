@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: requests, snapshots, finished images, previews."""
+"""Requests that enter the engine; snapshots, finished images and previews that leave it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ from worker.engine.transfers import HostCopy
 
 @dataclass(frozen=True, slots=True)
 class ChainRequest:
-    """One image to make. `chain` names it, `job` groups chains for the scheduler, `interactive` is the upper class."""
+    """One image to make.
+
+    Attributes:
+        chain: The chain's name in the engine.
+        job: Groups chains for the scheduler.
+        plan: The rows that the chain takes.
+        seed: The seed of its noise.
+        index: The image's index in its job, which its noise depends on as well.
+        owner: Whose job it is: owners get equal shares.
+        interactive: Whether it goes before bulk work.
+    """
 
     chain: Hashable
     job: Hashable
@@ -26,9 +36,10 @@ class ChainRequest:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A chain between two steps: `row` rows are done. x and x_0_hat: float32 (C, H, W) on the host.
+    """A chain between two steps, `row` rows of its plan done.
 
-    Where no plan of those copied together remembers its x_0_hat, it is zero.
+    x and x_0_hat are float32 (C, H, W) on the host. x_0_hat is zero if no plan of the chains
+    copied with it remembers its x_0_hat.
     """
 
     request: ChainRequest
@@ -39,7 +50,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """An image that left the engine: uint8 (C, H, W), or None where the network's numbers were not finite."""
+    """An image that left the engine.
+
+    `pixels` is uint8 (C, H, W), or None if the network's output was not finite.
+    """
 
     request: ChainRequest
     pixels: Tensor | None
@@ -47,7 +61,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """How a chain looks with `row` rows done: x_0_hat, in a copy that is on its way to the host with others'."""
+    """A chain's x_0_hat when `row` rows were done.
+
+    It is number `place` of a copy of several chains, which may still be on its way to the host.
+    """
 
     request: ChainRequest
     row: int
@@ -55,5 +72,5 @@ class Preview:
     copy: HostCopy
 
     def x_0_hat(self) -> Tensor:
-        """float32 (C, H, W); waits until it is here."""
+        """Wait until the copy is on the host, and return float32 (C, H, W)."""
         return self.copy.result()[self.place]

@@ -1,7 +1,8 @@
-"""The engine: any number of chains, each with its own plan, seed and progress, in one running batch.
+"""The engine: any number of chains, each with its own plan, seed and progress, in one batch.
 
-It knows no Redis, no RQ and no HTTP. Its loop is four verbs: admit, pick, step, retire. Chains join at any step, may be
-parked at any step (parking is not being picked), and leave by one door whether they finish, fail or are cancelled.
+Its loop is four verbs: admit, pick, step, retire. A chain may join before any step, and is parked
+in every step that does not pick it. All chains leave by the same door, whether they finish, fail or
+are cancelled. The engine knows no Redis, no RQ and no HTTP.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from worker.engine.transfers import HostCopy
 class _Chain:
     request: ChainRequest
     slot: int
-    line: ChainGroup
+    group: ChainGroup
     admitted_at: int  # row
-    row: int
+    row: int  # next row
 
     @property
     def rows_left(self) -> int:
@@ -35,7 +36,7 @@ class _Chain:
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """What the next step is to know of the chain, as in worker/engine/pool.py: its address, and its plan's row."""
+        """The chain's column in the next step (worker/engine/pool.py): address and plan row."""
         plan = self.request.plan
         return (
             self.slot,
@@ -49,7 +50,10 @@ class _Chain:
 
 @dataclass(frozen=True, slots=True)
 class _Leaving:
-    """Chains that one step finished, by name, with their places in the copy that is on its way to the host."""
+    """Chains that one step finished, and the copy of their x that is on its way to the host.
+
+    `places` holds, by the chain's name, its place in the copy and its request.
+    """
 
     places: dict[Hashable, tuple[int, ChainRequest]]
     x: HostCopy
@@ -66,44 +70,47 @@ class _Leaving:
 class Engine:
     """Steps the chains of one network. Not thread-safe: one thread submits, steps and cancels.
 
-    On a GPU the host is a step or two ahead. A chain that has taken its last row has left its slot, and comes out of the step
-    by which its picture has arrived.
+    On a GPU the host is a step or two ahead. A chain leaves its slot as soon as its last row is
+    queued. `step` returns it once its pixels have arrived.
     """
 
     def __init__(self, pool: Pool, seconds: Mapping[int, float]) -> None:
-        """`seconds`: what a step of each batch size takes; the sizes are those that may be used."""
+        """Take an empty pool, and the seconds of a step by batch size, of the sizes to use."""
         self.pool = pool
         self.batch_sizes = BatchSizes(seconds)
-        self.image_steps = 0  # done since the start, padding not counted
+        # steps of images since the start, padding not counted
+        self.image_steps = 0
         self._chains: dict[Hashable, _Chain] = {}
-        self._lines: dict[Hashable, ChainGroup] = {}
+        self._groups: dict[Hashable, ChainGroup] = {}
         self._leaving: deque[_Leaving] = deque()
         self._free = list(range(pool.capacity))
-        self._given = NOTHING_SERVED
+        self._served = NOTHING_SERVED
         self._moved: set[Hashable] = set()
 
     @property
     def room(self) -> int:
-        """Chains that may still be submitted."""
+        """Number of chains that may be submitted now."""
         return len(self._free)
 
     @property
     def is_interactive(self) -> bool:
-        """Whether chains of the upper class are in it, those included whose pictures are on their way."""
+        """True if any chain is interactive, here or on its way out."""
+        if any(group.interactive for group in self._groups.values()):
+            return True
         leaving = (request for leaving in self._leaving for _, request in leaving.places.values())
-        return any(line.interactive for line in self._lines.values()) or any(
-            request.interactive for request in leaving
-        )
+        return any(request.interactive for request in leaving)
 
     def __len__(self) -> int:
         return len(self._chains) + sum(len(leaving.places) for leaving in self._leaving)
 
     def moved(self) -> set[Hashable]:
-        """The chains here that have taken a step since this was last asked."""
-        moved, self._moved = self._moved, set()
+        """Name the chains here that have taken a step since the last call."""
+        moved = self._moved
+        self._moved = set()
         return moved
 
     def rows_done(self, chain: Hashable) -> int:
+        """Count the rows that a chain has taken, which must be here or leaving."""
         if chain in self._chains:
             return self._chains[chain].row
         return next(
@@ -113,23 +120,32 @@ class Engine:
         )
 
     def submit(self, requests: Sequence[ChainRequest]) -> None:
-        """Admit new chains; they run from the next step on. Raises ValueError for more than there is room, or a name in use."""
+        """Admit new chains, which run from the next step on.
+
+        Raises:
+            ValueError: There are more than there is room for, or a name is in use.
+        """
         slots = self._admit(requests, rows=[0] * len(requests))
         if requests:
             self.pool.start(slots, [r.seed for r in requests], [r.index for r in requests])
 
     def restore(self, snapshots: Sequence[Snapshot]) -> None:
-        """Admit chains where their snapshots left them; the images come out as if nothing had happened."""
+        """Admit chains as their snapshots hold them: their images come out as if never stopped.
+
+        Raises:
+            ValueError: There are more than there is room for, or a name is in use.
+        """
         slots = self._admit([s.request for s in snapshots], [s.row for s in snapshots])
         if snapshots:
-            self.pool.write(
-                slots,
-                torch.stack([s.x for s in snapshots]),
-                torch.stack([s.x_0_hat for s in snapshots]),
-            )
+            x = torch.stack([s.x for s in snapshots])
+            x_0_hat = torch.stack([s.x_0_hat for s in snapshots])
+            self.pool.write(slots, x, x_0_hat)
 
     def snapshot(self, chains: Iterable[Hashable]) -> list[Snapshot]:
-        """Copies of the chains as they are between two steps. They keep running. None may be leaving: `settle` first."""
+        """Copy chains as they are between two steps; they keep running.
+
+        None of them may be leaving: call `settle` first.
+        """
         held = [self._chains[chain] for chain in chains]
         if not held:
             return []
@@ -140,7 +156,10 @@ class Engine:
         return [Snapshot(c.request, c.row, x[i], x_0_hat[i]) for i, c in enumerate(held)]
 
     def preview(self, chains: Iterable[Hashable]) -> list[Preview]:
-        """Of those chains that have taken a step here, without waiting for it. What a snapshot kept may lack their x_0_hat."""
+        """Start copying the x_0_hat of these chains, without waiting for it.
+
+        Chains that have taken no step here are left out: a snapshot may lack their x_0_hat.
+        """
         stepped = [c for name in chains if (c := self._chains.get(name)) and c.row > c.admitted_at]
         if not stepped:
             return []
@@ -148,7 +167,7 @@ class Engine:
         return [Preview(c.request, c.row, place, copy) for place, c in enumerate(stepped)]
 
     def cancel(self, chains: Iterable[Hashable]) -> None:
-        """Drop the chains that are still here; their places are free at once."""
+        """Drop those of the chains that are still here. Their slots are free at once."""
         for chain in chains:
             if chain in self._chains:
                 self._leave(chain)
@@ -158,30 +177,33 @@ class Engine:
     def step(
         self, only: Sequence[Hashable] | None = None, within_s: float = math.inf
     ) -> list[Finished]:
-        """One step for the chains that are picked, or for `only` these where given; returns those that have left since.
+        """Take one step, and return the images that have arrived since the last one.
 
-        It is to take `within_s` where a batch does.
+        Args:
+            only: The chains that take it, of those that are here. None: those that the scheduler
+                picks.
+            within_s: Upper bound on the step's duration, in seconds, for the scheduler's pick. If
+                every batch takes longer, the one for a single chain is used.
         """
-        picked = (
-            self._pick(within_s)
-            if only is None
-            else [self._chains[chain] for chain in only if chain in self._chains]
-        )
+        if only is None:
+            picked = self._pick(within_s)
+        else:
+            picked = [self._chains[chain] for chain in only if chain in self._chains]
         if not picked:
             return self.settle()
         del picked[self.batch_sizes.largest :]
-        size = self.batch_sizes.holding(len(picked))
+        size = self.batch_sizes.size_for(len(picked))
         self.pool.step(columns_of([chain.numbers for chain in picked], size, self.pool.dummy))
         for chain in picked:
             chain.row += 1
-            chain.line.rows_left -= 1
+            chain.group.rows_left -= 1
             self._moved.add(chain.request.chain)
         self.image_steps += len(picked)
         self._retire([chain for chain in picked if not chain.rows_left])
         return self._arrived()
 
     def settle(self) -> list[Finished]:
-        """Wait for the pictures that are on their way; afterwards every chain is in its slot or has left."""
+        """Wait for the images on their way, so that every chain is in its slot or has left."""
         finished = [image for leaving in self._leaving for image in leaving.finished()]
         self._leaving.clear()
         return finished
@@ -190,35 +212,37 @@ class Engine:
         names = [request.chain for request in requests]
         if len(requests) > self.room:
             raise ValueError(
-                f"{len(requests)} chains do not fit the {self.room} free places; submit what `room` allows"
+                f"{len(requests)} chains do not fit the {self.room} free places;"
+                " submit what `room` allows"
             )
         if len(set(names)) < len(names) or any(self._knows(name) for name in names):
             raise ValueError(
                 "a chain of this name is in the engine; give every chain a name of its own"
             )
         for request, row in zip(requests, rows, strict=True):
-            chain = _Chain(request, self._free.pop(), self._line(request), row, row)
+            chain = _Chain(request, self._free.pop(), self._group_of(request), row, row)
             self._chains[request.chain] = chain
-            chain.line.join(request.chain, chain.rows_left)
+            chain.group.join(request.chain, chain.rows_left)
         return [self._chains[name].slot for name in names]
 
     def _knows(self, name: Hashable) -> bool:
         return name in self._chains or any(name in leaving.places for leaving in self._leaving)
 
-    def _line(self, request: ChainRequest) -> ChainGroup:
-        line = ChainGroup(request.job, request.owner, request.interactive)
-        return self._lines.setdefault(line.key, line)
+    def _group_of(self, request: ChainRequest) -> ChainGroup:
+        group = ChainGroup(request.job, request.owner, request.interactive)
+        return self._groups.setdefault(group.key, group)
 
     def _pick(self, within_s: float) -> list[_Chain]:
-        lines = list(self._lines.values())
-        places = self.batch_sizes.places(
-            waiting(lines, interactive=True), waiting(lines, interactive=False), within_s
-        )
-        chosen = self._chains if places == len(self._chains) else pick(lines, places, self._given)
-        picked = [self._chains[chain] for chain in chosen]
-        self._given = self._given.plus(
-            len(picked), sum(chain.request.interactive for chain in picked)
-        )
+        groups = list(self._groups.values())
+        interactive = waiting(groups, interactive=True)
+        bulk = waiting(groups, interactive=False)
+        places = self.batch_sizes.places(interactive, bulk, within_s)
+        if places == len(self._chains):
+            picked = list(self._chains.values())
+        else:
+            picked = [self._chains[chain] for chain in pick(groups, places, self._served)]
+        interactive_picked = sum(chain.request.interactive for chain in picked)
+        self._served = self._served.plus(len(picked), interactive_picked)
         return picked
 
     def _retire(self, done: Sequence[_Chain]) -> None:
@@ -227,9 +251,8 @@ class Engine:
         x = self.pool.copy_out([chain.slot for chain in done])
         for chain in done:
             self._leave(chain.request.chain)
-        self._leaving.append(
-            _Leaving({chain.request.chain: (i, chain.request) for i, chain in enumerate(done)}, x)
-        )
+        places = {chain.request.chain: (i, chain.request) for i, chain in enumerate(done)}
+        self._leaving.append(_Leaving(places, x))
 
     def _arrived(self) -> list[Finished]:
         finished: list[Finished] = []
@@ -241,6 +264,6 @@ class Engine:
         chain = self._chains.pop(name)
         self._moved.discard(name)
         self._free.append(chain.slot)
-        chain.line.leave(name, chain.rows_left)
-        if not chain.line.chains:
-            del self._lines[chain.line.key]
+        chain.group.leave(name, chain.rows_left)
+        if not chain.group.chains:
+            del self._groups[chain.group.key]

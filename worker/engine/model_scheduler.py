@@ -1,6 +1,7 @@
-"""Which models step next, where one worker serves several: one's work must not hold up who waits for another's images.
+"""The choice of the models that step next, when one worker serves several.
 
-Within a model the scheduler and the batch_sizes see to that; between models there is no common batch, only the one thread's time.
+One model's work must not delay those who wait for another's images. Within a model, the scheduler
+and the batch sizes see to that. Models share no batch, only the time of one thread.
 """
 
 from __future__ import annotations
@@ -13,35 +14,44 @@ from worker.jobs.policy import STRETCH
 
 
 class SteppingModel(Protocol):
-    """`is_interactive`: interactive images are in it. `lone_s`: what a step of one image takes."""
+    """A model with chains to step."""
 
     @property
-    def is_interactive(self) -> bool: ...
+    def is_interactive(self) -> bool:
+        """True if it has interactive chains."""
+
     @property
-    def lone_s(self) -> float: ...
+    def lone_s(self) -> float:
+        """Seconds that a step of one image takes."""
 
 
 M = TypeVar("M", bound=SteppingModel)
 
 
 class ModelScheduler(Generic[M]):
-    """Models that somebody waits for have equal time, not equal steps: the one that has had least is next.
+    """Gives models with interactive chains equal time, not equal steps.
 
-    Meanwhile models with nothing but bulk work have the time by which a step may be stretched, one at a time. What is too short
-    for a step is saved up: a heavy model's comes seldom.
+    Of these models, the one that has had the least time is next. Meanwhile the models with only
+    bulk work get the time by which a step may be stretched, one model at a time. If that time is
+    too short for a step of the model, it is saved up, so a heavy model steps seldom.
     """
 
     def __init__(self) -> None:
-        self._spent_s: dict[M, float] = {}  # on those that somebody waits for
+        # on each model with interactive chains
+        self._spent_s: dict[M, float] = {}
         self._saved_s = 0.0
-        self._served: list[M] = []  # of bulk work only; the one that has waited longest is next
+        # models with only bulk work, the one that stepped last at the end
+        self._served: list[M] = []
 
-    def of(self, busy: Sequence[M]) -> Iterator[tuple[M, float]]:
-        """Those that step in this turn, each with the seconds that its batch may take."""
+    def next_steps(self, busy: Sequence[M]) -> Iterator[tuple[M, float]]:
+        """Choose which of the busy models step now.
+
+        Yields:
+            A model, and how many seconds its batch may take.
+        """
         interactive = [model for model in busy if model.is_interactive]
-        least_s = min(
-            (self._spent_s[model] for model in interactive if model in self._spent_s), default=0.0
-        )
+        known_s = (self._spent_s[model] for model in interactive if model in self._spent_s)
+        least_s = min(known_s, default=0.0)
         self._spent_s = {model: self._spent_s.get(model, least_s) for model in interactive}
         bulk = [model for model in busy if model not in interactive]
         if not interactive:
@@ -57,11 +67,12 @@ class ModelScheduler(Generic[M]):
         earned_s = (STRETCH - 1) * now.lone_s
         self._saved_s = min(self._saved_s + earned_s, max(earned_s, bulk[0].lone_s))
         if bulk[0].lone_s <= self._saved_s:
-            spent_s, self._saved_s = self._saved_s, 0.0
+            within_s = self._saved_s
+            self._saved_s = 0.0
             self._served = [*(model for model in self._served if model is not bulk[0]), bulk[0]]
-            yield bulk[0], spent_s
+            yield bulk[0], within_s
 
     def note(self, model: M, seconds: float) -> None:
-        """That its step took so long."""
+        """Count the seconds that a step of the model took."""
         if model in self._spent_s:
             self._spent_s[model] += seconds

@@ -1,7 +1,7 @@
-"""Chains on the device: their state lies in slots, and a step gathers some, runs the network and scatters them back.
+"""Chains on the device: they lie in slots, and a step gathers some, runs the network, and scatters.
 
-On CUDA a whole step is one graph. On a CPU what is around the network is functions of ours, where they were compiled: an
-operation on a few images is mostly its call.
+On CUDA a whole step is one graph. On a CPU, compiled functions of this project do what is around
+the network: PyTorch's operations on a few images take longer to call than to run.
 """
 
 from __future__ import annotations
@@ -22,24 +22,38 @@ from worker.engine.cuda_graphs import CudaRecorder, Recorder, StepGraphs
 from worker.engine.step import WIDTH, fastest_on
 from worker.engine.transfers import HostCopy, to_device
 
-_DRAWN_AT_ONCE = 1 << 20  # values of new chains' noise: drawing one takes some 40 bytes
+# values of new chains' noise: drawing one takes some 40 bytes
+DRAWN_AT_ONCE = 1 << 20
 
 
 def columns_of(chains: Sequence[tuple[float, ...]], size: int, dummy: int) -> Tensor:
-    """A step of chains, as the host describes it: float64 (12, size), the five numbers of ADDRESS and the seven of a plan's row.
+    """Describe a step on the host: one column a chain, so that one copy takes it to the device.
 
-    Padded to `size` with the dummy chain, whose row is zeros. One tensor, so that it is one copy to the device.
-    float64 holds every seed (below 2^53) and every float32 exactly.
+    A column is the five numbers of ADDRESS and the seven of the plan's row. float64 holds every
+    seed (below 2^53) and every float32 exactly.
+
+    Args:
+        chains: The columns, in any order.
+        size: The batch size. Missing columns are the dummy chain's, whose row is zeros.
+        dummy: The dummy chain's slot.
+
+    Returns:
+        float64 (12, size).
     """
     padding = (dummy, *[0] * (WIDTH - 1))
-    numbers = array(
-        "d", chain.from_iterable(zip(*chains, *[padding] * (size - len(chains)), strict=True))
-    )
+    rows = zip(*chains, *[padding] * (size - len(chains)), strict=True)
+    numbers = array("d", chain.from_iterable(rows))
     return torch.frombuffer(numbers, dtype=torch.float64).view(WIDTH, size)
 
 
 class Pool:
-    """`capacity` slots and one more for the dummy chain that pads a batch; float32 (capacity + 1, C, H, W) twice."""
+    """`capacity` slots for chains, and one more for the dummy chain that pads a batch.
+
+    Attributes:
+        x: x_t of every slot, float32 (capacity + 1, C, H, W).
+        x_0_hat: The last x_0_hat of every slot, float32 (capacity + 1, C, H, W).
+        dummy: The dummy chain's slot, the last one.
+    """
 
     def __init__(
         self,
@@ -48,36 +62,51 @@ class Pool:
         capacity: int,
         device: torch.device,
         record: Recorder | None = None,
+        drawn_at_once: int = DRAWN_AT_ONCE,
     ) -> None:
-        """`record`: how steps are recorded; None records them on CUDA and runs them one by one elsewhere."""
-        self.network, self.shape, self.device = network, shape, device
-        self.capacity = self.dummy = capacity  # the slot behind the last
+        """Allocate the slots.
+
+        Args:
+            network: eps_theta, or whatever the plans' rows are made for.
+            shape: An image's (C, H, W).
+            capacity: How many chains fit.
+            device: Where they lie. It becomes the calling thread's current GPU.
+            record: How steps are recorded. None: as graphs on CUDA; elsewhere they just run.
+            drawn_at_once: How many values of new chains' noise are drawn at once, about.
+        """
+        self.network = network
+        self.shape = shape
+        self.device = device
+        self.capacity = capacity
+        self.dummy = capacity
+        self._drawn_at_once = drawn_at_once
         self.x = torch.zeros(capacity + 1, *shape, device=device)
         self.x_0_hat = torch.zeros_like(self.x)
         make_current(device)
         if record is None and device.type == "cuda":
             record = CudaRecorder(device)
         self.gather, self.advance = fastest_on(device)
-        self._step = (
-            StepGraphs(self._whole_step, self.dummy, device, record).replay
-            if record
-            else self._whole_step
-        )
+        self._step = self._whole_step
+        if record:
+            self._step = StepGraphs(self._whole_step, self.dummy, device, record).replay
 
     @torch.inference_mode()
     def start(self, slots: Sequence[int], seeds: Sequence[int], indices: Sequence[int]) -> None:
-        """Put x_T into the slots of new chains: draw 0 of their noise."""
+        """Put x_T of new chains into their slots. It is draw 0 of their noise."""
         addresses = to_device(self.device, torch.tensor([slots, seeds, indices]))
-        for where, seed, index in addresses.split(
-            max(1, _DRAWN_AT_ONCE // math.prod(self.shape)), dim=1
-        ):
+        at_once = max(1, self._drawn_at_once // math.prod(self.shape))
+        for where, seed, index in addresses.split(at_once, dim=1):
             self.x[where] = normal(seed, index, torch.zeros_like(index), self.shape)
             self.x_0_hat[where] = 0
 
     def step(self, columns: Tensor) -> None:
-        """The chains of `columns_of` take their next row. On CUDA one graph a batch size, captured when it is first met.
+        """Take the next row of the chains that `columns_of` describes, float64 (12, B).
 
-        Who steps often is in inference mode already: entering it costs a lone image's step half a per cent.
+        On CUDA a batch size's graph is recorded when the size is first met. If you step often,
+        enter inference mode once: doing it here costs a step of one image half a per cent.
+
+        Raises:
+            torch.OutOfMemoryError: A batch size that was not met before does not fit.
         """
         with nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode():
             self._step(columns)
@@ -88,36 +117,42 @@ class Pool:
 
     @torch.inference_mode()
     def prepare(self, size: int) -> None:
-        """Do what the first step of this size would do once. Raises torch.OutOfMemoryError."""
+        """Do now what only the first step of this size does, such as recording its graph.
+
+        Raises:
+            torch.OutOfMemoryError: The size does not fit.
+        """
         self.step(columns_of([], size, self.dummy))
 
     def wait(self) -> None:
-        """Until the device has done what it was told."""
+        """Wait until the device has done everything queued."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     @torch.inference_mode()
     def copy_out(self, slots: Sequence[int]) -> HostCopy:
-        """x of the slots as it is now, on its way to the host, float32 (B, C, H, W); the slots may be used again at once."""
+        """Start copying x of these slots to the host, float32 (B, C, H, W).
+
+        The copy is of x as it is now. The slots may be used again at once.
+        """
         return HostCopy(self.x[to_device(self.device, torch.tensor(slots))])
 
     def read(self, slots: Sequence[int]) -> Tensor:
-        """Likewise, and here."""
+        """Copy x of these slots to the host, and wait for it: float32 (B, C, H, W)."""
         return self.copy_out(slots).result()
 
     @torch.inference_mode()
     def copy_out_x_0_hat(self, slots: Sequence[int]) -> HostCopy:
-        """As `copy_out`, of x_0_hat."""
+        """Start copying x_0_hat of these slots to the host, float32 (B, C, H, W)."""
         return HostCopy(self.x_0_hat[to_device(self.device, torch.tensor(slots))])
 
     def read_x_0_hat(self, slots: Sequence[int]) -> Tensor:
-        """As `read`, of x_0_hat."""
+        """Copy x_0_hat of these slots to the host, and wait for it: float32 (B, C, H, W)."""
         return self.copy_out_x_0_hat(slots).result()
 
     @torch.inference_mode()
     def write(self, slots: Sequence[int], x: Tensor, x_0_hat: Tensor) -> None:
+        """Put chains into slots: x and x_0_hat, float32 (B, C, H, W) on the host."""
         where = to_device(self.device, torch.tensor(slots))
-        self.x[where], self.x_0_hat[where] = (
-            to_device(self.device, x),
-            to_device(self.device, x_0_hat),
-        )
+        self.x[where] = to_device(self.device, x)
+        self.x_0_hat[where] = to_device(self.device, x_0_hat)

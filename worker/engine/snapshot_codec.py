@@ -1,4 +1,7 @@
-"""Chains of a shard as one blob, from which any worker goes on where they stood. Safetensors: no code, exact bits."""
+"""Chains of a shard as one blob, from which any worker continues them.
+
+The blob is in the safetensors format: it holds no code, and keeps every bit.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,14 @@ from worker.jobs.domain import Precision
 
 
 class BadSnapshot(Exception):
-    """The blob does not hold chains of this shard; the shard is to begin anew."""
+    """The blob does not hold chains of this shard, which must start again."""
 
 
 def pack(snapshots: Sequence[Snapshot], precision: Precision) -> bytes:
-    """Rows done, x, and x_0_hat where the plan needs it, for chains of one recipe. About 4 bytes a pixel, or 8."""
+    """Pack chains of one recipe: the rows done, x, and x_0_hat if the plan needs it.
+
+    A pixel takes about 4 bytes, or 8 with x_0_hat.
+    """
     tensors = {
         "precision": torch.tensor(list(precision.encode()), dtype=torch.uint8),
         "index": torch.tensor([s.request.index for s in snapshots]),
@@ -36,14 +42,24 @@ def unpack(
     shape: tuple[int, int, int],
     precision: Precision,
 ) -> list[Snapshot]:
-    """Those of `requests`, by image index, that the blob holds. `shape` is a picture's, (C, H, W). Raises BadSnapshot.
+    """Unpack those chains of a blob that are asked for.
 
-    Also where it was made in another precision: nobody could make the picture again from the one that its metadata names.
+    Args:
+        blob: What `pack` returned.
+        requests: The chains asked for, by image index.
+        shape: An image's (C, H, W).
+        precision: What this worker computes in.
+
+    Raises:
+        BadSnapshot: The blob is damaged, or is of other chains, or was made in another precision.
+            An image's metadata names one precision, so one that used two could not be reproduced.
     """
     try:
         tensors = load(blob)
         made_in = bytes(tensors["precision"].tolist()).decode("ascii", "replace")
-        index, row, x = tensors["index"].tolist(), tensors["row"].tolist(), tensors["x"]
+        index = tensors["index"].tolist()
+        row = tensors["row"].tolist()
+        x = tensors["x"]
         x_0_hat = tensors.get("x_0_hat", torch.zeros_like(x))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadSnapshot(f"{type(error).__name__}: {error}") from None
@@ -51,23 +67,20 @@ def unpack(
         raise BadSnapshot(f"it was made in {made_in}, this worker computes in {precision}")
     if len(index) != len(row):
         raise BadSnapshot(f"it holds {len(index)} images and {len(row)} rows")
-    _check_pictures(x, len(index), shape)
-    _check_pictures(x_0_hat, len(index), shape)
-    found = [
-        Snapshot(requests[i], row[k], x[k], x_0_hat[k])
-        for k, i in enumerate(index)
-        if i in requests
-    ]
+    _check_images(x, len(index), shape)
+    _check_images(x_0_hat, len(index), shape)
+    asked = [(k, requests[i]) for k, i in enumerate(index) if i in requests]
+    found = [Snapshot(request, row[k], x[k], x_0_hat[k]) for k, request in asked]
     _check_chains(found, "x_0_hat" in tensors)
     return found
 
 
-def _check_pictures(pictures: Tensor, count: int, shape: tuple[int, int, int]) -> None:
-    if pictures.dtype != torch.float32 or pictures.shape != (count, *shape):
+def _check_images(images: Tensor, count: int, shape: tuple[int, int, int]) -> None:
+    if images.dtype != torch.float32 or images.shape != (count, *shape):
         raise BadSnapshot(
-            f"it holds {pictures.dtype} {list(pictures.shape)}, not torch.float32 {[count, *shape]}"
+            f"it holds {images.dtype} {list(images.shape)}, not torch.float32 {[count, *shape]}"
         )
-    if not bool(pictures.isfinite().all()):
+    if not bool(images.isfinite().all()):
         raise BadSnapshot("it holds NaN or infinity")
 
 
@@ -77,7 +90,8 @@ def _check_chains(found: Sequence[Snapshot], remembered: bool) -> None:
     for s in found:
         if type(s.row) is not int or not 0 <= s.row < len(s.request.plan):
             raise BadSnapshot(
-                f"row {s.row} of image {s.request.index} is none of the {len(s.request.plan)} of its plan"
+                f"row {s.row} of image {s.request.index}"
+                f" is none of the {len(s.request.plan)} of its plan"
             )
         if s.request.plan.remembers and not remembered:
             raise BadSnapshot("it holds no x_0_hat, which the plan needs")

@@ -19,9 +19,8 @@ MAX_INDEX = 2**32 - 1  # one word of the noise's counter
 Precision = Literal["fp32", "bf16"]
 
 
+# The two enumerations have no docstrings, which would become a part of the OpenAPI document.
 class State(StrEnum):
-    """Where a job is in its life."""
-
     QUEUED = "queued"
     RUNNING = "running"
     FINISHED = "finished"
@@ -35,8 +34,6 @@ class State(StrEnum):
 
 
 class Priority(StrEnum):
-    """Which queue a job's shards wait in."""
-
     INTERACTIVE = "interactive"
     BULK = "bulk"
 

@@ -105,7 +105,7 @@ class LoadedModel:
         began, done_before = time.monotonic(), self.engine.image_steps
         finished = self.engine.step(only, within_s)
         if chains := self.engine.image_steps - done_before:
-            size = self.engine.batch_sizes.holding(chains)
+            size = self.engine.batch_sizes.size_for(chains)
             self._threads.note(time.monotonic() - began, self.calibration.seconds[size])
         return finished
 
@@ -115,7 +115,7 @@ class LoadedModel:
 
     def promised_s(self, chains: int) -> float:
         """What calibration found for a step of so many chains, by as many threads as took the last one."""
-        return self.engine.batch_sizes.seconds[self.engine.batch_sizes.holding(chains)]
+        return self.engine.batch_sizes.seconds[self.engine.batch_sizes.size_for(chains)]
 
     @property
     def chain_bytes(self) -> int:

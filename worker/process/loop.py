@@ -104,7 +104,7 @@ class WorkerLoop:
             [model for model in self._models.values() if len(model.engine)],
         )
         promised_s = 0.0
-        for model, within_s in self._turns.of(busy):
+        for model, within_s in self._turns.next_steps(busy):
             step_s = self._step(model, within_s)
             self._turns.note(
                 model, step_s or model.lone_s

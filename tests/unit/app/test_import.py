@@ -22,8 +22,7 @@ print(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
 )
 def test_the_api_loads_no_torch_and_stays_under_150_mb(models_dir: Path) -> None:
     command = [sys.executable, "-c", _SCRIPT, str(models_dir)]
-    loaded, rss_kib = subprocess.run(
-        command, check=True, capture_output=True, text=True
-    ).stdout.split()
+    child = subprocess.run(command, check=True, capture_output=True, text=True)
+    loaded, rss_kib = child.stdout.split()
     assert loaded == "False"
     assert int(rss_kib) < 150_000

@@ -40,11 +40,9 @@ def test_every_field_of_ours_is_described(document: dict[str, Any]) -> None:
 
 
 def test_every_parameter_is_described(document: dict[str, Any]) -> None:
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
     parameters = [
-        p
-        for path in document["paths"].values()
-        for op in path.values()
-        for p in op.get("parameters", [])
+        parameter for operation in operations for parameter in operation.get("parameters", [])
     ]
     assert [parameter["name"] for parameter in parameters if "description" not in parameter] == []
 
@@ -85,7 +83,7 @@ def test_the_document_allows_the_analytic_variance_to_models_that_have_it(
     assert validator.is_valid({"sampler": "ddpm", "variance": "fixed_large", "model": "other"})
 
 
-def test_every_503_of_a_picture_is_documented(document: dict[str, Any]) -> None:
+def test_every_503_of_an_image_is_documented(document: dict[str, Any]) -> None:
     for path in (
         "/v1/jobs/{job_id}/images/{index}",
         "/v1/jobs/{job_id}/images/{index}/preview",
@@ -101,19 +99,16 @@ def test_webhooks_are_documented_where_they_are_sent(
     document: dict[str, Any], models_dir: Path
 ) -> None:
     sends = create_app(ApiSettings(models_dir=models_dir, webhook_secret="s" * 32)).openapi()
-    reference = sends["webhooks"]["job-ended"]["post"]["requestBody"]["content"][
-        "application/json"
-    ]["schema"]["$ref"]
+    body = sends["webhooks"]["job-ended"]["post"]["requestBody"]
+    reference = body["content"]["application/json"]["schema"]["$ref"]
     assert "timestamp" in sends["components"]["schemas"][reference.rpartition("/")[2]]["properties"]
     assert "webhooks" not in document
     kinds = [
         part["components"]["schemas"]["JobRequest"]["properties"]["webhook"]["anyOf"]
         for part in (sends, document)
     ]
-    assert [[option["type"] for option in options] for options in kinds] == [
-        ["string", "null"],
-        ["null"],
-    ]
+    types = [[option["type"] for option in options] for options in kinds]
+    assert types == [["string", "null"], ["null"]]
     assert (kinds[0][0]["pattern"], kinds[0][0]["maxLength"]) == ("^https?://", 2000)
 
 

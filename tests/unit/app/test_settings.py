@@ -14,7 +14,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert (str(settings.redis_url), settings.results_ttl_s) == ("unix:///run/valkey.sock", 60)
 
 
-def test_the_server_listens_on_loopback_unless_told_otherwise(
+def test_the_server_listens_on_loopback_by_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("DDPM_HOST", raising=False)
@@ -28,6 +28,6 @@ def test_images_are_kept_for_ten_years_at_most() -> None:
         ApiSettings(results_ttl_s=ten_years_s + 1)
 
 
-def test_another_kind_of_url_is_refused() -> None:
+def test_a_redis_url_of_another_kind_is_refused() -> None:
     with pytest.raises(ValidationError, match="redis_url"):
         ApiSettings(redis_url="http://127.0.0.1:6379")

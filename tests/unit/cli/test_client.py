@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from cli import client
-from tests.support.played import Hiccup, Played, ddpm_sample, files, job
+from tests.support.played import Fault, Played, ddpm_sample, files, job
 
 
 def test_without_a_service_the_remedy_is_to_start_one(service: Played, tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_url_that_is_none_is_told_at_once(service: Played, tmp_path: Path, url
 def test_a_hiccup_of_the_service_does_not_lose_the_job(
     service: Played, tmp_path: Path, path: str
 ) -> None:
-    service.hiccups = {path: ["hang up", "503"]}
+    service.faults = {path: ["hang up", "503"]}
     service.polls = [job("finished", 2)]
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 0, result.output
@@ -44,9 +44,9 @@ def test_a_hiccup_of_the_service_does_not_lose_the_job(
 
 @pytest.mark.parametrize("hiccup", ["503, in 1 s", "429, in 1 s"])
 def test_a_busy_service_is_left_alone_for_as_long_as_it_asks(
-    service: Played, tmp_path: Path, hiccup: Hiccup
+    service: Played, tmp_path: Path, hiccup: Fault
 ) -> None:
-    service.hiccups = {"/v1/jobs/j": [hiccup]}
+    service.faults = {"/v1/jobs/j": [hiccup]}
     service.polls = [job("finished", 2)]
     began = time.monotonic()
     assert ddpm_sample(service, tmp_path).exit_code == 0
@@ -55,23 +55,23 @@ def test_a_busy_service_is_left_alone_for_as_long_as_it_asks(
 
 @pytest.mark.parametrize("hiccup", ["hang up", "503", "503, in an hour", "429, in an hour"])
 def test_when_patience_ends_the_job_is_named_and_how_to_look_at_it(
-    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hiccup: Hiccup
+    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hiccup: Fault
 ) -> None:
     monkeypatch.setattr(client, "_PATIENCE_S", 0.5)
-    service.hiccups = {"/v1/jobs/j": [hiccup] * 9}
+    service.faults = {"/v1/jobs/j": [hiccup] * 9}
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
     assert f"look at job j with `curl {service.url}/v1/jobs/j`" in result.stderr
-    assert (len(service.hiccups["/v1/jobs/j"]) == 8) == hiccup.endswith("in an hour"), (
+    assert (len(service.faults["/v1/jobs/j"]) == 8) == hiccup.endswith("in an hour"), (
         "asked again too soon, or not at all"
     )
 
 
 @pytest.mark.parametrize("hiccup", ["hang up", "503", "429, in 1 s"])
 def test_a_job_is_posted_until_it_is_accepted_and_once(
-    service: Played, tmp_path: Path, hiccup: Hiccup
+    service: Played, tmp_path: Path, hiccup: Fault
 ) -> None:
-    service.hiccups = {"/v1/jobs": [hiccup]}
+    service.faults = {"/v1/jobs": [hiccup]}
     service.polls = [job("finished", 2)]
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 0, result.output
@@ -90,7 +90,7 @@ def test_every_job_has_a_key_of_its_own(service: Played, tmp_path: Path) -> None
 def test_a_queue_that_is_full_for_longer_than_patience_is_told_at_once(
     service: Played, tmp_path: Path
 ) -> None:
-    service.hiccups = {"/v1/jobs": ["429, in an hour"] * 9}
+    service.faults = {"/v1/jobs": ["429, in an hour"] * 9}
     result = ddpm_sample(service, tmp_path)
     assert (result.exit_code, len(service.asked)) == (1, 1)
     assert "429 Too Many Requests" in result.stderr
@@ -113,7 +113,7 @@ def test_a_service_that_restarts_while_a_job_is_posted_is_waited_for() -> None:
 
 
 def test_a_service_that_is_elsewhere_is_told_with_its_url(service: Played, tmp_path: Path) -> None:
-    service.hiccups = {"/v1/jobs": ["moved"]}
+    service.faults = {"/v1/jobs": ["moved"]}
     result = ddpm_sample(service, tmp_path)
     told = f"ddpm: {service.url}/v1/jobs redirects to https://gpu-box/v1/jobs; give --url https://gpu-box\n"
     assert (result.exit_code, result.stderr) == (1, told)
@@ -149,9 +149,9 @@ def test_a_proxy_serves_the_rest_of_the_world(
     ("hiccup", "kind"), [("HTML", "text/html"), ("a list", "application/json")]
 )
 def test_an_answer_that_is_no_job_is_told_in_one_line(
-    service: Played, tmp_path: Path, path: str, hiccup: Hiccup, kind: str
+    service: Played, tmp_path: Path, path: str, hiccup: Fault, kind: str
 ) -> None:
-    service.hiccups = {path: [hiccup]}
+    service.faults = {path: [hiccup]}
     result = ddpm_sample(service, tmp_path)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert f"answered 200 with {kind} and no job; give the service's --url" in result.stderr

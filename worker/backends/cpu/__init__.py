@@ -1,1 +1,1 @@
-"""The network's layers on a CPU: weights laid out once, and kernels of our own in C."""
+"""The network's layers on a CPU: weights laid out once, and kernels of this project in C."""

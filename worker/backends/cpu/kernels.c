@@ -1,25 +1,35 @@
-// What PyTorch and NumPy do slowly on a CPU: GroupNorm of channels_last tensors with the SiLU that may follow (PyTorch takes three times
-// as long, and in bf16 lays a copy out), and the rest of a step (of a few images the calls take longer than the work).
-// worker/backends/cpu/kernels.py calls these, hatch_build.py compiles them.
+// Functions for what PyTorch does slowly on a CPU:
 //
-// An image's numbers come about in the same order however many images and threads there are, so batches of all sizes agree to the bit.
+// - GroupNorm of channels_last tensors, with the SiLU that may follow. PyTorch takes three times as
+//   long, and in bf16 makes a copy in another layout.
+// - What a step does around the network. For a few images, PyTorch's calls take longer than the
+//   work.
+//
+// hatch_build.py compiles this file, and worker/backends/cpu/kernels.py calls the functions.
+//
+// An image's numbers are computed in the same order for any number of images and threads. So
+// batches of all sizes agree to the bit.
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #if defined(__x86_64__)
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define FOR_EACH_PROCESSOR \
+    __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FOR_EACH_PROCESSOR
 #endif
 #define TWO_PI 6.283185307179586
 #define INLINED static inline __attribute__((always_inline))
 
-enum { BLOCK = 64 }; // channels that are summed side by side, in registers; lanes that are drawn at once
-enum { LONGEST = 1024 }; // positions that are summed in float32: many more would cost digits
+// Channels that are summed side by side, in registers, and lanes of noise that are drawn at once.
+enum { BLOCK = 64 };
+// Positions that are summed in float32. Many more would cost digits.
+enum { LONGEST = 1024 };
 
-const char source[] = SOURCE; // the hash of this file, so that a library of another one is not taken for it
+// The hash of this file, which tells whether a library was compiled from it.
+const char source[] = SOURCE;
 
 int omp_get_max_threads(void);
 
@@ -40,7 +50,8 @@ INLINED float load(const void *x, long i, int bf16) {
 }
 
 INLINED void store(void *out, long i, float y, int bf16) {
-    if (bf16) { // to the nearest, of two to the even one; what is not a number stays so
+    if (bf16) {
+        // Round to the nearest, and halfway to the even one. NaN stays NaN.
         uint32_t bits = as_bits(y), nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
         ((uint16_t *)out)[i] = y != y ? 0x7fc0 : nearest;
     } else {
@@ -48,41 +59,59 @@ INLINED void store(void *out, long i, float y, int bf16) {
     }
 }
 
-// y / (1 + e^-y). e^-y = 2^t = 2^n 2^f, n an integer and f in [-1/2, 1/2], of which a polynomial makes 2^f.
+// y / (1 + e^-y), where e^-y = 2^t = 2^n 2^f for an integer n and f in [-1/2, 1/2]. A polynomial
+// computes 2^f.
 INLINED float silu(float y) {
-    const float round = 12582912; // 1.5 * 2^23: a sum with it has no bits left for a fraction
-    float t = y * -1.44269504f;   // log2(e)
+    // 1.5 * 2^23. A sum with it has no bits left for a fraction.
+    const float round = 12582912;
+    // log2(e)
+    float t = y * -1.44269504f;
     t = t < -126 ? -126 : t;
     t = t > 126 ? 126 : t;
     float sum = t + round, f = t - (sum - round);
-    float power = ((((0.0013333558f * f + 0.0096181291f) * f + 0.0555041087f) * f + 0.2402265070f) * f + 0.6931471806f) * f + 1;
+    float power = 0.0013333558f * f + 0.0096181291f;
+    power = power * f + 0.0555041087f;
+    power = power * f + 0.2402265070f;
+    power = power * f + 0.6931471806f;
+    power = power * f + 1;
     return y / (1 + as_float(as_bits(power) + (as_bits(sum) << 23)));
 }
 
-// Of `width` channels from the one at `x`: sums over all positions, or of squared distances from `mean` where that is given.
-INLINED void sum_block(const void *x, long first, long positions, long C, long width, const float *mean, double *sums, int bf16) {
+// Sums `width` channels, from element `first` on, over all positions. If `mean` is given, sums the
+// squared distances from it.
+INLINED void sum_block(
+    const void *x, long first, long positions, long C, long width, const float *mean, double *sums,
+    int bf16
+) {
     for (long c = 0; c < width; c++) sums[c] = 0;
     for (long start = 0; start < positions; start += LONGEST) {
         float s[BLOCK] = {0};
         for (long p = start; p < positions && p < start + LONGEST; p++)
             for (long c = 0; c < width; c++) {
-                float value = load(x, first + p * C + c, bf16), distance = mean ? value - mean[c] : value;
+                float value = load(x, first + p * C + c, bf16);
+                float distance = mean ? value - mean[c] : value;
                 s[c] += mean ? distance * distance : value;
             }
         for (long c = 0; c < width; c++) sums[c] += s[c];
     }
 }
 
-INLINED void sum_all(const void *x, long first, long positions, long C, long channels, const float *mean, double *sums, int bf16) {
+// Does what sum_block does, for any number of channels.
+INLINED void sum_all(
+    const void *x, long first, long positions, long C, long channels, const float *mean,
+    double *sums, int bf16
+) {
     long c = 0;
-    for (; c + BLOCK <= channels; c += BLOCK) sum_block(x, first + c, positions, C, BLOCK, mean ? mean + c : 0, sums + c, bf16);
-    if (c < channels) sum_block(x, first + c, positions, C, channels - c, mean ? mean + c : 0, sums + c, bf16);
+    for (; c + BLOCK <= channels; c += BLOCK)
+        sum_block(x, first + c, positions, C, BLOCK, mean ? mean + c : 0, sums + c, bf16);
+    if (c < channels)
+        sum_block(x, first + c, positions, C, channels - c, mean ? mean + c : 0, sums + c, bf16);
 }
 
-// `channels` of one image, from element `first` on: whole groups of `D` channels.
+// Normalises `channels` channels of one image, from element `first` on: whole groups of D channels.
 INLINED void normalise(
-    const void *x, const float *weight, const float *bias, void *out, long first, long positions, long C, long channels, long D, float eps,
-    int with_silu, int bf16
+    const void *x, const float *weight, const float *bias, void *out, long first, long positions,
+    long C, long channels, long D, float eps, int with_silu, int bf16
 ) {
     float mean[channels], scale[channels];
     double sums[channels];
@@ -105,37 +134,43 @@ INLINED void normalise(
         }
 }
 
-#define NORMALISE(name, with_silu, bf16)                                                                                         \
-    FOR_EACH_PROCESSOR static void name(                                                                                         \
-        const void *x, const float *weight, const float *bias, void *out, long first, long positions, long C, long channels,     \
-        long D, float eps                                                                                                        \
-    ) {                                                                                                                          \
-        normalise(x, weight, bias, out, first, positions, C, channels, D, eps, with_silu, bf16);                                 \
+#define NORMALISE(name, with_silu, bf16)                                                           \
+    FOR_EACH_PROCESSOR static void name(                                                           \
+        const void *x, const float *weight, const float *bias, void *out, long first,              \
+        long positions, long C, long channels, long D, float eps                                   \
+    ) {                                                                                            \
+        normalise(                                                                                 \
+            x, weight, bias, out, first, positions, C, channels, D, eps, with_silu, bf16           \
+        );                                                                                         \
     }
 NORMALISE(norm_fp32, 0, 0)
 NORMALISE(norm_silu_fp32, 1, 0)
 NORMALISE(norm_bf16, 0, 1)
 NORMALISE(norm_silu_bf16, 1, 1)
 
-// x and out: B images of `positions` rows of C channels, float32 or bf16. weight, bias: float32 (C,).
+// GroupNorm, with SiLU if asked for. x and out hold B images of `positions` rows of C channels,
+// float32 or bf16. weight and bias are float32 (C,).
 void group_norm(
-    const void *x, const float *weight, const float *bias, void *out, long B, long positions, long C, long groups, float eps, int with_silu,
-    int bf16
+    const void *x, const float *weight, const float *bias, void *out, long B, long positions,
+    long C, long groups, float eps, int with_silu, int bf16
 ) {
     const int threads = omp_get_max_threads();
-    long parts = 1; // of an image's channels, so that all threads have as much to do
+    // Parts of an image's channels, so that all threads have as much to do.
+    long parts = 1;
     while (B * parts % threads && groups % (2 * parts) == 0 && C / (2 * parts) >= 16) parts *= 2;
     const long channels = C / parts;
 #pragma omp parallel for schedule(static)
     for (long i = 0; i < B * parts; i++) {
         const long c = i % parts * channels, first = i / parts * positions * C + c;
-        (bf16 ? with_silu ? norm_silu_bf16 : norm_bf16 : with_silu ? norm_silu_fp32 : norm_fp32)(
+        (bf16 ? with_silu ? norm_silu_bf16 : norm_bf16
+              : with_silu ? norm_silu_fp32 : norm_fp32)(
             x, weight + c, bias + c, out, first, positions, C, channels, C / groups, eps
         );
     }
 }
 
-// Of the chains in `columns`, those of worker/engine/pool.py, 12 by B: x, of which the pool has a row of `size` for each slot, and t.
+// Copies x and t of the chains in `columns`, which is 12 by B (worker/engine/pool.py). x is the
+// pool's, with a row of `size` for each slot.
 void gather(const double *columns, const float *x, float *own_x, int64_t *t, long B, long size) {
     for (long i = 0; i < B; i++) {
         memcpy(own_x + i * size, x + (long)columns[i] * size, size * sizeof *x);
@@ -143,8 +178,11 @@ void gather(const double *columns, const float *x, float *own_x, int64_t *t, lon
     }
 }
 
-// Four words for each of `count` lanes, as models/diffusion/noise.py's philox draws them: Philox4x32-10.
-INLINED void philox(uint64_t seed, uint32_t index, uint32_t draw, uint32_t lane, long count, uint32_t words[4][BLOCK]) {
+// Draws four words for each of `count` lanes by Philox4x32-10, as models/diffusion/noise.py does.
+INLINED void philox(
+    uint64_t seed, uint32_t index, uint32_t draw, uint32_t lane, long count,
+    uint32_t words[4][BLOCK]
+) {
     for (long j = 0; j < count; j++) {
         uint32_t a = lane + j, b = draw, c = index, d = 0, key[2] = {seed, seed >> 32};
         for (int round = 0; round < 10; round++) {
@@ -156,23 +194,27 @@ INLINED void philox(uint64_t seed, uint32_t index, uint32_t draw, uint32_t lane,
     }
 }
 
-// Standard normal values: of word 0, with word 1, the cosines and the sines, then those of word 2 with word 3.
+// Makes standard normal values: the cosine and the sine of words 0 and 1, then those of 2 and 3.
 INLINED void box_muller(uint32_t words[4][BLOCK], long count, float z[4][BLOCK]) {
     for (int k = 0; k < 4; k += 2)
         for (long j = 0; j < count; j++) {
-            const double radius = sqrt(-2 * log((words[k][j] + 0.5) * 0x1p-32)), angle = (words[k + 1][j] + 0.5) * (TWO_PI * 0x1p-32);
+            const double radius = sqrt(-2 * log((words[k][j] + 0.5) * 0x1p-32));
+            const double angle = (words[k + 1][j] + 0.5) * (TWO_PI * 0x1p-32);
             z[k][j] = radius * cos(angle), z[k + 1][j] = radius * sin(angle);
         }
 }
 
-// Of chain i the values of up to BLOCK lanes, each of which has four, a quarter of a picture apart.
+// Advances up to BLOCK lanes of chain i. A lane has four values, a quarter of an image apart.
 static void advance_block(
-    const double *columns, float *x, float *x_0_hat, const float *out, long B, long size, long i, long lane, long lanes
+    const double *columns, float *x, float *x_0_hat, const float *out, long B, long size, long i,
+    long lane, long lanes
 ) {
     float row[7]; // p, q, bound, a, b, d, s
     for (int k = 0; k < 7; k++) row[k] = columns[(5 + k) * B + i];
-    const float p = row[0], q = row[1], bound = row[2], a = row[3], b = row[4], d = row[5], s = row[6];
-    const long count = lanes - lane < BLOCK ? lanes - lane : BLOCK, slot = columns[i];
+    const float p = row[0], q = row[1], bound = row[2];
+    const float a = row[3], b = row[4], d = row[5], s = row[6];
+    const long count = lanes - lane < BLOCK ? lanes - lane : BLOCK;
+    const long slot = columns[i];
     uint32_t words[4][BLOCK];
     float z[4][BLOCK];
     if (s) {
@@ -180,14 +222,18 @@ static void advance_block(
         box_muller(words, count, z);
     }
     for (int quarter = 0; quarter < 4; quarter++) {
-        const long first = quarter * lanes + lane, left = size - first < count ? size - first : count;
-        float *restrict own_x = x + slot * size + first, *restrict own_x_0_hat = x_0_hat + slot * size + first;
-        const float *restrict own_out = out + i * size + first, *restrict noise = z[quarter];
+        const long first = quarter * lanes + lane;
+        const long left = size - first < count ? size - first : count;
+        float *restrict own_x = x + slot * size + first;
+        float *restrict own_x_0_hat = x_0_hat + slot * size + first;
+        const float *restrict own_out = out + i * size + first;
+        const float *restrict noise = z[quarter];
         for (long k = 0; k < left; k++) {
             float y = p * own_x[k] + q * own_out[k];
             y = y < -bound ? -bound : y;
             y = y > bound ? bound : y;
-            y += own_out[k] - own_out[k]; // of what is not finite, NaN
+            // adds NaN where the network's output is not finite, and 0 elsewhere
+            y += own_out[k] - own_out[k];
             float after = a * y + b * own_x[k];
             after = d ? after + d * own_x_0_hat[k] : after;
             own_x[k] = s ? after + s * noise[k] : after;
@@ -196,10 +242,12 @@ static void advance_block(
     }
 }
 
-// worker/engine/step.py's advance, in place. x and x_0_hat: a row of `size` for each slot; out: one for each of B.
+// Does what advance of worker/engine/step.py does, in place. x and x_0_hat have a row of `size` for
+// each slot, out one for each of the B chains.
 void advance(const double *columns, float *x, float *x_0_hat, const float *out, long B, long size) {
     const long lanes = (size + 3) / 4;
 #pragma omp parallel for collapse(2) schedule(static)
     for (long i = 0; i < B; i++)
-        for (long lane = 0; lane < lanes; lane += BLOCK) advance_block(columns, x, x_0_hat, out, B, size, i, lane, lanes);
+        for (long lane = 0; lane < lanes; lane += BLOCK)
+            advance_block(columns, x, x_0_hat, out, B, size, i, lane, lanes);
 }

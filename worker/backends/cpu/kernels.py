@@ -1,4 +1,4 @@
-"""worker/backends/cpu/kernels.c, where it was compiled when the package was installed."""
+"""The functions of worker/backends/cpu/kernels.c, if it was compiled at installation."""
 
 from __future__ import annotations
 
@@ -15,32 +15,49 @@ from torch import Tensor, nn
 
 from models.networks.unet import NormSiLU
 
-LIBRARY = Path(__file__).with_name("libcpu_kernels.so")
 log = logging.getLogger(__name__)
+LIBRARY = Path(__file__).with_name("libcpu_kernels.so")
 SOURCE = LIBRARY.with_name("kernels.c")
 _OPENMP = re.compile(r"/lib(gomp|iomp5|omp)\b[^/]*$")
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Its functions, or None where it is not there or no use, and the log says why."""
+    """Load the compiled functions, once.
+
+    Returns:
+        The functions, or None if they are missing or do not fit. The log then says why.
+    """
     if sys.platform != "linux":
         log.info(
-            "steps are slower than they could be: worker/backends/cpu/kernels.c is compiled on Linux only"
+            "steps are slower than they could be:"
+            " worker/backends/cpu/kernels.c is compiled on Linux only"
         )
         return None
     try:
-        ctypes.CDLL(openmp(Path("/proc/self/maps").read_text()), mode=ctypes.RTLD_GLOBAL)
-        found = ctypes.CDLL(str(LIBRARY))
-        compiled = (ctypes.c_char * 64).in_dll(found, "source").raw.decode()
-        if compiled != hashlib.sha256(SOURCE.read_bytes()).hexdigest():
-            raise OSError(f"{LIBRARY} was compiled of another {SOURCE.name}")
+        found = load(LIBRARY, SOURCE)
     except (OSError, ValueError) as error:
         log.warning(
-            "steps are slower than they could be: %s; install this package again where GCC 12 or newer is",
+            "steps are slower than they could be: %s;"
+            " install this package again where GCC 12 or newer is",
             error,
         )
         return None
+    return found
+
+
+def load(library: Path, source: Path) -> ctypes.CDLL:
+    """Load the functions of a library that was compiled from `source`.
+
+    Raises:
+        OSError: It cannot be loaded, or was compiled from another source.
+        ValueError: It is no library of this project.
+    """
+    ctypes.CDLL(openmp(Path("/proc/self/maps").read_text()), mode=ctypes.RTLD_GLOBAL)
+    found = ctypes.CDLL(str(library))
+    compiled = (ctypes.c_char * 64).in_dll(found, "source").raw.decode()
+    if compiled != hashlib.sha256(source.read_bytes()).hexdigest():
+        raise OSError(f"{library} was compiled of another {source.name}")
     at, size, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     found.group_norm.argtypes = [at, at, at, at, size, size, size, size, ctypes.c_float, flag, flag]
     found.gather.argtypes = found.advance.argtypes = [at, at, at, at, size, size]
@@ -49,9 +66,15 @@ def library() -> ctypes.CDLL | None:
 
 
 def openmp(maps: str) -> str:
-    """Of what is loaded, the library that torch's threads come from: a second one's would wait for the same cores.
+    """Find the loaded OpenMP library that torch's threads come from.
 
-    Raises OSError for none. `maps` is what Linux says of this process in /proc/self/maps.
+    The threads of a second library would wait for the same cores.
+
+    Args:
+        maps: The text of /proc/self/maps, which lists what this process has loaded.
+
+    Raises:
+        OSError: No OpenMP library is loaded.
     """
     paths = [line.split(maxsplit=5)[5] for line in maps.splitlines() if _OPENMP.search(line)]
     if not paths:
@@ -61,21 +84,24 @@ def openmp(maps: str) -> str:
 
 
 class CompiledNorm(nn.Module):
-    """GroupNorm, with the SiLU of a NormSiLU: x (B, C, H, W), float32 or bf16 -> the same, channels_last.
+    """GroupNorm by the compiled function, with the SiLU that a NormSiLU has.
 
-    All between x and the result is float32 or wider.
+    Whatever lies between x and the result is float32 or wider.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
+        """Take the weights of `norm`. The compiled library must be there."""
         super().__init__()
-        self.weight, self.bias = (
-            parameter.detach().float().contiguous() for parameter in (norm.weight, norm.bias)
-        )
-        self.groups, self.eps, self.silu = norm.num_groups, norm.eps, isinstance(norm, NormSiLU)
+        self.weight = norm.weight.detach().float().contiguous()
+        self.bias = norm.bias.detach().float().contiguous()
+        self.groups = norm.num_groups
+        self.eps = norm.eps
+        self.silu = isinstance(norm, NormSiLU)
         self.bf16 = norm.weight.dtype == torch.bfloat16
         self.run = _functions().group_norm
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (B, C, H, W), float32 or bf16 as the weights were; channels_last."""
         B, C, H, W = x.shape
         x = x.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x)
@@ -85,16 +111,17 @@ class CompiledNorm(nn.Module):
 
 
 def gather(columns: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """As `worker.engine.step.gather`."""
+    """Do what `worker.engine.step.gather` does, by the compiled function."""
     B = columns.shape[1]
-    own_x, t = x.new_empty(B, *x.shape[1:]), torch.empty(B, dtype=torch.int64)
+    own_x = x.new_empty(B, *x.shape[1:])
+    t = torch.empty(B, dtype=torch.int64)
     tensors = (tensor.data_ptr() for tensor in (columns, x, own_x, t))
     _functions().gather(*tensors, B, x.stride(0))
     return own_x, t
 
 
 def advance(columns: Tensor, x: Tensor, x_0_hat: Tensor, out: Tensor) -> None:
-    """As `worker.engine.step.advance`."""
+    """Do what `worker.engine.step.advance` does, by the compiled function."""
     assert (out.dtype, out.shape) == (torch.float32, (columns.shape[1], *x.shape[1:]))
     out = out.contiguous()
     tensors = (tensor.data_ptr() for tensor in (columns, x, x_0_hat, out))

@@ -1,7 +1,8 @@
-"""The U-Net's layers as a CPU runs them fastest: weights are laid out once instead of in every step.
+"""The U-Net's layers as a CPU runs them fastest: weights are laid out once, not in every step.
 
-The same sums as in models/networks/unet.py, made by the same kernels (oneDNN). Laid out beforehand they also give the same bits
-for every batch size, 1 included, where PyTorch's own convolution changes its kernel.
+The sums are those of models/networks/unet.py, and the same kernels (oneDNN) make them. With the
+weights laid out beforehand, every batch size gives the same bits. With size 1, PyTorch's own
+convolution would take another kernel.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from worker.backends.cpu.kernels import CompiledNorm, library
 
 
 def pack(net: UNet) -> None:
-    """Replace the layers of a network that will be trained no more; its precision must be final."""
+    """Replace the layers of a network in place. It cannot be trained afterwards.
+
+    Its precision must be final.
+    """
     bf16 = net.conv_in.weight.dtype == torch.bfloat16
-    for module in reversed(
-        list(net.modules())
-    ):  # what lies inside first: attention takes its norm as it is by then
+    # Inner modules come first, as PackedAttention takes over the norm that its attention has.
+    for module in reversed(list(net.modules())):
         for name, child in list(module.named_children()):
             if isinstance(child, Attention):
                 setattr(module, name, PackedAttention(child))
@@ -32,30 +35,31 @@ def pack(net: UNet) -> None:
 
 
 def _can_pack() -> bool:
-    """PyTorch's inductor calls these; they are no public interface."""
+    """Tell whether PyTorch has what PackedConv calls: its inductor's functions, not public ones."""
     wanted = ("_convolution_pointwise", "_reorder_convolution_weight", "_get_mkldnn_serialized_md")
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in wanted
-    )
+    has_all = all(hasattr(torch.ops.mkldnn, name) for name in wanted)
+    return torch.backends.mkldnn.is_available() and has_all
 
 
 class PackedConv(nn.Module):
-    """x (B, C, H, W) -> channels_last.
+    """A convolution whose weights are laid out as oneDNN wants them.
 
-    oneDNN wants another layout for some batch sizes and numbers of threads; what it is not given it lays out anew in every
-    call, which can cost more than the convolution. So each layout is kept, once: two at most have been seen.
+    For some batch sizes and numbers of threads, oneDNN wants another layout. If it is given the
+    wrong one, it lays the weights out anew in every call, which can cost more than the convolution.
+    So each layout is kept, once. At most two have been seen.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
+        """Take the weights and options of `conv`."""
         super().__init__()
         self.conv = conv
         self.options = [list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups]
-        self._packed: dict[
-            tuple[torch.Size, int], Tensor
-        ] = {}  # by x's shape and the number of threads
+        # by x's shape and the number of threads
+        self._packed: dict[tuple[torch.Size, int], Tensor] = {}
         self._layouts: dict[bytes, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve x (B, C, H, W); the result is channels_last."""
         x = x.contiguous(memory_format=torch.channels_last)
         key = (x.shape, torch.get_num_threads())
         packed = self._packed.get(key)
@@ -75,39 +79,42 @@ class PackedConv(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """One product for queries, keys and values instead of three."""
+    """Attention with one product for queries, keys and values instead of three."""
 
     def __init__(self, attention: Attention) -> None:
+        """Take the weights and the norm of `attention`."""
         super().__init__()
-        self.heads, self.group_norm, self.out = (
-            attention.heads,
-            attention.group_norm,
-            attention.to_out[0],
-        )
+        self.heads = attention.heads
+        self.group_norm = attention.group_norm
+        self.out = attention.to_out[0]
         parts = (attention.to_q, attention.to_k, attention.to_v)
         self.weight = torch.cat([part.weight for part in parts]).detach()
         self.bias = torch.cat([part.bias for part in parts]).detach()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add to x (B, C, H, W) what its positions attend to."""
         B, C, H, W = x.shape
         tokens = self.group_norm(x).permute(0, 2, 3, 1).reshape(B * H * W, C)
-        q, k, v = (
-            F.linear(tokens, self.weight, self.bias)
-            .view(B, H * W, 3, self.heads, C // self.heads)
-            .permute(2, 0, 3, 1, 4)
-        )
+        qkv = F.linear(tokens, self.weight, self.bias)
+        qkv = qkv.view(B, H * W, 3, self.heads, C // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B * H * W, C)
         added: Tensor = self.out(mixed).view(B, H, W, C).permute(0, 3, 1, 2)
         return x + added
 
 
 class ContiguousNorm(nn.Module):
-    """GroupNorm of a copy laid out channel by channel: PyTorch's bf16 kernel for channels_last takes up to ten times as long."""
+    """GroupNorm of a copy that is laid out channel by channel.
+
+    PyTorch's bf16 kernel for channels_last takes up to ten times as long.
+    """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
+        """Take the norm to call."""
         super().__init__()
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (B, C, H, W)."""
         out: Tensor = self.norm(x.contiguous())
         return out

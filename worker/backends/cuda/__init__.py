@@ -1,1 +1,1 @@
-"""The network's layers on a GPU: kernels of our own in Triton, with the same bits in every batch."""
+"""The network's layers on a GPU: Triton kernels that give the same bits in every batch."""

@@ -1,6 +1,7 @@
-"""The U-Net's kernels for a GPU, in Triton; worker/backends/cuda/layers.py launches them. Images lie as (B, H, W, C).
+"""The U-Net's kernels for a GPU, in Triton. worker/backends/cuda/layers.py launches them.
 
-Here a sum is made in the order of its layer's weights, and in nothing does it depend on how many images there are.
+Images lie in memory as (B, H, W, C). A sum is made in the order of its layer's weights, and nothing
+in it depends on how many images there are.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ def convolution(
     x, weight, bias, features, added, first, second, out,
     M, N, across, H, W, height, width, features_stride,
     C: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr,
-    SIDE: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, UP: tl.constexpr, FEATURES: tl.constexpr, ADDED: tl.constexpr,
-    SOURCES: tl.constexpr, PLANES: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    SIDE: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, UP: tl.constexpr,
+    FEATURES: tl.constexpr, ADDED: tl.constexpr, SOURCES: tl.constexpr, PLANES: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """ROWS of the M positions of all images, COLUMNS of their N channels; a row of the weights is `across` long."""
+    """Compute one tile: ROWS of the M positions of all images, COLUMNS of the N channels.
+
+    A row of the weights is `across` long.
+    """
     program, tiles = tl.program_id(0), tl.cdiv(N, COLUMNS)
     m = (program // tiles) * ROWS + tl.arange(0, ROWS)
     n = (program % tiles) * COLUMNS + tl.arange(0, COLUMNS)
@@ -26,16 +30,15 @@ def convolution(
     k = tl.arange(0, DEPTH)
     top, left = (place // width) * STRIDE - PAD, (place % width) * STRIDE - PAD
     parts: tl.constexpr = C // DEPTH
-    convolved: tl.constexpr = (
-        SIDE * SIDE * parts
-    )  # steps; then those of the first source, and of the second
+    # steps of the convolution, then of the first source, then of the second
+    convolved: tl.constexpr = SIDE * SIDE * parts
     of_first: tl.constexpr = C1 // DEPTH if SOURCES > 0 else 0
     of_second: tl.constexpr = C2 // DEPTH if SOURCES > 1 else 0
-    # with the bias, and not with zeros: a sum of one step Triton would begin with it, and add it at the end of a longer one
+    # The sum begins with the bias and not with zeros. If the bias were added to it, Triton would
+    # begin a sum of one step with the bias, and add the bias at the end of a longer sum.
     total = tl.broadcast_to(tl.load(bias + n)[None, :], (ROWS, COLUMNS))
-    for step in range(
-        convolved + of_first + of_second
-    ):  # one loop, as of several NVIDIA's assembler made wrong code
+    # one loop: NVIDIA's assembler made wrong code of several
+    for step in range(convolved + of_first + of_second):
         source = x
         if SIDE == 1:
             inside, here = m < M, m * C + step * DEPTH
@@ -43,9 +46,8 @@ def convolution(
             tap = step // parts
             row, column = top + tap // SIDE, left + tap % SIDE
             inside = (m < M) & (row >= 0) & (row < (H << UP)) & (column >= 0) & (column < (W << UP))
-            here = ((image * H + (row >> UP)) * W + (column >> UP)) * C + (
-                step - tap * parts
-            ) * DEPTH
+            position = (image * H + (row >> UP)) * W + (column >> UP)
+            here = position * C + (step - tap * parts) * DEPTH
         if SOURCES > 0:
             beyond = step >= convolved
             source, inside = tl.where(beyond, first, source), tl.where(beyond, m < M, inside)
@@ -59,17 +61,13 @@ def convolution(
         total = tl.dot(a, w, total, input_precision=PRECISION)
     inside = (m < M)[:, None] & (n < N)[None, :]
     if FEATURES:
-        total += tl.load(features + image[:, None] * features_stride + n[None, :], inside, 0.0).to(
-            tl.float32
-        )
+        at = image[:, None] * features_stride + n[None, :]
+        total += tl.load(features + at, inside, 0.0).to(tl.float32)
     if ADDED:
         total += tl.load(added + m[:, None] * N + n[None, :], inside, 0.0).to(tl.float32)
     if PLANES:
-        tl.store(
-            out + (image[:, None] * N + n[None, :]) * (height * width) + place[:, None],
-            total,
-            inside,
-        )
+        plane = image[:, None] * N + n[None, :]
+        tl.store(out + plane * (height * width) + place[:, None], total, inside)
     else:
         tl.store(out + m[:, None] * N + n[None, :], total.to(out.dtype.element_ty), inside)
 
@@ -77,25 +75,23 @@ def convolution(
 @triton.jit
 def moments(
     first, second, sums, positions,
-    C1: tl.constexpr, C: tl.constexpr, GROUPS: tl.constexpr, chunks: tl.constexpr, TWO: tl.constexpr,
-    HELD: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    C1: tl.constexpr, C: tl.constexpr, GROUPS: tl.constexpr, chunks: tl.constexpr,
+    TWO: tl.constexpr, HELD: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Sums of a chunk's values and of their squares, (B, chunks, 2, groups)."""
+    """Sum a chunk's values, and their squares, into sums (B, chunks, 2, groups)."""
     image, chunk = tl.program_id(0), tl.program_id(1)
     group, part = tl.arange(0, HELD), tl.arange(0, PART)
     width: tl.constexpr = C // GROUPS
     c = (group[:, None] * width + part[None, :])[None, :, :]
     there = ((group < GROUPS)[:, None] & (part < width)[None, :])[None, :, :]
-    total, squares = (
-        tl.zeros((ROWS, HELD, PART), tl.float32),
-        tl.zeros((ROWS, HELD, PART), tl.float32),
-    )
+    total = tl.zeros((ROWS, HELD, PART), tl.float32)
+    squares = tl.zeros((ROWS, HELD, PART), tl.float32)
     for start in tl.static_range(0, CHUNK, ROWS):
         row = chunk * CHUNK + start + tl.arange(0, ROWS)
         inside = (row < positions)[:, None, None] & there
-        value = _side_by_side(
-            first, second, (image * positions + row)[:, None, None], c, inside, C1, C, TWO
-        )
+        at = (image * positions + row)[:, None, None]
+        value = _side_by_side(first, second, at, c, inside, C1, C, TWO)
         total += value
         squares += value * value
     here = sums + (image * chunks + chunk) * 2 * GROUPS + group
@@ -106,28 +102,28 @@ def moments(
 @triton.jit
 def normalise(
     first, second, sums, weight, bias, out, positions, eps,
-    C1: tl.constexpr, C: tl.constexpr, GROUPS: tl.constexpr, chunks: tl.constexpr, TWO: tl.constexpr,
-    WIDE: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr,
+    C1: tl.constexpr, C: tl.constexpr, GROUPS: tl.constexpr, chunks: tl.constexpr,
+    TWO: tl.constexpr, WIDE: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    """Normalise ROWS positions of one image, whose `moments` are in sums; then apply SiLU."""
     image, c = tl.program_id(0), tl.arange(0, WIDE)
-    row, there = tl.program_id(1) * ROWS + tl.arange(0, ROWS), c < C
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    there = c < C
     here = sums + image * chunks * 2 * GROUPS + c // (C // GROUPS)
-    total, squares = tl.zeros((WIDE,), tl.float32), tl.zeros((WIDE,), tl.float32)
+    total = tl.zeros((WIDE,), tl.float32)
+    squares = tl.zeros((WIDE,), tl.float32)
     for chunk in range(chunks):
         total += tl.load(here + chunk * 2 * GROUPS, there, 0.0)
         squares += tl.load(here + chunk * 2 * GROUPS + GROUPS, there, 0.0)
     count = positions * (C // GROUPS)
     mean = total / count
-    scale = tl.load(weight + c, there, 0.0) * tl.rsqrt(
-        tl.maximum(squares / count - mean * mean, 0.0) + eps
-    )
+    variance = tl.maximum(squares / count - mean * mean, 0.0)
+    scale = tl.load(weight + c, there, 0.0) * tl.rsqrt(variance + eps)
     shift = tl.load(bias + c, there, 0.0) - mean * scale
     at = (image * positions + row)[:, None]
     inside = (row < positions)[:, None] & there[None, :]
-    value = (
-        _side_by_side(first, second, at, c[None, :], inside, C1, C, TWO) * scale[None, :]
-        + shift[None, :]
-    )
+    value = _side_by_side(first, second, at, c[None, :], inside, C1, C, TWO)
+    value = value * scale[None, :] + shift[None, :]
     if SILU:
         value = value / (1.0 + tl.exp(-value))
     tl.store(out + at * C + c[None, :], value.to(out.dtype.element_ty), inside)
@@ -137,7 +133,7 @@ def normalise(
 def _side_by_side(
     first, second, row, c, inside, C1: tl.constexpr, C: tl.constexpr, TWO: tl.constexpr
 ):
-    """Float32 values of one tensor, or of two; 0 outside."""
+    """Load float32 values of one tensor, or of two side by side; 0 outside."""
     if not TWO:
         return tl.load(first + row * C + c, inside, 0.0).to(tl.float32)
     left = tl.load(first + row * C1 + c, inside & (c < C1), 0.0)
@@ -147,20 +143,14 @@ def _side_by_side(
 
 @triton.jit
 def patches(x, out, M, C, H, W, K: tl.constexpr, ROWS: tl.constexpr):
-    m, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, K)
+    """Write what a 3x3 convolution sees of ROWS of the M positions, K values each."""
+    m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    k = tl.arange(0, K)
     image, place = m // (H * W), m % (H * W)
     tap, c = k // C, k % C
-    row, column = (
-        (place // W)[:, None] + (tap // 3)[None, :] - 1,
-        (place % W)[:, None] + (tap % 3)[None, :] - 1,
-    )
-    inside = (
-        (m < M)[:, None]
-        & (tap < 9)[None, :]
-        & (row >= 0)
-        & (row < H)
-        & (column >= 0)
-        & (column < W)
-    )
+    row = (place // W)[:, None] + (tap // 3)[None, :] - 1
+    column = (place % W)[:, None] + (tap % 3)[None, :] - 1
+    there = (m < M)[:, None] & (tap < 9)[None, :]
+    inside = there & (row >= 0) & (row < H) & (column >= 0) & (column < W)
     value = tl.load(x + ((image[:, None] * C + c[None, :]) * H + row) * W + column, inside, 0.0)
     tl.store(out + m[:, None] * K + k[None, :], value.to(out.dtype.element_ty), (m < M)[:, None])

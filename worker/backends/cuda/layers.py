@@ -1,8 +1,11 @@
-"""The U-Net's layers on a GPU, by the kernels of worker/backends/cuda/kernels.py: tensors are (B, C, H, W) in channels_last.
+"""The U-Net's layers on a GPU, by the kernels of worker/backends/cuda/kernels.py.
 
-cuDNN and cuBLAS take another kernel for another batch size, and with it another last bit. Here an output is summed in the order
-of its layer's weights, whatever tile it is in; only the tile depends on the batch. What comes before and after a convolution is
-done in it: upsampling, time features, residuals, 1x1 shortcuts.
+cuDNN and cuBLAS may choose another kernel for another batch size, which changes the last bits. Here
+an output is summed in the order of its layer's weights, whatever tile it is in, and only the tile
+depends on the batch. A convolution also does what comes before and after it: upsampling, time
+features, residuals and 1x1 shortcuts.
+
+Tensors are (B, C, H, W) in channels_last.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,14 +26,19 @@ from torch.nn import functional as F
 from worker.backends.cuda import kernels
 from worker.backends.host import available_cores
 
-_CHUNK = 128  # positions whose moments one program sums
-_LARGEST = 2**31  # offsets are 32 bits wide
+# positions whose moments one program sums
+_CHUNK = 128
+# offsets are 32 bits wide
+_LARGEST = 2**31
 _only_compile: ContextVar[bool] = ContextVar("only_compile", default=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What one program makes: `rows` positions of `columns` channels, summed `depth` products at a time."""
+    """The part of an output that one program computes.
+
+    It has `rows` positions of `columns` channels, summed `depth` products at a time.
+    """
 
     rows: int
     columns: int
@@ -39,17 +47,21 @@ class Tile:
     stages: int
 
     def within(self, depth: int, memory: int, of_one: int) -> Tile:
-        """No deeper, and with as many stages as fit that many bytes of shared memory, of values of `of_one` bytes."""
+        """Limit the depth, and the stages to what fits the shared memory.
+
+        Args:
+            depth: Upper bound on the depth.
+            memory: Bytes of shared memory.
+            of_one: Bytes of one value.
+        """
         depth = min(depth, self.depth)
-        return replace(
-            self,
-            depth=depth,
-            stages=min(self.stages, memory // ((self.rows + self.columns) * depth * of_one)),
-        )
+        fitting = memory // ((self.rows + self.columns) * depth * of_one)
+        return replace(self, depth=depth, stages=min(self.stages, fitting))
 
 
-# The first that keeps the whole GPU busy is taken; measured on an H200, where each is the fastest at some size. A sum in bf16 has
-# the same bits for any depth; in float32, of three products in TF32 each, it has not, so there is one.
+# The first tile that keeps the whole GPU busy is used. On an H200, each was measured to be the
+# fastest at some size. In bf16 a sum has the same bits for any depth. In float32 it does not, as
+# each product is three in TF32, so all tiles have one depth.
 _TILES = {
     torch.bfloat16: (
         Tile(128, 256, 64, 8, 3),
@@ -67,15 +79,23 @@ _TILES = {
     ),
 }
 _PRECISION = {torch.bfloat16: "ieee", torch.float32: "tf32x3"}
-_BUSY = 0.9  # programs for each multiprocessor
+# programs for each multiprocessor that keep a GPU busy
+_BUSY = 0.9
 _FEWEST_STAGES = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """A convolution, or a linear layer, with a 1x1 convolution of what is to be added, laid out for the kernel.
+class LayerWeights:
+    """The weights of a convolution or a linear layer, laid out for the kernel.
 
-    weight (side * side * C + C', N'), the shortcut last, with zeros from the layer's N = `count` channels on; bias float32 (N',).
+    They may include a 1x1 shortcut, whose products are added.
+
+    Attributes:
+        weight: (side * side * C + C', N'), the shortcut's C' rows last. The columns beyond the
+            layer's N are zeros.
+        bias: float32 (N',).
+        count: N, the layer's channels.
+        side: The side of the convolution's kernel.
     """
 
     weight: Tensor
@@ -84,7 +104,10 @@ class Weights:
     side: int
 
     @classmethod
-    def of(cls, layer: nn.Conv2d | nn.Linear, shortcut: nn.Conv2d | None = None) -> Weights:
+    def from_layer(
+        cls, layer: nn.Conv2d | nn.Linear, shortcut: nn.Conv2d | None = None
+    ) -> LayerWeights:
+        """Lay out a layer, with the 1x1 convolution of what is added to its output."""
         layers = [layer] if shortcut is None else [layer, shortcut]
         weight = torch.cat([_laid_out(part.weight) for part in layers])
         bias = torch.stack([part.get_parameter("bias").detach().float() for part in layers]).sum(0)
@@ -92,88 +115,100 @@ class Weights:
         return cls(weight, F.pad(bias, _beyond(len(bias))), len(bias), side)
 
     @classmethod
-    def side_by_side(cls, layers: Sequence[nn.Linear]) -> Weights:
-        """Of linear layers with one input, as one that has their outputs one after the other."""
+    def side_by_side(cls, layers: Sequence[nn.Linear]) -> LayerWeights:
+        """Join linear layers that share an input: their outputs follow one another."""
+        weight = _laid_out(torch.cat([layer.weight for layer in layers]))
         bias = torch.cat([layer.bias.detach().float() for layer in layers])
-        return cls(
-            _laid_out(torch.cat([layer.weight for layer in layers])),
-            F.pad(bias, _beyond(len(bias))),
-            len(bias),
-            side=1,
-        )
+        return cls(weight, F.pad(bias, _beyond(len(bias))), len(bias), side=1)
 
     @classmethod
-    def of_patches(cls, layer: nn.Conv2d) -> Weights:
-        """Of a 3x3 convolution as a product with `patches`."""
-        laid_out = cls.of(layer)
+    def from_patches(cls, layer: nn.Conv2d) -> LayerWeights:
+        """Lay out a 3x3 convolution as a product with what `patches` returns."""
+        laid_out = cls.from_layer(layer)
         missing = _patch(layer.in_channels) - len(laid_out.weight)
-        return cls(
-            F.pad(laid_out.weight, (0, 0, 0, missing)), laid_out.bias, laid_out.count, side=1
-        )
+        weight = F.pad(laid_out.weight, (0, 0, 0, missing))
+        return cls(weight, laid_out.bias, laid_out.count, side=1)
 
 
 def _laid_out(weight: Tensor) -> Tensor:
-    flat = (
-        (weight.permute(2, 3, 1, 0) if weight.ndim == 4 else weight.t())
-        .reshape(-1, len(weight))
-        .detach()
-    )
+    by_input = weight.permute(2, 3, 1, 0) if weight.ndim == 4 else weight.t()
+    flat = by_input.reshape(-1, len(weight)).detach()
     return F.pad(flat, _beyond(len(weight))).contiguous()
 
 
 def _beyond(count: int) -> tuple[int, int]:
-    """Channels that fill up the last tile."""
-    return 0, (
-        max(16, triton.next_power_of_2(count)) if count <= 64 else triton.cdiv(count, 128) * 128
-    ) - count
+    """Count the channels that fill up the last tile, as `F.pad` wants it."""
+    if count <= 64:
+        filled = max(16, triton.next_power_of_2(count))
+    else:
+        filled = triton.cdiv(count, 128) * 128
+    return 0, filled - count
 
 
 def _patch(channels: int) -> int:
+    """Count the values of a 3x3 patch, filled up to a power of two."""
     return max(16, 1 << (9 * channels - 1).bit_length())
 
 
-def _tile(positions: int, weights: Weights, channels: Sequence[int], x: Tensor) -> Tile:
-    """For so many positions of all images; `channels` of what is summed, each a multiple of the tile's depth."""
-    busy, memory = _gpu(x.device)
-    divisor = max(
-        depth for depth in (16, 32, 64, 128) if not any(count % depth for count in channels)
-    )
+class Gpu(NamedTuple):
+    """A GPU's size: programs that keep it busy, and bytes of shared memory for one program."""
+
+    busy: float
+    shared_memory: int
+
+
+@cache
+def gpu_of(device: torch.device) -> Gpu:
+    """Look a device's size up. A CPU, which interprets the kernels, may be any."""
+    if device.type == "cpu":
+        return Gpu(1, 2**20)
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    properties = triton.runtime.driver.active.utils.get_device_properties(index)
+    return Gpu(_BUSY * properties["multiprocessor_count"], properties["max_shared_mem"])
+
+
+def choose_tile(
+    positions: int, weights: LayerWeights, channels: Sequence[int], x: Tensor, gpu: Gpu
+) -> Tile:
+    """Choose the first tile that keeps the GPU busy, or else the smallest.
+
+    Args:
+        positions: Positions of all images.
+        weights: The layer.
+        channels: Channels of each tensor that is summed. The tile's depth divides them all.
+        x: A tensor of the layer's dtype.
+        gpu: What it runs on.
+
+    Raises:
+        ValueError: No tile fits the shared memory.
+    """
+    common = math.gcd(*channels)
+    divisor = max(depth for depth in (16, 32, 64, 128) if common % depth == 0)
     fitted = [
-        tile.within(divisor, memory, x.element_size())
+        tile.within(divisor, gpu.shared_memory, x.element_size())
         for tile in _TILES[x.dtype]
         if not len(weights.bias) % tile.columns
     ]
     fitting = [tile for tile in fitted if tile.stages >= _FEWEST_STAGES]
     if not fitting:
-        raise ValueError(f"{memory} bytes of shared memory are too few for any tile")
-    programs = (
-        triton.cdiv(positions, tile.rows) * triton.cdiv(weights.count, tile.columns)
-        for tile in fitting
-    )
-    return next(
-        (tile for tile, count in zip(fitting, programs, strict=True) if count >= busy), fitting[-1]
-    )
-
-
-@cache
-def _gpu(device: torch.device) -> tuple[float, int]:
-    """Programs that keep it busy, and the shared memory of one. On a CPU, which interprets, any."""
-    if device.type == "cpu":
-        return 1, 2**20
-    index = device.index if device.index is not None else torch.cuda.current_device()
-    properties = triton.runtime.driver.active.utils.get_device_properties(index)
-    return _BUSY * properties["multiprocessor_count"], properties["max_shared_mem"]
+        raise ValueError(f"{gpu.shared_memory} bytes of shared memory are too few for any tile")
+    for tile in fitting:
+        programs = triton.cdiv(positions, tile.rows) * triton.cdiv(weights.count, tile.columns)
+        if programs >= gpu.busy:
+            return tile
+    return fitting[-1]
 
 
 def compile_side_by_side(calls: Callable[[], None]) -> None:
-    """The kernels that `calls` would launch are compiled, on all cores, and none of them runs."""
+    """Compile the kernels that `calls` would launch, on all cores, without running any."""
 
     def compile_all() -> None:
         _only_compile.set(True)
         with ThreadPoolExecutor(available_cores()) as executor, triton.AsyncCompileMode(executor):
             calls()
 
-    copy_context().run(compile_all)  # a mode that an error ends would stay in this one
+    # If an error ended Triton's mode, the mode would stay in this thread's context.
+    copy_context().run(compile_all)
 
 
 def _run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
@@ -184,21 +219,22 @@ def _empty(
     like: Tensor, shape: tuple[int, int, int, int], dtype: torch.dtype, planes: bool = False
 ) -> Tensor:
     if math.prod(shape) >= _LARGEST:
+        count = math.prod(shape)
         raise torch.OutOfMemoryError(
-            f"{math.prod(shape)} values are too many for one kernel; take a smaller batch"
+            f"{count} values are too many for one kernel; take a smaller batch"
         )
     layout = torch.contiguous_format if planes else torch.channels_last
     return torch.empty(shape, device=like.device, dtype=dtype, memory_format=layout)
 
 
 def _assert_laid_out(*tensors: Tensor) -> None:
-    """The kernels count on it, and would make something else of any other layout."""
+    """Check the layout that the kernels rely on."""
     assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors)
 
 
 def convolution(
     x: Tensor,
-    weights: Weights,
+    weights: LayerWeights,
     *,
     stride: int = 1,
     pad: int = 1,
@@ -208,11 +244,26 @@ def convolution(
     sources: Sequence[Tensor] = (),
     planes: bool = False,
 ) -> Tensor:
-    """x (B, C, H, W) -> (B, N, H', W') likewise, or contiguous float32 if `planes`. Channels are multiples of 16.
+    """Convolve x, and add what is given.
 
-    `features` (B, N) and `added` (B, N, H', W') are added; so are the shortcut's products with `sources`, one tensor (B, C', H',
-    W') or two side by side. `up`: x is first made twice as large, each position four times. 0 of `pad` means the asymmetric
-    (0, 1, 0, 1). Raises torch.OutOfMemoryError for 2^31 values or more.
+    Args:
+        x: (B, C, H, W). Channels are multiples of 16, here and below.
+        weights: The layer, of N channels.
+        stride: 1, or 2 to halve the sides.
+        pad: 1, or 0 for the asymmetric padding (0, 1, 0, 1).
+        up: Make x twice as large first, each position four times.
+        features: (B, N), added to every position.
+        added: (B, N, H', W'), added.
+        sources: One tensor (B, C', H', W'), or two side by side. Their products with the shortcut's
+            weights are added.
+        planes: Return contiguous float32.
+
+    Returns:
+        (B, N, H', W'), in the layout and dtype of x unless `planes`.
+
+    Raises:
+        torch.OutOfMemoryError: The result has 2^31 values or more.
+        ValueError: The GPU's shared memory is too small for any tile.
     """
     B, C, H, W = x.shape
     height, width = (side * (2 if up else 1) // stride for side in (H, W))
@@ -220,7 +271,8 @@ def convolution(
     first, second = (sources[0], sources[-1]) if sources else (x, x)
     _assert_laid_out(x, first, second, x if added is None else added)
     M = B * height * width
-    tile = _tile(M, weights, [C, *(source.shape[1] for source in sources)], x)
+    channels = [C, *(source.shape[1] for source in sources)]
+    tile = choose_tile(M, weights, channels, x, gpu_of(x.device))
     _run(
         kernels.convolution,
         (triton.cdiv(M, tile.rows) * triton.cdiv(weights.count, tile.columns),),
@@ -229,27 +281,21 @@ def convolution(
         x if added is None else added,
         *(first, second, out, M, weights.count, len(weights.bias), H, W, height, width),
         0 if features is None else features.stride(0),
-        **{
-            "C": C,
-            "C1": first.shape[1],
-            "C2": second.shape[1],
-            "SIDE": weights.side,
-            "STRIDE": stride,
-            "PAD": pad,
-            "UP": int(up),
-        },
-        **{
-            "FEATURES": features is not None,
-            "ADDED": added is not None,
-            "SOURCES": len(sources),
-            "PLANES": planes,
-        },
-        **{
-            "PRECISION": _PRECISION[x.dtype],
-            "ROWS": tile.rows,
-            "COLUMNS": tile.columns,
-            "DEPTH": tile.depth,
-        },
+        C=C,
+        C1=first.shape[1],
+        C2=second.shape[1],
+        SIDE=weights.side,
+        STRIDE=stride,
+        PAD=pad,
+        UP=int(up),
+        FEATURES=features is not None,
+        ADDED=added is not None,
+        SOURCES=len(sources),
+        PLANES=planes,
+        PRECISION=_PRECISION[x.dtype],
+        ROWS=tile.rows,
+        COLUMNS=tile.columns,
+        DEPTH=tile.depth,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -259,7 +305,22 @@ def convolution(
 def normalised(
     sources: Sequence[Tensor], groups: int, eps: float, weight: Tensor, bias: Tensor, silu: bool
 ) -> Tensor:
-    """GroupNorm, then SiLU if `silu`, of one tensor (B, C, H, W) or of two side by side. weight and bias float32 (C,)."""
+    """Apply GroupNorm, then SiLU if asked for.
+
+    Args:
+        sources: One tensor (B, C, H, W), or two that make it up side by side.
+        groups: The groups of the C channels.
+        eps: What is added to a group's variance.
+        weight: float32 (C,).
+        bias: float32 (C,).
+        silu: Apply SiLU.
+
+    Returns:
+        (B, C, H, W).
+
+    Raises:
+        torch.OutOfMemoryError: The result has 2^31 values or more.
+    """
     first, second = sources[0], sources[-1]
     B, C1, H, W = first.shape
     C = sum(source.shape[1] for source in sources)
@@ -277,43 +338,25 @@ def normalised(
         "TWO": len(sources) > 1,
     }
     rows = min(chunk, max(1, 4096 // (held * part)))
-    _run(
-        kernels.moments,
-        (B, chunks),
-        first,
-        second,
-        sums,
-        H * W,
-        **sizes,
-        HELD=held,
-        PART=part,
-        ROWS=rows,
-        CHUNK=chunk,
-    )
+    tile = {"HELD": held, "PART": part, "ROWS": rows, "CHUNK": chunk}
+    _run(kernels.moments, (B, chunks), first, second, sums, H * W, **sizes, **tile)
     wide = triton.next_power_of_2(C)
     rows = max(1, 8192 // wide)
     grid = B, triton.cdiv(H * W, rows)
-    _run(
-        kernels.normalise,
-        grid,
-        first,
-        second,
-        sums,
-        weight,
-        bias,
-        out,
-        H * W,
-        eps,
-        **sizes,
-        WIDE=wide,
-        SILU=silu,
-        ROWS=rows,
-    )
+    tensors = (first, second, sums, weight, bias, out)
+    options = {"WIDE": wide, "SILU": silu, "ROWS": rows}
+    _run(kernels.normalise, grid, *tensors, H * W, eps, **sizes, **options)
     return out
 
 
 def patches(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x float32 (B, C, H, W), contiguous -> (B, K, H, W): what a 3x3 convolution sees of it, filled up with zeros."""
+    """Collect what a 3x3 convolution sees of each position, filled up with zeros.
+
+    x float32 (B, C, H, W), contiguous -> (B, K, H, W) of `dtype`.
+
+    Raises:
+        torch.OutOfMemoryError: The result has 2^31 values or more.
+    """
     B, C, H, W = x.shape
     K = _patch(C)
     out = _empty(x, (B, K, H, W), dtype)

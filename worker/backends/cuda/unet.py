@@ -1,4 +1,7 @@
-"""The U-Net of models/networks/unet.py as a GPU runs it: module by module the same sums, with the same bits in every batch."""
+"""The U-Net of models/networks/unet.py as a GPU runs it, with the same bits in every batch.
+
+The sums are the same, module by module.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +23,36 @@ from models.networks.unet import (
     UpLevel,
     Upsample,
 )
-from worker.backends.cuda.layers import Weights, convolution, normalised, patches
+from worker.backends.cuda.layers import LayerWeights, convolution, normalised, patches
 
 Module = TypeVar("Module", bound=nn.Module)
-Sources = Sequence[Tensor]  # one tensor, or two side by side
-_MULTIPLE, _OLDEST = 16, (8, 0)
-# The first two give an image the same bits in every batch; flash attention, which PyTorch would take, does not. The last is for
-# widths of heads that the others lack.
+# one tensor, or two side by side
+Sources = Sequence[Tensor]
+# the kernels need channels that are a multiple of this
+_MULTIPLE = 16
+# the kernels need this compute capability, or a higher one
+_OLDEST = (8, 0)
+# The first two give an image the same bits in every batch. Flash attention, which PyTorch would
+# take, does not. The last is for head widths that the others do not support.
 _ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class GpuUNet:
-    """`denoise` of a network that lies on its device in its precision.
+    """`UNet.denoise` by the kernels of this project.
 
-    Raises ValueError for channels that the kernels are not made for, and for GPUs without the tensor cores that they need.
+    Attributes:
+        kernels: What a worker reports as its kernels.
     """
 
     kernels = f"ours, triton {triton.__version__}"
 
     def __init__(self, net: UNet) -> None:
+        """Lay out the weights of a network that is on its device, in its precision.
+
+        Raises:
+            ValueError: The kernels are not made for these channels, or the GPU lacks the tensor
+                cores that they need.
+        """
         for channels in net.cfg.block_out_channels:
             if channels % _MULTIPLE:
                 raise ValueError(f"{channels} channels are no multiple of {_MULTIPLE}")
@@ -46,17 +60,17 @@ class GpuUNet:
         if weight.is_cuda and torch.cuda.get_device_capability(weight.device) < _OLDEST:
             raise ValueError("the GPU's compute capability is below 8.0")
         self.dtype = weight.dtype
-        self.conv_in, self.conv_out = Weights.of_patches(net.conv_in), Weights.of(net.conv_out)
+        self.conv_in = LayerWeights.from_patches(net.conv_in)
+        self.conv_out = LayerWeights.from_layer(net.conv_out)
         self.norm_out = _Norm(net.conv_norm_out)
         self.down = [_Down(level) for level in _all(DownLevel, net.down_blocks)]
         self.middle = [_Block(block) for block in _all(ResidualBlock, net.mid_block.resnets)]
-        self.mid_attentions = [
-            _Attention(attention) for attention in _all(Attention, net.mid_block.attentions)
-        ]
+        attentions = _all(Attention, net.mid_block.attentions)
+        self.mid_attentions = [_Attention(attention) for attention in attentions]
         self.up = [_Up(level) for level in _all(UpLevel, net.up_blocks)]
 
     def __call__(self, x: Tensor, features: Tensor) -> Tensor:
-        """x float32 (B, C, H, W), features (B, F) -> float32 (B, C, H, W)."""
+        """Run the network: x float32 (B, C, H, W), features (B, F) -> float32 (B, C, H, W)."""
         with sdpa_kernel(_ATTENTION, set_priority=True):
             h = convolution(patches(x, self.dtype), self.conv_in)
             skips = [h]
@@ -74,8 +88,10 @@ class GpuUNet:
 
 class _Norm:
     def __init__(self, norm: nn.GroupNorm) -> None:
-        self.groups, self.eps = norm.num_groups, norm.eps
-        self.weight, self.bias = norm.weight.detach().float(), norm.bias.detach().float()
+        self.groups = norm.num_groups
+        self.eps = norm.eps
+        self.weight = norm.weight.detach().float()
+        self.bias = norm.bias.detach().float()
 
     def __call__(self, sources: Sources, silu: bool) -> Tensor:
         return normalised(sources, self.groups, self.eps, self.weight, self.bias, silu)
@@ -83,30 +99,30 @@ class _Norm:
 
 class _Block:
     def __init__(self, block: ResidualBlock) -> None:
-        self.norm1, self.norm2 = _Norm(block.norm1), _Norm(block.norm2)
-        self.conv1, self.conv2 = (
-            Weights.of(block.conv1),
-            Weights.of(block.conv2, block.conv_shortcut),
-        )
-        self.columns, self.has_shortcut = block.columns, block.conv_shortcut is not None
+        self.norm1 = _Norm(block.norm1)
+        self.norm2 = _Norm(block.norm2)
+        self.conv1 = LayerWeights.from_layer(block.conv1)
+        self.conv2 = LayerWeights.from_layer(block.conv2, block.conv_shortcut)
+        self.columns = block.columns
+        self.has_shortcut = block.conv_shortcut is not None
 
     def __call__(self, sources: Sources, features: Tensor) -> Tensor:
-        h = convolution(
-            self.norm1(sources, silu=True), self.conv1, features=features[:, self.columns]
-        )
+        h = self.norm1(sources, silu=True)
+        h = convolution(h, self.conv1, features=features[:, self.columns])
         h = self.norm2([h], silu=True)
         if self.has_shortcut:
             return convolution(h, self.conv2, sources=sources)
-        return convolution(
-            h, self.conv2, added=sources[0]
-        )  # of two there is a shortcut: they have more channels than come out
+        # Two sources always have a shortcut: they have more channels than the block puts out.
+        return convolution(h, self.conv2, added=sources[0])
 
 
 class _Attention:
     def __init__(self, attention: Attention) -> None:
-        self.heads, self.norm = attention.heads, _Norm(attention.group_norm)
-        (self.out,) = (Weights.of(linear) for linear in _all(nn.Linear, attention.to_out))
-        self.qkv = Weights.side_by_side([attention.to_q, attention.to_k, attention.to_v])
+        self.heads = attention.heads
+        self.norm = _Norm(attention.group_norm)
+        (out,) = _all(nn.Linear, attention.to_out)
+        self.out = LayerWeights.from_layer(out)
+        self.qkv = LayerWeights.side_by_side([attention.to_q, attention.to_k, attention.to_v])
 
     def __call__(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
@@ -117,7 +133,7 @@ class _Attention:
 
 
 class _Level:
-    """Residual blocks at one resolution, each followed by attention where the level has it."""
+    """Residual blocks at one resolution, each followed by attention if the level has it."""
 
     def __init__(self, level: DownLevel | UpLevel) -> None:
         self.blocks = [_Block(block) for block in _all(ResidualBlock, level.resnets)]
@@ -132,7 +148,7 @@ class _Down(_Level):
     def __init__(self, level: DownLevel) -> None:
         super().__init__(level)
         self.convs = [
-            (Weights.of(down.conv), 0 if down.pad else 1)
+            (LayerWeights.from_layer(down.conv), 0 if down.pad else 1)
             for down in _all(Downsample, level.downsamplers)
         ]
 
@@ -149,7 +165,8 @@ class _Down(_Level):
 class _Up(_Level):
     def __init__(self, level: UpLevel) -> None:
         super().__init__(level)
-        self.convs = [Weights.of(up.conv) for up in _all(Upsample, level.upsamplers)]
+        upsamplers = _all(Upsample, level.upsamplers)
+        self.convs = [LayerWeights.from_layer(up.conv) for up in upsamplers]
 
     def __call__(self, x: Tensor, skips: list[Tensor], features: Tensor) -> Tensor:
         for j in range(len(self.blocks)):
@@ -160,7 +177,7 @@ class _Up(_Level):
 
 
 def _all(kind: type[Module], modules: Iterable[nn.Module]) -> list[Module]:
-    """The modules, which are all of one kind: PyTorch's lists do not say so."""
+    """List modules that are all of one kind, as PyTorch's lists do not tell mypy."""
     found = [module for module in modules if isinstance(module, kind)]
     assert len(found) == len(list(modules))
     return found

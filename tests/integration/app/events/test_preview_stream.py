@@ -10,12 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from redis import Redis
 
-from app.events import previews
 from tests.support import sse
 from tests.support.problems import problem
 from tests.support.processes import eventually
+from tests.support.server import serve
 from tests.support.sse import Event, Reader
 from tests.support.worker import IdleWorker, png_of
 from worker.jobs.keys import preview_key
@@ -29,15 +30,15 @@ def read(api: httpx.Client) -> Read:
     return partial(sse.read, api)
 
 
-def shown(event: Event) -> tuple[int, bytes]:
+def preview(event: Event) -> tuple[int, bytes]:
     return event.data["index"], b64decode(event.data["png"], validate=True)
 
 
-def told(events: list[Event]) -> list[tuple[int, bytes]]:
-    return [shown(event) for event in events if event.name == "preview"]
+def previews(events: list[Event]) -> list[tuple[int, bytes]]:
+    return [preview(event) for event in events if event.name == "preview"]
 
 
-def test_each_new_preview_of_an_image_is_told_once_until_the_image_is_finished(
+def test_each_new_preview_of_an_image_is_sent_once_until_the_image_is_finished(
     read: Read, worker: IdleWorker, post: Post
 ) -> None:
     job = post(count=3)["id"]
@@ -46,16 +47,16 @@ def test_each_new_preview_of_an_image_is_told_once_until_the_image_is_finished(
         worker.progress(job, 0, 1, 3)
         for shade in (10, 20):
             worker.show(job, 1, shade)
-            assert shown(stream.until("preview")[-1]) == (1, png_of(shade))
+            assert preview(stream.until("preview")[-1]) == (1, png_of(shade))
         worker.publish(job, [1])
         stream.until("image", index=1)
         worker.show(job, 1, 30)
         worker.show(job, 2, 30)
         worker.publish(job, [0, 2])
-        assert told(list(stream)) == []
+        assert previews(list(stream)) == []
 
 
-def test_two_images_are_told_apart_and_a_third_is_nobodys_business(
+def test_previews_come_of_the_named_images_and_no_other(
     read: Read, redis: Redis, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]
 ) -> None:
     job = post(count=9, start=5)["id"]
@@ -64,37 +65,34 @@ def test_two_images_are_told_apart_and_a_third_is_nobodys_business(
     with read(job, previews=[13, 5, 13]) as stream:
         for index in (5, 13, 6):
             worker.show(job, index, index)
-        assert sorted(told(stream.until("preview") + stream.until("preview"))) == [
-            (5, png_of(5)),
-            (13, png_of(13)),
-        ]
+        events = stream.until("preview") + stream.until("preview")
+        assert sorted(previews(events)) == [(5, png_of(5)), (13, png_of(13))]
         redis.delete(preview_key(job, 5), preview_key(job, 13))
-        eventually(
-            lambda: set(asked()) == {f"{job} 5", f"{job} 13"}, 20, "workers are asked for both anew"
-        )
+        both = {f"{job} 5", f"{job} 13"}
+        eventually(lambda: set(asked()) == both, 20, "workers are asked for both anew")
 
 
-def test_an_image_that_no_worker_shows_holds_up_no_other(
-    read: Read,
-    worker: IdleWorker,
-    post: Post,
-    asked: Callable[[], list[str]],
-    monkeypatch: pytest.MonkeyPatch,
+def test_an_image_that_no_worker_previews_holds_up_no_other(
+    app: FastAPI, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]
 ) -> None:
-    monkeypatch.setattr(previews, "_WITHIN_S", 30.0)  # longer than the reader waits
+    app.state.previews.within_s = 3600.0  # longer than the reader waits
     job = post(count=130)["id"]
     worker.start(job)
     worker.progress(job, 0, 1, 64)
-    with read(job, previews=[0, 1, 129]) as stream:
-        seen = []
+    sent = []
+    with (
+        serve(app) as url,
+        httpx.Client(base_url=url, timeout=60) as api,
+        sse.read(api, job, previews=[0, 1, 129]) as stream,
+    ):
         for shade in range(1, 5):
             worker.show(job, 0, shade)
-            seen += told(stream.until("preview"))
-    assert seen == [(0, png_of(shade)) for shade in range(1, 5)]
+            sent += previews(stream.until("preview"))
+    assert sent == [(0, png_of(shade)) for shade in range(1, 5)]
     assert not any(request.endswith(" 129") for request in asked()), "its shard waits for a worker"
 
 
-def test_who_names_no_image_asks_no_worker(
+def test_a_reader_that_names_no_image_asks_no_worker(
     read: Read, worker: IdleWorker, post: Post, asked: Callable[[], list[str]]
 ) -> None:
     job = post(count=2)["id"]
@@ -106,7 +104,7 @@ def test_who_names_no_image_asks_no_worker(
         assert asked() == []
 
 
-def test_a_preview_has_no_id_so_that_a_reader_comes_back_to_what_it_was_told(
+def test_a_preview_has_no_id_so_that_a_reader_resumes_after_the_last_other_event(
     read: Read, worker: IdleWorker, post: Post
 ) -> None:
     job = post()["id"]
@@ -114,19 +112,18 @@ def test_a_preview_has_no_id_so_that_a_reader_comes_back_to_what_it_was_told(
     worker.progress(job, 0, 1, 1)
     worker.show(job, 0, 50)
     with read(job, previews=[0]) as stream:
-        *before, preview = stream.until("preview")
-    assert preview.id is None
+        *before, last = stream.until("preview")
+    assert last.id is None
     with read(job, after=before[-1].id, previews=[0]) as stream:
-        assert shown(stream.until("preview")[-1]) == (0, png_of(50)), (
-            "who comes back is shown it too"
-        )
+        again = stream.until("preview")[-1]
+        assert preview(again) == (0, png_of(50)), "a reader who comes back gets it too"
 
 
 @pytest.mark.parametrize(
     ("indices", "status"),
     [([4, 8], 404), ([-1], 422), ([2**63], 422), ([*range(17)], 422), (["x"], 422)],
 )
-def test_what_cannot_be_shown_is_refused_before_the_stream_begins(
+def test_a_preview_of_an_image_that_is_not_there_is_refused_before_the_stream(
     api: httpx.Client, post: Post, indices: list[Any], status: int
 ) -> None:
     job = post(count=4, start=4)["id"]

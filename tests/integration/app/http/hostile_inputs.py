@@ -1,4 +1,7 @@
-"""What was tried on the API over a socket, and the status of the answer: the rows of docs/reference/hostile-inputs.md."""
+"""Hostile inputs and the status of the answer to each: the rows of the page on them.
+
+The page is docs/reference/hostile-inputs.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All pictures of a job in one zip: what is in it, when it is there, and what breaks it off."""
+"""All images of a job in one zip: its contents, when it is there, and what breaks it off."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Post = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def drawn(worker: IdleWorker, post: Post) -> Callable[..., str]:
-    """Posts a job and finishes it; its id."""
+    """Posts a job and finishes it, and gives its id."""
 
     def drawn(count: int = 1, start: int = 0) -> str:
         job: str = post(count=count, start=start)["id"]
@@ -48,13 +48,12 @@ def large(redis: Redis, drawn: Callable[..., str]) -> str:
 
 
 def opened(answer: httpx.Response) -> ZipFile:
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip"), (
-        answer.text
-    )
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/zip"
     return ZipFile(BytesIO(answer.content))
 
 
-def test_an_archive_has_every_picture_under_its_index(
+def test_an_archive_has_every_image_under_its_index(
     api: httpx.Client, drawn: Callable[..., str]
 ) -> None:
     job = drawn(count=40, start=90)  # more than are read at once
@@ -62,22 +61,20 @@ def test_an_archive_has_every_picture_under_its_index(
     assert answer.headers["content-disposition"] == f'attachment; filename="{job}.zip"'
     with opened(answer) as archive:
         assert archive.testzip() is None
-        assert archive.namelist() == [f"{index:03}.png" for index in range(90, 130)]
-        assert {name: archive.read(name) for name in archive.namelist()} == {
-            f"{i:03}.png": png_of(i) for i in range(90, 130)
-        }
+        expected = {f"{index:03}.png": png_of(index) for index in range(90, 130)}
+        assert archive.namelist() == list(expected)
+        assert {name: archive.read(name) for name in archive.namelist()} == expected
 
 
 def test_an_archive_can_be_unpacked_anywhere(api: httpx.Client, drawn: Callable[..., str]) -> None:
     with opened(api.get(f"/v1/jobs/{drawn(count=20)}/archive")) as archive:
         for entry in archive.infolist():
             assert entry.external_attr >> 16 == 0o644, "else only its owner may read the file"
-            assert (entry.flag_bits & 8, entry.compress_type) == (0, ZIP_STORED), (
-                "else who reads a stream knows no size"
-            )
+            stored = (entry.flag_bits & 8, entry.compress_type)
+            assert stored == (0, ZIP_STORED), "else readers of a stream know no size"
 
 
-def test_the_same_pictures_give_the_same_archive_at_any_time(
+def test_the_same_images_give_the_same_archive_at_any_time(
     api: httpx.Client, drawn: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (api.get(f"/v1/jobs/{drawn(count=3)}/archive") for _ in range(2))
@@ -121,7 +118,7 @@ def test_a_job_that_goes_on_has_no_archive_yet(
     assert api.get(path).status_code == 200
 
 
-def test_of_a_cancelled_job_it_has_what_was_finished(
+def test_the_archive_of_a_cancelled_job_has_what_was_finished(
     api: httpx.Client, worker: IdleWorker, post: Post
 ) -> None:
     job, without = post(count=3)["id"], post()["id"]
@@ -134,7 +131,7 @@ def test_of_a_cancelled_job_it_has_what_was_finished(
     assert api.get(f"/v1/jobs/{without}/archive").status_code == 409
 
 
-def test_an_archive_whose_pictures_are_gone_is_410(
+def test_an_archive_whose_images_are_gone_is_410(
     api: httpx.Client, redis: Redis, drawn: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
     job = drawn(count=2)
@@ -142,10 +139,10 @@ def test_an_archive_whose_pictures_are_gone_is_410(
     redis.delete(png_key(job))
     for headers in ({}, has, {"If-None-Match": "*"}):
         assert api.get(f"/v1/jobs/{job}/archive", headers=headers).status_code == 410
-    assert "is gone" not in caplog.text, "that is the way of all pictures"
+    assert "is gone" not in caplog.text, "images expire without a warning"
 
 
-def test_a_picture_that_goes_meanwhile_breaks_the_archive_off(
+def test_an_image_that_goes_meanwhile_breaks_the_archive_off(
     api: httpx.Client, redis: Redis, drawn: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
     job = drawn(count=40)
@@ -179,7 +176,7 @@ def test_a_server_that_stops_ends_an_archive_that_nobody_reads(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_reader_that_leaves_is_nothing_to_speak_of(
+def test_a_reader_that_leaves_an_archive_is_not_logged(
     api: httpx.Client,
     large: str,
     caplog: pytest.LogCaptureFixture,

@@ -1,4 +1,8 @@
-"""The bounds on open work: exact whatever is posted at once and however jobs end, and honest about when to come back."""
+"""The bounds on open work.
+
+They are exact, whatever is posted at once and however jobs end. Whoever is refused learns when to
+come back.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,13 @@ from worker.jobs.keys import LEFT, LOAD, job_key, open_key
 from worker.jobs.reaper import Reaper
 
 STEPS = 10
-JOB = {"model": "tiny", "count": 10, "steps": STEPS}  # 100 image-steps
+# 100 image-steps
+JOB = {"model": "tiny", "count": 10, "steps": STEPS}
 
 
 @pytest.fixture
 def bounded(settings: ApiSettings, redis: Redis) -> Iterator[list[httpx.Client]]:
-    """Two API processes before one Redis, which queue 1000 image-steps, of one owner 500."""
+    """Clients of two APIs before one Redis, which queue 1000 image-steps, 500 of one owner."""
     bounds = settings.model_copy(
         update={"max_open_image_steps": 1000, "max_open_image_steps_per_key": 500}
     )
@@ -34,14 +39,14 @@ def bounded(settings: ApiSettings, redis: Redis) -> Iterator[list[httpx.Client]]
         yield [stack.enter_context(httpx.Client(base_url=url, timeout=10)) for url in urls]
 
 
-def books(redis: Redis) -> tuple[int, int]:
-    """Image-steps left of all jobs one by one, and as summed up by owner."""
+def open_image_steps(redis: Redis) -> tuple[int, int]:
+    """Return the image-steps left, as the sum over all jobs and as the sum over all owners."""
     left = redis.hvals(LEFT)
     return sum(int(text.split()[0]) for text in left), sum(map(int, redis.hvals(LOAD)))
 
 
 def fill(redis: Redis, owner: str, image_steps: int) -> None:
-    """As if the owner had a job of this size open."""
+    """Write what the store has when the owner has a job of this size open."""
     redis.hset(LEFT, "f" * 32, f"{image_steps} 1 1 tiny {owner}")
     redis.hset(LOAD, owner, image_steps)
 
@@ -68,19 +73,20 @@ def test_a_refused_job_leaves_nothing(bounded, redis):
     assert {key.decode() for key in redis.keys("*")} == {LEFT, LOAD}
 
 
-def test_who_is_refused_is_told_when_the_workers_will_have_made_room(
+def test_a_refused_client_learns_when_the_workers_will_have_made_room(
     bounded, redis, worker: IdleWorker
 ):
     api = bounded[0]
     fill(redis, "somebody else", 960)
-    assert problem_wait(api) == 60, "nobody can say, without a worker"
+    assert refused_for_s(api) == 60, "nobody can say, without a worker"
     worker.announce(image_steps_per_s=5.0)
-    assert problem_wait(api) == 12, "60 image-steps too many, 5 a second"
+    assert refused_for_s(api) == 12, "60 image-steps too many, 5 a second"
     fill(redis, "local", 500)
-    assert problem_wait(api) == 40, "100 too many of one of two owners, who has half of the workers"
+    assert refused_for_s(api) == 40, "100 too many of one of two owners with half of the workers"
 
 
-def problem_wait(api: httpx.Client) -> int:
+def refused_for_s(api: httpx.Client) -> int:
+    """Return in how many seconds the client should try again."""
     response = api.post("/v1/jobs", json=JOB)
     detail = problem(response, 429)["detail"]
     assert f"try again in {response.headers['retry-after']} s" in detail
@@ -95,11 +101,10 @@ def test_a_job_that_would_not_fit_an_empty_queue_is_refused_for_good(bounded):
 
 def test_processes_that_post_at_once_do_not_overshoot(bounded, redis):
     with ThreadPoolExecutor(8) as threads:
-        answers = list(
-            threads.map(lambda i: bounded[i % 2].post("/v1/jobs", json=JOB).status_code, range(40))
-        )
+        posts = [threads.submit(bounded[i % 2].post, "/v1/jobs", json=JOB) for i in range(40)]
+        answers = [post.result().status_code for post in posts]
     assert (answers.count(202), answers.count(429)) == (5, 35)
-    assert books(redis) == (500, 500)
+    assert open_image_steps(redis) == (500, 500)
 
 
 def test_room_grows_with_every_step_that_is_done(bounded, redis, worker: IdleWorker):
@@ -107,9 +112,9 @@ def test_room_grows_with_every_step_that_is_done(bounded, redis, worker: IdleWor
     jobs = [api.post("/v1/jobs", json=JOB).json()["id"] for _ in range(5)]
     worker.start(jobs[0])
     worker.progress(jobs[0], 0, 3, 30)
-    assert books(redis) == (470, 470)
+    assert open_image_steps(redis) == (470, 470)
     worker.progress(jobs[0], 0, 2, 20)
-    assert books(redis) == (480, 480), "a lost worker's last steps are done again"
+    assert open_image_steps(redis) == (480, 480), "a lost worker's last steps are done again"
     assert api.post("/v1/jobs", json=JOB | {"count": 2}).status_code == 202
     assert api.post("/v1/jobs", json=JOB | {"count": 1}).status_code == 429
 
@@ -127,7 +132,7 @@ ENDS: dict[str, Callable[[httpx.Client, IdleWorker, str], Any]] = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_job_that_has_ended_is_in_the_books_no_more_and_never_subtracted_twice(
+def test_a_job_that_has_ended_is_counted_no_more_and_never_subtracted_twice(
     bounded, redis, worker, end
 ):
     api = bounded[0]
@@ -137,14 +142,14 @@ def test_a_job_that_has_ended_is_in_the_books_no_more_and_never_subtracted_twice
     ENDS[end](api, worker, job)
     worker.progress(job, 0, 1, 10)
     worker.fail(job, "late", "too late")
-    assert books(redis) == (100, 100)
+    assert open_image_steps(redis) == (100, 100)
     api.delete(f"/v1/jobs/{other}")
     assert not redis.exists(LEFT, LOAD)
 
 
-def test_a_job_whose_record_has_expired_is_in_the_books_no_more(bounded, redis):
+def test_a_job_whose_record_has_expired_is_counted_no_more(bounded, redis):
     gone, kept = (bounded[0].post("/v1/jobs", json=JOB).json()["id"] for _ in range(2))
     redis.delete(job_key(gone))
     Reaper(redis).run_once()
-    assert books(redis) == (100, 100)
+    assert open_image_steps(redis) == (100, 100)
     assert redis.zrange(open_key("interactive"), 0, -1) == [kept.encode()]

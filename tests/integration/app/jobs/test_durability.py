@@ -1,4 +1,7 @@
-"""What was answered with 202 outlives the job store: the embedded Valkey, killed with SIGKILL and started again."""
+"""Jobs that were answered with 202 outlive the job store.
+
+It is the embedded Valkey, killed with SIGKILL and started again.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from tests.support.processes import eventually
 from tests.support.server import serve
 from tests.support.valkey import OwnValkey
 
+KEY = {"Idempotency-Key": "k"}
 pytestmark = pytest.mark.redis
 
 
@@ -31,7 +35,7 @@ def started(tmp_path: Path) -> Iterator[OwnValkey]:
 
 
 def accepted(api: httpx.Client, **request: Any) -> str:
-    """The id of the job, posted again and again until the API has found the server."""
+    """Post a job until the API has found the server, and return the job's id."""
     answers: list[httpx.Response] = []
 
     def post() -> bool:
@@ -60,13 +64,11 @@ def test_a_job_is_there_after_202_and_an_immediate_kill_100_times_out_of_100(
             posted.append(accepted(api, **request))
             started.kill()
             started.start()
-            assert redis.hget(f"ddpm:job:{posted[-1]}", "state") == b"queued", (
-                f"lost in turn {turn}"
-            )
-            assert accepted(api, **request) == posted[-1], "who posts again finds it"
-        waiting = {
-            id.decode() for queue in redis.keys("rq:queue:*") for id in redis.lrange(queue, 0, -1)
-        }
+            state = redis.hget(f"ddpm:job:{posted[-1]}", "state")
+            assert state == b"queued", f"lost in turn {turn}"
+            assert accepted(api, **request) == posted[-1], "the same post again finds it"
+        queues = redis.keys("rq:queue:*")
+        waiting = {id.decode() for queue in queues for id in redis.lrange(queue, 0, -1)}
         assert waiting == {
             f"{job}-{shard}" for turn, job in enumerate(posted) for shard in range(1 + turn % 3)
         }
@@ -76,7 +78,7 @@ def test_a_job_is_there_after_202_and_an_immediate_kill_100_times_out_of_100(
 def api_before(
     tmp_path: Path, models_dir: Path, request: pytest.FixtureRequest
 ) -> Iterator[httpx.Client]:
-    """An API before a server with the options of the test's parameter."""
+    """A client of an API before a server that has the options of the test's parameter."""
     server = OwnValkey(tmp_path, **request.param)
     server.start()
     app = create_app(ApiSettings(redis_url=server.url, models_dir=models_dir))
@@ -85,48 +87,41 @@ def api_before(
     server.kill()
 
 
-CANNOT_SAY = [{"appendonly": "no"}, {"appendfsync": "no"}, {"rename-command": "WAITAOF hidden"}]
+CANNOT_CONFIRM = [{"appendonly": "no"}, {"appendfsync": "no"}, {"rename-command": "WAITAOF hidden"}]
 
 
 @pytest.mark.parametrize(
-    "api_before", CANNOT_SAY, ids=["no file", "never synced", "no WAITAOF"], indirect=True
+    "api_before", CANNOT_CONFIRM, ids=["no file", "never synced", "no WAITAOF"], indirect=True
 )
-def test_a_server_that_cannot_say_what_is_on_disk_is_believed_and_the_log_says_so_once(
+def test_a_server_that_cannot_confirm_writes_is_trusted_and_the_log_says_so_once(
     api_before: httpx.Client, caplog
 ):
     with caplog.at_level(logging.WARNING, "app.jobs.durability"):
-        answers = [
-            api_before.post("/v1/jobs", json={"model": "tiny"}).status_code for _ in range(3)
-        ]
+        answers = [post(api_before).status_code for _ in range(3)]
     assert answers == [202] * 3
-    assert (
-        len([record for record in caplog.records if "not known to be on disk" in record.message])
-        == 1
-    )
+    [warning] = [record for record in caplog.records if record.name == "app.jobs.durability"]
+    assert "not known to be on disk" in warning.message
+
+
+def post(api: httpx.Client, **headers: str) -> httpx.Response:
+    return api.post("/v1/jobs", json={"model": "tiny"}, headers=headers)
 
 
 @pytest.mark.parametrize("api_before", [{}], indirect=True)
-def test_a_disk_that_is_too_slow_is_a_503_and_the_job_is_not_there_unless_its_key_finds_it(
+def test_a_slow_disk_is_a_503_and_only_an_idempotency_key_finds_the_job(
     api_before: httpx.Client, monkeypatch
 ):
     async def not_yet(*_: object) -> bool:
         return False
 
     with monkeypatch.context() as slow:
-        slow.setattr("app.jobs.durability.Disk.has", not_yet)
-        refused = api_before.post("/v1/jobs", json={"model": "tiny"})
-        keyed = api_before.post(
-            "/v1/jobs", json={"model": "tiny"}, headers={"Idempotency-Key": "k"}
-        )
+        slow.setattr("app.jobs.durability.DurabilityCheck.confirmed", not_yet)
+        refused = post(api_before)
+        keyed = post(api_before, **KEY)
     assert problem(refused, 503)["type"].endswith("not-on-disk")
     assert (keyed.status_code, keyed.headers["retry-after"]) == (503, "2")
     [there] = api_before.get("/v1/jobs").json()["jobs"]
-    assert (
-        api_before.post(
-            "/v1/jobs", json={"model": "tiny"}, headers={"Idempotency-Key": "k"}
-        ).json()["id"]
-        == there["id"]
-    )
+    assert post(api_before, **KEY).json()["id"] == there["id"]
 
 
 @pytest.mark.parametrize("api_before", [{"appendfsync": "no"}], indirect=True)
@@ -137,7 +132,7 @@ def test_a_store_that_falls_silent_before_it_says_what_it_syncs_leaves_no_job(
         raise redis_errors.TimeoutError
 
     monkeypatch.setattr("redis.asyncio.Redis.config_get", silent)
-    told = problem(api_before.post("/v1/jobs", json={"model": "tiny"}), 503)
-    assert told["type"].endswith("not-on-disk")
-    assert "may not have been accepted; send it again" in told["detail"]
+    refused = problem(post(api_before), 503)
+    assert refused["type"].endswith("not-on-disk")
+    assert "may not have been accepted; send it again" in refused["detail"]
     assert api_before.get("/v1/jobs").json()["jobs"] == []

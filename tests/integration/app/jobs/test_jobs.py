@@ -1,4 +1,4 @@
-"""The life of a job over HTTP: posted, looked at, cancelled, deleted."""
+"""The life of a job over HTTP: posted, read, cancelled, deleted."""
 
 from __future__ import annotations
 
@@ -33,26 +33,16 @@ def test_a_job_is_accepted_and_says_where_it_is(api: httpx.Client) -> None:
     job = response.json()
     assert response.status_code == 202
     assert response.headers["location"] == f"/v1/jobs/{job['id']}" == job["links"]["self"]
-    assert (job["state"], job["count"], job["seed"], job["steps"], job["start"]) == (
-        "queued",
-        3,
-        7,
-        50,
-        0,
-    )
+    expected = {"state": "queued", "count": 3, "seed": 7, "steps": 50, "start": 0}
+    assert job | expected == job
     assert api.get(response.headers["location"]).json() == job
 
 
-def test_what_is_left_out_is_the_models_default_and_a_drawn_seed(post: Post) -> None:
+def test_fields_left_out_get_the_models_defaults_and_a_drawn_seed(post: Post) -> None:
     one, other = post(), post(model=None, seed=None)
-    assert (one["model"], one["sampler"], one["steps"], one["variance"], one["eta"]) == (
-        "tiny",
-        "ddpm",
-        100,
-        "fixed_small",
-        None,
-    )
-    assert (one["count"], one["priority"]) == (1, "interactive")
+    defaults = {"model": "tiny", "sampler": "ddpm", "steps": 100, "variance": "fixed_small"}
+    expected = defaults | {"eta": None, "count": 1, "priority": "interactive"}
+    assert one | expected == one
     assert 0 <= one["seed"] < 2**53
     assert one["seed"] != other["seed"]
 
@@ -100,20 +90,15 @@ def test_polling_shows_the_least_advanced_image_and_the_share_of_work_done(
     assert now["queue"] is None
 
 
-def test_images_say_how_far_they_are(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
+def test_every_image_says_how_far_it_is(api: httpx.Client, worker: IdleWorker, post: Post) -> None:
     job = post(count=66, start=10)["id"]
     worker.start(job)
     worker.progress(job, 0, 1, 64)
     worker.publish(job, [11])
     images = api.get(f"/v1/jobs/{job}").json()["images"]
     assert [image["index"] for image in images] == list(range(10, 76))
-    assert [images[k]["state"] for k in (0, 1, 63, 64, 65)] == [
-        "running",
-        "finished",
-        "running",
-        "queued",
-        "queued",
-    ]
+    states = [images[k]["state"] for k in (0, 1, 63, 64, 65)]
+    assert states == ["running", "finished", "running", "queued", "queued"]
     assert images[1]["sha256"] == hashlib.sha256(png_of(11)).hexdigest()
     assert api.get(images[1]["url"]).content == png_of(11)
 
@@ -124,11 +109,8 @@ def test_the_last_image_finishes_the_job(api: httpx.Client, worker: IdleWorker, 
     worker.publish(job, [0, 1])
     now = api.get(f"/v1/jobs/{job}").json()
     assert now["state"] == "finished"
-    assert (
-        now["progress"]["step"],
-        now["progress"]["fraction"],
-        now["progress"]["images_done"],
-    ) == (100, 1.0, 2)
+    expected = {"step": 100, "fraction": 1.0, "images_done": 2}
+    assert now["progress"] | expected == now["progress"]
     assert now["created_at"] <= now["started_at"] <= now["finished_at"]
 
 
@@ -136,10 +118,8 @@ def test_a_failed_job_says_why(api: httpx.Client, worker: IdleWorker, post: Post
     job = post()["id"]
     worker.fail(job, "workers_lost", "three workers were lost")
     now = api.get(f"/v1/jobs/{job}").json()
-    assert (now["state"], now["error"]) == (
-        "failed",
-        {"code": "workers_lost", "message": "three workers were lost"},
-    )
+    assert now["state"] == "failed"
+    assert now["error"] == {"code": "workers_lost", "message": "three workers were lost"}
 
 
 def test_a_place_in_the_queue_counts_the_jobs_before_it_and_bulk_comes_last(
@@ -155,7 +135,7 @@ def eta_s(api: httpx.Client, job: dict[str, Any]) -> float:
     return api.get(f"/v1/jobs/{job['id']}").json()["queue"]["eta_s"]
 
 
-def test_an_interactive_job_waits_for_what_has_less_left_and_beside_bulk_work_for_an_eighth_more(
+def test_an_interactive_job_waits_for_those_with_less_left_and_shares_with_bulk(
     api: httpx.Client, worker: IdleWorker, post: Post
 ) -> None:
     worker.announce(image_steps_per_s=100.0)
@@ -184,10 +164,7 @@ def test_a_bulk_job_waits_until_workers_have_room_for_it(
     api: httpx.Client, worker: IdleWorker, post: Post
 ) -> None:
     worker.announce(image_steps_per_s=100.0)
-    first, bulk = (
-        post(count=10, steps=100, priority="bulk"),
-        post(count=1, steps=100, priority="bulk"),
-    )
+    first, bulk = (post(count=count, steps=100, priority="bulk") for count in (10, 1))
     assert eta_s(api, bulk) == 9.0 + 1.0, "a worker that steps one image holds two"
     worker.start(first["id"])
     worker.progress(first["id"], 0, 50, 500)
@@ -267,9 +244,8 @@ def test_a_deleted_job_leaves_no_key_and_cannot_come_back(
 def test_a_deletion_ends_the_waiting(api: httpx.Client, url: str, post: Post) -> None:
     job = post()["id"]
     with later(0.2, httpx.delete, f"{url}/v1/jobs/{job}"):
-        began = time.monotonic()
-        assert api.get(f"/v1/jobs/{job}", params={"wait": 5}).status_code == 404
-    assert time.monotonic() - began < 1
+        # The client gives up after 10 s.
+        assert api.get(f"/v1/jobs/{job}", params={"wait": 60}).status_code == 404
 
 
 def test_every_key_of_a_job_has_a_time_to_live(

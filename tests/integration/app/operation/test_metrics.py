@@ -1,4 +1,4 @@
-"""What Prometheus reads, through its own parser."""
+"""Metrics, as the parser of Prometheus reads them."""
 
 from __future__ import annotations
 
@@ -37,21 +37,20 @@ def test_open_work_and_the_workers_speed_can_be_scraped(
     IdleWorker(redis).announce(image_steps_per_s=200)
     job = post(count=3, steps=50)
     post(count=1, steps=10, priority="bulk")
-    found = scraped(api)
-    assert found[sample("ddpm_open_jobs", priority="interactive")] == 1
-    assert found[sample("ddpm_open_jobs", priority="bulk")] == 1
-    assert found[sample("ddpm_open_image_steps")] == 160
-    assert found[sample("ddpm_workers")] == 1
-    assert found[
-        sample("ddpm_worker_image_steps_per_second", worker="worker-1", device="cpu")
-    ] == pytest.approx(200)
+    metrics = scraped(api)
+    assert metrics[sample("ddpm_open_jobs", priority="interactive")] == 1
+    assert metrics[sample("ddpm_open_jobs", priority="bulk")] == 1
+    assert metrics[sample("ddpm_open_image_steps")] == 160
+    assert metrics[sample("ddpm_workers")] == 1
+    rate = sample("ddpm_worker_image_steps_per_second", worker="worker-1", device="cpu")
+    assert metrics[rate] == pytest.approx(200)
     step = sample(
         "ddpm_worker_step_seconds", worker="worker-1", model="tiny", precision="fp32", batch="1"
     )
-    assert found[step] == pytest.approx(0.005)
+    assert metrics[step] == pytest.approx(0.005)
     api.post(f"/v1/jobs/{job['id']}/cancel")
     assert scraped(api)[sample("ddpm_open_image_steps")] == 10
 
 
-def test_without_jobs_and_workers_there_is_nothing_open(api: httpx.Client, redis: Redis):
+def test_all_metrics_are_zero_without_jobs_and_workers(api: httpx.Client, redis: Redis):
     assert set(scraped(api).values()) == {0.0}

@@ -1,4 +1,7 @@
-"""`queue.eta_s` against what then happens: jobs posted to the real API, run by workers whose time passes by calculation."""
+"""`queue.eta_s` against what then happens.
+
+Jobs are posted to the real API, and run by simulated workers whose time is calculated.
+"""
 
 from __future__ import annotations
 
@@ -90,26 +93,26 @@ def check(
     workers: int,
     seconds: dict[int, float],
 ) -> None:
-    """Every estimate is within a factor of two of what then happens."""
+    """Check that each estimate is within a factor of two of what then happens."""
     queue = [shards(redis, job) for job in jobs]
-    takes = [
+    # Which worker takes a job, beside which others, is luck. To a small job it can be decisive.
+    runs = [
         finished_at(queue, workers, seconds, Random(luck))
         for luck in range(1 if workers == 1 else 6)
     ]
-    told = {
+    taken = {
         f"{job['count']} x {job['steps']} {job['priority']}": (
             estimate,
-            sorted(round(ends[job["id"]], 1) for ends in takes),
+            sorted(round(ends[job["id"]], 1) for ends in runs),
         )
         for job, estimate in zip(jobs, estimates, strict=True)
     }
-    # beside which others a worker takes a job is luck, and to a small one it can be all the difference
     wrong = [
         job
-        for job, (estimate, took) in told.items()
+        for job, (estimate, took) in taken.items()
         if not min(took) / 2 - 0.1 <= estimate <= max(took) * 2 + 0.1
     ]
-    assert not wrong, f"(estimated, took): {told}"
+    assert not wrong, f"(estimated, took): {taken}"
 
 
 @pytest.mark.parametrize("seconds", [CPU, STEEP_CPU, GPU], ids=["cpu", "steep cpu", "gpu"])
@@ -136,11 +139,9 @@ def owners(settings: ApiSettings, redis: Redis) -> Iterator[list[httpx.Client]]:
     """Clients of one API with a key each."""
     names = ("ann", "bob", "cy")
     keys = ",".join(f"{name}:{sha256(name.encode()).hexdigest()}" for name in names)
-    with serve(
-        create_app(
-            ApiSettings(**settings.model_dump() | {"api_keys": keys, "key_requests_per_s": 1000})
-        )
-    ) as url:
+    with_keys = {"api_keys": keys, "key_requests_per_s": 1000}
+    app = create_app(ApiSettings(**settings.model_dump() | with_keys))
+    with serve(app) as url:
         clients = [
             httpx.Client(base_url=url, headers={"Authorization": f"Bearer {name}"}, timeout=10)
             for name in names

@@ -1,4 +1,4 @@
-"""Listing jobs over HTTP: their order, pages, and what is left out."""
+"""Listings of jobs over HTTP: their order, their pages, and the jobs that are left out."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def test_jobs_are_listed_newest_first_without_their_images(api: httpx.Client, po
 def test_a_listing_can_be_of_one_state(api: httpx.Client, post: Post) -> None:
     cancelled, _queued = post()["id"], post()["id"]
     api.post(f"/v1/jobs/{cancelled}/cancel")
-    assert [
-        job["id"] for job in api.get("/v1/jobs", params={"state": "cancelled"}).json()["jobs"]
-    ] == [cancelled]
+    listed = api.get("/v1/jobs", params={"state": "cancelled"}).json()["jobs"]
+    assert [job["id"] for job in listed] == [cancelled]
 
 
 def pages(
@@ -68,7 +67,7 @@ def test_jobs_of_the_same_microsecond_are_all_listed(
     assert sorted(pages(api, limit=2)) == sorted(posted)
 
 
-def test_a_listing_has_a_job_for_as_long_as_its_pictures_are_kept(
+def test_a_listing_has_a_job_for_as_long_as_its_images_are_stored(
     settings: ApiSettings, redis: Redis
 ) -> None:
     month_s = 30 * 86_400
@@ -84,6 +83,6 @@ def test_a_listing_has_a_job_for_as_long_as_its_pictures_are_kept(
 
 
 def test_a_listing_leaves_out_what_has_expired(api: httpx.Client, redis: Redis, post: Post) -> None:
-    kept, expired = post()["id"], post()["id"]
+    present, expired = post()["id"], post()["id"]
     redis.delete(job_key(expired))
-    assert list(pages(api)) == [kept]
+    assert list(pages(api)) == [present]

@@ -1,4 +1,4 @@
-"""A status asked for without a query goes past FastAPI: nobody is to see that."""
+"""A status without a query goes past FastAPI, and no client can see that."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from typing import Any
 import httpx
 import pytest
 
-from app.jobs.jobs import Jobs
+from app.jobs.queries import JobQueries
 from tests.support.worker import IdleWorker
 
 Post = Callable[..., dict[str, Any]]
-ROUTED = {"any": "parameter"}  # which the route ignores
+# A parameter that the route ignores.
+ROUTED = {"any": "parameter"}
 UNSTABLE = {"date"}
 
 
-def heard(response: httpx.Response) -> tuple[int, dict[str, str], bytes]:
-    return (
-        response.status_code,
-        {k: v for k, v in response.headers.items() if k not in UNSTABLE},
-        response.content,
-    )
+def seen(response: httpx.Response) -> tuple[int, dict[str, str], bytes]:
+    """Return all that a client sees of a response, without what no two have in common."""
+    headers = {name: value for name, value in response.headers.items() if name not in UNSTABLE}
+    return response.status_code, headers, response.content
 
 
 def ended(api: httpx.Client, worker: IdleWorker, post: Post) -> str:
-    """A job whose status does not change any more."""
+    """Post a job, and have it finished: its status does not change any more."""
     job = post(count=70)["id"]
     worker.start(job)
     worker.publish(job, range(70))
@@ -33,7 +32,7 @@ def ended(api: httpx.Client, worker: IdleWorker, post: Post) -> str:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT"])
-def test_it_is_what_the_route_says(
+def test_a_fast_status_is_what_the_route_answers(
     api: httpx.Client, worker: IdleWorker, post: Post, method: str
 ) -> None:
     job = ended(api, worker, post)
@@ -44,23 +43,24 @@ def test_it_is_what_the_route_says(
         f"/v1/jobs/{'0' * 32}",
         "/v1/jobs/a%20b",
     ):
-        assert heard(api.request(method, path)) == heard(
-            api.request(method, path, params=ROUTED)
-        ), path
+        fast = api.request(method, path)
+        routed = api.request(method, path, params=ROUTED)
+        assert seen(fast) == seen(routed), path
     assert api.get(f"/v1/jobs/{job}").json()["state"] == "finished"
 
 
-def test_only_what_has_no_query_goes_past_the_route(
+def test_only_requests_without_a_query_go_past_the_route(
     api: httpx.Client, worker: IdleWorker, post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, routed = ended(api, worker, post), []
-    wait = Jobs.wait
+    job = ended(api, worker, post)
+    routed = []
+    wait = JobQueries.wait
 
-    async def noted(jobs: Jobs, *args: Any) -> bytes:
+    async def noted(queries: JobQueries, *args: Any) -> bytes:
         routed.append(args[0])
-        return await wait(jobs, *args)
+        return await wait(queries, *args)
 
-    monkeypatch.setattr(Jobs, "wait", noted)
+    monkeypatch.setattr(JobQueries, "wait", noted)
     assert api.get(f"/v1/jobs/{job}").is_success
     assert routed == []
     assert api.get(f"/v1/jobs/{job}", params={"wait": 0}).is_success
@@ -68,16 +68,16 @@ def test_only_what_has_no_query_goes_past_the_route(
     assert api.get(f"/v1/jobs/{job}", params={"wait": -1}).status_code == 422
 
 
-def test_a_bug_is_a_problem_too(url: str, post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_a_fast_status_is_a_problem_too(
+    url: str, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = post()["id"]
 
     async def broken(*_: object) -> bytes:
         raise ArithmeticError
 
-    monkeypatch.setattr(Jobs, "status", broken)
-    past, routed = (
-        httpx.get(f"{url}/v1/jobs/{job}"),
-        httpx.get(f"{url}/v1/jobs/{job}", params=ROUTED),
-    )
-    assert heard(past) == heard(routed)
-    assert (past.status_code, past.json()["type"]) == (500, "urn:problem-type:ddpm:internal")
+    monkeypatch.setattr(JobQueries, "status", broken)
+    fast = httpx.get(f"{url}/v1/jobs/{job}")
+    routed = httpx.get(f"{url}/v1/jobs/{job}", params=ROUTED)
+    assert seen(fast) == seen(routed)
+    assert (fast.status_code, fast.json()["type"]) == (500, "urn:problem-type:ddpm:internal")

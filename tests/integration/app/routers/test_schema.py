@@ -1,4 +1,4 @@
-"""Whatever can be sent is answered as the OpenAPI document says, and never with a 5xx."""
+"""Every request is answered as the OpenAPI document says, and never with a 5xx."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BOUNDED = hypothesis_settings(
 
 @schemathesis.hook
 def map_query(context: Any, query: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Nobody is to wait for a minute here."""
+    """Cut waits short: a test must not wait for a minute."""
     if query and isinstance(query.get("wait"), int | float) and 0.05 < query["wait"] <= 60:
         return query | {"wait": 0.05}
     return query
@@ -39,7 +39,10 @@ def map_query(context: Any, query: dict[str, Any] | None) -> dict[str, Any] | No
 
 @schemathesis.hook
 def map_headers(context: Any, headers: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A key that was sent with another body is refused, and the document cannot say which those are: every key is new."""
+    """Make every Idempotency-Key a new one.
+
+    A key that was sent with another body is refused, and the document cannot say which those are.
+    """
     if headers and re.fullmatch("[!-~]{1,255}", str(headers.get("idempotency-key", ""))):
         return {**headers, "idempotency-key": uuid.uuid4().hex}
     return headers
@@ -47,16 +50,18 @@ def map_headers(context: Any, headers: dict[str, Any] | None) -> dict[str, Any] 
 
 @pytest.fixture(params=["without keys", "with keys"])
 def document(request: pytest.FixtureRequest, settings: ApiSettings, redis: Redis) -> Iterator[Any]:
-    """Of an API that has one job which has ended; schemathesis sends its key where it has keys."""
+    """The document of an API that has one job, which has ended.
+
+    Where the API has keys, schemathesis sends one.
+    """
     key, entry = new_key("ann") if request.param == "with keys" else ("", "")
     keyed = ApiSettings(**settings.model_dump() | {"api_keys": entry, "key_requests_per_s": 0})
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with serve(create_app(keyed)) as url:
         worker = IdleWorker(redis)
         worker.announce()
-        finished = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}, headers=headers).json()[
-            "id"
-        ]
+        posted = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}, headers=headers)
+        finished = posted.json()["id"]
         worker.start(finished)
         worker.publish(finished, [0])
         document = schemathesis.openapi.from_url(f"{url}/openapi.json")
@@ -118,12 +123,10 @@ def test_jobs_that_follow_each_other_are_answered_as_documented(
         def after_call(self, response: Any, case: Any) -> None:
             met.add((case.operation.label, response.status_code))
 
-    for _ in range(10):  # what it meets is a matter of chance, and each of these is another chance
-        Machine.run(
-            settings=hypothesis_settings(
-                BOUNDED, derandomize=False, database=None, stateful_step_count=8
-            )
-        )
+    chance = hypothesis_settings(BOUNDED, derandomize=False, database=None, stateful_step_count=8)
+    # A machine meets what chance gives it, and each of these is another chance.
+    for _ in range(10):
+        Machine.run(settings=chance)
         if met >= OF_A_JOB:
             break
     assert met >= OF_A_JOB, "a machine that does not meet its own jobs shows nothing"

@@ -60,19 +60,19 @@ def test_a_name_that_would_be_a_bad_entry_gets_no_key(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "here"),
-    [("localhost", True), ("127.0.0.1", True), ("127.8.8.8", True), ("::1", True)]
-    + [
-        (host, False)
-        for host in (
-            "",
-            "0.0.0.0",
-            "::",
-            "192.168.0.1",
-            "8.8.8.8",
-            "localhost.example",
-            "127.0.0.1.example",
-        )
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.0.1", False),
+        ("8.8.8.8", False),
+        ("localhost.example", False),
+        ("127.0.0.1.example", False),
     ],
 )
-def test_only_loopback_is_here(host: str, here: bool) -> None:
+def test_only_loopback_is_this_machine(host: str, here: bool) -> None:
     assert is_loopback_host(host) is here

@@ -33,7 +33,7 @@ def test_a_sheet_of_many_large_images_is_scaled_down() -> None:
     assert opened(sheet).getpixel((2000, 2000)) == 7
 
 
-def test_colours_stay_colours() -> None:
+def test_coloured_images_stay_coloured() -> None:
     out = BytesIO()
     Image.new("RGB", (4, 4), (200, 10, 30)).save(out, "PNG")
     sheet = ContactSheet(2)

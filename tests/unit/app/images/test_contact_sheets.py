@@ -1,4 +1,4 @@
-"""Who waits for whom where many ask for contact sheets. Nothing is drawn before a test lets it."""
+"""The order in which contact sheets are drawn. Nothing is drawn before a test lets it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ RECORD = Record(
 IMAGES = [Image(index=index, state="finished", url="/", sha256="ab") for index in (0, 1)]
 
 
-class HeldPictures:
-    """Each owner's pictures come when it is let."""
+class HeldImages:
+    """An image reader whose answers come, for each owner, when its event in `let` is set."""
 
     def __init__(self) -> None:
         self.read_by: list[str] = []
@@ -43,18 +43,20 @@ class HeldPictures:
 
 
 async def stays() -> None:
+    """Be a client that never goes."""
     await asyncio.Event().wait()
 
 
 async def settled() -> None:
+    """Let all tasks run until each waits for something."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
-def run(test: Callable[[HeldPictures, Callable[..., asyncio.Task[Any]]], Awaitable[None]]) -> None:
+def run(test: Callable[[HeldImages, Callable[..., asyncio.Task[Any]]], Awaitable[None]]) -> None:
     async def main() -> None:
-        pictures = HeldPictures()
-        sheets = ContactSheets(cast("Any", pictures))
+        images = HeldImages()
+        sheets = ContactSheets(cast("Any", images))
 
         def draw(
             owner: str, gone: Callable[[], Any] = stays, *, external: bool = False
@@ -64,7 +66,7 @@ def run(test: Callable[[HeldPictures, Callable[..., asyncio.Task[Any]]], Awaitab
             )
 
         try:
-            await test(pictures, draw)
+            await test(images, draw)
         finally:
             sheets.close()
 
@@ -72,51 +74,50 @@ def run(test: Callable[[HeldPictures, Callable[..., asyncio.Task[Any]]], Awaitab
 
 
 def test_an_owners_sheets_take_turns_and_leave_room_for_anothers():
-    async def test(pictures: HeldPictures, draw: Callable[..., asyncio.Task[Any]]) -> None:
+    async def test(images: HeldImages, draw: Callable[..., asyncio.Task[Any]]) -> None:
         anns = [draw("ann") for _ in range(3)]
         others = draw("bob"), draw("cat")
         await settled()
-        assert pictures.read_by == ["ann", "bob"], "two at a time, and of each owner one"
-        pictures.let["bob"].set()
+        assert images.read_by == ["ann", "bob"], "two at a time, and of each owner one"
+        images.let["bob"].set()
         png, whole = await others[0]
         assert (png[:4], whole) == (b"\x89PNG", True)
         await settled()
-        assert pictures.read_by == ["ann", "bob", "cat"]
-        for event in pictures.let.values():
+        assert images.read_by == ["ann", "bob", "cat"]
+        for event in images.let.values():
             event.set()
         assert len({png for png, _ in await asyncio.gather(*anns)}) == 1
-        assert pictures.read_by.count("ann") == 3
+        assert images.read_by.count("ann") == 3
 
     run(test)
 
 
-def test_nothing_is_drawn_for_a_client_that_has_gone_by_the_time_it_is_its_turn():
-    async def test(pictures: HeldPictures, draw: Callable[..., asyncio.Task[Any]]) -> None:
+def test_a_sheet_is_not_drawn_for_a_client_that_has_gone_before_its_turn():
+    async def test(images: HeldImages, draw: Callable[..., asyncio.Task[Any]]) -> None:
         left = asyncio.Event()
         first, second = draw("ann"), draw("ann", left.wait)
         await settled()
         left.set()
-        pictures.let["ann"].set()
+        images.let["ann"].set()
         assert await second is None
         assert await first is not None
-        assert pictures.read_by == ["ann"]
+        assert images.read_by == ["ann"]
 
     run(test)
 
 
-def test_a_store_that_fails_one_has_failed_all_who_wait_for_it_and_nobody_else():
-    async def test(pictures: HeldPictures, draw: Callable[..., asyncio.Task[Any]]) -> None:
+def test_a_store_that_fails_one_sheet_fails_those_that_wait_for_it_and_no_other():
+    async def test(images: HeldImages, draw: Callable[..., asyncio.Task[Any]]) -> None:
         stored = [draw("ann", external=True) for _ in range(3)]
         elsewhere = draw("ann")
         await settled()
-        pictures.fails = True
-        pictures.let["ann"].set()
-        assert [type(said) for said in await asyncio.gather(*stored, return_exceptions=True)] == [
-            ResultsUnreachable
-        ] * 3
-        assert await elsewhere is not None, "its pictures are in Redis"
-        assert pictures.read_by == ["ann"] * 2, "the others do not wait for the store as long again"
-        pictures.fails = False
-        assert await draw("ann", external=True) is not None, "who comes later asks anew"
+        images.fails = True
+        images.let["ann"].set()
+        outcomes = await asyncio.gather(*stored, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [ResultsUnreachable] * 3
+        assert await elsewhere is not None, "its images are in Redis"
+        assert images.read_by == ["ann"] * 2, "the others do not wait for the store as long again"
+        images.fails = False
+        assert await draw("ann", external=True) is not None, "a later one asks anew"
 
     run(test)

@@ -13,12 +13,11 @@ from worker.jobs.domain import MAX_SEED, Recipe
 
 
 def recipe(*cards: Card, **request: Any) -> Recipe:
-    return recipe_with_defaults(
-        JobRequest(**request), Catalog({}, {card.name: card for card in cards})
-    )
+    catalog = Catalog({}, {card.name: card for card in cards})
+    return recipe_with_defaults(JobRequest(**request), catalog)
 
 
-def test_what_is_left_out_comes_from_the_card() -> None:
+def test_fields_left_out_come_from_the_card() -> None:
     defaults = Defaults(sampler="ddim", steps=20, variance="fixed_large", eta=0.25)
     asked = recipe(card_of("tiny", defaults=defaults), seed=1)
     assert asked == Recipe("tiny", "ab" * 32, "ddim", 20, "fixed_small", 0.25, 1)
@@ -31,10 +30,8 @@ def test_what_is_left_out_comes_from_the_card() -> None:
 def test_a_default_that_the_sampler_does_not_use_is_not_in_the_recipe(
     sampler: str, variance: str, eta: float
 ) -> None:
-    asked = recipe(
-        card_of("tiny", defaults=Defaults(steps=20, variance="fixed_large", eta=0.25)),
-        sampler=sampler,
-    )
+    defaults = Defaults(steps=20, variance="fixed_large", eta=0.25)
+    asked = recipe(card_of("tiny", defaults=defaults), sampler=sampler)
     assert (asked.variance, asked.eta) == (variance, eta)
 
 
@@ -45,11 +42,11 @@ def test_the_analytic_variance_is_named_by_its_estimate_and_others_are_not() -> 
     assert recipe(card).residual_variance == ""
 
 
-def test_minus_zero_is_zero() -> None:
+def test_an_eta_of_minus_zero_is_zero() -> None:
     assert str(recipe(card_of("tiny"), sampler="ddim", eta=-0.0).eta) == "0.0"
 
 
-def test_what_is_asked_for_wins_even_where_it_is_zero() -> None:
+def test_a_request_wins_over_the_card_even_with_zeros() -> None:
     card = card_of("tiny", defaults=Defaults(sampler="ddim", steps=20, eta=0.25))
     asked = recipe(card, sampler="ddim", eta=0.0, seed=0, steps=1)
     assert (asked.eta, asked.seed, asked.steps) == (0.0, 0, 1)
@@ -74,18 +71,20 @@ def test_seeds_are_drawn_from_their_whole_range() -> None:
         ({"sampler": "dpmpp_2m"}, "sampler=dpmpp_2m is not one of 'tiny'; use one of: ddpm, ddim."),
         (
             {"sampler": "ddpm", "variance": "analytic"},
-            "variance=analytic needs an estimate that 'tiny' lacks; use fixed_small or fixed_large, or have the operator "
-            "make one with `ddpm models variance`.",
+            "variance=analytic needs an estimate that 'tiny' lacks; use fixed_small or "
+            "fixed_large, or have the operator make one with `ddpm models variance`.",
         ),
     ],
 )
-def test_what_the_card_does_not_allow_is_refused(request_: dict[str, Any], text: str) -> None:
-    schedule = card_of("tiny").schedule.model_copy(update={"T": 50})
+def test_a_request_that_the_card_does_not_allow_is_refused(
+    request_: dict[str, Any], text: str
+) -> None:
+    card = card_of(
+        "tiny",
+        schedule=card_of("tiny").schedule.model_copy(update={"T": 50}),
+        defaults=Defaults(steps=50),
+        samplers=("ddpm", "ddim"),
+    )
     with pytest.raises(InvalidRequest) as error:
-        recipe(
-            card_of(
-                "tiny", schedule=schedule, defaults=Defaults(steps=50), samplers=("ddpm", "ddim")
-            ),
-            **request_,
-        )
+        recipe(card, **request_)
     assert error.value.detail == text

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from app.records.cursor import CURSOR_PATTERN, Cursor
 
-MICROSECONDS = st.integers(
-    min_value=0, max_value=2**32 * 10**6 - 1
-)  # to the year 2106; then a double is too coarse
+# To the year 2106; then a double is too coarse.
+MICROSECONDS = st.integers(min_value=0, max_value=2**32 * 10**6 - 1)
 
 
 @given(MICROSECONDS, st.uuids())
@@ -20,5 +19,5 @@ def test_a_cursor_says_a_place_exactly(microseconds: int, job: object) -> None:
 
 
 @given(st.from_regex(CURSOR_PATTERN, fullmatch=True, alphabet="0123456789abcdef-"))
-def test_whatever_looks_like_a_cursor_is_one(cursor: str) -> None:
+def test_any_text_that_matches_the_pattern_is_a_cursor(cursor: str) -> None:
     assert Cursor.parse(cursor.strip()).created_at >= 0

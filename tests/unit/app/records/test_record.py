@@ -30,13 +30,12 @@ def read(record: Record, **more: str) -> Record:
 
 def test_a_record_is_read_as_it_was_written() -> None:
     assert read(QUEUED) == QUEUED
-    analytic = replace(
-        QUEUED, recipe=replace(QUEUED.recipe, variance="analytic", residual_variance="cd" * 32)
-    )
+    recipe = replace(QUEUED.recipe, variance="analytic", residual_variance="cd" * 32)
+    analytic = replace(QUEUED, recipe=recipe)
     assert read(analytic) == analytic
 
 
-def test_what_workers_add_is_read_too() -> None:
+def test_fields_that_workers_add_are_read_too() -> None:
     failed = read(
         QUEUED,
         state="failed",
@@ -66,19 +65,15 @@ def test_a_status_is_the_job_as_its_schema_has_it(
     state: State, finished: set[int], stored: bool, queue: QueuePlace | None
 ) -> None:
     record = replace(QUEUED, state=state, started_at=1.0, done=((3, 70), None))
-    hashes = {b"%d" % (record.start + place): b"e3" * 32 for place in finished}
-    assert (
-        record.json(hashes, stored, queue, 3.0).decode()
-        == record.job(hashes, stored, queue, 3.0).model_dump_json()
-    )
+    digests = {b"%d" % (record.start + place): b"e3" * 32 for place in finished}
+    expected = record.job(digests, stored, queue, 3.0).model_dump_json()
+    assert record.json(digests, stored, queue, 3.0).decode() == expected
 
 
-@given(
-    st.lists(
-        st.none() | st.tuples(st.integers(0, 10), st.integers(0, 640)), min_size=2, max_size=2
-    ),
-    st.sampled_from(State),
-)
+SHARD_PROGRESS = st.none() | st.tuples(st.integers(0, 10), st.integers(0, 640))
+
+
+@given(st.lists(SHARD_PROGRESS, min_size=2, max_size=2), st.sampled_from(State))
 def test_progress_is_a_share_of_the_whole(done: list[tuple[int, int] | None], state: State) -> None:
     record = replace(QUEUED, state=state, started_at=1.0, done=tuple(done))
     progress = record.summary(images_done=0, now=3.0).progress

@@ -1,4 +1,7 @@
-"""Real connections to servers on loopback, which stands for an address that is allowed; names are looked up in a stub."""
+"""Attempts over real connections to servers on loopback, which stands for an address in reach.
+
+Most names are looked up in a stub.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from app.webhooks import sender as module
-from app.webhooks.sender import Outcome, Sender
+from app.webhooks.sender import AT_ONCE, Outcome, PinnedAddresses, Sender
 from app.webhooks.target import Reach, Target
 from tests.support.receiver import Receiver, receiver
 
@@ -31,15 +33,20 @@ class Names:
     """A resolver: each lookup gives the next answer, the last one for ever."""
 
     def __init__(self, *answers: Sequence[str]) -> None:
-        self.answers, self.asked = list(answers), 0
+        self.answers = list(answers)
+        self.asked = 0
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         self.asked += 1
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
-def post(url: str, names: Names | None = None, reach: Reach = LOOPBACK) -> Outcome:
-    sender, target = Sender(reach, names), Target.parse(url)
+def post(
+    url: str, names: Names | None = None, reach: Reach = LOOPBACK, timeout_s: float = 60.0
+) -> Outcome:
+    """Make one attempt."""
+    sender = Sender(reach, names, timeout_s)
+    target = Target.parse(url)
     try:
         return asyncio.run(sender.post(target, {"Host": target.authority, "X-Ours": "1"}, b"{}"))
     finally:
@@ -54,16 +61,11 @@ def hook() -> Iterator[Receiver]:
 
 def test_a_name_is_looked_up_once_and_the_receiver_is_asked_by_it(hook: Receiver) -> None:
     names = Names(["127.0.0.1"])
-    assert post(f"http://hooks.example:{hook.port}/a?b=c", names) == Outcome(
-        "answered 204", delivered=True
-    )
+    outcome = post(f"http://hooks.example:{hook.port}/a?b=c", names)
+    assert outcome == Outcome("answered 204", delivered=True)
     (got,) = hook.received
-    assert (got.path, got.headers["host"], got.headers["x-ours"], got.body) == (
-        "/a?b=c",
-        f"hooks.example:{hook.port}",
-        "1",
-        b"{}",
-    )
+    assert (got.path, got.body) == ("/a?b=c", b"{}")
+    assert (got.headers["host"], got.headers["x-ours"]) == (f"hooks.example:{hook.port}", "1")
     assert names.asked == 1
 
 
@@ -77,37 +79,37 @@ def test_a_name_that_leads_to_a_forbidden_address_is_not_connected_to(hook: Rece
 
 
 def test_a_name_that_changes_its_address_after_the_check_gains_nothing(hook: Receiver) -> None:
-    """Rebinding: first an address that is allowed, then one that is not. There is no second lookup to give it to."""
+    """Try DNS rebinding: an address that is allowed, then one that is not.
+
+    There is no second lookup that could give the latter.
+    """
     names = Names(["127.0.0.2"], ["127.0.0.1"])
     reach = Reach([ip_network("127.0.0.2")])
-    assert (
-        post(f"http://hooks.example:{hook.port}/", names, reach).said
-        == "no connection, or no valid certificate"
-    )
+    outcome = post(f"http://hooks.example:{hook.port}/", names, reach)
+    assert outcome.report == "no connection, or no valid certificate"
     assert (names.asked, hook.received) == (1, [])
 
 
 def test_the_next_address_is_tried_where_one_does_not_answer(hook: Receiver) -> None:
+    names = Names(["127.0.0.2", "127.0.0.1"])
     reach = Reach([ip_network("127.0.0.0/8")])
-    assert post(
-        f"http://hooks.example:{hook.port}/", Names(["127.0.0.2", "127.0.0.1"]), reach
-    ).delivered
+    assert post(f"http://hooks.example:{hook.port}/", names, reach).delivered
 
 
-def test_an_address_that_swallows_what_it_is_sent_leaves_time_for_the_next(
-    hook: Receiver, monkeypatch: pytest.MonkeyPatch
+async def test_an_address_that_swallows_what_it_is_sent_leaves_time_for_the_next(
+    hook: Receiver,
 ) -> None:
-    monkeypatch.setattr(module, "TIMEOUT_S", 2.0)
+    addresses = PinnedAddresses(["127.0.0.2", "127.0.0.1"], share_s=0.5)
     with full(("127.0.0.2", hook.port)):
-        names = Names(["127.0.0.2", "127.0.0.1"])
-        assert post(
-            f"http://hooks.example:{hook.port}/", names, Reach([ip_network("127.0.0.0/8")])
-        ).delivered
+        stream = await addresses.connect_tcp("hooks.example", hook.port)
+    connected = stream.get_extra_info("socket")
+    assert connected.getpeername() == ("127.0.0.1", hook.port)
+    await stream.aclose()
 
 
 @contextmanager
 def full(where: tuple[str, int]) -> Iterator[None]:
-    """A listener that accepts nobody, with its queue full: whoever connects hears nothing."""
+    """Listen with a full queue, and accept nobody: clients get no answer at all."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(where)
@@ -120,9 +122,7 @@ def full(where: tuple[str, int]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("spelling", ["2130706433", "0x7f.1", "127.1", "localhost"])
-def test_what_the_systems_resolver_makes_of_a_host_is_checked_too(
-    hook: Receiver, spelling: str
-) -> None:
+def test_addresses_from_the_systems_resolver_are_checked_too(hook: Receiver, spelling: str) -> None:
     target = Target("http", spelling, hook.port, "/")
     sender = Sender(Reach())
     assert asyncio.run(sender.post(target, {"Host": "x"}, b"{}")) == REFUSED
@@ -149,22 +149,21 @@ def test_an_answer_without_end_is_not_read(hook: Receiver) -> None:
     assert post(f"http://127.0.0.1:{hook.port}/") == Outcome("answered 204", delivered=True)
 
 
-def test_a_receiver_that_says_gone_is_asked_no_more(hook: Receiver) -> None:
+def test_a_receiver_that_answers_410_is_asked_no_more(hook: Receiver) -> None:
     hook.statuses = [410]
     assert post(f"http://127.0.0.1:{hook.port}/") == Outcome("answered 410", final=True)
 
 
-def test_a_receiver_that_never_answers_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
+def test_a_receiver_that_never_answers_is_given_up_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert post(f"http://127.0.0.1:{silent.getsockname()[1]}/") == Outcome("no answer in 0.2 s")
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        assert post(url, timeout_s=0.2) == Outcome("no answer in 0.2 s")
 
 
-def test_lookups_that_hang_leave_a_thread_for_another_attempt_and_are_told_of(
+def test_lookups_that_hang_leave_a_thread_for_another_attempt_and_are_reported(
     hook: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who counts attempts counts threads, as the outcome tells of a lookup that goes on."""
-    monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
+    """The caller counts threads, since the outcome holds a lookup that goes on."""
     found, real = threading.Event(), socket.getaddrinfo
 
     def looked_up(host: str, *rest: Any, **more: Any) -> Any:
@@ -175,7 +174,7 @@ def test_lookups_that_hang_leave_a_thread_for_another_attempt_and_are_told_of(
     monkeypatch.setattr(socket, "getaddrinfo", looked_up)
 
     async def attempts() -> None:
-        sender = Sender(LOOPBACK)
+        sender = Sender(LOOPBACK, timeout_s=0.2)
 
         def post_to(host: str) -> asyncio.Task[Outcome]:
             return asyncio.create_task(
@@ -183,11 +182,10 @@ def test_lookups_that_hang_leave_a_thread_for_another_attempt_and_are_told_of(
             )
 
         try:
-            stuck = await asyncio.gather(
-                *(post_to("tarpit.example") for _ in range(module.AT_ONCE - 1))
-            )
-            assert {outcome.said for outcome in stuck} == {"no answer in 0.2 s"}
+            stuck = await asyncio.gather(*(post_to("tarpit.example") for _ in range(AT_ONCE - 1)))
+            assert {outcome.report for outcome in stuck} == {"no answer in 0.2 s"}
             assert not [outcome for outcome in stuck if outcome.lookup.done()]
+            sender.timeout_s = 60.0
             assert (await post_to("hooks.example")).delivered
             found.set()
             assert {tuple(await outcome.lookup) for outcome in stuck} == {("127.0.0.1",)}
@@ -205,30 +203,26 @@ def greet(server: socket.socket) -> None:
         connection.sendall(b"220 mail.example ESMTP\r\n")
 
 
-def test_nobody_there_and_what_is_no_http_are_told_apart() -> None:
+def test_a_refused_connection_and_an_answer_that_is_no_http_are_told_apart() -> None:
     with socket.create_server(("127.0.0.1", 0)) as dead:
         port = dead.getsockname()[1]
     assert post(f"http://127.0.0.1:{port}/") == Outcome("no connection, or no valid certificate")
     with socket.create_server(("127.0.0.1", 0)) as other, ThreadPoolExecutor(1) as thread:
         thread.submit(greet, other)
-        said = post(f"http://127.0.0.1:{other.getsockname()[1]}/").said
-    assert said == "the connection broke, or the answer was no HTTP"
+        report = post(f"http://127.0.0.1:{other.getsockname()[1]}/").report
+    assert report == "the connection broke, or the answer was no HTTP"
 
 
 @pytest.fixture
 def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     """A certificate for hooks.example, from an authority that the service trusts."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([])
     now = datetime.now(UTC)
+    begins, ends = now - timedelta(1), now + timedelta(1)
+    serial = x509.random_serial_number()
     certificate = (
-        x509.CertificateBuilder(
-            name,
-            name,
-            key.public_key(),
-            x509.random_serial_number(),
-            now - timedelta(1),
-            now + timedelta(1),
-        )
+        x509.CertificateBuilder(name, name, key.public_key(), serial, begins, ends)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("hooks.example")]), critical=True)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
@@ -256,8 +250,7 @@ def test_the_certificate_is_checked_for_the_name_though_the_address_is_connected
     with receiver(tls) as hook:
         names = Names(["127.0.0.1"])
         assert post(f"https://hooks.example:{hook.port}/", names).delivered
-        assert post(f"https://other.example:{hook.port}/", names) == Outcome(
-            "no connection, or no valid certificate"
-        )
+        refused = post(f"https://other.example:{hook.port}/", names)
+        assert refused == Outcome("no connection, or no valid certificate")
         assert asked == ["hooks.example", "other.example"]
         assert len(hook.received) == 1

@@ -73,61 +73,58 @@ def test_a_url_is_taken_apart(url: str, target: Target, authority: str) -> None:
         "http://-$-/",
     ],
 )
-def test_what_others_could_read_in_another_way_is_refused_with_a_remedy(url: str) -> None:
+def test_a_url_that_others_could_read_in_another_way_is_refused_with_a_remedy(url: str) -> None:
     with pytest.raises(BadTarget, match=r"; (send|put|use) "):
         Target.parse(url)
 
 
 NOT_PUBLIC = [
-    *(
-        "0.0.0.0",
-        "0.1.2.3",
-        "10.0.0.1",
-        "100.64.0.1",
-        "127.0.0.1",
-        "127.9.9.9",
-        "169.254.169.254",
-        "172.16.0.1",
-        "172.31.255.255",
-    ),
-    *(
-        "192.0.0.1",
-        "192.0.2.1",
-        "192.168.1.1",
-        "198.18.0.1",
-        "198.51.100.1",
-        "203.0.113.1",
-        "224.0.0.1",
-        "239.1.1.1",
-        "240.0.0.1",
-    ),
-    *(
-        "255.255.255.255",
-        "::",
-        "::1",
-        "::ffff:127.0.0.1",
-        "::ffff:8.8.8.8",
-        "::127.0.0.1",
-        "64:ff9b::7f00:1",
-        "64:ff9b::808:808",
-    ),
-    *(
-        "64:ff9b:1::1",
-        "100::1",
-        "2001::1",
-        "2001:db8::1",
-        "2002:7f00:1::",
-        "2002:808:808::",
-        "3fff::1",
-        "fc00::1",
-        "fd12::1",
-    ),
-    *("fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1", "5f00::1", "4000::1"),
+    "0.0.0.0",
+    "0.1.2.3",
+    "10.0.0.1",
+    "100.64.0.1",
+    "127.0.0.1",
+    "127.9.9.9",
+    "169.254.169.254",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.0.0.1",
+    "192.0.2.1",
+    "192.168.1.1",
+    "198.18.0.1",
+    "198.51.100.1",
+    "203.0.113.1",
+    "224.0.0.1",
+    "239.1.1.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::ffff:127.0.0.1",
+    "::ffff:8.8.8.8",
+    "::127.0.0.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::808:808",
+    "64:ff9b:1::1",
+    "100::1",
+    "2001::1",
+    "2001:db8::1",
+    "2002:7f00:1::",
+    "2002:808:808::",
+    "3fff::1",
+    "fc00::1",
+    "fd12::1",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fec0::1",
+    "ff02::1",
+    "5f00::1",
+    "4000::1",
 ]
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
-def test_nothing_but_a_public_address_is_within_reach(address: str) -> None:
+def test_an_address_that_is_not_public_is_out_of_reach(address: str) -> None:
     assert not Reach().allows(ip_address(address))
 
 
@@ -135,19 +132,13 @@ def test_nothing_but_a_public_address_is_within_reach(address: str) -> None:
     "address",
     ["8.8.8.8", "1.1.1.1", "100.63.0.1", "172.32.0.1", "2606:4700::1111", "2a00:1450:4001::1"],
 )
-def test_public_addresses_are(address: str) -> None:
+def test_a_public_address_is_within_reach(address: str) -> None:
     assert Reach().allows(ip_address(address))
 
 
 def test_a_network_that_is_allowed_is_within_reach_and_nothing_beside_it() -> None:
     reach = Reach([ip_network("10.1.0.0/16"), ip_network("fd12::/16")])
-    assert [
-        reach.allows(ip_address(address))
-        for address in ("10.1.2.3", "fd12::5", "10.2.0.1", "fd13::1", "::ffff:10.1.2.3")
-    ] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
+    for address in ("10.1.2.3", "fd12::5"):
+        assert reach.allows(ip_address(address))
+    for address in ("10.2.0.1", "fd13::1", "::ffff:10.1.2.3"):
+        assert not reach.allows(ip_address(address))

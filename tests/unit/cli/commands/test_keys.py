@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.http.server import Server
-from app.webhooks.signature import secret_of, text_of
+from app.webhooks.signature import owner_secret, secret_text
 from cli.main import app
 
 HASH = sha256(b"secret").hexdigest()
@@ -96,7 +96,7 @@ def test_with_keys_or_by_name_the_api_starts_anywhere(
 def test_an_owners_webhook_secret_is_printed_and_a_name_that_is_nobodys_is_not() -> None:
     environment = {"DDPM_WEBHOOK_SECRET": "s" * 32, "DDPM_API_KEYS": f"ann:{HASH}"}
     result = CliRunner().invoke(app, ["keys", "webhook-secret", "ann"], env=environment)
-    assert result.stdout == text_of(secret_of("s" * 32, "ann")) + "\n"
+    assert result.stdout == secret_text(owner_secret("s" * 32, "ann")) + "\n"
     result = CliRunner().invoke(app, ["keys", "webhook-secret", "anne"], env=environment)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "'anne' is nobody's name" in result.stderr

@@ -117,7 +117,7 @@ def test_ctrl_c_cancels_the_job_and_saves_what_was_finished_by_then(
 def test_a_ctrl_c_that_does_not_reach_the_service_is_not_waited_for_long_and_says_that_the_job_may_go_on(
     service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service.hiccups = {"/v1/jobs/j/cancel": ["503"] * 99}
+    service.faults = {"/v1/jobs/j/cancel": ["503"] * 99}
     interrupt_after(0, monkeypatch)
     began = time.monotonic()
     result = ddpm_sample(service, tmp_path)
@@ -160,7 +160,7 @@ def test_ctrl_c_before_the_post_is_answered_cancels_what_was_posted(
 def test_ctrl_c_says_what_may_go_on_when_the_service_is_gone_before_the_post_is_answered(
     service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    service.hiccups = {path: ["hang up", "hang up"]}
+    service.faults = {path: ["hang up", "hang up"]}
     interrupt_the_post(monkeypatch)
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
@@ -192,7 +192,7 @@ def test_a_full_disk_is_told_even_where_the_job_cannot_be_cancelled(
 
     monkeypatch.setattr(Path, "write_bytes", half)
     service.polls = [job("running", 1)]
-    service.hiccups = {"/v1/jobs/j/cancel": ["503"]}
+    service.faults = {"/v1/jobs/j/cancel": ["503"]}
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr

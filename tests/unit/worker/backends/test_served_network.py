@@ -38,7 +38,7 @@ def inputs(n: int, size: int = 28) -> tuple[Tensor, Tensor]:
 
 
 def checkpoint_of(folder: Path, cfg: UNetConfig) -> Checkpoint:
-    """Written and read again, with weights by chance."""
+    """Write a network of random weights, and load it."""
     schedule = ScheduleCard(kind="linear", T=1000, beta_start=1e-4, beta_end=0.02)
     diffusers_format.save(folder, cfg, random_unet(cfg=cfg).state_dict(), schedule, "epsilon")
     return diffusers_format.load(folder)
@@ -46,7 +46,7 @@ def checkpoint_of(folder: Path, cfg: UNetConfig) -> Checkpoint:
 
 @pytest.mark.parametrize("precision", precisions(CPU))
 @torch.inference_mode()
-def test_it_computes_what_the_loaded_network_computes(shipped: Checkpoint, precision):
+def test_a_served_network_computes_what_the_loaded_one_does(shipped: Checkpoint, precision):
     x, t = inputs(4)
     expected = shipped.net(x, t)
     out = ServedNetwork(shipped, CPU, precision)(x, t)
@@ -56,9 +56,7 @@ def test_it_computes_what_the_loaded_network_computes(shipped: Checkpoint, preci
 
 @pytest.mark.parametrize("precision", precisions(CPU))
 @torch.inference_mode()
-def test_its_bits_are_the_same_for_every_batch_size_and_for_one_thread_and_two(
-    shipped: Checkpoint, precision
-):
+def test_batch_sizes_and_threads_do_not_change_the_bits(shipped: Checkpoint, precision):
     net = ServedNetwork(shipped, CPU, precision)
     x, t = inputs(16)
     torch.set_num_threads(1)
@@ -71,7 +69,7 @@ def test_its_bits_are_the_same_for_every_batch_size_and_for_one_thread_and_two(
 
 
 @torch.inference_mode()
-def test_several_heads_and_a_symmetric_downsampling_come_out_right(tmp_path: Path):
+def test_several_heads_and_a_symmetric_downsampling_are_served_right(tmp_path: Path):
     loaded = checkpoint_of(tmp_path, replace(TINY, attention_head_dim=4, downsample_padding=1))
     x, t = inputs(3, size=8)
     expected = loaded.net(x, t)
@@ -111,13 +109,10 @@ def test_no_step_lays_weights_out_anew(shipped: Checkpoint, capfd: pytest.Captur
     assert [line for line in calls if ",reorder," in line and "x3x3," in line] == []
 
 
-def test_a_network_that_our_kernels_cannot_run_is_left_to_pytorchs_and_the_log_says_so(
-    caplog: pytest.LogCaptureFixture,
-):
+def test_a_network_that_our_kernels_cannot_run_is_left_to_pytorch(caplog: pytest.LogCaptureFixture):
     pytest.importorskip("triton", reason="Triton is not made for this system")
     net = random_unet(cfg=TINY)
-    assert by_our_kernels(net, net.time_features(torch.zeros(1, dtype=torch.int64)), (1, 2)) is None
-    assert (
-        "few batch sizes agree to the bit: ValueError: 8 channels are no multiple of 16"
-        in caplog.text
-    )
+    features = net.time_features(torch.zeros(1, dtype=torch.int64))
+    assert by_our_kernels(net, features, (1, 2)) is None
+    reason = "few batch sizes agree to the bit: ValueError: 8 channels are no multiple of 16"
+    assert reason in caplog.text

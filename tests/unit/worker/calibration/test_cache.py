@@ -1,3 +1,5 @@
+"""Saved calibrations: measured once, by one worker, and again when they no longer hold."""
+
 from __future__ import annotations
 
 import threading
@@ -16,21 +18,21 @@ def must_not_measure() -> Calibration:
     raise AssertionError("it is in the cache")
 
 
-def test_what_was_measured_is_not_measured_again(tmp_path: Path):
+def test_a_saved_calibration_is_not_measured_again(tmp_path: Path):
     assert CalibrationCache(tmp_path).recall(CONDITIONS, lambda: FOUND) == FOUND
     assert CalibrationCache(tmp_path).recall(CONDITIONS, must_not_measure) == FOUND
 
 
-def test_what_is_beaten_is_measured_anew_but_not_what_another_worker_has_found_since(
-    tmp_path: Path,
-):
-    cache, better = CalibrationCache(tmp_path), Calibration({1: 0.1})
+def test_a_beaten_calibration_is_measured_again_by_one_worker(tmp_path: Path):
+    """The next one takes what that worker has found since."""
+    cache = CalibrationCache(tmp_path)
+    better = Calibration({1: 0.1})
     cache.recall(CONDITIONS, lambda: FOUND)
     assert cache.recall(CONDITIONS, lambda: better, beaten=FOUND) == better
     assert cache.recall(CONDITIONS, must_not_measure, beaten=FOUND) == better
 
 
-def test_under_other_conditions_it_is_measured(tmp_path: Path):
+def test_other_conditions_have_another_calibration(tmp_path: Path):
     cache = CalibrationCache(tmp_path)
     cache.recall(CONDITIONS, lambda: FOUND)
     other = Calibration({2: 3.0})
@@ -38,7 +40,7 @@ def test_under_other_conditions_it_is_measured(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": 1}', '{"key": "x", "seconds": 3}'])
-def test_a_damaged_file_is_measured_anew_and_mended(tmp_path: Path, damage: str):
+def test_a_damaged_file_is_replaced_by_a_new_measurement(tmp_path: Path, damage: str):
     cache = CalibrationCache(tmp_path)
     cache.recall(CONDITIONS, lambda: FOUND)
     (file,) = tmp_path.glob("*.json")
@@ -54,7 +56,7 @@ def test_a_folder_that_cannot_be_used_costs_time_and_nothing_else(tmp_path: Path
     assert CalibrationCache(occupied).recall(CONDITIONS, lambda: FOUND) == FOUND
 
 
-def test_of_workers_that_start_at_once_one_measures_and_the_others_wait(tmp_path: Path):
+def test_workers_that_start_at_once_wait_for_the_one_that_measures(tmp_path: Path):
     measured = []
     both = threading.Barrier(2)
 

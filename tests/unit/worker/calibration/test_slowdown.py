@@ -1,3 +1,5 @@
+"""The slowdown that a worker reports, in calculated time."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""The choice of a batch size, against the seconds that all sizes take."""
+
 from __future__ import annotations
 
 import itertools
@@ -9,15 +11,16 @@ from hypothesis import strategies as st
 from worker.engine.batch_sizes import BatchSizes
 from worker.jobs.policy import STRETCH
 
-SECONDS = {1: 10, 2: 12, 4: 17, 8: 24, 16: 36, 32: 58, 64: 103}  # measured in ms, two cores, bf16
+# milliseconds, measured on two cores in bf16
+SECONDS = {1: 10, 2: 12, 4: 17, 8: 24, 16: 36, 32: 58, 64: 103}
 
 
 def seconds_for_all(batch_sizes: BatchSizes, chains: int) -> float:
-    """What it takes to give each of them one step, as the batch_sizes choose."""
+    """Add up the steps that give each chain one, as the batch sizes choose."""
     total = 0.0
     while chains:
         places = batch_sizes.places(0, chains)
-        total += batch_sizes.seconds[batch_sizes.holding(places)]
+        total += batch_sizes.seconds[batch_sizes.size_for(places)]
         chains -= places
     return total
 
@@ -26,7 +29,7 @@ def seconds_for_all(batch_sizes: BatchSizes, chains: int) -> float:
     ("waiting", "places"),
     [(1, 1), (2, 2), (3, 3), (5, 5), (16, 16), (20, 16), (40, 32), (64, 64), (65, 64)],
 )
-def test_as_many_take_the_step_as_gets_all_of_them_on_soonest(waiting, places):
+def test_the_places_chosen_step_all_chains_soonest(waiting, places):
     assert BatchSizes(SECONDS).places(0, waiting) == places
 
 
@@ -34,7 +37,7 @@ def test_as_many_take_the_step_as_gets_all_of_them_on_soonest(waiting, places):
     st.dictionaries(st.sampled_from([1, 2, 4, 8, 16]), st.floats(0.001, 1), min_size=1),
     st.integers(1, 24),
 )
-def test_no_other_batches_would_have_been_faster(seconds, chains):
+def test_no_other_set_of_batches_is_faster(seconds, chains):
     batch_sizes = BatchSizes(seconds)
     if chains > 2 * batch_sizes.largest:
         return
@@ -48,24 +51,23 @@ def test_no_other_batches_would_have_been_faster(seconds, chains):
     assert seconds_for_all(batch_sizes, chains) <= best * (1 + 1e-9)
 
 
-def test_of_very_many_the_batch_that_does_most_a_second_takes_the_step():
+def test_very_many_chains_step_in_the_batch_that_does_most_a_second():
     assert BatchSizes({1: 1, 8: 2, 16: 5}).places(0, 1000) == 8
 
 
-def test_beside_bulk_work_an_urgent_step_is_stretched_so_far_and_no_further():
+def test_bulk_work_stretches_an_interactive_step_so_far_and_no_further():
     batch_sizes = BatchSizes(SECONDS)
     for interactive in (1, 2, 5, 16, 64):
-        without_bulk = SECONDS[batch_sizes.holding(interactive)]
-        assert SECONDS[batch_sizes.holding(batch_sizes.places(interactive, 1000))] <= max(
-            without_bulk, STRETCH * SECONDS[1]
-        )
+        without_bulk = SECONDS[batch_sizes.size_for(interactive)]
+        with_bulk = SECONDS[batch_sizes.size_for(batch_sizes.places(interactive, 1000))]
+        assert with_bulk <= max(without_bulk, STRETCH * SECONDS[1])
     assert batch_sizes.places(1, 1000) == 8
 
 
-def test_urgent_work_alone_is_not_held_to_that():
+def test_interactive_work_alone_has_no_such_limit():
     assert BatchSizes(SECONDS).places(1, 0) == 1
     assert BatchSizes(SECONDS).places(40, 0) == 32
 
 
-def test_with_nobody_waiting_nobody_is_picked():
+def test_no_place_is_chosen_when_no_chain_waits():
     assert BatchSizes(SECONDS).places(0, 0) == 0

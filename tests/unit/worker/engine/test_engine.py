@@ -26,19 +26,20 @@ def test_a_cpu_may_be_named_with_its_number(device: str):
     assert torch.equal(drain(e)["a"], plain(request("a")))
 
 
-def test_new_chains_are_drawn_some_at_a_time_and_are_the_same(monkeypatch: pytest.MonkeyPatch):
-    """Noise of a shard of large pictures at once would take more memory than the pool."""
-    pools = [Pool(gaussian_eps, SHAPE, 8, torch.device("cpu")) for _ in range(2)]
-    for pool, at_once in zip(pools, (1 << 20, 3 * 24), strict=True):
-        monkeypatch.setattr("worker.engine.pool._DRAWN_AT_ONCE", at_once)
+def test_new_chains_are_drawn_some_at_a_time_and_are_the_same():
+    """Drawing a shard of large images at once would take more memory than the pool."""
+    cpu = torch.device("cpu")
+    at_once = Pool(gaussian_eps, SHAPE, 8, cpu, drawn_at_once=1 << 20)
+    by_threes = Pool(gaussian_eps, SHAPE, 8, cpu, drawn_at_once=3 * 24)
+    for pool in (at_once, by_threes):
         pool.start([5, 0, 7, 2, 1, 3, 6], [9] * 7, range(7))
-    assert torch.equal(pools[0].x, pools[1].x)
-    assert pools[0].x[:8].flatten(1).any(1).sum() == 7
+    assert torch.equal(at_once.x, by_threes.x)
+    assert at_once.x[:8].flatten(1).any(1).sum() == 7
 
 
 @pytest.mark.parametrize("record", [None, one_by_one], ids=["at once", "recorded"])
 def test_a_size_that_was_prepared_draws_what_others_draw(record: Recorder | None):
-    """A worker prepares each size with a batch of nothing but padding, and on CUDA records it then."""
+    """A worker prepares each size with a batch of padding alone, and on CUDA records it then."""
     e = engine(record=record)
     e.pool.prepare(2)
     e.submit([request("a")])
@@ -60,7 +61,8 @@ def test_the_u_net_in_the_engine_equals_the_plain_loop():
     assert len(ended) == 12
     for (p, i), pixels in ended.items():
         expected = sample(net, PLANS[p], 9, [i], shape)[0]
-        # to 1e-4 in [-1, 1]: half a grey level is 4e-3, so only a value at the edge of two levels may differ, by one
+        # Both agree to 1e-4 in [-1, 1]. Half a grey level is 4e-3, so only a value at the edge of
+        # two levels may differ, by one level.
         close = (pixels.int() - to_bytes(expected).int()).abs()
         at_edge = (((expected + 1) * 127.5) % 1 - 0.5).abs() < 127.5e-4
         assert bool(((close == 0) | ((close == 1) & at_edge)).all())
@@ -76,7 +78,7 @@ def test_a_chain_joins_the_running_batch_at_the_next_step():
     assert e.rows_done("long") == 11
 
 
-def test_a_picture_on_its_way_keeps_its_name_and_not_its_place():
+def test_an_image_on_its_way_keeps_its_name_and_not_its_slot():
     e = engine(capacity=1, pool=LatePool)
     e.submit([request("a", PLANS[0])])
     assert e.step() == []
@@ -87,7 +89,7 @@ def test_a_picture_on_its_way_keeps_its_name_and_not_its_place():
     assert torch.equal(e.step()[0].pixels, plain(request("a", PLANS[0])))
 
 
-def test_with_nothing_to_step_pictures_on_their_way_are_waited_for():
+def test_a_step_of_no_chain_waits_for_the_images_on_their_way():
     e = engine(pool=LatePool)
     e.submit([request("a", PLANS[0])])
     assert e.step() == []
@@ -95,7 +97,7 @@ def test_with_nothing_to_step_pictures_on_their_way_are_waited_for():
     assert len(e) == 0
 
 
-def test_a_picture_on_its_way_is_dropped_when_it_is_cancelled():
+def test_an_image_on_its_way_is_dropped_when_it_is_cancelled():
     e = engine(pool=LatePool)
     e.submit([request(name, PLANS[0], index=i) for i, name in enumerate("ab")])
     e.step()
@@ -118,14 +120,14 @@ def test_a_preview_is_x_0_hat_after_the_last_step(plan: Plan, pool: type[Pool]):
             assert torch.equal(p.x_0_hat(), plain_x_0_hat(p.request, row))
     e.step()
     assert e.preview(range(3)) == [], "they have left"
-    assert all(
-        torch.equal(pixels, plain(request(i, plan, index=i))) for i, pixels in drain(e).items()
-    ), "and are none the worse"
+    for i, pixels in drain(e).items():
+        assert torch.equal(pixels, plain(request(i, plan, index=i))), "previews changed the image"
 
 
-def test_a_chain_that_was_put_back_has_a_preview_when_it_has_taken_a_step():
+def test_a_restored_chain_has_a_preview_after_its_next_step():
     """The snapshot of a plan that does not need x_0_hat has none."""
-    before, after = engine(), engine()
+    before = engine()
+    after = engine()
     before.submit([request("a")])
     before.step()
     after.restore(before.snapshot(["a"]))
@@ -135,7 +137,7 @@ def test_a_chain_that_was_put_back_has_a_preview_when_it_has_taken_a_step():
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
-def test_a_network_whose_output_is_not_finite_for_one_chain_leaves_its_neighbours_alone(
+def test_output_that_is_not_finite_for_one_chain_leaves_its_neighbours_alone(
     poison: float,
 ):
     def poisoned(x: Tensor, t: Tensor) -> Tensor:
@@ -166,7 +168,7 @@ def test_a_name_in_use_is_refused():
         e.submit([request("a")])
 
 
-def test_a_batch_is_padded_to_a_bucket_and_the_padding_stays_at_zero():
+def test_a_batch_is_padded_to_a_batch_size_and_the_padding_stays_at_zero():
     sizes: list[int] = []
 
     def counting(x: Tensor, t: Tensor) -> Tensor:
@@ -195,17 +197,13 @@ def test_a_step_may_be_for_some_chains_only_and_no_more_of_them_than_fit():
     assert [e.rows_done(name) for name in range(9)] == [0, 0, 0, 1, 1, 1, 1, 0, 0]
 
 
-def test_somebody_waits_until_the_last_urgent_picture_is_out():
+def test_an_engine_is_interactive_until_its_last_interactive_image_is_out():
     e = engine(pool=LatePool)
-    e.submit(
-        [
-            replace(request("bulk", compile_plan(SCHEDULE, 9)), interactive=False),
-            request("interactive", compile_plan(SCHEDULE, 2)),
-        ]
-    )
+    bulk = replace(request("bulk", compile_plan(SCHEDULE, 9)), interactive=False)
+    e.submit([bulk, request("interactive", compile_plan(SCHEDULE, 2))])
     seen = []
     while len(e):
         seen.append((e.is_interactive, [done.request.chain for done in e.step()]))
-    out = next(turn for turn, (_, chains) in enumerate(seen) if "interactive" in chains)
+    out = next(step for step, (_, chains) in enumerate(seen) if "interactive" in chains)
     assert out > 1, "later than its last step"
-    assert [interactive for interactive, _ in seen] == [turn <= out for turn in range(len(seen))]
+    assert [interactive for interactive, _ in seen] == [step <= out for step in range(len(seen))]

@@ -16,7 +16,10 @@ from worker.engine.pool import Pool
 
 
 class EngineAgainstPlainLoop(RuleBasedStateMachine):
-    """Chains join, leave, are parked, copied out and put back; whatever finishes is the plain loop's picture, bit for bit."""
+    """Chains join, leave, are parked, copied out and restored.
+
+    Whatever finishes is the plain loop's image, bit for bit.
+    """
 
     record: Recorder | None = None
     pool: type[Pool] = Pool
@@ -58,7 +61,7 @@ class EngineAgainstPlainLoop(RuleBasedStateMachine):
         self.check(self.engine.step())
 
     @rule()
-    def look(self) -> None:
+    def preview(self) -> None:
         for preview in self.engine.preview(self.running):
             assert torch.equal(preview.x_0_hat(), plain_x_0_hat(preview.request, preview.row))
 
@@ -92,7 +95,7 @@ class EngineAgainstPlainLoop(RuleBasedStateMachine):
         self.running[snapshot.request.chain] = snapshot.request
 
     @invariant()
-    def every_place_is_free_or_taken(self) -> None:
+    def every_slot_is_free_or_taken(self) -> None:
         assert len(self.engine) == len(self.running)
         leaving = [
             r for r in self.running.values() if self.engine.rows_done(r.chain) == len(r.plan)
@@ -109,7 +112,7 @@ TestEngineAgainstPlainLoop.settings = settings(max_examples=30, stateful_step_co
 
 
 class RecordedEngineAgainstPlainLoop(EngineAgainstPlainLoop):
-    """As on CUDA: the same inputs are filled before every step, and recording a size takes a step of its own."""
+    """The engine as on CUDA: every step fills the same inputs, and recording takes a step."""
 
     record = staticmethod(one_by_one)
 
@@ -119,7 +122,7 @@ TestRecordedEngineAgainstPlainLoop.settings = settings(max_examples=15, stateful
 
 
 class LateEngineAgainstPlainLoop(EngineAgainstPlainLoop):
-    """As on CUDA: pictures arrive after later steps were told, and meanwhile their slots are others'."""
+    """The engine as on CUDA: images arrive after later steps, which may have used their slots."""
 
     record = staticmethod(one_by_one)
     pool = LatePool

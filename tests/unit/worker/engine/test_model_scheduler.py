@@ -1,4 +1,4 @@
-"""Several models in one worker, in a time that passes by calculation."""
+"""Several models in one worker, in calculated time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECONDS = {1: 0.005, 2: 0.0065, 4: 0.009, 8: 0.014, 16: 0.022, 32: 0.038, 64: 0.
 
 @dataclass(eq=False)
 class Model:
-    """So many chains that never end."""
+    """Chains that never end: numbers of interactive and bulk ones."""
 
     name: str
     interactive: int = 0
@@ -39,24 +39,24 @@ class Model:
 
     def step_s(self, within_s: float) -> float:
         places = self.batch_sizes.places(self.interactive, self.bulk, within_s)
-        return self.batch_sizes.seconds[self.batch_sizes.holding(places)]
+        return self.batch_sizes.seconds[self.batch_sizes.size_for(places)]
 
 
-def run(turns: int, *models: Model) -> tuple[Counter[str], float]:
-    """Steps of each model, and the seconds of all."""
-    order, steps, seconds = ModelScheduler[Model](), Counter[str](), 0.0
-    for _ in range(turns):
-        for model, within_s in order.of(models):
+def run(rounds: int, *models: Model) -> tuple[Counter[str], float]:
+    """Count the steps of each model, and the seconds of all."""
+    scheduler = ModelScheduler[Model]()
+    steps = Counter[str]()
+    seconds = 0.0
+    for _ in range(rounds):
+        for model, within_s in scheduler.next_steps(models):
             steps[model.name] += 1
             seconds += model.step_s(within_s)
-            order.note(model, model.step_s(within_s))
+            scheduler.note(model, model.step_s(within_s))
     return steps, seconds
 
 
 @pytest.mark.parametrize("slower", [0.1, 1, 3, 100])
-def test_who_waits_for_an_image_is_held_up_by_another_models_bulk_no_more_than_by_its_own(
-    slower: float,
-) -> None:
+def test_another_models_bulk_delays_an_image_no_more_than_its_own_does(slower: float) -> None:
     steps, seconds = run(1000, Model("mine", interactive=1), Model("bulk", bulk=128, slower=slower))
     assert steps["mine"] == 1000
     stretch = seconds / (1000 * SECONDS[1])
@@ -75,40 +75,38 @@ def test_bulk_of_several_models_takes_turns_however_heavy_they_are() -> None:
     assert seconds / (3000 * SECONDS[1]) <= STRETCH + 0.1
 
 
-def test_where_nobody_waits_all_step_as_they_like() -> None:
+def test_models_with_only_bulk_work_step_without_a_limit() -> None:
     bulk = Model("a", bulk=64), Model("b", bulk=64)
-    assert list(ModelScheduler[Model]().of(bulk)) == [(model, math.inf) for model in bulk]
+    chosen = list(ModelScheduler[Model]().next_steps(bulk))
+    assert chosen == [(model, math.inf) for model in bulk]
 
 
 @pytest.mark.parametrize("slower", [0.1, 1, 15])
-def test_models_that_somebody_waits_for_have_equal_time(slower: float) -> None:
-    light, heavy = Model("light", interactive=1), Model("heavy", interactive=64, slower=slower)
+def test_interactive_models_have_equal_time(slower: float) -> None:
+    light = Model("light", interactive=1)
+    heavy = Model("heavy", interactive=64, slower=slower)
     steps, seconds = run(5000, light, heavy)
     of_light = steps["light"] * light.step_s(math.inf)
     assert abs(of_light - (seconds - of_light)) <= heavy.step_s(math.inf)
 
 
-def test_a_model_that_nobody_waited_for_has_saved_no_time_up() -> None:
-    turns, one, other = (
-        ModelScheduler[Model](),
-        Model("one", interactive=1),
-        Model("other", interactive=1),
-    )
+def test_a_model_without_work_has_saved_no_time_up() -> None:
+    scheduler = ModelScheduler[Model]()
+    one = Model("one", interactive=1)
+    other = Model("other", interactive=1)
     for _ in range(100):
-        list(turns.of([one]))
-        turns.note(one, 1.0)
+        list(scheduler.next_steps([one]))
+        scheduler.note(one, 1.0)
     for model in (one, other, one, other):
-        assert [due for due, _ in turns.of([one, other])] == [model]
-        turns.note(model, 1.0)
+        assert [due for due, _ in scheduler.next_steps([one, other])] == [model]
+        scheduler.note(model, 1.0)
 
 
-def test_time_is_not_saved_up_while_nobody_waits() -> None:
-    turns, mine, heavy = (
-        ModelScheduler[Model](),
-        Model("mine", interactive=1),
-        Model("heavy", bulk=1, slower=3),
-    )
-    assert len(list(turns.of([mine, heavy]))) == 1
-    list(turns.of([heavy]))
-    assert len(list(turns.of([mine, heavy]))) == 1
-    assert len(list(turns.of([mine, heavy]))) == 2
+def test_time_is_saved_up_only_while_interactive_chains_wait() -> None:
+    scheduler = ModelScheduler[Model]()
+    mine = Model("mine", interactive=1)
+    heavy = Model("heavy", bulk=1, slower=3)
+    assert len(list(scheduler.next_steps([mine, heavy]))) == 1
+    list(scheduler.next_steps([heavy]))
+    assert len(list(scheduler.next_steps([mine, heavy]))) == 1
+    assert len(list(scheduler.next_steps([mine, heavy]))) == 2

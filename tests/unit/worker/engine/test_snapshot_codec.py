@@ -1,3 +1,5 @@
+"""Snapshots as blobs: they come back to the bit, and anything else is refused."""
+
 from __future__ import annotations
 
 import pytest
@@ -41,7 +43,7 @@ def test_images_that_were_finished_since_are_left_out():
 
 
 def spoilt(**changes: object) -> bytes:
-    """What was saved of one chain, at row 4, with some of it changed; None takes it out."""
+    """Pack one chain at row 4, with some tensors changed, or removed if None."""
     tensors = load(pack(snapshots("dpmpp_2m", [4]), "fp32")) | changes
     return save({name: tensor for name, tensor in tensors.items() if tensor is not None})
 

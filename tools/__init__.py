@@ -1,0 +1,1 @@
+"""Scripts that check the repository. No package of the service imports them."""
