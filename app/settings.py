@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AnyUrl, Field, IPvAnyNetwork, SecretStr, UrlConstraints, field_validator
+from pydantic import AnyUrl, Field, IPvAnyNetwork, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-# The same as the workers'.
-RedisUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["redis", "rediss", "unix"])]
+from worker.jobs.redis_url import RedisUrl
+
 # EXPIRE fails far above it, and with it the script that ends a job.
 _TEN_YEARS_S = 10 * 365 * 86_400
 

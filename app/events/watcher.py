@@ -20,6 +20,7 @@ from app.records.coalescing import Coalescer
 from app.records.notifier import Notifier, set_within
 from app.records.reader import Hash, as_hash, check_job_id
 from app.records.record import Record
+from worker.jobs.backoff import Backoff
 from worker.jobs.domain import State
 from worker.jobs.keys import job_key, sha256_key
 from worker.jobs.scripts import load
@@ -31,6 +32,7 @@ POLL_EVERY_S = 0.05
 # often, and other requests are answered meanwhile.
 _SHARE = 0.2
 _LONGEST_PAUSE_S = 2.0
+_BACKOFF = Backoff(first_s=POLL_EVERY_S, longest_s=_LONGEST_PAUSE_S)
 # Proxies close what is silent for long; a minute is common.
 HEARTBEAT_S = 15.0
 _HEARTBEAT = format_sse_event(comment="still here")
@@ -236,7 +238,7 @@ class EventWatcher(Coalescer[WatchedJob, None]):
                 for watched in self._watched.values():
                     # It may have, for all that is known.
                     watched.changed.set()
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                pause_s = _BACKOFF.longer_s(pause_s)
                 log.warning(
                     "cannot look at the jobs whose events are read (%s); again in %.2f s",
                     error,

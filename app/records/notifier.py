@@ -15,11 +15,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.operation.background import background
+from worker.jobs.backoff import Backoff
 from worker.jobs.keys import CHANGES, job_key
 from worker.jobs.scripts import load
 
 log = logging.getLogger(__name__)
-_LONGEST_PAUSE_S = 2.0
+_BACKOFF = Backoff(first_s=0.05, longest_s=2.0)
 POLL_EVERY_S = 1.0
 _READ_STATES = load("read_states")
 
@@ -81,18 +82,19 @@ class Notifier:
         return background(self._listen(), self._poll())
 
     async def _listen(self) -> None:
-        pause_s = 0.05
+        pauses = _BACKOFF.pauses()
         while True:
             try:
                 async for job in self._changed():
-                    pause_s = 0.05
+                    pauses.reset()
                     self._wake(job)
+                pause_s = pauses.next_s()
             except RedisError as error:
+                pause_s = pauses.next_s()
                 log.warning(
                     "lost the subscription to %s (%s); again in %.2f s", CHANGES, error, pause_s
                 )
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _poll(self) -> None:
         while True:

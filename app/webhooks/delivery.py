@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -29,6 +28,7 @@ from app.schemas.webhooks import WebhookMessage
 from app.webhooks import signature
 from app.webhooks.sender import AT_ONCE, TIMEOUT_S, Outcome, Sender
 from app.webhooks.target import BadTarget, Target
+from worker.jobs.backoff import Backoff
 from worker.jobs.keys import WEBHOOKS, job_key
 from worker.jobs.scripts import load
 
@@ -39,7 +39,8 @@ _CLAIM_S = 4 * TIMEOUT_S
 POLL_EVERY_S = 1.0
 # Attempts. If an owner's receivers never answer, there is still room for other owners'.
 AT_ONCE_PER_OWNER = 16
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _GROWTH = 5.0, 7200.0, 4.0
+# A fifth more or less is drawn at random, so that attempts spread.
+BACKOFF = Backoff(first_s=5.0, longest_s=7200.0, factor=4.0, jitter=0.2)
 _CLAIM = load("claim_webhook")
 _SETTLE = load("settle_webhook")
 
@@ -172,7 +173,9 @@ class Delivery:
             noted = {"webhook_state": "given_up", "webhook_said": outcome.report}
             await self._settle(claim, None, noted)
         else:
-            await self._settle(claim, pause_s(claim.attempts), {"webhook_said": outcome.report})
+            await self._settle(
+                claim, BACKOFF.pause_s(claim.attempts), {"webhook_said": outcome.report}
+            )
         if outcome.lookup:
             # Its thread is busy until then, and so is the attempt's place among its owner's.
             await asyncio.wait({outcome.lookup})
@@ -222,13 +225,3 @@ class Delivery:
             again_in_s="" if again_in_s is None else again_in_s,
             outcome=noted.items(),
         )
-
-
-def pause_s(attempts: int) -> float:
-    """Give the seconds to wait after so many attempts.
-
-    The first pause is 5 s. Each is four times as long as the one before it, 2 h at most.
-    A fifth more or less is drawn at random, so that attempts spread.
-    """
-    pause = min(_FIRST_PAUSE_S * _GROWTH ** (attempts - 1), _LONGEST_PAUSE_S)
-    return pause * random.uniform(0.8, 1.2)

@@ -1,4 +1,4 @@
-"""An S3 on this machine: moto's server in a thread, and the environment that botocore finds it by."""
+"""An S3 on this machine: moto's server in a thread, and the environment that botocore reads."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ BUCKET = "pictures"
 
 @contextmanager
 def s3_server() -> Iterator[ThreadedMotoServer]:
-    """With an empty bucket."""
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request
+    """Serve an empty bucket, and have fsspec find it."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it logs a line for each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
-    httpx.post(f"{url}/moto-api/reset").raise_for_status()  # what it holds outlives the server
+    # What moto holds outlives its server.
+    httpx.post(f"{url}/moto-api/reset").raise_for_status()
     environment = {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "test",

@@ -3,45 +3,65 @@
 from __future__ import annotations
 
 from redis import Redis
+from rq.registry import StartedJobRegistry
 
 from tests.support.jobs import enqueue_shards, make_recipe
-from worker.jobs.domain import Priority, Shard
+from worker.jobs.domain import Priority, Shard, job_of
 from worker.jobs.keys import queue_name
 from worker.jobs.shard_queue import make_queue, reap
-from worker.process.shard_leases import ShardLeases
+from worker.process.shard_leases import Lease, ShardLeases
 
-LEASE_S = 1.0
+LEASE_S = 60.0  # no lease lapses unless a test calls `lapse`
 MODEL = "of-these-tests"
 QUEUES = [queue_name(priority, MODEL) for priority in Priority]
 RECIPE = make_recipe(model=MODEL, steps=10)
 
 
 def shard(job: str, priority: str = "interactive", number: int = 0) -> Shard:
+    """Return a shard of 64 images."""
     return Shard(job, number, 64 * number, 64, "local", priority, RECIPE)
 
 
 post = enqueue_shards
 
 
-def worker(redis: Redis, lease_s: float = LEASE_S) -> ShardLeases:
-    joined = ShardLeases(redis, QUEUES, lease_s)
+def worker(redis: Redis) -> ShardLeases:
+    """Return a worker that has signed on and holds nothing."""
+    joined = ShardLeases(redis, QUEUES, LEASE_S)
     joined.heartbeat()
     return joined
 
 
-def rescue(redis: Redis, lease_s: float = LEASE_S) -> list[tuple[str, str]]:
-    return reap([make_queue(name, redis) for name in QUEUES], lease_s)
+def lapse(redis: Redis, *jobs: str) -> None:
+    """Let the leases of these jobs' shards lapse, or all leases: nobody has heard of the worker."""
+    for name in QUEUES:
+        started = StartedJobRegistry(queue=make_queue(name, redis)).key
+        for member in redis.zrange(started, 0, -1):
+            if not jobs or job_of(member.decode().partition(":")[0]) in jobs:
+                redis.zadd(started, {member: 0})
+
+
+def lease_ends_at(redis: Redis, lease: Lease) -> float:
+    """Return when a lease lapses, in seconds since the epoch."""
+    return redis.zscore(lease.started_key, lease.execution.composite_key)
+
+
+def reap_all(redis: Redis) -> list[tuple[str, str]]:
+    """Do what the reaper does with lost shards of these queues."""
+    return reap([make_queue(name, redis) for name in QUEUES], LEASE_S)
 
 
 def waiting(redis: Redis, priority: str = "interactive") -> list[str]:
+    """Return the ids of the shards that wait, in their order."""
     return make_queue(queue_name(priority, MODEL), redis).get_job_ids()
 
 
-def left(redis: Redis) -> set[str]:
-    """All keys but the one that RQ keeps for ever, the set of its queues' names."""
+def keys_left(redis: Redis) -> set[str]:
+    """Return all keys but the one that RQ keeps for ever, the set of its queues' names."""
     return {key.decode() for key in redis.keys("*")} - {"rq:queues"}
 
 
 def taken(by: ShardLeases) -> str | None:
+    """Take a shard, and return its job."""
     lease = by.take(QUEUES)
     return lease and lease.shard.job

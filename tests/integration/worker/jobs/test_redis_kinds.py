@@ -1,4 +1,7 @@
-"""The same service on Valkey and on Redis 7.0: open, with a password, with a user of few rights, over TLS."""
+"""The same service on Valkey and on Redis 7.0.
+
+Both are open, have a password, have a user of few rights, or speak TLS.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,7 @@ def take(shards: ShardLeases, results: JobWriter) -> Lease:
     return lease
 
 
-def test_a_shard_that_a_worker_lost_is_taken_up_where_it_was_saved_and_finished(
+def test_a_shard_that_was_lost_is_continued_from_its_snapshot_and_finished(
     api: httpx.Client, redis: Redis
 ) -> None:
     job = submit(api, count=2)
@@ -101,10 +104,10 @@ def test_a_shard_that_a_worker_lost_is_taken_up_where_it_was_saved_and_finished(
         b"second",
     ]
     shards.close()
-    assert not of_shard(redis, again.shard)
+    assert not keys_of(redis, again.shard)
 
 
-def test_a_job_that_runs_is_cancelled_and_one_that_waits_is_deleted(
+def test_a_running_job_is_cancelled_and_a_waiting_job_is_deleted(
     api: httpx.Client, redis: Redis
 ) -> None:
     runs, waits = submit(api), submit(api, count=100)
@@ -118,11 +121,11 @@ def test_a_job_that_runs_is_cancelled_and_one_that_waits_is_deleted(
     assert api.delete(f"/v1/jobs/{waits}").status_code == 204
     assert shards.take([QUEUE, queue_name("bulk", "tiny")]) is None
     shards.close()
-    assert not of_shard(redis, lease.shard)
+    assert not keys_of(redis, lease.shard)
     assert not any(waits in key.decode() for key in redis.scan_iter())
 
 
-def of_shard(redis: Redis, shard: Shard) -> list[bytes]:
+def keys_of(redis: Redis, shard: Shard) -> list[bytes]:
     return [key for key in redis.scan_iter() if shard.id in key.decode()]
 
 
@@ -131,7 +134,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load_tiny(tmp_path_factory.mktemp("models"))
 
 
-def test_a_picture_is_drawn(
+def test_an_image_is_sampled(
     store_url: str, model: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_model(tmp_path, "tiny")
@@ -149,15 +152,10 @@ def test_a_picture_is_drawn(
         finally:
             worker.request_stop()
             thread.join()
-    assert [
-        said.message
-        for said in caplog.records
-        if said.name.startswith("worker") and said.levelname != "INFO"
-    ] == []
+    ours = [record for record in caplog.records if record.name.startswith("worker")]
+    assert [record.message for record in ours if record.levelname != "INFO"] == []
 
 
-def test_the_page_on_servers_gives_a_user_the_rights_that_are_tested() -> None:
-    assert (
-        f"ACL SETUSER ddpm on >PASSWORD {USER_RULES}\n"
-        in (ROOT / "docs" / "how-to" / "use-your-own-redis.md").read_text()
-    )
+def test_the_how_to_gives_a_user_the_rights_that_are_tested() -> None:
+    how_to = (ROOT / "docs" / "how-to" / "use-your-own-redis.md").read_text()
+    assert f"ACL SETUSER ddpm on >PASSWORD {USER_RULES}\n" in how_to

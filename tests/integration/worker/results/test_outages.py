@@ -1,4 +1,4 @@
-"""Results stores that the API cannot read: one that hangs, and one that it was not told of."""
+"""Results stores that the API cannot read: one that hangs, and one that it does not know."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def unreachable(response: httpx.Response) -> bool:
     ) and int(response.headers["retry-after"]) > 0
 
 
-def test_a_store_that_hangs_is_a_503_within_5_s_to_all_who_ask_at_once_and_keeps_no_other_request_waiting(
+def test_a_store_that_hangs_is_a_503_within_5_s_to_all_who_ask_at_once(
     redis: Redis, shared_valkey_url: str, models_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, s3_server():
@@ -38,7 +38,7 @@ def test_a_store_that_hangs_is_a_503_within_5_s_to_all_who_ask_at_once_and_keeps
         )
         with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=20) as http:
             job = http.post("/v1/jobs", json={"model": "tiny"}).json()["id"]
-            worker = IdleWorker(redis, _Kept())
+            worker = IdleWorker(redis, _Pretends())
             worker.start(job)
             worker.publish(job, [0])
             with ThreadPoolExecutor(10) as threads:
@@ -53,8 +53,8 @@ def test_a_store_that_hangs_is_a_503_within_5_s_to_all_who_ask_at_once_and_keeps
             )
 
 
-class _Kept(ObjectStore):
-    """Says that it has kept what it was given."""
+class _Pretends(ObjectStore):
+    """Answers as if it had stored what it was given."""
 
     def __init__(self) -> None: ...
 
@@ -62,12 +62,12 @@ class _Kept(ObjectStore):
         return [b""] * len(images)
 
 
-def test_an_api_without_the_workers_store_says_so(
+def test_an_api_without_the_results_store_of_its_workers_says_so(
     redis: Redis, shared_valkey_url: str, models_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serve(create_app(ApiSettings(redis_url=shared_valkey_url, models_dir=models_dir))) as url:
         job = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}).json()["id"]
-        worker = IdleWorker(redis, _Kept())
+        worker = IdleWorker(redis, _Pretends())
         worker.start(job)
         worker.publish(job, [0])
         assert unreachable(httpx.get(f"{url}/v1/jobs/{job}/images/0"))

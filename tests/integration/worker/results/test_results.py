@@ -1,4 +1,4 @@
-"""Images over HTTP, wherever they lie; and the ends of what lies in a results store."""
+"""Images over HTTP, wherever they lie, and their removal from a results store."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from redis import Redis
 
 from app.main import create_app
 from app.settings import ApiSettings
+from tests.support.processes import eventually
 from tests.support.s3 import BUCKET, s3_server
 from tests.support.server import serve
 from tests.support.worker import IdleWorker, png_of
@@ -56,8 +57,19 @@ def settings(shared_valkey_url: str, models_dir: Path, results_url: str) -> ApiS
 
 
 @pytest.fixture(scope="module")
-def url(settings: ApiSettings) -> Iterator[str]:
-    with serve(create_app(settings)) as url:
+def url(settings: ApiSettings, results_url: str) -> Iterator[str]:
+    """An API that has read an image before.
+
+    Its client of S3 is made at the first read, and on a busy machine that takes longer than the
+    API waits for a store.
+    """
+    with serve(create_app(settings)) as url, Redis.from_url(str(settings.redis_url)) as redis:
+        job = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}).json()["id"]
+        worker = IdleWorker(redis, open_store(results_url))
+        worker.start(job)
+        worker.publish(job, [0])
+        image = f"{url}/v1/jobs/{job}/images/0"
+        eventually(lambda: httpx.get(image, timeout=10).is_success, 60, "the store is read")
         yield url
 
 
@@ -72,23 +84,25 @@ def worker(redis: Redis, store: ResultsStore) -> IdleWorker:
 
 
 def objects(url: str) -> list[str]:
+    """Return the paths of all objects in a results store, from its root."""
     file_system, root = url_to_fs(url, skip_instance_cache=True, use_listings_cache=False)
-    return (
-        sorted(path.removeprefix(root) for path in file_system.find(root))
-        if file_system.exists(root)
-        else []
-    )
+    if not file_system.exists(root):
+        return []
+    return sorted(path.removeprefix(root) for path in file_system.find(root))
 
 
 def clear(redis: Redis, store: ResultsStore) -> None:
-    """A turn of a worker's expiry that does not wait for the next."""
-    stopping = Event()
-    expiry = ResultsCleanup(redis, store, stopping)
-    stopping.wait = lambda _seconds: True
-    expiry.run_once()
+    """Remove what is due, as a worker does, without waiting for the next time."""
+    ResultsCleanup(redis, store, _NoWait()).run_once()
+
+
+class _NoWait(Event):
+    def wait(self, timeout: float | None = None) -> bool:
+        return True
 
 
 def end_long_ago(redis: Redis, job: str) -> None:
+    """Let the job's images be due for removal since yesterday."""
     long_ago = time.time() - 2 * 86_400
     redis.hset(job_key(job), "finished_at", long_ago)
     redis.zadd(EXPIRING, {job: long_ago + 86_400})
@@ -221,9 +235,7 @@ def test_a_job_that_never_ends_is_removed_when_its_record_is_gone(
 
 
 @pytest.mark.usefixtures("external")
-def test_an_entry_is_given_to_one_worker_and_again_when_that_one_fails(
-    redis: Redis, store: ResultsStore
-) -> None:
+def test_a_claim_belongs_to_one_worker_until_it_fails(redis: Redis, store: ResultsStore) -> None:
     store.put("job", [(0, b"zero")])
     redis.zadd(EXPIRING, {"job": time.time() - 1})
 
@@ -231,7 +243,7 @@ def test_an_entry_is_given_to_one_worker_and_again_when_that_one_fails(
         external = True
 
         def remove_all(self, job: str) -> None:
-            clear(redis, store)  # another worker looks meanwhile
+            clear(redis, store)  # another worker removes what is due meanwhile
             raise StoreFault("away")
 
     with pytest.raises(StoreFault):
@@ -244,7 +256,7 @@ def test_an_entry_is_given_to_one_worker_and_again_when_that_one_fails(
     assert not redis.exists(EXPIRING)
 
 
-def test_an_entry_made_anew_while_it_is_worked_on_stays(
+def test_an_entry_that_is_set_anew_while_it_is_claimed_stays(
     redis: Redis, store: ResultsStore, external: str
 ) -> None:
     class Slow:
@@ -264,7 +276,7 @@ def shard_of(post: Post, **request: Any) -> Shard:
     return Shard(job["id"], 0, 0, job["count"], "local", "interactive", recipe)
 
 
-def test_a_late_write_to_a_cancelled_job_is_taken_back_and_what_was_finished_stays(
+def test_a_late_write_to_a_cancelled_job_is_taken_back(
     api: httpx.Client, redis: Redis, post: Post, store: ResultsStore, results_url: str
 ) -> None:
     shard, results = shard_of(post, count=3), JobWriter(redis, store)
@@ -294,7 +306,7 @@ def test_a_late_write_to_a_deleted_job_leaves_nothing(
     assert not results_url or not [path for path in objects(results_url) if shard.job in path]
 
 
-def test_a_write_that_is_repeated_because_its_answer_was_lost_takes_nothing_back(
+def test_a_write_that_is_repeated_takes_nothing_back(
     api: httpx.Client, redis: Redis, post: Post, store: ResultsStore
 ) -> None:
     shard, results = shard_of(post, count=1), JobWriter(redis, store)
@@ -331,10 +343,10 @@ def test_objects_that_a_late_worker_puts_back_after_their_time_are_due_again(
     assert not [path for path in objects(external) if shard.job in path]
 
 
-def test_what_a_late_worker_of_other_bits_publishes_changes_no_object_that_is_finished(
+def test_a_late_worker_of_other_bits_changes_no_object_that_is_finished(
     api: httpx.Client, redis: Redis, post: Post, store: ResultsStore
 ) -> None:
-    """It lost its lease, and another kind of machine has drawn the image meanwhile."""
+    """The worker lost its lease, and another kind of machine has drawn the image meanwhile."""
     shard, results = shard_of(post, count=2), JobWriter(redis, store)
     results.start(shard, 1)
     assert results.publish(shard, [(0, png_of(0))])

@@ -1,4 +1,4 @@
-"""A server of their own: an API's reaper would be quicker than a test that takes lost shards up itself."""
+"""A server for these tests alone: an API's reaper would be quicker than a test that reaps."""
 
 from __future__ import annotations
 
