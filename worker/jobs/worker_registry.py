@@ -27,7 +27,7 @@ class Pace:
     largest: int
 
     @classmethod
-    def of(cls, seconds: Mapping[int, float], slowed: float = 1.0) -> Pace:
+    def from_seconds(cls, seconds: Mapping[int, float], slowed: float = 1.0) -> Pace:
         """From the seconds of a step by batch size: the line through the smallest and the one that gives the most."""
         small, best = min(seconds), max(seconds, key=lambda size: (size / seconds[size], size))
         image_s = (
@@ -81,7 +81,7 @@ class WorkerInfo:
         return f"{served.precision} on {self.device.partition(':')[0]} by {served.kernels}"
 
     def pace(self, model: str) -> Pace:
-        return Pace.of(self.models[model].seconds, self.slowed)
+        return Pace.from_seconds(self.models[model].seconds, self.slowed)
 
     @property
     def image_steps_per_s(self) -> float:

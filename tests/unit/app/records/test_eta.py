@@ -125,8 +125,8 @@ def test_models_take_turns() -> None:
 
 @pytest.mark.parametrize("slowed", [1, 3])
 def test_a_pace_is_the_line_through_the_smallest_and_the_best_batch(slowed: int) -> None:
-    pace = Pace.of({1: 0.02, 4: 0.05, 16: 0.17, 64: 0.9}, slowed)
+    pace = Pace.from_seconds({1: 0.02, 4: 0.05, 16: 0.17, 64: 0.9}, slowed)
     assert [pace.step_s(images) for images in (1, 16, 64)] == pytest.approx(
         [0.02 * slowed, 0.17 * slowed, 0.17 * slowed]
     )
-    assert Pace.of({2: 0.5}).step_s(1) == 0.5
+    assert Pace.from_seconds({2: 0.5}).step_s(1) == 0.5
