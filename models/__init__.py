@@ -1,1 +1,1 @@
-"""Denoising diffusion probabilistic models: schedule, plans, noise, network, checkpoints, training."""
+"""Denoising diffusion probabilistic models: process, network, checkpoints, training, evaluation."""

@@ -1,4 +1,4 @@
-"""Files that nobody sees half-written."""
+"""Files that no reader sees half-written."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from pathlib import Path
 
 
 def flush(path: Path) -> None:
-    """To the disk, so that a power cut after it was renamed finds all of it."""
+    """Flush a file to the disk, so that it is whole even if the power fails after its renaming."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """All of it or nothing. The process in the temporary name: two may write beside each other."""
+    """Write all of a file or nothing.
+
+    The temporary name holds the process id, as two processes may write at the same time.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Writing the card of a model folder: what can be measured is measured from the files."""
+"""The card of a model folder, made from its files: they are measured where they can be."""
 
 from __future__ import annotations
 
@@ -23,9 +23,24 @@ def make_card(
     defaults: Defaults | None = None,
     default: bool = False,
 ) -> Card:
-    """Load the folder, which checks it, and describe it. Raises BadCheckpoint, and ValueError for a name that no URL can hold."""
+    """Load a model folder, which checks it, and describe it.
+
+    Args:
+        folder: The model folder.
+        name: The model's name.
+        data: What it was trained on.
+        licence: The licence of the weights.
+        provenance: How the weights came to be.
+        defaults: What jobs use by default. None: T steps of the variance that the folder names.
+        default: Whether jobs that name no model use this one.
+
+    Raises:
+        BadCheckpoint: The folder cannot be loaded.
+        ValueError: No URL can hold the name, or `defaults` does not fit the schedule.
+    """
     loaded = diffusers_format.load(folder)
     schedule, prediction = diffusers_format.read_scheduler(folder)
+    variance = diffusers_format.read_variance(folder)
     cfg = loaded.net.cfg
     return Card(
         name=name,
@@ -33,8 +48,7 @@ def make_card(
         shape=Shape(channels=cfg.in_channels, height=cfg.sample_size, width=cfg.sample_size),
         schedule=schedule,
         prediction=prediction,
-        defaults=defaults
-        or Defaults(steps=schedule.T, variance=diffusers_format.read_variance(folder)),
+        defaults=defaults or Defaults(steps=schedule.T, variance=variance),
         parameters=loaded.net.parameter_count(),
         gflop_per_image_step=round(gflop_per_image_step(loaded.net), 3),
         data=data,
@@ -46,15 +60,16 @@ def make_card(
 
 
 def _residual_variance(folder: Path, loaded: diffusers_format.Checkpoint) -> str | None:
-    """The sha256 of the estimate that may lie there."""
+    """Hash the estimate for the analytic variance, if the folder has one."""
     found = ResidualVariance.find(folder, loaded.sha256, loaded.schedule.T)
     return sha256_of(folder / FILE) if found else None
 
 
 def gflop_per_image_step(net: UNet) -> float:
-    """Forward pass of one image, two operations a multiply-add; convolutions, matrix products and attention counted.
+    """Count the GFLOP of one image's forward pass, two operations for each multiply-add.
 
-    On the meta device: the counter does not know the CPU's attention kernel and leaves it out.
+    Convolutions, matrix products and attention count. The pass runs on the meta device, as the
+    counter does not know the CPU's attention kernel, and would leave attention out.
     """
     cfg = net.cfg
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -1,6 +1,7 @@
-"""Model cards: what the service says of a model, and what it checks a job against. Knows no torch.
+"""Model cards, which describe a model to clients, and which jobs are checked against. No torch.
 
-A model is a folder in diffusers' format with a `card.json` beside the weights; a catalog is a set of such folders.
+A model is a folder in diffusers' format, with a `card.json` beside the weights. A catalog is a set
+of such folders.
 """
 
 from __future__ import annotations
@@ -110,14 +111,16 @@ class Card(_Frozen):
     residual_variance: str | None = Field(
         default=None,
         pattern=_SHA256,
-        description="sha256 of the estimate that `variance` analytic needs; null: there is none, and jobs may not ask for it",
+        description="sha256 of the estimate that `variance` analytic needs;"
+        " null: there is none, and jobs may not ask for it",
     )
 
     @model_validator(mode="after")
     def _default_steps_fit(self) -> Self:
         if self.defaults.steps > self.schedule.T:
             raise ValueError(
-                f"defaults.steps={self.defaults.steps} is more than the schedule's T; use 1 to {self.schedule.T}"
+                f"defaults.steps={self.defaults.steps} is more than the schedule's T;"
+                f" use 1 to {self.schedule.T}"
             )
         return self
 
@@ -126,33 +129,44 @@ class Catalog(Mapping[str, Card]):
     """Cards by name, and the folder of each."""
 
     def __init__(self, folders: Mapping[str, Path], cards: Mapping[str, Card]) -> None:
-        self._folders, self._cards = dict(folders), dict(cards)
+        """Take the folder and the card of each model, by name."""
+        self._folders = dict(folders)
+        self._cards = dict(cards)
 
     @classmethod
     def read(cls, *roots: Path) -> Catalog:
-        """Every folder with a card below `roots`; a later root's model replaces an earlier one's of the same name."""
+        """Read every folder with a card below `roots`.
+
+        A later root's model replaces an earlier one's of the same name.
+
+        Raises:
+            CatalogError: A card cannot be read, or there is none.
+        """
         folders = {read_card(folder).name: folder for folder in _card_folders(roots)}
         if not folders:
             raise CatalogError(
-                f"no {CARD} below {', '.join(map(str, roots))}; add a model with `ddpm models add FOLDER`"
+                f"no {CARD} below {', '.join(map(str, roots))};"
+                " add a model with `ddpm models add FOLDER`"
             )
         return cls(folders, {name: read_card(folder) for name, folder in folders.items()})
 
     def __getitem__(self, name: str) -> Card:
         return self._cards[name]
 
-    def __iter__(self) -> Iterable[str]:  # type: ignore[override]  # an Iterator at run time
+    # It is an Iterator at run time.
+    def __iter__(self) -> Iterable[str]:  # type: ignore[override]
         return iter(self._cards)
 
     def __len__(self) -> int:
         return len(self._cards)
 
     def folder(self, name: str) -> Path:
+        """Return a model's folder. Raises KeyError for a name that is not in the catalog."""
         return self._folders[name]
 
     @property
     def default(self) -> Card:
-        """The card marked default; with several or none marked, the last of them by order of reading."""
+        """The last card marked default, or the last of all if none is, in order of reading."""
         marked = [card for card in self._cards.values() if card.default]
         return (marked or list(self._cards.values()))[-1]
 
@@ -164,7 +178,11 @@ def _card_folders(roots: Iterable[Path]) -> list[Path]:
 
 
 def read_card(folder: Path) -> Card:
-    """Raises CatalogError naming the file and what is wrong with it."""
+    """Read a model folder's card.
+
+    Raises:
+        CatalogError: It is missing or wrong. The text names the file, the fault and the remedy.
+    """
     path = folder / CARD
     try:
         return Card.model_validate_json(path.read_bytes())
@@ -179,15 +197,18 @@ def read_card(folder: Path) -> Card:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
+        fault = first["msg"].removeprefix("Value error, ")
         raise CatalogError(
-            f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}; correct it or write it anew with `ddpm models add`"
+            f"{path}: {where}: {fault}; correct it or write it anew with `ddpm models add`"
         ) from None
 
 
 def write_card(folder: Path, card: Card) -> None:
+    """Write a model folder's card, all of it or nothing."""
     write_whole(folder / CARD, f"{card.model_dump_json(indent=2)}\n".encode())
 
 
 def sha256_of(path: Path) -> str:
+    """Hash a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

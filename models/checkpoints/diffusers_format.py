@@ -1,9 +1,16 @@
-"""Reading and writing a model folder in diffusers' format, so that `DDPMPipeline.from_pretrained` and this service read one.
+"""Reading and writing a model folder in diffusers' format.
 
-    <name>/card.json model_index.json unet/config.json unet/diffusion_pytorch_model.safetensors scheduler/scheduler_config.json
+`DDPMPipeline.from_pretrained` reads the same folder:
 
-The flat form (config.json and the weights beside each other, as `UNet2DModel.save_pretrained` writes) is read too.
-Weights are safetensors only: a pickle runs code when it is opened.
+    <name>/card.json
+    <name>/model_index.json
+    <name>/unet/config.json
+    <name>/unet/diffusion_pytorch_model.safetensors
+    <name>/scheduler/scheduler_config.json
+
+The flat form is read too: config.json and the weights in one folder, as
+`UNet2DModel.save_pretrained` writes them. Weights must be safetensors, as a pickle runs code when
+it is opened.
 """
 
 from __future__ import annotations
@@ -31,9 +38,12 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _BETA_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
-# The schedulers of diffusers whose process is the paper's, which keeps the variance of x_t, and what they mean by absent betas.
-_PAPERS, _LATENTS = (LINEAR_START, LINEAR_END), (0.00085, 0.012)
-_SCHEDULERS = {
+# beta_start and beta_end if a scheduler's file has none
+_PAPERS = (LINEAR_START, LINEAR_END)
+_LATENTS = (0.00085, 0.012)
+# The schedulers of diffusers whose process is the paper's, which keeps the variance of x_t. Each
+# has its betas for a file without them.
+SCHEDULERS = {
     "DDPMScheduler": _PAPERS,
     "DDPMParallelScheduler": _PAPERS,
     "DDIMScheduler": _PAPERS,
@@ -54,7 +64,7 @@ _SCHEDULERS = {
     "SASolverScheduler": _PAPERS,
     "UniPCMultistepScheduler": _PAPERS,
 }
-# Options of these schedulers that change the process, with the only value that the plans implement.
+# Options of these schedulers that change the process, with the only value that plans implement.
 _FIXED_SCHEDULER: dict[str, Any] = {
     "trained_betas": None,
     "clip_sample_range": 1.0,
@@ -67,7 +77,7 @@ _FIXED_SCHEDULER: dict[str, Any] = {
     "sigma_min": None,
     "sigma_max": None,
 }
-# Of DDPM's and DDIM's alone: the other solvers do not clip, and only Heun's says so in its file.
+# DDPM's and DDIM's schedulers clip. The other solvers do not, and only Heun's file says so.
 _FIXED_WHERE_CLIPPED = _FIXED_SCHEDULER | {"clip_sample": True}
 
 
@@ -77,7 +87,14 @@ class BadCheckpoint(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A network ready to run (eval mode, float32) and the process that it was trained on."""
+    """A network ready to run, and the process that it was trained on.
+
+    Attributes:
+        net: The network in eval mode, float32, on the CPU.
+        schedule: Its forward process.
+        prediction: What its output estimates.
+        sha256: The hash of its weights.
+    """
 
     net: UNet
     schedule: Schedule
@@ -86,12 +103,22 @@ class Checkpoint:
 
 
 def load(folder: Path, sha256: str | None = None) -> Checkpoint:
-    """Load a model folder. Raises BadCheckpoint, also where the weights are not those that `sha256` names."""
+    """Load a model folder.
+
+    Args:
+        folder: The model folder.
+        sha256: What the hash of the weights must be. None: any.
+
+    Raises:
+        BadCheckpoint: A file is missing, damaged, of another hash, or of a network or process that
+            is not supported.
+    """
     try:
         return _load(folder, sha256)
     except OSError as error:
         raise BadCheckpoint(
-            f"{error.filename or folder} cannot be read ({error.strerror or error}); give the user of this process the right to"
+            f"{error.filename or folder} cannot be read ({error.strerror or error});"
+            " give the user of this process the right to"
         ) from None
 
 
@@ -100,10 +127,12 @@ def _load(folder: Path, sha256: str | None) -> Checkpoint:
     hashed = sha256_of(weights_path)
     if sha256 is not None and hashed != sha256:
         raise BadCheckpoint(
-            f"{weights_path} has sha256 {hashed}, its card says {sha256}; restore the file or write the card anew"
+            f"{weights_path} has sha256 {hashed}, its card says {sha256};"
+            " restore the file or write the card anew"
         )
     try:
-        with torch.device("meta"):  # no memory is taken before the weights are known to fit
+        # The meta device takes no memory before the weights are known to fit.
+        with torch.device("meta"):
             net = UNet(UNetConfig.from_diffusers(_read_json(config_path)))
     except UnsupportedConfig as error:
         raise BadCheckpoint(f"{config_path}: {error}") from None
@@ -121,23 +150,33 @@ def save(
     prediction: Prediction,
     variance: FixedVariance = "fixed_small",
 ) -> str:
-    """Write the folder (all but its card); the sha256 of the weights is returned."""
+    """Write a model folder, all but its card.
+
+    Args:
+        folder: The folder, which is made if it is missing.
+        config: The network's options.
+        state: The network's weights by name.
+        schedule: The process that it was trained on.
+        prediction: What its output estimates.
+        variance: The reverse variance that the folder names.
+
+    Returns:
+        The sha256 of the weights.
+
+    Raises:
+        OSError: A file cannot be written.
+        safetensors.SafetensorError: The weights cannot be written.
+    """
     (folder / "unet").mkdir(parents=True, exist_ok=True)
     (folder / "scheduler").mkdir(exist_ok=True)
     weights = folder / "unet" / WEIGHTS
     _write_json(folder / "unet" / "config.json", config.to_diffusers())
-    save_file(
-        {k: v.detach().float().cpu().contiguous() for k, v in state.items()},
-        weights,
-        metadata={"format": "pt"},
-    )
-    shutil.copymode(
-        folder / "unet" / "config.json", weights
-    )  # safetensors lets nobody else read what it writes
-    _write_json(
-        folder / "scheduler" / "scheduler_config.json",
-        _scheduler_config(schedule, prediction, variance),
-    )
+    tensors = {k: v.detach().float().cpu().contiguous() for k, v in state.items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    # safetensors lets no other user read what it writes
+    shutil.copymode(folder / "unet" / "config.json", weights)
+    scheduler = _scheduler_config(schedule, prediction, variance)
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": "0.35.0",
@@ -149,31 +188,41 @@ def save(
 
 
 def schedule_of(card: ScheduleCard) -> Schedule:
+    """Compute the schedule that a card describes."""
     if card.kind == "cosine":
         return Schedule.cosine(card.T)
-    start, end = (
-        LINEAR_START if card.beta_start is None else card.beta_start,
-        LINEAR_END if card.beta_end is None else card.beta_end,
-    )
+    start = LINEAR_START if card.beta_start is None else card.beta_start
+    end = LINEAR_END if card.beta_end is None else card.beta_end
     return Schedule.linear(card.T, start, end)
 
 
 def read_variance(folder: Path) -> FixedVariance:
-    """The reverse variance that the checkpoint was published with; fixed_small where it says nothing that we have."""
-    return (
-        "fixed_large"
-        if _scheduler_file(folder)[1].get("variance_type") == "fixed_large"
-        else "fixed_small"
-    )
+    """Read the reverse variance that a checkpoint was published with.
+
+    It is fixed_small if the file names none, or one that is not supported.
+
+    Raises:
+        BadCheckpoint: The scheduler's file is damaged.
+    """
+    _, config = _scheduler_file(folder)
+    return "fixed_large" if config.get("variance_type") == "fixed_large" else "fixed_small"
 
 
 def read_scheduler(folder: Path) -> tuple[ScheduleCard, Prediction]:
-    """The process in scheduler/scheduler_config.json (or beside the weights); without one, the paper's."""
+    """Read the process that a checkpoint was trained on.
+
+    It is in scheduler/scheduler_config.json, or next to the weights. Without that file, it is the
+    paper's.
+
+    Raises:
+        BadCheckpoint: The file is damaged, or its process is not supported.
+    """
     path, config = _scheduler_file(folder)
     scheduler = config.get("_class_name", "DDPMScheduler")
-    if scheduler not in list(_SCHEDULERS):
+    if scheduler not in list(SCHEDULERS):
         raise BadCheckpoint(
-            f"{path}: _class_name={scheduler!r} is of another process than DDPMScheduler's; only that one is sampled"
+            f"{path}: _class_name={scheduler!r} is of another process than DDPMScheduler's;"
+            " only that one is sampled"
         )
     fixed = _FIXED_WHERE_CLIPPED if scheduler.startswith(("DDPM", "DDIM")) else _FIXED_SCHEDULER
     for key, only in fixed.items():
@@ -187,15 +236,14 @@ def read_scheduler(folder: Path) -> tuple[ScheduleCard, Prediction]:
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "sample", "v_prediction"):
         raise BadCheckpoint(
-            f"{path}: prediction_type={prediction!r} is not supported; use epsilon, sample or v_prediction"
+            f"{path}: prediction_type={prediction!r} is not supported;"
+            " use epsilon, sample or v_prediction"
         )
     wanted = {"kind": _BETA_SCHEDULES[name], "T": config.get("num_train_timesteps", LINEAR_T)}
     if name == "linear":
-        start, end = _SCHEDULERS[scheduler]
-        wanted |= {
-            "beta_start": config.get("beta_start", start),
-            "beta_end": config.get("beta_end", end),
-        }
+        start, end = SCHEDULERS[scheduler]
+        wanted["beta_start"] = config.get("beta_start", start)
+        wanted["beta_end"] = config.get("beta_end", end)
     try:
         card = ScheduleCard.model_validate(wanted)
     except ValidationError as error:
@@ -208,47 +256,61 @@ def read_scheduler(folder: Path) -> tuple[ScheduleCard, Prediction]:
     if not schedule.can_be_reversed:
         ends = f"{schedule.alpha_bar[0]:g} to {schedule.alpha_bar[-1]:g}"
         raise BadCheckpoint(
-            f"{path}: alpha_bar goes from {ends} and cannot be reversed; correct num_train_timesteps, beta_start and beta_end"
+            f"{path}: alpha_bar goes from {ends} and cannot be reversed;"
+            " correct num_train_timesteps, beta_start and beta_end"
         )
     return card, prediction
 
 
 def _scheduler_file(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The scheduler's file and what is in it; empty where there is none."""
-    nested, flat = folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"
+    """Read the scheduler's file: its path and content, which is empty if there is none."""
+    nested = folder / "scheduler" / "scheduler_config.json"
+    flat = folder / "scheduler_config.json"
     path = nested if nested.is_file() or not flat.is_file() else flat
     return path, _read_json(path) if path.is_file() else {}
 
 
 def network_files(folder: Path) -> tuple[Path, Path]:
-    """The network's configuration and its weights. Raises BadCheckpoint."""
+    """Find the network's configuration and its weights.
+
+    Raises:
+        BadCheckpoint: One of them is missing.
+    """
     for base in (folder / "unet", folder):
         if (base / "config.json").is_file():
             if (base / WEIGHTS).is_file():
                 return base / "config.json", base / WEIGHTS
             raise BadCheckpoint(
-                f"{base} holds no {WEIGHTS}; pickled weights are not read: save the model with safe_serialization=True"
+                f"{base} holds no {WEIGHTS};"
+                " pickled weights are not read: save the model with safe_serialization=True"
             )
     raise BadCheckpoint(
-        f"{folder} holds no unet/config.json and no config.json; give a folder in diffusers' UNet2DModel format"
+        f"{folder} holds no unet/config.json and no config.json;"
+        " give a folder in diffusers' UNet2DModel format"
     )
 
 
 def _read_weights(wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Float32, by today's names. What does not fit `wanted` is refused before any of it is read."""
+    """Read weights in float32, by today's names.
+
+    Weights that do not fit `wanted` are refused before any of them is read.
+    """
     try:
         with safe_open(path, "pt") as file:
             names = _names(file, path)
             for name in sorted(wanted.keys() - names.keys()):
                 raise BadCheckpoint(
-                    f"{path}: {name} is missing; config.json describes another network than the weights"
+                    f"{path}: {name} is missing;"
+                    " config.json describes another network than the weights"
                 )
             for name in sorted(names.keys() - wanted.keys()):
                 raise BadCheckpoint(
-                    f"{path}: {name} belongs to no layer that config.json describes; the two files do not fit"
+                    f"{path}: {name} belongs to no layer that config.json describes;"
+                    " the two files do not fit"
                 )
             for name, stored in names.items():
                 _check_header(file.get_slice(stored), name, list(wanted[name].shape), path)
+            # One tensor after another, so that no more than one is in memory twice.
             return {
                 name: _finite(file.get_tensor(stored).float(), name, path)
                 for name, stored in names.items()
@@ -260,9 +322,10 @@ def _read_weights(wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
 
 
 def _names(file: Any, path: Path) -> dict[str, str]:
-    """Today's name of each tensor, with the name that the file has for it."""
+    """Map today's name of each tensor to the name that the file has for it."""
     names: dict[str, str] = {}
-    for stored in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
+    # a safetensors file is no mapping
+    for stored in file.keys():  # noqa: SIM118
         other = names.setdefault(_modern_name(stored), stored)
         if other != stored:
             raise BadCheckpoint(
@@ -278,20 +341,22 @@ def _check_header(header: Any, name: str, shape: list[int], path: Path) -> None:
         )
     if header.get_dtype() not in _DTYPES:
         raise BadCheckpoint(
-            f"{path}: {name} is of type {header.get_dtype()}; convert it to one of {', '.join(_DTYPES)}"
+            f"{path}: {name} is of type {header.get_dtype()};"
+            f" convert it to one of {', '.join(_DTYPES)}"
         )
 
 
 def _finite(tensor: Tensor, name: str, path: Path) -> Tensor:
     if not bool(torch.isfinite(tensor).all()):
         raise BadCheckpoint(
-            f"{path}: {name} holds NaN or infinity in float32; the training diverged or the file is damaged"
+            f"{path}: {name} holds NaN or infinity in float32;"
+            " the training diverged or the file is damaged"
         )
     return tensor
 
 
 def _modern_name(name: str) -> str:
-    """The attention names of checkpoints saved before diffusers 0.12, in today's."""
+    """Translate the attention names of checkpoints that were saved before diffusers 0.12."""
     if ".attentions." not in name:
         return name
     return ".".join(_OLD_ATTENTION.get(part, part) for part in name.split("."))
@@ -300,22 +365,16 @@ def _modern_name(name: str) -> str:
 def _scheduler_config(
     schedule: ScheduleCard, prediction: Prediction, variance: FixedVariance
 ) -> dict[str, Any]:
-    betas = (
-        {"beta_schedule": "squaredcos_cap_v2"}
-        if schedule.kind == "cosine"
-        else {"beta_schedule": "linear"}
-    )
-    ends = (
-        {"beta_start": schedule.beta_start, "beta_end": schedule.beta_end}
-        if schedule.kind == "linear"
-        else {}
-    )
+    betas: dict[str, Any] = {"beta_schedule": "squaredcos_cap_v2"}
+    if schedule.kind == "linear":
+        ends = {"beta_start": schedule.beta_start, "beta_end": schedule.beta_end}
+        given = {key: value for key, value in ends.items() if value is not None}
+        betas = {"beta_schedule": "linear", **given}
     return {
         "_class_name": "DDPMScheduler",
         "_diffusers_version": "0.35.0",
         "num_train_timesteps": schedule.T,
         **betas,
-        **{k: v for k, v in ends.items() if v is not None},
         "variance_type": variance,
         "clip_sample": True,
         "prediction_type": prediction,
@@ -326,10 +385,8 @@ def _scheduler_config(
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # of what nests too deeply; a number too long is a plain ValueError
+    # RecursionError: it nests too deeply. ValueError: it is no JSON, or a number is too long.
+    except (ValueError, RecursionError) as error:
         raise BadCheckpoint(f"{path} is not JSON that can be read ({error})") from None
     if not isinstance(content, dict):
         raise BadCheckpoint(f"{path} holds a {type(content).__name__}, not an object")

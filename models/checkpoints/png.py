@@ -1,40 +1,62 @@
-"""Bytes to pictures: PNGs, and sheets of them."""
+"""PNGs of pixels, with the recipe that makes them again in the metadata; and contact sheets."""
 
 from __future__ import annotations
 
 import io
+import json
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+# the tEXt entry of a PNG that holds its recipe, as JSON
+METADATA_KEY = "ddpm"
 
-def picture(pixels: Tensor) -> Image.Image:
-    """uint8 (C, H, W), one channel or three, to a picture."""
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """Make an image of uint8 (C, H, W), with one channel or three."""
     array = pixels.cpu().numpy()
-    return Image.fromarray(
-        array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0))
-    )
+    if len(array) == 1:
+        return Image.fromarray(array[0])
+    return Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
-def png(pixels: Tensor, text: dict[str, str]) -> bytes:
-    """uint8 (C, H, W) to PNG, with `text` as its tEXt entries. The same input gives the same bytes."""
+def png_with_recipe(pixels: Tensor, recipe: Mapping[str, Any]) -> bytes:
+    """Encode uint8 (C, H, W) as a PNG whose metadata holds the recipe, as JSON with sorted keys.
+
+    The same input gives the same bytes.
+    """
+    return png(pixels, {METADATA_KEY: json.dumps(dict(recipe), sort_keys=True)})
+
+
+def png(pixels: Tensor, text: Mapping[str, str]) -> bytes:
+    """Encode uint8 (C, H, W) as a PNG, with `text` as its tEXt entries.
+
+    The same input gives the same bytes.
+    """
     info = PngInfo()
     for key, value in text.items():
         info.add_text(key, value)
     out = io.BytesIO()
-    picture(pixels).save(out, "PNG", pnginfo=info)
+    to_image(pixels).save(out, "PNG", pnginfo=info)
     return out.getvalue()
 
 
 def sheet(images: Tensor, columns: int | None = None) -> Image.Image:
-    """uint8 (N, C, H, W) as a grid; of ceil(sqrt(N)) columns where nothing else is said."""
+    """Lay images, uint8 (N, C, H, W), out as a grid.
+
+    Args:
+        images: The images.
+        columns: Columns of the grid. None: ceil(sqrt(N)).
+    """
     columns = columns or math.ceil(math.sqrt(len(images)))
     height, width = images.shape[2:]
-    first = picture(images[0])
+    first = to_image(images[0])
     canvas = Image.new(first.mode, (columns * width, math.ceil(len(images) / columns) * height))
     for i, image in enumerate(images):
-        canvas.paste(picture(image), (i % columns * width, i // columns * height))
+        canvas.paste(to_image(image), (i % columns * width, i // columns * height))
     return canvas

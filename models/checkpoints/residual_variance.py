@@ -1,4 +1,7 @@
-"""What x_t leaves unknown of x_0: the estimate that the analytic variance is made of, as a file beside a model's card."""
+"""The estimate of what x_t leaves unknown of x_0, as a file next to a model's card.
+
+The analytic variance is made of it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _REMEDY = "remove it, or estimate it again with `ddpm models variance`"
 
 
 class ResidualVariance(BaseModel):
-    """Of one network, by its squared error on pictures that it was trained on."""
+    """One network's squared error on images that it was trained on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,19 +34,30 @@ class ResidualVariance(BaseModel):
     )
 
     def write(self, folder: Path) -> str:
-        """The sha256 of the file is returned."""
+        """Write the file into a model folder, and return its sha256."""
         write_whole(folder / FILE, f"{self.model_dump_json(indent=1)}\n".encode())
         return sha256_of(folder / FILE)
 
     @classmethod
     def read(cls, folder: Path, weights: str, T: int, sha256: str | None = None) -> Self:
-        """Raises BadCheckpoint where it is of other weights or another T, or not the file that `sha256` names."""
+        """Read the file of a model folder.
+
+        Args:
+            folder: The model folder.
+            weights: sha256 of the weights that it must be of.
+            T: The timesteps that it must have.
+            sha256: What the file's hash must be. None: any.
+
+        Raises:
+            BadCheckpoint: The file is missing or damaged, or is not the one that is asked for.
+        """
         path = folder / FILE
         try:
             found = cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise BadCheckpoint(
-                f"{path} is missing, and the card names it; estimate it again with `ddpm models variance`"
+                f"{path} is missing, and the card names it;"
+                " estimate it again with `ddpm models variance`"
             ) from None
         except ValidationError as error:
             first = error.errors()[0]
@@ -51,11 +65,13 @@ class ResidualVariance(BaseModel):
             raise BadCheckpoint(f"{path}: {where}: {first['msg']}; {_REMEDY}") from None
         if found.weights != weights:
             raise BadCheckpoint(
-                f"{path} is of weights {found.weights[:12]}, the model has {weights[:12]}; {_REMEDY}"
+                f"{path} is of weights {found.weights[:12]}, the model has {weights[:12]};"
+                f" {_REMEDY}"
             )
         if len(found.values) != T:
             raise BadCheckpoint(
-                f"{path} holds {len(found.values)} values, the schedule has {T} timesteps; {_REMEDY}"
+                f"{path} holds {len(found.values)} values, the schedule has {T} timesteps;"
+                f" {_REMEDY}"
             )
         if sha256 not in (None, sha256_of(path)):
             raise BadCheckpoint(f"{path} is not the one that the card names; {_REMEDY}")
@@ -63,10 +79,14 @@ class ResidualVariance(BaseModel):
 
     @classmethod
     def find(cls, folder: Path, weights: str, T: int) -> Self | None:
-        """Where the folder has one, whatever its card says. Raises as `read` does."""
+        """Read the file if the folder has one, whatever its card says.
+
+        Raises:
+            BadCheckpoint: The file is damaged, or is not of these weights or this T.
+        """
         return cls.read(folder, weights, T) if (folder / FILE).exists() else None
 
     @property
     def tensor(self) -> Tensor:
-        """Float64 (T,)."""
+        """The values, float64 (T,)."""
         return torch.tensor(self.values, dtype=torch.float64)

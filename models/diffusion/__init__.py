@@ -1,1 +1,1 @@
-"""The process of the paper: schedules, samplers as tables, noise, the plain sampling loop. Reads no files."""
+"""The paper's process: schedules, samplers as tables, noise, the plain sampling loop. No files."""

@@ -1,4 +1,7 @@
-"""Between two pictures (section 4.4): the forward process encodes them, the reverse one decodes what lies between."""
+"""Interpolation between two images (section 4.4).
+
+The forward process encodes them, and the reverse process decodes what lies between.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,22 @@ def interpolate(
     seed: int,
     stepped: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """x_0 of (1 - weight) x_t + weight x_t' for each of N weights, float32 (N, C, H, W); t is the plan's first timestep.
+    """Decode (1 - weight) x_t + weight x_t' for each weight, where t is the plan's first timestep.
 
-    `pair` float32 (2, C, H, W) in [-1, 1], on the network's device. x_t and x_t' hold the noise of images 0 and 1 of `seed`;
-    all weights share them, and the noise of the way back, so that neighbours differ by their weights alone. `stepped` is called
-    after each step.
+    x_t and x_t' hold the noise of images 0 and 1 of `seed`. All weights share them, and the noise
+    of the way back, so that neighbours differ by their weights alone.
+
+    Args:
+        net: The network that the plan was compiled for.
+        schedule: The forward process.
+        plan: The reverse process.
+        pair: x_0 of both images, float32 (2, C, H, W) in [-1, 1], on the network's device.
+        weights: N of them, from 0 for the first image to 1 for the second.
+        seed: The seed of all noise.
+        stepped: Called after each step.
+
+    Returns:
+        x_0, float32 (N, C, H, W).
     """
     x_t = encode(schedule, pair, plan.timesteps[0], seed)
     between = torch.stack([torch.lerp(x_t[0], x_t[1], weight) for weight in weights])
@@ -38,7 +52,10 @@ def interpolate(
 
 
 def encode(schedule: Schedule, x_0: Tensor, t: int, seed: int) -> Tensor:
-    """q(x_t | x_0), Eq. 4: picture i (of B, C, H, W) with the noise that image i of `seed` starts from."""
+    """Sample q(x_t | x_0), Eq. 4: image i with the noise that image i of `seed` starts from.
+
+    x_0 float32 (B, C, H, W) -> x_t, the same.
+    """
     index = torch.arange(len(x_0), device=x_0.device)
     eps = normal(torch.full_like(index, seed), index, torch.zeros_like(index), _shape(x_0))
     alpha_bar = float(schedule.alpha_bar[t])

@@ -1,4 +1,4 @@
-"""What a job or a card may name: samplers, reverse variances, what a network predicts."""
+"""Options that a job or a card may name: samplers, reverse variances, network outputs."""
 
 from __future__ import annotations
 

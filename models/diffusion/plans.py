@@ -1,15 +1,20 @@
-"""Samplers as tables: a job is a plan, a step is one row.
+"""Samplers as tables: a job's sampling is a plan, and a step is one row of it.
 
-Every sampler here is, per step and per image, for a network output `out` at timestep t and fresh noise z,
+Every sampler here computes, per step and per image, from the network's output `out` at timestep t
+and fresh noise z,
 
     x_0_hat = clip(p x + q out, -bound, bound)
     x'      = a x_0_hat + b x + d x_0_hat_previous + s z
 
-so a sampler is a function from a schedule to K rows (t, p, q, bound, a, b, d, s), computed in float64 and cast once. Wherever
-a sampler's formula holds eps, it is the eps that x_0_hat implies after clipping, (x - sqrt(ab) x_0_hat) / sqrt(1 - ab), as in
-improved-diffusion: so the output enters through x_0_hat alone, and DDPM with fixed_small equals DDIM with eta 1.
+so a sampler is a function from a schedule to K rows (t, p, q, bound, a, b, d, s). They are computed
+in float64 and cast once.
 
-K rows in the order of execution: row 0 is at timestep T-1, row K-1 at timestep 0 and free of noise.
+Where a sampler's formula has eps, it is the eps that x_0_hat implies after clipping,
+(x - sqrt(ab) x_0_hat) / sqrt(1 - ab), as in improved-diffusion. So the output enters through
+x_0_hat alone, and DDPM with fixed_small equals DDIM with eta 1.
+
+The K rows are in the order of execution: row 0 is at timestep T-1, and row K-1 at timestep 0 and
+free of noise.
 """
 
 from __future__ import annotations
@@ -23,20 +28,26 @@ from torch import Tensor
 from models.diffusion.options import Prediction, Sampler, Variance
 from models.diffusion.schedule import Posterior, Schedule, linspace_grid
 
-_VISIBLE = math.sqrt(math.pi / 2) * 4 / 255  # sigma of noise that is two grey levels in the mean
+# sigma of noise that is two grey levels in the mean
+_VISIBLE = math.sqrt(math.pi / 2) * 4 / 255
 COLUMNS = ("p", "q", "bound", "a", "b", "d", "s")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`t`: int64 (K,), the timestep of each row. `rows`: float32 (K, 7), the columns p, q, bound, a, b, d, s."""
+    """The K rows that a chain takes.
+
+    Attributes:
+        t: The timestep of each row, int64 (K,).
+        rows: float32 (K, 7), the columns p, q, bound, a, b, d, s.
+        timesteps: `t` as a list, for a host that puts batches together.
+        numbers: `rows` as lists, likewise.
+    """
 
     t: Tensor
     rows: Tensor
 
-    timesteps: list[int] = field(
-        init=False, repr=False
-    )  # the same numbers, for a host that puts batches together
+    timesteps: list[int] = field(init=False, repr=False)
     numbers: list[list[float]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -48,20 +59,27 @@ class Plan:
 
     @property
     def remembers(self) -> bool:
-        """Whether a step needs the x_0_hat of the step before."""
+        """True if a step needs the x_0_hat of the step before."""
         return bool((self.rows[:, COLUMNS.index("d")] != 0).any())
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The visited timesteps `tau` (K,), increasing, with alpha_bar there and one visit earlier (1 before the first)."""
+    """The timesteps that a plan visits, increasing. All tensors have shape (K,).
+
+    Attributes:
+        tau: The timesteps.
+        alpha_bar: alpha_bar at each.
+        alpha_bar_prev: alpha_bar one visit earlier; 1 before the first.
+    """
 
     tau: Tensor
     alpha_bar: Tensor
     alpha_bar_prev: Tensor
 
     @classmethod
-    def of(cls, schedule: Schedule, tau: Tensor) -> Grid:
+    def from_schedule(cls, schedule: Schedule, tau: Tensor) -> Grid:
+        """Look alpha_bar up at the timesteps `tau`, int64 (K,)."""
         alpha_bar = schedule.alpha_bar[tau]
         return cls(tau, alpha_bar, torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]]))
 
@@ -77,7 +95,22 @@ def compile_plan(
     clip: bool = True,
     residual_variance: Tensor | None = None,
 ) -> Plan:
-    """The plan of a job. Raises ValueError for steps outside 1..T, for an unknown sampler and for what `ddpm` refuses."""
+    """Compile a job's sampling options to a plan.
+
+    Args:
+        schedule: The process that the network was trained on, of T timesteps.
+        steps: K, the number of rows.
+        sampler: Which sampler.
+        variance: The reverse variance of `ddpm`.
+        eta: The noise of `ddim`, from 0 to 1.
+        prediction: What the network's output estimates.
+        clip: Clip x_0_hat to [-1, 1], as for images.
+        residual_variance: float64 (T,), for `variance` analytic. See `reverse_variance`.
+
+    Raises:
+        ValueError: `steps` is outside 1..T, the sampler is unknown, or `residual_variance` is
+            missing.
+    """
     tau = linspace_grid(steps, schedule.T)
     if sampler == "ddpm":
         return ddpm(
@@ -104,38 +137,48 @@ def ddpm(
     clip: bool = True,
     residual_variance: Tensor | None = None,
 ) -> Plan:
-    """Algorithm 2 on the timesteps `tau`; beta is recomputed on them (Nichol and Dhariwal, 2021, section 4).
+    """Compile Algorithm 2 on the timesteps `tau`, int64 (K,).
 
-    `residual_variance` (T,): see `reverse_variance`. Of pictures, which `clip` says they are, the network takes the last noise
-    for a picture's own: the analytic variance, which holds all that is unknown there, is capped at that step to two grey
-    levels, or to fixed_small where that is more (a cap as in Bao et al., 2022, "Analytic-DPM").
+    beta is recomputed on them (Nichol and Dhariwal, 2021, section 4).
+
+    The network takes the last noise of an image for a part of the image. The analytic variance
+    holds everything that is unknown there. So if `clip` says that these are images, that step's
+    noise is capped at two grey levels, or at fixed_small if that is more. (The cap is as in Bao et
+    al., 2022, "Analytic-DPM".)
+
+    Raises:
+        ValueError: The analytic variance has no `residual_variance` (T,).
     """
     process = schedule.respaced(tau)
     posterior = Posterior(process)
-    sigma2 = reverse_variance(
-        process, variance, None if residual_variance is None else residual_variance[tau]
-    )
-    sigma = sigma2.sqrt()
+    unknown = None if residual_variance is None else residual_variance[tau]
+    sigma = reverse_variance(process, variance, unknown).sqrt()
     if clip and variance == "analytic":
         sigma[1:2] = sigma[1:2].minimum(posterior.variance[1:2].sqrt().clamp(min=_VISIBLE))
-    return _plan(
-        Grid.of(schedule, tau),
-        prediction,
-        clip,
-        posterior.of_x_0,
-        posterior.of_x_t,
-        torch.zeros_like(sigma),
-        sigma,
-    )
+    g = Grid.from_schedule(schedule, tau)
+    d = torch.zeros_like(sigma)
+    return _plan(g, prediction, clip, posterior.of_x_0, posterior.of_x_t, d, sigma)
 
 
 def reverse_variance(
     process: Schedule, variance: Variance, residual_variance: Tensor | None = None
 ) -> Tensor:
-    """sigma_t^2 of p(x_{t-1} | x_t), float64 (T,) as the process has timesteps.
+    """Compute sigma_t^2 of p(x_{t-1} | x_t).
 
-    The analytic one is beta_tilde plus a^2 times `residual_variance` (T,), the mean over pixels of Var(x_0 | x_t): what
-    x_t leaves unknown of x_0 (Bao et al., 2022, "Analytic-DPM"; of a network that is not perfect, its squared error).
+    The analytic one is beta_tilde plus a^2 times the residual variance (Bao et al., 2022,
+    "Analytic-DPM").
+
+    Args:
+        process: A process of T timesteps.
+        variance: Which one.
+        residual_variance: float64 (T,), the mean over pixels of Var(x_0 | x_t), which is what x_t
+            leaves unknown of x_0. For a network that is not perfect, it is its squared error.
+
+    Returns:
+        float64 (T,).
+
+    Raises:
+        ValueError: The analytic variance has no `residual_variance`.
     """
     posterior = Posterior(process)
     if variance == "fixed_large":
@@ -144,7 +187,8 @@ def reverse_variance(
         return posterior.variance
     if residual_variance is None:
         raise ValueError(
-            "the analytic variance needs residual_variance, shape (T,); estimate it on training data"
+            "the analytic variance needs residual_variance, shape (T,);"
+            " estimate it on training data"
         )
     return posterior.variance + posterior.of_x_0.square() * residual_variance
 
@@ -157,8 +201,11 @@ def ddim(
     prediction: Prediction = "epsilon",
     clip: bool = True,
 ) -> Plan:
-    """Song et al., 2021, Eq. 12: eta 0 is deterministic, eta 1 is DDPM with fixed_small."""
-    g = Grid.of(schedule, tau)
+    """Compile DDIM (Song et al., 2021, Eq. 12) on the timesteps `tau`, int64 (K,).
+
+    eta 0 is deterministic, and eta 1 is DDPM with fixed_small.
+    """
+    g = Grid.from_schedule(schedule, tau)
     beta_tilde = (1 - g.alpha_bar_prev) / (1 - g.alpha_bar) * (1 - g.alpha_bar / g.alpha_bar_prev)
     of_eps = (1 - g.alpha_bar_prev - eta**2 * beta_tilde).clamp(min=0).sqrt()
     b = of_eps / (1 - g.alpha_bar).sqrt()
@@ -169,32 +216,32 @@ def ddim(
 def dpmpp_2m(
     schedule: Schedule, tau: Tensor, *, prediction: Prediction = "epsilon", clip: bool = True
 ) -> Plan:
-    """DPM-Solver++(2M), Lu et al., 2022, Algorithm 2. First order at the first step, and at the last, which ends at noise 0."""
-    g = Grid.of(schedule, tau)
+    """Compile DPM-Solver++(2M), Lu et al., 2022, Algorithm 2, on the timesteps `tau`, int64 (K,).
+
+    It is of first order at the first step, and at the last one, which ends at noise 0.
+    """
+    g = Grid.from_schedule(schedule, tau)
     log_snr = (g.alpha_bar / (1 - g.alpha_bar)).log() / 2
-    h = torch.cat(
-        [torch.full((1,), math.inf, dtype=torch.float64), log_snr.diff().neg()]
-    )  # row i goes from tau_i to tau_{i-1}
+    # row i goes from tau_i to tau_{i-1}
+    h = torch.cat([torch.full((1,), math.inf, dtype=torch.float64), log_snr.diff().neg()])
     b = ((1 - g.alpha_bar_prev) / (1 - g.alpha_bar)).sqrt()
     first_order = g.alpha_bar_prev.sqrt() - b * g.alpha_bar.sqrt()
-    # D = (1 + 1/2r) x_0_hat - 1/2r x_0_hat_previous, with r = h_previous / h and the previous row at tau_{i+1}
+    # D = (1 + 1/2r) x_0_hat - 1/2r x_0_hat_previous, with r = h_previous / h. The previous row is
+    # at tau_{i+1}.
     half_over_r = torch.zeros_like(b)
     half_over_r[1:-1] = h[1:-1] / h[2:] / 2
-    return _plan(
-        g,
-        prediction,
-        clip,
-        first_order * (1 + half_over_r),
-        b,
-        -first_order * half_over_r,
-        torch.zeros_like(b),
-    )
+    a = first_order * (1 + half_over_r)
+    d = -first_order * half_over_r
+    return _plan(g, prediction, clip, a, b, d, torch.zeros_like(b))
 
 
 def _plan(
     g: Grid, prediction: Prediction, clip: bool, a: Tensor, b: Tensor, d: Tensor, s: Tensor
 ) -> Plan:
-    """Columns over increasing tau -> rows in the order of execution. The last row gives x_0_hat exactly, without noise."""
+    """Turn columns over increasing tau into rows in the order of execution.
+
+    The last row gives x_0_hat exactly, without noise.
+    """
     p, q = x_0_from(prediction, g.alpha_bar)
     bound = torch.full_like(p, 1.0 if clip else math.inf)
     s = torch.cat([torch.zeros(1, dtype=torch.float64), s[1:]])
@@ -203,7 +250,10 @@ def _plan(
 
 
 def x_0_from(prediction: Prediction, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
-    """p, q with x_0_hat = p x_t + q out (Eq. 15 for epsilon; Salimans and Ho, 2022, for v)."""
+    """Compute p and q with x_0_hat = p x_t + q out, in the shape of alpha_bar.
+
+    Eq. 15 for epsilon; Salimans and Ho, 2022, for v.
+    """
     if prediction == "epsilon":
         return alpha_bar.rsqrt(), -((1 - alpha_bar) / alpha_bar).sqrt()
     if prediction == "sample":

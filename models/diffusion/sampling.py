@@ -1,4 +1,7 @@
-"""Algorithm 2 as it reads: one loop. Obviously right rather than fast; the engine is tested against it."""
+"""Algorithm 2 as one plain loop.
+
+It is obviously right rather than fast. The engine is tested against it.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,19 @@ def chain(
     device: torch.device | str = "cpu",
     start: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images `indices` of `seed`, step by step: yields (x, x_0_hat) after each row, float32 of (B, C, H, W).
+    """Sample images step by step.
 
-    `net` maps x (B, C, H, W) and t int64 (B,) to the output that the plan was compiled for. `start`: x at the plan's first
-    timestep, (B, C, H, W); None: noise.
+    Args:
+        net: Maps x (B, C, H, W) and t int64 (B,) to the output that the plan was compiled for.
+        plan: The rows to take.
+        seed: The seed of all noise.
+        indices: The images' indices, B of them.
+        shape: An image's (C, H, W).
+        device: Where the network is.
+        start: x at the plan's first timestep, (B, C, H, W). None: noise.
+
+    Yields:
+        x and x_0_hat after each row, float32 (B, C, H, W).
     """
     index = torch.tensor(indices, device=device)
 
@@ -34,9 +46,8 @@ def chain(
 
     x = z(0) if start is None else start
     previous = torch.zeros_like(x)
-    for k, (t, (p, q, bound, a, b, d, s)) in enumerate(
-        zip(plan.t.to(device), plan.rows.to(device), strict=True)
-    ):
+    rows = zip(plan.t.to(device), plan.rows.to(device), strict=True)
+    for k, (t, (p, q, bound, a, b, d, s)) in enumerate(rows):
         x_0_hat = (p * x + q * net(x, t.expand(len(x)))).clamp(-bound, bound)
         x = a * x_0_hat + b * x + d * previous + s * z(k + 1)
         previous = x_0_hat
@@ -52,17 +63,20 @@ def sample(
     shape: tuple[int, int, int],
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The finished images, float32 of (B, C, H, W)."""
+    """Sample images as `chain` does, and return the finished x, float32 (B, C, H, W)."""
     for x, _ in chain(net, plan, seed, indices, shape, device):
         finished = x
     return finished
 
 
 def from_bytes(pixels: Tensor) -> Tensor:
-    """0..255 to [-1, 1], float32; `to_bytes` takes it back."""
+    """Map 0..255 to [-1, 1], float32. `to_bytes` maps it back."""
     return pixels.float() / 127.5 - 1
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """[-1, 1] to 0..255, rounded: truncation would map 95 of the 256 levels to their neighbour below."""
+    """Map [-1, 1] to 0..255, rounded to uint8.
+
+    Truncation would map 95 of the 256 levels to their neighbour below.
+    """
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -1,6 +1,7 @@
 """The forward process: variances beta_t and what follows from them, in float64.
 
-T timesteps, arrays 0-based: index 0 is the paper's t = 1. Tables stay in float64; whoever uses them casts once, at the end.
+There are T timesteps. Arrays are 0-based: index 0 is the paper's t = 1. Tables stay in float64, and
+their users cast once, at the end.
 """
 
 from __future__ import annotations
@@ -12,42 +13,56 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LINEAR_T, LINEAR_START, LINEAR_END = 1000, 1e-4, 0.02
-_BELOW_1 = math.nextafter(1.0, 0.0)  # what a beta of 1 - 1e-22 would be rounded up from
+# the paper's schedule (section 4)
+LINEAR_T = 1000
+LINEAR_START = 1e-4
+LINEAR_END = 0.02
+# the largest float64 below 1: a beta of 1 - 1e-22 is rounded up to 1
+_BELOW_1 = math.nextafter(1.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Variances of q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I), Eq. 2. `beta`: float64, shape (T,)."""
+    """Variances of q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I), Eq. 2.
+
+    `beta` is float64, of shape (T,). Any other dtype or shape, and values outside (0, 1), raise
+    ValueError.
+    """
 
     beta: Tensor
 
     def __post_init__(self) -> None:
         if self.beta.dtype != torch.float64 or self.beta.ndim != 1:
             raise ValueError(
-                f"beta is {self.beta.dtype} of shape {tuple(self.beta.shape)}; give float64 of shape (T,)"
+                f"beta is {self.beta.dtype} of shape {tuple(self.beta.shape)};"
+                " give float64 of shape (T,)"
             )
         if not bool(((self.beta > 0) & (self.beta < 1)).all()):
             raise ValueError(
-                f"beta reaches from {self.beta.min():g} to {self.beta.max():g}; keep it inside (0, 1)"
+                f"beta reaches from {self.beta.min():g} to {self.beta.max():g};"
+                " keep it inside (0, 1)"
             )
 
     @classmethod
     def linear(
         cls, T: int = LINEAR_T, start: float = LINEAR_START, end: float = LINEAR_END
     ) -> Schedule:
-        """Constants increasing linearly from `start` to `end` (section 4 of the paper)."""
+        """Increase beta linearly from `start` to `end` (section 4 of the paper)."""
         return cls(torch.linspace(start, end, T, dtype=torch.float64))
 
     @classmethod
     def cosine(cls, T: int = LINEAR_T, s: float = 0.008, beta_max: float = 0.999) -> Schedule:
-        """alpha_bar(t) = cos^2((t/T + s) / (1 + s) pi/2), Eq. 17 of Nichol and Dhariwal, 2021; beta capped at `beta_max`."""
+        """Follow alpha_bar(t) = cos^2((t/T + s) / (1 + s) pi/2), with beta capped at `beta_max`.
+
+        Eq. 17 of Nichol and Dhariwal, 2021.
+        """
         edges = torch.arange(T + 1, dtype=torch.float64) / T
         alpha_bar = torch.cos((edges + s) / (1 + s) * math.pi / 2) ** 2
         return cls((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=beta_max))
 
     @property
     def T(self) -> int:
+        """Number of timesteps."""
         return len(self.beta)
 
     @property
@@ -67,15 +82,20 @@ class Schedule:
 
     @property
     def can_be_reversed(self) -> bool:
-        """Whether alpha_bar falls at every timestep, and is above 0 at the last, in float32 too: else x_0_hat is not finite."""
-        return bool((self.alpha_bar < self.alpha_bar_prev).all()) and bool(
-            self.alpha_bar[-1].float() > 0
-        )
+        """True if alpha_bar falls at every timestep, and stays above 0, in float32 too.
+
+        Otherwise x_0_hat would not be finite.
+        """
+        falls = bool((self.alpha_bar < self.alpha_bar_prev).all())
+        return falls and bool(self.alpha_bar[-1].float() > 0)
 
     def respaced(self, timesteps: Tensor) -> Schedule:
-        """The process that visits only `timesteps` (increasing, shape (K,)): beta'_i = 1 - ab_i / ab_{i-1}.
+        """Make the process that visits only `timesteps`, (K,): beta'_i = 1 - ab_i / ab_{i-1}.
 
-        Nichol and Dhariwal, 2021, section 4. Raises ValueError for a grid that does not increase: its beta' would be 0.
+        Nichol and Dhariwal, 2021, section 4.
+
+        Raises:
+            ValueError: The grid does not increase, so a beta' would be 0.
         """
         if bool((timesteps.diff() <= 0).any()):
             raise ValueError("a timestep grid must increase strictly; drop its duplicates")
@@ -86,7 +106,13 @@ class Schedule:
 
 
 class Posterior:
-    """q(x_{t-1} | x_t, x_0), Eqs. 6 and 7. Float64 tables over t = 0..T-1, shape (T,)."""
+    """q(x_{t-1} | x_t, x_0), Eqs. 6 and 7. Float64 tables over t = 0..T-1, shape (T,).
+
+    Attributes:
+        of_x_0: The mean's coefficient of x_0.
+        of_x_t: The mean's coefficient of x_t.
+        variance: beta_tilde_t.
+    """
 
     def __init__(self, s: Schedule) -> None:
         self.of_x_0 = s.alpha_bar_prev.sqrt() * s.beta / (1 - s.alpha_bar)
@@ -95,9 +121,16 @@ class Posterior:
 
 
 def linspace_grid(steps: int, T: int) -> Tensor:
-    """K = `steps` timesteps from 0 to T-1 at stride (T-1)/(K-1), rounded; K = 1 is T-1 alone. int64, increasing, shape (K,).
+    """Spread K = `steps` timesteps from 0 to T-1 at stride (T-1)/(K-1), rounded.
 
-    By numpy as in diffusers: at 173 of the K up to 1000 a timestep lies halfway, and torch.linspace rounds it to another side.
+    K = 1 is T-1 alone. NumPy computes them as in diffusers: for 173 of the K up to 1000 a timestep
+    lies halfway, and torch.linspace rounds it to the other side.
+
+    Returns:
+        int64 (K,), increasing.
+
+    Raises:
+        ValueError: K is outside 1..T.
     """
     if not 1 <= steps <= T:
         raise ValueError(

@@ -1,1 +1,1 @@
-"""How good a trained network is."""
+"""Measures of how good a trained network is."""

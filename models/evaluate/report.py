@@ -1,4 +1,4 @@
-"""What an evaluation found, as a file and as a picture."""
+"""The result of an evaluation, as a JSON file and as a plot."""
 
 from __future__ import annotations
 
@@ -17,23 +17,33 @@ _IDENTITY = ("weights", "data", "images", "steps", "seed")
 
 
 def check_replaces(folder: Path, about: Mapping[str, Any]) -> None:
-    """Raises ValueError where <folder>/likelihood.json is of another evaluation than `about`, or of more images."""
-    path, remedy = folder / FILE, "name another folder with --out, or remove it"
+    """Check that a new evaluation may replace <folder>/likelihood.json.
+
+    Args:
+        folder: Where results are written.
+        about: What the new evaluation is of: weights, data, images, steps and seed.
+
+    Raises:
+        ValueError: The file is of another evaluation, or of more images, or cannot be read.
+    """
+    path = folder / FILE
+    remedy = "name another folder with --out, or remove it"
     try:
         found = json.loads(path.read_bytes())
-        of = {key: found[key] for key in _IDENTITY}
+        old = {key: found[key] for key in _IDENTITY}
     except FileNotFoundError:
         return
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(
             f"{path} is there, and cannot be read as an evaluation; {remedy}"
         ) from None
-    for key, value in of.items():
-        if value != about[key] and not (
-            key == "images" and value < about[key]
-        ):  # fewer: the same, ended early
+    for key, value in old.items():
+        # With fewer images it is the same evaluation, which ended early.
+        ended_early = key == "images" and value < about[key]
+        if value != about[key] and not ended_early:
             raise ValueError(
-                f"{path} is an evaluation with {key}={value}, this one has {key}={about[key]}; {remedy}"
+                f"{path} is an evaluation with {key}={value},"
+                f" this one has {key}={about[key]}; {remedy}"
             )
 
 
@@ -43,7 +53,10 @@ def write(
     likelihoods: Mapping[Variance, Likelihood],
     coding: Coding,
 ) -> None:
-    """<folder>/likelihood.json with all of it, and <folder>/coding.png. The folder is there."""
+    """Write <folder>/likelihood.json with all results, and <folder>/coding.png.
+
+    The folder must exist.
+    """
     found = {
         **about,
         "bits_per_dimension": {name: asdict(found) for name, found in likelihoods.items()},
@@ -54,8 +67,9 @@ def write(
 
 
 def draw_coding(path: Path, coding: Coding) -> None:
-    """As Fig. 5 of the paper: distortion and rate over the steps of the reverse process, and distortion over rate."""
-    from matplotlib.figure import Figure  # the train extra; only drawing needs it
+    """Plot distortion and rate over the reverse steps, and distortion over rate, as in Fig. 5."""
+    # matplotlib is in the train extra, and only plots need it
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     over_distortion, over_rate, both = figure.subplots(1, 3)

@@ -1,7 +1,7 @@
-"""eps_theta: the U-Net of the paper (appendix B), in the modules and names of diffusers' `UNet2DModel`.
+"""eps_theta: the U-Net of the paper (appendix B), in the modules of diffusers' `UNet2DModel`.
 
 Shapes: B batch, C channels, H height, W width, F time features (one column per residual channel).
-Names of parameters are those of the diffusers checkpoint format, so that a state dict loads without a renaming table.
+Parameters have the names of diffusers' checkpoint format, so that a state dict loads as it is.
 """
 
 from __future__ import annotations
@@ -18,27 +18,32 @@ from models.networks.unet_config import UNetConfig
 class Pointwise(nn.Conv2d):
     """A 1x1 convolution, computed as one matrix product over all positions.
 
-    As a convolution its kernel, and so the last bit, changes with batch size and number of threads; as a product it does not.
+    The kernel of a convolution, and with it the last bit, changes with the batch size and the
+    number of threads. That of a product does not.
     """
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(
-            0, 3, 1, 2
-        )
+        """Multiply: x (B, c_in, H, W) -> (B, c_out, H, W)."""
+        products = F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias)
+        return products.permute(0, 3, 1, 2)
 
 
 class NormSiLU(nn.GroupNorm):
-    """GroupNorm, then SiLU: x (B, C, H, W) -> the same."""
+    """GroupNorm, then SiLU."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (B, C, H, W)."""
         return F.silu(super().forward(x))
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, conv, + time, norm, SiLU, dropout, conv, + x."""
+    """Residual block: norm, SiLU, conv, + time, norm, SiLU, dropout, conv, + x.
+
+    `columns` is the block's part of the time features, which the UNet sets.
+    """
 
     def __init__(self, c_in: int, c_out: int, cfg: UNetConfig) -> None:
         super().__init__()
@@ -49,9 +54,10 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.conv_shortcut = Pointwise(c_in, c_out) if c_in != c_out else None
-        self.columns = slice(0)  # this block's part of the time features, set by the UNet
+        self.columns = slice(0)
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """Run the block: x (B, c_in, H, W), features (B, F) -> (B, c_out, H, W)."""
         h = self.conv1(self.norm1(x))
         h = h + features[:, self.columns, None, None]
         h = self.conv2(self.dropout(self.norm2(h)))
@@ -71,6 +77,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add to x (B, C, H, W) what its positions attend to."""
         B, C, H, W = x.shape
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         q, k, v = (
@@ -90,6 +97,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Halve the sides: x (B, C, H, W) -> (B, C, H/2, W/2)."""
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad else x)
 
 
@@ -101,11 +109,15 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Double the sides: x (B, C, H, W) -> (B, C, 2H, 2W)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):
-    """One resolution on the way down or up: residual blocks, each followed by attention where the level has it."""
+    """One resolution on the way down or up.
+
+    It has residual blocks, each followed by attention if the level has it.
+    """
 
     def __init__(self, widths: list[tuple[int, int]], attention: bool, cfg: UNetConfig) -> None:
         super().__init__()
@@ -113,11 +125,14 @@ class Level(nn.Module):
         self.attentions = nn.ModuleList(Attention(c_out, cfg) for _, c_out in widths if attention)
 
     def block(self, j: int, x: Tensor, features: Tensor) -> Tensor:
+        """Run residual block j, and the attention after it."""
         x = self.resnets[j](x, features)
         return self.attentions[j](x) if len(self.attentions) else x
 
 
 class DownLevel(Level):
+    """One resolution on the way down, with a downsampling unless it is the last."""
+
     def __init__(
         self, widths: list[tuple[int, int]], attention: bool, cfg: UNetConfig, last: bool
     ) -> None:
@@ -129,6 +144,7 @@ class DownLevel(Level):
         )
 
     def forward(self, x: Tensor, skips: list[Tensor], features: Tensor) -> Tensor:
+        """Run the level on x (B, C, H, W), and push what the way up needs onto `skips`."""
         for j in range(len(self.resnets)):
             x = self.block(j, x, features)
             skips.append(x)
@@ -139,6 +155,8 @@ class DownLevel(Level):
 
 
 class UpLevel(Level):
+    """One resolution on the way up, with an upsampling unless it is the last."""
+
     def __init__(
         self, widths: list[tuple[int, int]], attention: bool, cfg: UNetConfig, last: bool
     ) -> None:
@@ -146,6 +164,7 @@ class UpLevel(Level):
         self.upsamplers = nn.ModuleList() if last else nn.ModuleList([Upsample(widths[-1][1])])
 
     def forward(self, x: Tensor, skips: list[Tensor], features: Tensor) -> Tensor:
+        """Run the level on x (B, C, H, W), and pop what the way down pushed onto `skips`."""
         for j in range(len(self.resnets)):
             x = self.block(j, torch.cat([x, skips.pop()], dim=1), features)
         for up in self.upsamplers:
@@ -162,6 +181,7 @@ class Middle(nn.Module):
         self.attentions = nn.ModuleList([Attention(channels, cfg)] if cfg.add_attention else [])
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """Run the middle: x (B, C, H, W), features (B, F) -> (B, C, H, W)."""
         x = self.resnets[0](x, features)
         for attention in self.attentions:
             x = attention(x)
@@ -169,7 +189,7 @@ class Middle(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoid of the raw integer t, linear, SiLU, linear: shape (B, 4 * base channels)."""
+    """Sinusoid of the raw integer t, linear, SiLU, linear."""
 
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
@@ -178,20 +198,20 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(cfg.time_width, cfg.time_width)
 
     def sinusoid(self, t: Tensor) -> Tensor:
+        """Compute sines and cosines of t int (B,): (B, base channels)."""
         half = self.cfg.block_out_channels[0] // 2
-        # in this order of operations: any other is off by 6e-5 from diffusers at t near 1000, where the angles are large
-        exponent = (
-            -math.log(10000)
-            * torch.arange(half, dtype=torch.float32, device=t.device)
-            / (half - self.cfg.freq_shift)
-        )
+        # In any other order of operations, this is off by 6e-5 from diffusers at t near 1000, where
+        # the angles are large.
+        i = torch.arange(half, dtype=torch.float32, device=t.device)
+        exponent = -math.log(10000) * i / (half - self.cfg.freq_shift)
         angle = t[:, None].float() * torch.exp(exponent)
-        parts = (
-            (angle.cos(), angle.sin()) if self.cfg.flip_sin_to_cos else (angle.sin(), angle.cos())
-        )
+        parts = [angle.sin(), angle.cos()]
+        if self.cfg.flip_sin_to_cos:
+            parts.reverse()
         return torch.cat(parts, dim=1)
 
     def forward(self, t: Tensor) -> Tensor:
+        """Embed t int (B,): (B, 4 * base channels)."""
         out: Tensor = self.linear_2(F.silu(self.linear_1(self.sinusoid(t))))
         return out
 
@@ -237,7 +257,10 @@ class UNet(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Glorot uniform, zero biases; the last convolution of every residual branch and of the network starts at zero."""
+        """Set weights to Glorot uniform values, and biases to zero.
+
+        The last layer of every residual branch, and of the network, starts at zero.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -252,18 +275,20 @@ class UNet(nn.Module):
 
     @property
     def residual_blocks(self) -> list[ResidualBlock]:
+        """All residual blocks, in the order of their time features."""
         return [m for m in self.modules() if isinstance(m, ResidualBlock)]
 
     def time_features(self, t: Tensor) -> Tensor:
-        """What each residual block adds for timestep t, side by side: t int (B,) -> float (B, F).
+        """Compute what the residual blocks add for timestep t: t int (B,) -> float (B, F).
 
-        It depends on t alone, so a server computes it once for all T (a table) and no thin matrix product is left in a step.
+        It depends on t alone. So a server computes a table of it once, for all T, and no thin
+        matrix product is left in a step.
         """
         temb = F.silu(self.time_embedding(t))
         return torch.cat([block.time_emb_proj(temb) for block in self.residual_blocks], dim=1)
 
     def denoise(self, x: Tensor, features: Tensor) -> Tensor:
-        """x (B, C, H, W), features (B, F) -> (B, C, H, W)."""
+        """Run the network on time features: x (B, C, H, W), features (B, F) -> (B, C, H, W)."""
         h = self.conv_in(x)
         skips = [h]
         for down in self.down_blocks:
@@ -275,8 +300,9 @@ class UNet(nn.Module):
         return out
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x (B, C, H, W), t int (B,) -> (B, C, H, W)."""
+        """Run the network: x (B, C, H, W), t int (B,) -> (B, C, H, W)."""
         return self.denoise(x, self.time_features(t))
 
     def parameter_count(self) -> int:
+        """Count the weights."""
         return sum(p.numel() for p in self.parameters())

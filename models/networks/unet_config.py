@@ -1,4 +1,7 @@
-"""What a diffusers `UNet2DModel` config.json says of the network, checked: what this U-Net cannot be is refused by name."""
+"""The options of diffusers' `UNet2DModel` that the U-Net has, read from config.json and checked.
+
+Options that this U-Net does not have are refused by name.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-# What absent keys mean (the defaults of diffusers' UNet2DModel), and the only values that this U-Net implements.
+# The options that this U-Net has in one value only, which is also the default of diffusers.
 _FIXED: dict[str, Any] = {
     "center_input_sample": False,
     "time_embedding_type": "positional",
@@ -26,12 +29,10 @@ _FIXED: dict[str, Any] = {
 }
 _DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}
 _UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
-_LARGEST = {
-    "sample_size": 2048,
-    "layers_per_block": 64,
-    "norm_num_groups": 8192,
-}  # far beyond what anybody trains on pixels
-_WIDEST, _DEEPEST = 8192, 12
+# far beyond what anybody trains on pixels
+_LARGEST = {"sample_size": 2048, "layers_per_block": 64, "norm_num_groups": 8192}
+_WIDEST = 8192
+_DEEPEST = 12
 
 
 class UnsupportedConfig(ValueError):
@@ -40,7 +41,10 @@ class UnsupportedConfig(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class UNetConfig:
-    """The options of `UNet2DModel` that this U-Net has, with diffusers' names and defaults."""
+    """The options of `UNet2DModel` that this U-Net has, with diffusers' names and defaults.
+
+    Options that make no network raise UnsupportedConfig.
+    """
 
     sample_size: int
     in_channels: int = 3
@@ -96,31 +100,33 @@ class UNetConfig:
                     )
         if self.sample_size % 2 ** (levels - 1):
             raise UnsupportedConfig(
-                f"sample_size={self.sample_size} cannot be halved {levels - 1} times; use a multiple of {2 ** (levels - 1)}"
+                f"sample_size={self.sample_size} cannot be halved {levels - 1} times;"
+                f" use a multiple of {2 ** (levels - 1)}"
             )
         if self.in_channels != self.out_channels:
             raise UnsupportedConfig(
-                f"out_channels={self.out_channels} differs from in_channels={self.in_channels}; learned variances are unsupported"
+                f"out_channels={self.out_channels} differs from in_channels={self.in_channels};"
+                " learned variances are unsupported"
             )
         if self.in_channels not in (1, 3):
             raise UnsupportedConfig(
-                f"in_channels={self.in_channels} make no picture; only 1 (grey) and 3 (RGB) are supported"
+                f"in_channels={self.in_channels} make no picture;"
+                " only 1 (grey) and 3 (RGB) are supported"
             )
         for width in self.block_out_channels:
             if width % self.norm_num_groups:
                 raise UnsupportedConfig(
                     f"norm_num_groups={self.norm_num_groups} does not divide {width} channels"
                 )
+        head = self.attention_head_dim
         for width in self._attending_widths():
-            if self.attention_head_dim is not None and (
-                self.attention_head_dim < 1 or width % self.attention_head_dim
-            ):
+            if head is not None and (head < 1 or width % head):
                 raise UnsupportedConfig(
-                    f"attention_head_dim={self.attention_head_dim} does not divide {width} channels"
+                    f"attention_head_dim={head} does not divide {width} channels"
                 )
 
     def _check_numbers(self) -> None:
-        """What would make a network that does not run, or whose output is NaN."""
+        """Refuse numbers with which the network would not run, or would return NaN."""
         half = self.block_out_channels[0] // 2
         if self.block_out_channels[0] % 2:
             raise UnsupportedConfig(
@@ -128,7 +134,8 @@ class UNetConfig:
             )
         if not 0 <= self.freq_shift < half:
             raise UnsupportedConfig(
-                f"freq_shift={self.freq_shift} does not fit the {half} frequencies of t; give 0 to {half - 1}"
+                f"freq_shift={self.freq_shift} does not fit the {half} frequencies of t;"
+                f" give 0 to {half - 1}"
             )
         if self.downsample_padding not in (0, 1):
             raise UnsupportedConfig(
@@ -141,7 +148,12 @@ class UNetConfig:
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> UNetConfig:
-        """Read config.json. Raises UnsupportedConfig with the key, its value and what is supported."""
+        """Read the options from the content of config.json.
+
+        Raises:
+            UnsupportedConfig: The network is not supported. The text names the key, its value and
+                what is supported.
+        """
         if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
             raise UnsupportedConfig(
                 f"_class_name={config['_class_name']!r}; this loader reads UNet2DModel"
@@ -173,42 +185,40 @@ class UNetConfig:
         except ValidationError as error:
             fault = error.errors()[0]
             key = ".".join(map(str, fault["loc"]))
-            raise UnsupportedConfig(
-                f"{key}={fault['input']!r}: {fault['msg']}"
-                if key
-                else fault["msg"].removeprefix("Value error, ")
-            ) from None
+            # without a key, the text is from __post_init__
+            text = fault["msg"].removeprefix("Value error, ")
+            if key:
+                text = f"{key}={fault['input']!r}: {fault['msg']}"
+            raise UnsupportedConfig(text) from None
 
     def to_diffusers(self) -> dict[str, Any]:
-        """The config.json that diffusers reads back to the same network."""
+        """Make the config.json from which diffusers reads the same network."""
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return {"_class_name": "UNet2DModel", "_diffusers_version": "0.35.0", **_FIXED, **options}
 
     @property
     def down_attention(self) -> tuple[bool, ...]:
+        """True for each level on the way down that has attention."""
         return tuple(_DOWN[b] for b in self.down_block_types)
 
     @property
     def up_attention(self) -> tuple[bool, ...]:
+        """True for each level on the way up that has attention."""
         return tuple(_UP[b] for b in self.up_block_types)
 
     def _attending_widths(self) -> set[int]:
-        """Channels of every level that has attention; the middle has the last level's."""
-        down = {
-            w
-            for w, attends in zip(self.block_out_channels, self.down_attention, strict=True)
-            if attends
-        }
-        up = {
-            w
-            for w, attends in zip(reversed(self.block_out_channels), self.up_attention, strict=True)
-            if attends
-        }
-        return down | up | ({self.block_out_channels[-1]} if self.add_attention else set())
+        """Collect the channels of all levels with attention; the middle has the last one's."""
+        widths = self.block_out_channels
+        down = zip(widths, self.down_attention, strict=True)
+        up = zip(reversed(widths), self.up_attention, strict=True)
+        middle = (widths[-1], self.add_attention)
+        return {width for width, attends in (*down, *up, middle) if attends}
 
     @property
     def time_width(self) -> int:
+        """Channels of the time embedding."""
         return 4 * self.block_out_channels[0]
 
     def heads(self, channels: int) -> int:
+        """Count the heads of attention over so many channels."""
         return 1 if self.attention_head_dim is None else channels // self.attention_head_dim

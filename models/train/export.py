@@ -1,4 +1,7 @@
-"""From a training run to a model folder that the service and diffusers read: the averaged weights and their card."""
+"""The export of a training run, as a model folder that the service and diffusers read.
+
+It holds the averaged weights and their card.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,17 @@ from models.train.trainer import Trainer
 
 
 def export(trainer: Trainer) -> Path:
-    """Write <out>/<name>/ with the EMA weights as they are now; the folder is returned. Nobody sees it half-written."""
-    recipe, finished, staging = (
-        trainer.recipe,
-        trainer.out / trainer.recipe.card.name,
-        trainer.out / STAGING,
-    )
+    """Write <out>/<name>/ with the averaged weights as they are now, and return the folder.
+
+    No reader sees it half-written.
+
+    Raises:
+        BadOutput: The folder cannot be written, or is not this run's.
+        BadCheckpoint: The folder that was written cannot be loaded.
+    """
+    recipe = trainer.recipe
+    finished = trainer.out / recipe.card.name
+    staging = trainer.out / STAGING
     check_output(trainer.out, recipe.card.name, recipe.data.path)
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -37,12 +45,14 @@ def export(trainer: Trainer) -> Path:
 
 
 def _stage(trainer: Trainer, staging: Path) -> Path:
-    """The whole folder, and what was estimated for the same weights."""
-    recipe, finished = trainer.recipe, trainer.out / trainer.recipe.card.name
+    """Write the whole folder, and copy what was estimated for the same weights."""
+    recipe = trainer.recipe
+    finished = trainer.out / recipe.card.name
     folder = staging / recipe.card.name
     process = recipe.schedule, recipe.prediction, recipe.card.defaults.variance
     weights = diffusers_format.save(folder, recipe.network, trainer.ema.averages, *process)
-    with suppress(BadCheckpoint):  # of other weights
+    # BadCheckpoint: the estimate is of other weights.
+    with suppress(BadCheckpoint):
         if ResidualVariance.find(finished, weights, recipe.schedule.T):
             shutil.copy(finished / FILE, folder)
     card = make_card(
@@ -59,13 +69,14 @@ def _stage(trainer: Trainer, staging: Path) -> Path:
 
 
 def _is_there(finished: Path, folder: Path) -> bool:
-    """Whether the finished folder has these files, whole, and says the same of them, but for how they came to be."""
+    """Tell whether the finished folder has the same files, and the same card but for provenance."""
     try:
-        found, card = read_card(finished), read_card(folder)
+        found = read_card(finished)
+        card = read_card(folder)
         others = [path for path in _files(folder) if path.name != CARD]
-        same = all(
-            sha256_of(finished / path.relative_to(folder)) == sha256_of(path) for path in others
-        )
+        finished_others = [finished / path.relative_to(folder) for path in others]
+        pairs = zip(finished_others, others, strict=True)
+        same = all(sha256_of(there) == sha256_of(path) for there, path in pairs)
     except (CatalogError, OSError):
         return False
     return same and found == card.model_copy(update={"provenance": found.provenance})
@@ -83,20 +94,23 @@ def _replace(finished: Path, folder: Path) -> None:
         if finished.exists():
             finished.rename(replaced)
         folder.rename(finished)
-    except BaseException:  # Ctrl-C too: what lies beside the new folder is removed
+    # Ctrl-C as well: the replaced folder lies in the staging folder, which will be removed.
+    except BaseException:
         if replaced.exists() and not finished.exists():
             replaced.rename(finished)
         raise
 
 
 def provenance(trainer: Trainer) -> str:
-    """One honest sentence: how long, on what, with which settings."""
+    """Say in one honest sentence how long the run was, on what, and with which settings."""
     counters, options = trainer.counters, trainer.recipe.training
     images = counters.update * options.batch_size
     rates = ", then ".join(f"{rate:g}" for rate in counters.learning_rates)
     loss = f"; loss {recent:.4f}" if (recent := trainer.recent_loss) is not None else ""
     return (
-        f"trained from scratch by `ddpm train` for {counters.update} updates of batch {options.batch_size} ({images} images) in "
-        f"{counters.seconds / 3600:.1f} h on {trainer.device.type} in {counters.precision}, Adam {rates}, "
-        f"seed {options.seed}; these are the averaged weights (EMA){loss}"
+        f"trained from scratch by `ddpm train` for {counters.update} updates"
+        f" of batch {options.batch_size} ({images} images)"
+        f" in {counters.seconds / 3600:.1f} h on {trainer.device.type} in {counters.precision},"
+        f" Adam {rates}, seed {options.seed};"
+        f" these are the averaged weights (EMA){loss}"
     )

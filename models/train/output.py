@@ -1,4 +1,7 @@
-"""The folder that a training run writes to: what it may be, so that nothing of the user's is replaced or trained on."""
+"""The folder that a training run writes to, checked so that no file of the user's is replaced.
+
+The run must not train on its own images either.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from safetensors import SafetensorError
 from models.checkpoints.catalog import CARD
 
 STAGING = ".export"
-_FILES = (".safetensors", ".partial", ".png")  # of the run itself, beside the model
+# suffixes of the run's own files, which lie next to the model
+_FILES = (".safetensors", ".partial", ".png")
 
 
 class BadOutput(Exception):
@@ -19,29 +23,47 @@ class BadOutput(Exception):
 
 
 def check_output(out: Path, name: str, data: Path) -> None:
-    """Raises BadOutput where a run that writes to `out` would replace what is not its own, or find its pictures in `data`."""
+    """Check that a run may write to `out`.
+
+    Args:
+        out: The run's folder.
+        name: The model's name, and that of its folder in `out`.
+        data: What the run trains on.
+
+    Raises:
+        BadOutput: The run would replace what is not its own, or find its own images in `data`.
+    """
     model = out / name
     if out.exists() and not out.is_dir():
         raise BadOutput(f"{out} is a file; name a folder with --out")
     if name.endswith(_FILES):
         raise BadOutput(
-            f"card.name={name!r} may be a file of the run itself; give the model a name without {Path(name).suffix}"
+            f"card.name={name!r} may be a file of the run itself;"
+            f" give the model a name without {Path(name).suffix}"
         )
     if data.is_dir() and _within(out, data):
         raise BadOutput(
-            f"{out} lies in the data {data}, where the run's own pictures would be trained on; name another --out"
+            f"{out} lies in the data {data}, where the run's own pictures would be trained on;"
+            " name another --out"
         )
     if any(_within(data, replaced) for replaced in (model, out / STAGING)):
         raise BadOutput(
-            f"{data} is the data, and lies where the run puts its model {name!r}; name another --out, or card.name"
+            f"{data} is the data, and lies where the run puts its model {name!r};"
+            " name another --out, or card.name"
         )
     if (model.exists() or model.is_symlink()) and not (model / CARD).is_file():
         raise BadOutput(
-            f"{model} is where the model goes, and holds no {CARD}; move what is there, or name another --out"
+            f"{model} is where the model goes, and holds no {CARD};"
+            " move what is there, or name another --out"
         )
 
 
 def make_output(out: Path) -> None:
+    """Make the run's folder.
+
+    Raises:
+        BadOutput: It cannot be made.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -52,11 +74,17 @@ def make_output(out: Path) -> None:
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
-    """A full disk is no bug: what was saved before is still there."""
+    """Turn errors of writing into BadOutput, as a full disk is no bug.
+
+    Whatever was saved before must still be there.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        remedy = "make room, and run the same command again: it goes on from the state that was saved last"
+        remedy = (
+            "make room, and run the same command again:"
+            " it goes on from the state that was saved last"
+        )
         raise BadOutput(f"{path} cannot be written ({error}); {remedy}") from None
 
 

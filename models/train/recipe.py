@@ -23,6 +23,8 @@ class _Section(BaseModel):
 
 
 class DataSection(_Section):
+    """[data]: what the network is trained on."""
+
     path: Path = Field(description="Image folder, IDX file (also .gz) or .npz")
     horizontal_flip: bool = Field(
         default=True, description="Mirror half of the images, as the paper does for CIFAR10"
@@ -32,6 +34,8 @@ class DataSection(_Section):
 
 
 class TrainingSection(_Section):
+    """[training]: how it is trained, and how often the run saves and shows its state."""
+
     updates: int = Field(ge=1)
     batch_size: int = Field(default=128, ge=1)
     learning_rate: float = Field(default=2e-4, gt=0, allow_inf_nan=False)
@@ -46,6 +50,8 @@ class TrainingSection(_Section):
 
 
 class CardSection(_Section):
+    """[card]: what the model's card says that cannot be measured."""
+
     name: ModelName
     licence: str
     default: bool = False
@@ -53,7 +59,7 @@ class CardSection(_Section):
 
 
 class TrainingRecipe(_Section):
-    """All that a training run depends on, the data's bytes apart."""
+    """Everything that a training run depends on, except for the data's bytes."""
 
     data: DataSection
     network: UNetConfig
@@ -64,7 +70,7 @@ class TrainingRecipe(_Section):
 
     @model_validator(mode="after")
     def _steps_exist(self) -> Self:
-        """Here, not at the first save."""
+        """Refuse numbers of steps that do not exist now, not at the first save."""
         wanted = {
             "training.sample_steps": self.training.sample_steps,
             "card.defaults.steps": self.card.defaults.steps,
@@ -72,7 +78,8 @@ class TrainingRecipe(_Section):
         for key, steps in wanted.items():
             if steps > self.schedule.T:
                 raise ValueError(
-                    f"{key}={steps} is more than schedule.T={self.schedule.T}; give 1 to {self.schedule.T}"
+                    f"{key}={steps} is more than schedule.T={self.schedule.T};"
+                    f" give 1 to {self.schedule.T}"
                 )
         return self
 
@@ -86,7 +93,12 @@ class TrainingRecipe(_Section):
 
     @classmethod
     def read(cls, path: Path) -> TrainingRecipe:
-        """Raises BadRecipe with the key, the fault and the file."""
+        """Read a recipe from a TOML file.
+
+        Raises:
+            BadRecipe: It cannot be read or followed. The text names the file, the key and the
+                fault.
+        """
         try:
             return cls.model_validate(tomllib.loads(path.read_text()))
         except FileNotFoundError:
@@ -98,11 +110,10 @@ class TrainingRecipe(_Section):
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise BadRecipe(f"{path} is not TOML: {error}") from None
         except ValidationError as error:
-            faults = "; ".join(
-                ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"])))
-                for e in error.errors()
-            )
+            located = ((".".join(map(str, e["loc"])), e["msg"]) for e in error.errors())
+            faults = "; ".join(": ".join(filter(None, parts)) for parts in located)
             raise BadRecipe(f"{path}: {faults}") from None
 
     def data_card(self, images: int) -> DataCard:
+        """Describe the data, of so many images, for the model's card."""
         return DataCard(name=self.data.name, licence=self.data.licence, images=images)

@@ -1,4 +1,4 @@
-"""What a training run shows while it runs: the loss curve and a sheet of samples, as PNGs beside its state."""
+"""Pictures of a training run while it runs: the loss curve and a sheet of samples, as PNGs."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ SHEET_SEED = 0
 
 
 def draw_loss(trainer: Trainer) -> Path:
-    """<out>/loss.png: the mean loss between readings, and over ten readings, on logarithmic axes."""
-    from matplotlib.figure import Figure  # the train extra; only drawing needs it
+    """Write <out>/loss.png: the mean loss between readings, and over ten, on logarithmic axes.
 
-    updates, losses = (
-        [u for u, _ in trainer.counters.losses],
-        [loss for _, loss in trainer.counters.losses],
-    )
+    Raises:
+        BadOutput: The file cannot be written.
+    """
+    # matplotlib is in the train extra, and only plots need it
+    from matplotlib.figure import Figure
+
+    updates = [update for update, _ in trainer.counters.losses]
+    losses = [loss for _, loss in trainer.counters.losses]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.loglog(updates, losses, color="0.8", label="between readings")
-    smooth = [
-        sum(part) / len(part) for i in range(len(losses)) if (part := losses[max(0, i - 9) : i + 1])
-    ]
+    tens = [losses[max(0, i - 9) : i + 1] for i in range(len(losses))]
+    smooth = [sum(ten) / len(ten) for ten in tens]
     axes.loglog(updates, smooth, color="C0", label="mean of ten")
     axes.set(xlabel="updates", ylabel="L_simple", title=trainer.recipe.card.name)
     axes.legend()
@@ -43,13 +45,15 @@ def draw_loss(trainer: Trainer) -> Path:
 
 
 def draw_samples(trainer: Trainer, images: int = SHEET_IMAGES) -> Path:
-    """<out>/samples-<update>.png: images of the averaged weights, always from the same noise."""
-    recipe, cfg = trainer.recipe, trainer.recipe.network
-    plan = compile_plan(
-        diffusers_format.schedule_of(recipe.schedule),
-        recipe.training.sample_steps,
-        prediction=recipe.prediction,
-    )
+    """Write <out>/samples-<update>.png: images of the averaged weights, from the same noise.
+
+    Raises:
+        BadOutput: The file cannot be written.
+    """
+    recipe = trainer.recipe
+    cfg = recipe.network
+    schedule = diffusers_format.schedule_of(recipe.schedule)
+    plan = compile_plan(schedule, recipe.training.sample_steps, prediction=recipe.prediction)
 
     def net(x: Tensor, t: Tensor) -> Tensor:
         with autocast(trainer.counters.precision, trainer.device):

@@ -1,4 +1,7 @@
-"""The state of a training run on disk: all that an exact resume needs, in one safetensors file, replaced atomically."""
+"""The state of a training run on disk: everything that an exact resume needs.
+
+It is one safetensors file, replaced atomically.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,22 @@ FILE = "state.safetensors"
 
 
 class BadState(Exception):
-    """The saved state cannot be read, or does not belong to this run; the text says why and what to do."""
+    """The saved state cannot be read, or is of another run; the text says why and what to do."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """Where the run stands. `data`: what the pictures are known by. `losses` holds (update, mean loss since the entry before)."""
+    """The progress of a run.
+
+    Attributes:
+        fingerprint: A hash of what must not change during the run.
+        precision: What it computes in.
+        update: Updates done.
+        seconds: Seconds spent on them.
+        data: The identity of its images.
+        learning_rates: Those that it was run with, in order.
+        losses: Readings: the update, and the mean loss since the reading before.
+    """
 
     fingerprint: str
     precision: str
@@ -39,7 +52,11 @@ class Counters:
 def save_state(
     folder: Path, counters: Counters, net: UNet, ema: EMA, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Raises BadOutput on a full disk; the state that was there before is there still."""
+    """Replace the state on the disk.
+
+    Raises:
+        BadOutput: It cannot be written. The state that was there before still is.
+    """
     tensors: dict[str, Tensor] = {f"net.{k}": v for k, v in net.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.averages.items()}
     for index, moments in optimizer.state_dict()["state"].items():
@@ -48,9 +65,8 @@ def save_state(
     metadata = {"counters": json.dumps(asdict(counters))}
     try:
         with written(folder / FILE):
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata
-            )
+            on_host = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+            save_file(on_host, partial, metadata)
             flush(partial)
             partial.replace(folder / FILE)
     finally:
@@ -60,18 +76,35 @@ def save_state(
 def load_state(
     folder: Path, fingerprint: str, data: str, net: UNet, ema: EMA, optimizer: torch.optim.Optimizer
 ) -> Counters | None:
-    """Continue from `folder`, None where nothing is saved. Raises BadState for another recipe's run, or one on other data."""
+    """Load the state of a run into its network, averages and optimizer.
+
+    Args:
+        folder: The run's folder.
+        fingerprint: What the state's fingerprint must be.
+        data: What the identity of its images must be.
+        net: Its network.
+        ema: The averages of its weights.
+        optimizer: Its optimizer.
+
+    Returns:
+        The run's counters, or None if nothing is saved.
+
+    Raises:
+        BadState: The state is damaged, or is of another recipe's run, or of one on other data.
+    """
     path = folder / FILE
     if not path.exists():
         return None
     counters, tensors = _read(path)
     if counters.fingerprint != fingerprint:
         raise BadState(
-            f"{path} belongs to a run with another recipe; use another --out, or remove it to begin anew"
+            f"{path} belongs to a run with another recipe;"
+            " use another --out, or remove it to begin anew"
         )
     if counters.data != data:
         raise BadState(
-            f"{path} belongs to a run on other pictures than data.path has now; put those back, or begin anew in another --out"
+            f"{path} belongs to a run on other pictures than data.path has now;"
+            " put those back, or begin anew in another --out"
         )
     net.load_state_dict(_part(tensors, "net."))
     for name, average in _part(tensors, "ema.").items():
@@ -81,15 +114,10 @@ def load_state(
         index, key = name.split(".")
         moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    for (
-        p,
-        kept,
-    ) in (
-        optimizer.state.items()
-    ):  # fused Adam wants them laid out as the parameter is; on the disk all is contiguous
-        kept.update(
-            {name: torch.empty_like(p).copy_(v) for name, v in kept.items() if v.shape == p.shape}
-        )
+    # Fused Adam wants its moments laid out as the parameter is. On the disk all are contiguous.
+    for p, state in optimizer.state.items():
+        of_its_shape = {name: v for name, v in state.items() if v.shape == p.shape}
+        state.update({name: torch.empty_like(p).copy_(v) for name, v in of_its_shape.items()})
     return counters
 
 
@@ -97,11 +125,13 @@ def _read(path: Path) -> tuple[Counters, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             raw = json.loads(file.metadata()["counters"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            # a safetensors file is no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return Counters(**{**raw, "losses": [tuple(entry) for entry in raw["losses"]]}), tensors
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadState(
-            f"{path} cannot be read as the state of a run ({error}); restore it, or remove it to begin anew"
+            f"{path} cannot be read as the state of a run ({error});"
+            " restore it, or remove it to begin anew"
         ) from None
 
 

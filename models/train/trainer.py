@@ -1,13 +1,16 @@
-"""Algorithm 1, resumable, on the CPU to the bit: every update draws its batch, timesteps and noise from (seed, update) alone."""
+"""Algorithm 1, resumable: on the CPU, a run in parts has the bits of a run in one.
+
+Every update draws its batch, timesteps and noise from (seed, update) alone.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -23,8 +26,10 @@ from models.train.precision import autocast, faster_precision
 from models.train.recipe import TrainingRecipe
 from models.train.state import Counters, load_state, save_state
 
-LOG_EVERY = 50  # updates between two readings of the loss, each of which waits for the device
-READ_S = 30.0  # and no longer than this, where updates are slow: on a CPU one of the paper's network takes 13 s
+# Updates between two readings of the loss. Each reading waits for the device.
+LOG_EVERY = 50
+# The longest time between two readings: an update of the paper's network takes 13 s on a CPU.
+READ_S = 30.0
 
 
 class Diverged(RuntimeError):
@@ -33,7 +38,14 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class TrainingProgress:
-    """A reading: `update` of `updates` done, mean loss since the last reading, images per second since then."""
+    """A reading of a run.
+
+    Attributes:
+        update: Updates done.
+        updates: Updates that the recipe asks for.
+        loss: The mean loss since the last reading.
+        images_per_s: Images per second since then.
+    """
 
     update: int
     updates: int
@@ -43,70 +55,100 @@ class TrainingProgress:
 
 @dataclass(slots=True)
 class _Stretch:
-    """The updates since the last reading. `loss`: the sum of theirs, still on the device."""
+    """The updates since the last reading. `loss` is the sum of theirs, still on the device."""
 
     loss: Tensor
+    began_s: float
     updates: int = 0
-    began: float = field(default_factory=time.perf_counter)
 
     def add(self, loss: Tensor) -> None:
         self.loss += loss
         self.updates += 1
 
-    @property
-    def is_over(self) -> bool:
-        return self.updates == LOG_EVERY or time.perf_counter() - self.began >= READ_S
+    def is_over(self, now_s: float) -> bool:
+        return self.updates == LOG_EVERY or now_s - self.began_s >= READ_S
 
 
 class Trainer:
-    """Owns the weights, their average and the optimizer. `run` yields a Progress for every LOG_EVERY updates or READ_S."""
+    """Trains a network: owns its weights, their average and the optimizer."""
 
     def __init__(
-        self, recipe: TrainingRecipe, images: Images, out: Path, device: torch.device
+        self,
+        recipe: TrainingRecipe,
+        images: Images,
+        out: Path,
+        device: torch.device,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self.recipe, self.images, self.out, self.device = recipe, images, out, device
+        """Begin a run, or resume the one that is saved in `out`.
+
+        Args:
+            recipe: What to train, and how.
+            images: What to train on.
+            out: The run's folder, which is made if it is missing.
+            device: Where to train.
+            clock: Tells the time, in seconds.
+
+        Raises:
+            BadOutput: The folder cannot be made.
+            BadState: The folder's state is damaged, or is of another run.
+            BadData: An image cannot be read.
+        """
+        self.recipe = recipe
+        self.images = images
+        self.out = out
+        self.device = device
+        self._clock = clock
         options = recipe.training
         make_output(out)
         torch.manual_seed(options.seed)
         self.net = UNet(recipe.network).to(device)
-        if (
-            device.type == "cuda"
-        ):  # on the CPU the plain layout trains faster: 223 against 190 images/s
-            self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
+        # On the CPU the plain layout trains faster: 223 against 190 images/s.
+        if device.type == "cuda":
+            # torch's stub lacks this overload
+            self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.parameters = dict(self.net.named_parameters())
         self.ema = EMA(self.parameters, options.ema_decay)
-        self.optimizer = torch.optim.Adam(
-            self.parameters.values(), options.learning_rate, fused=True
-        )
+        weights = self.parameters.values()
+        self.optimizer = torch.optim.Adam(weights, options.learning_rate, fused=True)
         self.diffusion = Diffusion(diffusers_format.schedule_of(recipe.schedule), device)
+        self._epoch: int | None = None
+        self._permutation = torch.empty(0, dtype=torch.int64)
         fingerprint = hashlib.sha256(_identity(recipe).encode()).hexdigest()
-        saved = load_state(out, fingerprint, images.identity, self.net, self.ema, self.optimizer)
-        self.counters = saved or Counters(
-            fingerprint, self._choose_precision(), data=images.identity
-        )
+        data = images.identity
+        saved = load_state(out, fingerprint, data, self.net, self.ema, self.optimizer)
+        self.counters = saved or Counters(fingerprint, self._choose_precision(), data=data)
         self._first = self.counters.update
         self.forward = torch.compile(self.net) if device.type == "cuda" else self.net
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[TrainingProgress]:
-        """Train until the recipe's last update, or until `stop` says so; then the state is saved.
+        """Train until the recipe's last update, or until `stop` returns True; then save the state.
 
-        Raises BadData for a picture that cannot be read, with all updates before it saved.
+        Yields:
+            A reading after every LOG_EVERY updates, or after READ_S seconds.
+
+        Raises:
+            BadData: An image cannot be read. All updates before it are saved.
+            BadOutput: The state cannot be written.
+            Diverged: The loss or a weight is not a finite number.
         """
-        updates, counters = self.recipe.training.updates, self.counters
+        updates = self.recipe.training.updates
+        counters = self.counters
         self.net.train()
         self._note_learning_rate()
         stretch = self._stretch()
         while counters.update < updates and not stop():
             try:
-                stretch.add(self._update(counters.update))
-            except BadData:  # nothing has changed since the update before
+                stretch.add(self.update(counters.update))
+            # Nothing has changed since the update before.
+            except BadData:
                 if stretch.updates:
                     self._read(stretch)
                 if self.made:
                     self.save_state()
                 raise
             counters.update += 1
-            if stretch.is_over:
+            if stretch.is_over(self._clock()):
                 yield self._read(stretch)
                 stretch = self._stretch()
         if stretch.updates:
@@ -115,7 +157,7 @@ class Trainer:
 
     @property
     def made(self) -> int:
-        """Updates since the run was begun or resumed."""
+        """Number of updates since the run was begun or resumed."""
         return self.counters.update - self._first
 
     @property
@@ -125,42 +167,55 @@ class Trainer:
         return sum(recent) / len(recent) if recent else None
 
     def save_state(self) -> None:
-        """Raises Diverged rather than replace a good state by numbers that are none."""
-        moments = [tensor for of_one in self.optimizer.state.values() for tensor in of_one.values()]
+        """Save the state.
+
+        Raises:
+            Diverged: A weight is not a finite number. The state that was saved before stays.
+            BadOutput: The state cannot be written.
+        """
+        states = self.optimizer.state.values()
+        moments = [tensor for state in states for tensor in state.values()]
         if not _all_finite([*self.parameters.values(), *self.ema.averages.values(), *moments]):
             raise self._diverged("a weight is not finite")
         save_state(self.out, self.counters, self.net, self.ema, self.optimizer)
 
     def _stretch(self) -> _Stretch:
-        return _Stretch(torch.zeros((), device=self.device))
+        return _Stretch(torch.zeros((), device=self.device), self._clock())
 
     def _read(self, stretch: _Stretch) -> TrainingProgress:
-        """Its loss and seconds, counted; the stretch has one update or more. Raises Diverged."""
+        """Count the loss and the seconds of a stretch of one update or more. Raises Diverged."""
         loss = float(stretch.loss) / stretch.updates
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {'infinite' if math.isinf(loss) else 'NaN'}")
-        seconds = time.perf_counter() - stretch.began
+        seconds = self._clock() - stretch.began_s
         self.counters.losses.append((self.counters.update, loss))
         self.counters.seconds += seconds
-        images = stretch.updates * self.recipe.training.batch_size
-        return TrainingProgress(
-            self.counters.update, self.recipe.training.updates, loss, images / seconds
-        )
+        options = self.recipe.training
+        images_per_s = stretch.updates * options.batch_size / seconds
+        return TrainingProgress(self.counters.update, options.updates, loss, images_per_s)
 
     def _diverged(self, fact: str) -> Diverged:
-        remedy = "lower learning_rate or gradient_clip in the recipe and run the same command: it resumes the last state"
+        remedy = (
+            "lower learning_rate or gradient_clip in the recipe and run the same command:"
+            " it resumes the last state"
+        )
         return Diverged(f"{fact} at update {self.counters.update}; {remedy}")
 
     def _note_learning_rate(self) -> None:
-        rates, rate = self.counters.learning_rates, self.recipe.training.learning_rate
+        rates = self.counters.learning_rates
+        rate = self.recipe.training.learning_rate
         if self.counters.update < self.recipe.training.updates and rates[-1:] != [rate]:
             rates.append(rate)
 
-    def _update(self, n: int) -> Tensor:
-        """One pass of the loop of Algorithm 1; the loss, still on the device."""
+    def update(self, n: int) -> Tensor:
+        """Take update n, one pass of Algorithm 1's loop, and return its loss, still on the device.
+
+        Raises:
+            BadData: An image cannot be read.
+        """
         options = self.recipe.training
         torch.manual_seed(_mix(options.seed, n))
-        x_0 = self._batch(n)
+        x_0 = self.batch(n)
         with autocast(self.counters.precision, self.device):
             loss = simple_loss(self.forward, self.diffusion, x_0, self.recipe.prediction)
         self.optimizer.zero_grad(set_to_none=True)
@@ -173,8 +228,15 @@ class Trainer:
         self.ema.update(self.parameters, n)
         return loss.detach()
 
-    def _batch(self, n: int) -> Tensor:
-        """Batch of update n: without replacement within an epoch, in [-1, 1], half of it mirrored. (B, C, H, W)."""
+    def batch(self, n: int) -> Tensor:
+        """Draw the batch of update n, float32 (B, C, H, W) in [-1, 1].
+
+        It is drawn without replacement within an epoch. Half of it is mirrored, if the recipe says
+        so.
+
+        Raises:
+            BadData: An image cannot be read.
+        """
         size = self.recipe.training.batch_size
         first = n * size
         epochs = range(first // len(self.images), (first + size - 1) // len(self.images) + 1)
@@ -182,11 +244,8 @@ class Trainer:
         offset = first - epochs[0] * len(self.images)
         pixels = self.images.batch(order[offset : offset + size])
         if self.device.type == "cuda":
-            pixels = (
-                pixels.pin_memory()
-                .to(self.device, non_blocking=True)
-                .to(memory_format=torch.channels_last)
-            )
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+            pixels = pixels.to(memory_format=torch.channels_last)
         x_0 = from_bytes(pixels)
         if not self.recipe.data.horizontal_flip:
             return x_0
@@ -194,39 +253,35 @@ class Trainer:
         return torch.where(mirrored[:, None, None, None], x_0.flip(3), x_0)
 
     def _order(self, epoch: int) -> Tensor:
-        if getattr(self, "_epoch", None) != epoch:
+        """Shuffle the images' indices for an epoch, (N,)."""
+        if self._epoch != epoch:
             generator = torch.Generator().manual_seed(_mix(self.recipe.training.seed, -1 - epoch))
-            self._epoch, self._permutation = (
-                epoch,
-                torch.randperm(len(self.images), generator=generator),
-            )
+            self._permutation = torch.randperm(len(self.images), generator=generator)
+            self._epoch = epoch
         return self._permutation
 
     def _choose_precision(self) -> str:
         asked = self.recipe.training.precision
         if asked != "auto":
             return asked
-        x_0 = self._batch(0)
+        x_0 = self.batch(0)
 
         def step(precision: str) -> None:
             with autocast(precision, self.device):
                 simple_loss(self.net, self.diffusion, x_0, self.recipe.prediction).backward()
             self.net.zero_grad(set_to_none=True)
 
-        return faster_precision(step, self.device)
+        return faster_precision(step, self.device, self._clock)
 
 
 def _identity(recipe: TrainingRecipe) -> str:
-    """What must not change between the parts of one run: all but where it ends, how often it saves, what its card says, and
-    what a run that diverged is resumed with."""
-    free = {
-        "updates",
-        "save_every_s",
-        "sample_every_s",
-        "sample_steps",
-        "learning_rate",
-        "gradient_clip",
-    }
+    """Serialise what must not change between the parts of one run.
+
+    These may change: where the run ends, how often it saves, what its card says, and the options
+    that a run that diverged is resumed with.
+    """
+    free = {"updates", "save_every_s", "sample_every_s", "sample_steps"}
+    free |= {"learning_rate", "gradient_clip"}
     return recipe.model_dump_json(
         exclude={"card": True, "data": {"path", "name", "licence"}, "training": free}
     )
@@ -237,5 +292,5 @@ def _all_finite(tensors: list[Tensor]) -> bool:
 
 
 def _mix(seed: int, n: int) -> int:
-    """A 63-bit generator seed from two integers."""
+    """Make a 63-bit generator seed from two integers."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{n}".encode(), digest_size=8).digest()) >> 1

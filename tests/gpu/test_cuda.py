@@ -1,4 +1,4 @@
-"""The same code on a GPU. Skipped, and said so, where there is none."""
+"""The same code on a GPU. Without a GPU the tests are skipped, and pytest reports why."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ MODEL = SHIPPED / "fashion-mnist-28"
 SHAPE = (1, 28, 28)
 CUDA = torch.device("cuda")
 KINDS = pytest.mark.parametrize("precision", ["fp32", "bf16"])
-FAR_APART = {"fp32": 1, "bf16": 3}  # mean, in grey levels: kernels differ, pictures do not
+# mean difference in grey levels: kernels differ, images do not
+FAR_APART = {"fp32": 1, "bf16": 3}
 
 
 def make_pool(precision: Precision, capacity: int = 64, record: Recorder | None = None) -> Pool:
@@ -52,9 +53,9 @@ def drain(engine: Engine) -> dict[object, torch.Tensor]:
 
 def test_noise_is_that_of_the_cpu_to_a_millionth():
     address = torch.arange(64)
-    here = normal(address, address, address, SHAPE)
-    there = normal(address.cuda(), address.cuda(), address.cuda(), SHAPE).cpu()
-    assert (here - there).abs().max() <= 1e-6
+    on_cpu = normal(address, address, address, SHAPE)
+    on_gpu = normal(address.cuda(), address.cuda(), address.cuda(), SHAPE).cpu()
+    assert (on_cpu - on_gpu).abs().max() <= 1e-6
 
 
 @KINDS
@@ -62,18 +63,18 @@ def test_the_engine_draws_what_the_plain_loop_draws_on_the_cpu(precision: Precis
     loaded = diffusers_format.load(MODEL)
     engine = Engine(make_pool(precision), {2: 1.0, 8: 2.0})
     plans = [compile_plan(loaded.schedule, 20), compile_plan(loaded.schedule, 10, "dpmpp_2m")]
-    engine.submit(
-        [ChainRequest((p, i), p, plan, 5, i) for p, plan in enumerate(plans) for i in range(4)]
-    )
+    for p, plan in enumerate(plans):
+        engine.submit([ChainRequest((p, i), p, plan, 5, i) for i in range(4)])
     pixels = drain(engine)
-    apart = []
+    apart: list[float] = []
     for p, plan in enumerate(plans):
         expected = to_bytes(sample(loaded.net, plan, 5, range(4), SHAPE))
-        apart += [
-            (pixels[p, i].int() - expected[i].int()).abs().float().mean().item() for i in range(4)
-        ]
-    # in bf16 a single one may be further apart, on a CPU as well: 3.6, of 2.3 in the mean; different pictures are by 45 or more
-    assert (max(apart) if precision == "fp32" else fmean(apart)) < FAR_APART[precision]
+        off = [pixels[p, i].int() - expected[i].int() for i in range(4)]
+        apart += [levels.abs().float().mean().item() for levels in off]
+    # In bf16 a single image may be further apart, on a CPU as well: 3.6, with 2.3 in the mean.
+    # Different images are 45 or more apart.
+    distance = max(apart) if precision == "fp32" else fmean(apart)
+    assert distance < FAR_APART[precision]
 
 
 @KINDS
@@ -99,15 +100,16 @@ def test_an_image_does_not_depend_on_its_batch_mates(precision: Precision):
 
 @pytest.mark.parametrize(("precision", "error"), [("fp32", 3e-5), ("bf16", 5e-2)])
 @torch.inference_mode()
-def test_the_papers_network_is_as_exact_as_its_precision_in_batches_of_any_size(
+def test_the_papers_network_is_as_exact_as_its_precision_in_any_batch(
     precision: Precision, error: float
 ):
-    """Compared with float64: an error is a share of the norm."""
+    """The comparison is with float64, and an error is a share of the norm."""
     net = random_unet(cfg=CONFIG)
     loaded = diffusers_format.Checkpoint(net, diffusers_format.load(MODEL).schedule, "epsilon", "")
     sizes = (1, 2, 3, 16, 33, 64)
     served = ServedNetwork(loaded, CUDA, precision, sizes)
-    x, t = torch.randn(64, 3, 32, 32).cuda(), torch.arange(64) * 15
+    x = torch.randn(64, 3, 32, 32).cuda()
+    t = torch.arange(64) * 15
     features = net.time_features(t[:2])
     expected = net.double().cuda().denoise(x[:2].double(), features.double().cuda())
     t = t.cuda()
@@ -118,11 +120,10 @@ def test_the_papers_network_is_as_exact_as_its_precision_in_batches_of_any_size(
 
 
 @KINDS
-def test_a_step_is_one_recorded_graph_and_gives_the_bits_of_the_step_it_recorded(
-    precision: Precision,
-):
+def test_a_recorded_step_has_the_bits_of_the_step_itself(precision: Precision):
     plan = compile_plan(diffusers_format.load(MODEL).schedule, 20)
-    recorded, eager = make_pool(precision), make_pool(precision, record=one_by_one)
+    recorded = make_pool(precision)
+    eager = make_pool(precision, record=one_by_one)
     for pool in (recorded, eager):
         engine = Engine(pool, {8: 1.0})
         engine.submit([ChainRequest(i, 0, plan, 5, i) for i in range(8)])
@@ -132,29 +133,30 @@ def test_a_step_is_one_recorded_graph_and_gives_the_bits_of_the_step_it_recorded
 
 
 @pytest.mark.parametrize("outputs", [0.5, float("nan"), float("inf")])
-def test_rows_and_noise_in_one_kernel_have_the_bits_of_the_operations_one_by_one(outputs: float):
+def test_the_step_kernel_has_the_bits_of_the_operations_one_by_one(outputs: float):
     assert step.fastest_on(CUDA) == (step.gather, step_kernel.advance)
     assert differences((3, 32, 32), outputs, CUDA) == [0, 0]
 
 
-def test_pictures_arrive_while_later_steps_run_and_are_those_of_their_own_step():
+def test_images_that_arrive_while_later_steps_run_are_of_their_own_step():
     """One chain ends at each step, and another takes its slot at once."""
     loaded = diffusers_format.load(MODEL)
     plans = [compile_plan(loaded.schedule, steps) for steps in range(1, 9)]
     waited, overlapped = (Engine(make_pool("fp32", 8), {8: 1.0}) for _ in range(2))
-    pictures: list[dict[object, torch.Tensor]] = []
+    images: list[dict[object, torch.Tensor]] = []
     for engine in (waited, overlapped):
         waiting = [ChainRequest(i, i, plans[i % 8], 5, i) for i in range(64)]
         done: dict[object, torch.Tensor] = {}
         while waiting or len(engine):
-            coming, waiting = waiting[: engine.room], waiting[engine.room :]
-            engine.submit(coming)
+            room = engine.room
+            engine.submit(waiting[:room])
+            waiting = waiting[room:]
             done |= {image.request.chain: image.pixels for image in engine.step()}
             if engine is waited:
                 done |= {image.request.chain: image.pixels for image in engine.settle()}
-        pictures.append(done)
-    assert pictures[0].keys() == pictures[1].keys() == set(range(64))
-    assert all(torch.equal(pictures[0][i], pictures[1][i]) for i in range(64))
+        images.append(done)
+    assert images[0].keys() == images[1].keys() == set(range(64))
+    assert all(torch.equal(images[0][i], images[1][i]) for i in range(64))
 
 
 def test_a_preview_is_of_its_own_step_while_later_steps_run():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import cast
 
@@ -11,14 +10,12 @@ from redis import Redis
 from redis.client import Pipeline
 from torch import Tensor
 
-from models.checkpoints.png import png
+from models.checkpoints.png import png_with_recipe
 from worker.jobs import transitions
 from worker.jobs.domain import Precision, Recipe, Shard, State
 from worker.jobs.keys import chains_key, job_key, progress_field, sha256_key
 from worker.results.store import ResultsStore, StoreFault
 
-# The tEXt entry of a PNG that holds the recipe.
-METADATA_KEY = "ddpm"
 # Saved chains of this size go to the results store, if there is one. 64 of 32x32 RGB are smaller.
 LARGE_BYTES = 1 << 20
 # Stands in Redis for chains that lie in the results store.
@@ -40,7 +37,7 @@ def encode(
     made_by = {**recipe.fields, "index": index, "precision": precision}
     if step is not None:
         made_by["step"] = step
-    return png(pixels, {METADATA_KEY: json.dumps(made_by, sort_keys=True)})
+    return png_with_recipe(pixels, made_by)
 
 
 class JobWriter:

@@ -1,4 +1,4 @@
-"""What the tests of models/ share: a small network, a finished model folder, a recipe, and one thread."""
+"""Fixtures of the tests of models/: a small network, a finished model folder, and one thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ os.environ.setdefault("DISABLE_TELEMETRY", "YES")
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_a_known_generator() -> Iterator[None]:
-    """The tensors here are small: a second thread costs more than it gives, and far more on a busy machine."""
+    """Use one thread: the tensors are small, and a second one would cost more than it gives."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -38,7 +38,10 @@ def paper() -> Schedule:
 
 @pytest.fixture(scope="session")
 def small_config() -> UNetConfig:
-    """8x8 RGB, two levels, attention at the lower: every kind of layer, some 20,000 weights."""
+    """A network of 8x8 RGB and some 20,000 weights, with every kind of layer.
+
+    It has two levels, and attention at the lower one.
+    """
     return UNetConfig(
         sample_size=8,
         block_out_channels=(16, 32),
@@ -51,7 +54,7 @@ def small_config() -> UNetConfig:
 
 @pytest.fixture(scope="session")
 def randomise() -> Callable[[nn.Module], nn.Module]:
-    """Give every parameter random values that are not zero: a wrong wiring hides behind the zeros of the initialisation."""
+    """Give every parameter random values, as zeros of the initialisation hide wrong wiring."""
 
     @torch.no_grad()
     def fill(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -59,7 +62,8 @@ def randomise() -> Callable[[nn.Module], nn.Module]:
         for name, p in net.named_parameters():
             p.normal_(generator=generator)
             if p.ndim > 1:
-                p.mul_(p[0].numel() ** -0.5)  # keeps activations near unit variance
+                # keeps activations near unit variance
+                p.mul_(p[0].numel() ** -0.5)
             else:
                 p.mul_(0.2).add_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
         return net
@@ -74,7 +78,7 @@ def small_net(small_config: UNetConfig, randomise: Callable) -> UNet:
 
 @pytest.fixture
 def folder(tmp_path: Path, small_net: UNet) -> Path:
-    """A model folder as `checkpoint.save` leaves it."""
+    """A model folder as `diffusers_format.save` leaves it."""
     path = tmp_path / "model"
     schedule = ScheduleCard(kind="linear", T=1000, beta_start=1e-4, beta_end=0.02)
     diffusers_format.save(path, small_net.cfg, small_net.state_dict(), schedule, "epsilon")
@@ -83,11 +87,12 @@ def folder(tmp_path: Path, small_net: UNet) -> Path:
 
 @pytest.fixture
 def noise_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Tensor]], None]:
-    """`noise_of(f)`: let models.sampling take f(draw), shape (B, C, H, W), as its noise. Draw 0 is x_T."""
+    """`noise_of(f)` lets sampling take f(draw), (B, C, H, W), as its noise. Draw 0 is x_T."""
 
     def replace(draws: Callable[[int], Tensor]) -> None:
-        monkeypatch.setattr(
-            "models.diffusion.sampling.normal", lambda seed, index, draw, shape: draws(int(draw[0]))
-        )
+        def draw_instead(seed: Tensor, index: Tensor, draw: Tensor, shape: object) -> Tensor:
+            return draws(int(draw[0]))
+
+        monkeypatch.setattr("models.diffusion.sampling.normal", draw_instead)
 
     return replace

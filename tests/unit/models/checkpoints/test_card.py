@@ -1,3 +1,5 @@
+"""Model cards made from files: they say what the files are."""
+
 from __future__ import annotations
 
 import copy
@@ -26,24 +28,20 @@ def test_a_card_says_what_the_files_are(folder, small_net):
     assert (card.shape.channels, card.shape.height, card.shape.width) == (3, 8, 8)
     assert card.parameters == sum(p.numel() for p in small_net.parameters())
     assert card.sha256 == sha256_of(folder / "unet" / diffusers_format.WEIGHTS)
-    assert (card.schedule.T, card.prediction, card.defaults.steps, card.defaults.variance) == (
-        1000,
-        "epsilon",
-        1000,
-        "fixed_small",
-    )
+    assert (card.schedule.T, card.prediction) == (1000, "epsilon")
+    assert (card.defaults.steps, card.defaults.variance) == (1000, "fixed_small")
     write_card(folder, card)
     assert read_card(folder) == card
     diffusers_format.load(folder, read_card(folder).sha256)
 
 
-def test_a_card_names_the_estimate_that_lies_beside_it(folder):
+def test_a_card_names_the_estimate_in_its_folder(folder):
     weights = diffusers_format.load(folder).sha256
     found = ResidualVariance(weights=weights, data="noise", images=1, seed=0, values=(0.5,) * 1000)
-    assert make_card(folder, "tiny", **WORDS).residual_variance is None
-    assert make_card(folder, "tiny", **WORDS).model_copy(
-        update={"residual_variance": found.write(folder)}
-    ) == make_card(folder, "tiny", **WORDS)
+    without = make_card(folder, "tiny", **WORDS)
+    assert without.residual_variance is None
+    named = without.model_copy(update={"residual_variance": found.write(folder)})
+    assert make_card(folder, "tiny", **WORDS) == named
     found.model_copy(update={"weights": "ab" * 32}).write(folder)
     with pytest.raises(diffusers_format.BadCheckpoint, match=FILE):
         make_card(folder, "tiny", **WORDS)
@@ -55,7 +53,8 @@ def test_a_name_that_no_url_could_hold_is_refused(folder, name):
         make_card(folder, name, **WORDS)
 
 
-def test_the_cifar10_network_takes_12_1_gflop_per_image_step_and_its_attention_a_third_of_one():
+def test_the_gflop_of_the_papers_cifar10_network_are_counted_with_its_attention():
+    """They are 12.1, and a third of one for attention."""
     config = UNetConfig(
         sample_size=32,
         block_out_channels=(128, 256, 256, 256),
@@ -64,22 +63,20 @@ def test_the_cifar10_network_takes_12_1_gflop_per_image_step_and_its_attention_a
         attention_head_dim=None,
         downsample_padding=0,
     )
-    attention = (
-        5 * 2 * 2 * 256**2 * 256 / 1e9
-    )  # five of them over 16x16 positions and 256 channels: two products each
+    # five of them over 16x16 positions and 256 channels, two products each
+    attention = 5 * 2 * 2 * 256**2 * 256 / 1e9
     with torch.device("meta"):
         net = UNet(config)
     assert gflop_per_image_step(net) == pytest.approx(12.108 + attention, abs=0.01)
 
 
-def test_the_count_is_the_same_wherever_the_network_lies(small_net):
-    assert gflop_per_image_step(small_net) == gflop_per_image_step(
-        copy.deepcopy(small_net).to("meta")
-    )
+def test_the_count_is_the_same_on_any_device(small_net):
+    elsewhere = copy.deepcopy(small_net).to("meta")
+    assert gflop_per_image_step(small_net) == gflop_per_image_step(elsewhere)
 
 
 def test_the_shipped_recipe_keeps_its_promise_of_size():
-    """At most 3M parameters and 0.65 GFLOP per image-step, so that a laptop can serve it."""
+    """It has at most 3M parameters and 0.65 GFLOP per image-step, so that a laptop can serve it."""
     recipe = TrainingRecipe.read(SHIPPED.parent / "train" / "recipes" / "fashion-mnist-28.toml")
     with torch.device("meta"):
         net = UNet(recipe.network)

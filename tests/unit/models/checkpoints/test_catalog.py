@@ -1,3 +1,5 @@
+"""Catalogs of model cards: what they hold, and which cards they refuse."""
+
 from __future__ import annotations
 
 import json
@@ -21,7 +23,7 @@ from models.checkpoints.catalog import (
 
 
 def add(root: Path, folder: str, name: str | None = None, **changes: object) -> Path:
-    """A folder with a card and nothing else: all that a catalog looks at."""
+    """Write a folder with a card and nothing else, which is all that a catalog reads."""
     card = Card(
         name=name or folder,
         shape=Shape(channels=1, height=28, width=28),
@@ -67,17 +69,15 @@ def test_the_default_is_the_marked_card_and_the_last_marked_of_several(tmp_path)
     assert Catalog.read(tmp_path / "one", tmp_path / "two").default.name == "c"
 
 
-def test_without_a_mark_the_last_card_is_the_default(tmp_path):
+def test_the_last_card_is_the_default_if_none_is_marked(tmp_path):
     add(tmp_path, "a")
     add(tmp_path, "b")
     assert Catalog.read(tmp_path).default.name == "b"
 
 
-def test_no_model_at_all_says_where_it_looked_and_what_to_do(tmp_path):
-    with pytest.raises(
-        CatalogError,
-        match=rf"no card.json below {tmp_path}; add a model with `ddpm models add FOLDER`",
-    ):
+def test_a_root_without_any_model_is_named_with_the_remedy(tmp_path):
+    text = rf"no card.json below {tmp_path}; add a model with `ddpm models add FOLDER`"
+    with pytest.raises(CatalogError, match=text):
         Catalog.read(tmp_path)
 
 
@@ -104,10 +104,8 @@ def test_a_bad_card_is_named_with_its_key(tmp_path, key, value):
 def test_default_steps_beyond_the_schedule_are_refused_with_the_range(tmp_path):
     path = add(tmp_path, "a") / "card.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"defaults": {"steps": 1001}}))
-    with pytest.raises(
-        CatalogError,
-        match=rf"{path}: the file: defaults\.steps=1001 is more than .*; use 1 to 1000; correct it",
-    ):
+    text = rf"{path}: the file: defaults\.steps=1001 is more than .*; use 1 to 1000; correct it"
+    with pytest.raises(CatalogError, match=text):
         Catalog.read(tmp_path)
 
 
@@ -121,21 +119,20 @@ def test_a_card_that_is_no_json_object_is_named(tmp_path, content):
 
 def test_a_card_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "card.json").mkdir()
-    with pytest.raises(
-        CatalogError, match=r"card\.json cannot be read \(Is a directory\); give the user"
-    ):
+    text = r"card\.json cannot be read \(Is a directory\); give the user"
+    with pytest.raises(CatalogError, match=text):
         read_card(tmp_path)
 
 
-def test_a_folder_without_a_card_says_how_to_write_one(tmp_path):
+def test_a_folder_without_a_card_is_named_with_the_remedy(tmp_path):
     with pytest.raises(CatalogError, match=r"has no card\.json; write one with `ddpm models add"):
         read_card(tmp_path)
 
 
 def test_reading_cards_loads_no_torch():
-    code = "import sys, models.checkpoints.catalog; print([m for m in ('torch', 'numpy', 'diffusers') if m in sys.modules])"
+    heavy = ("torch", "numpy", "diffusers")
+    code = f"import sys, models.checkpoints.catalog; print(sys.modules.keys() & {set(heavy)!r})"
     root = Path(__file__).parents[4]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,3 +1,5 @@
+"""Model folders in diffusers' format: written, read back, exchanged with diffusers, refused."""
+
 from __future__ import annotations
 
 import errno
@@ -46,17 +48,16 @@ def theirs(small_config, randomise) -> UNet2DModel:
     return randomise(UNet2DModel(**small_config.to_diffusers())).eval().requires_grad_(False)
 
 
-def test_what_is_saved_is_what_is_loaded(folder, small_net):
+def test_a_folder_survives_being_saved_and_loaded(folder, small_net):
     loaded = diffusers_format.load(folder)
-    assert all(
-        torch.equal(v, small_net.state_dict()[k]) for k, v in loaded.net.state_dict().items()
-    )
+    saved = small_net.state_dict()
+    assert all(torch.equal(v, saved[k]) for k, v in loaded.net.state_dict().items())
     assert not loaded.net.training
     assert torch.equal(loaded.schedule.beta, Schedule.linear().beta)
     assert loaded.prediction == "epsilon"
 
 
-def test_whoever_may_read_the_other_files_may_read_the_weights(folder):
+def test_the_weights_may_be_read_by_the_same_users_as_the_other_files(folder):
     assert len({path.stat().st_mode for path in folder.rglob("*.*") if path.is_file()}) == 1
 
 
@@ -64,11 +65,10 @@ def test_a_file_that_this_user_may_not_read_is_named(folder, monkeypatch):
     def refuse(path: Path) -> str:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(diffusers_format, "sha256_of", refuse)  # root may read any
-    with pytest.raises(
-        BadCheckpoint,
-        match=rf"{diffusers_format.WEIGHTS} cannot be read \(Permission denied\); give the user",
-    ):
+    # The tests may run as root, who may read any file.
+    monkeypatch.setattr(diffusers_format, "sha256_of", refuse)
+    text = rf"{diffusers_format.WEIGHTS} cannot be read \(Permission denied\); give the user"
+    with pytest.raises(BadCheckpoint, match=text):
         diffusers_format.load(folder)
 
 
@@ -81,9 +81,8 @@ def test_a_file_that_this_user_may_not_read_is_named(folder, monkeypatch):
     ],
 )
 def test_the_process_survives_being_saved_and_loaded(tmp_path, small_net, card, prediction):
-    sha256 = diffusers_format.save(
-        tmp_path / "m", small_net.cfg, small_net.state_dict(), card, prediction
-    )
+    state = small_net.state_dict()
+    sha256 = diffusers_format.save(tmp_path / "m", small_net.cfg, state, card, prediction)
     loaded = diffusers_format.load(tmp_path / "m", sha256)
     assert diffusers_format.read_scheduler(tmp_path / "m") == (card, prediction)
     torch.testing.assert_close(loaded.schedule.beta, diffusers_format.schedule_of(card).beta)
@@ -109,10 +108,8 @@ def test_a_lone_network_means_the_papers_process(tmp_path, theirs):
     theirs.save_pretrained(tmp_path)
     loaded = diffusers_format.load(tmp_path)
     assert torch.equal(loaded.schedule.beta, Schedule.linear().beta)
-    assert (loaded.prediction, diffusers_format.read_variance(tmp_path)) == (
-        "epsilon",
-        "fixed_small",
-    )
+    assert loaded.prediction == "epsilon"
+    assert diffusers_format.read_variance(tmp_path) == "fixed_small"
 
 
 def test_the_old_names_of_attention_are_read_too(folder, small_net):
@@ -125,15 +122,15 @@ def test_the_old_names_of_attention_are_read_too(folder, small_net):
 
     change_weights(folder, rename)
     assert any("query" in name for name in load_file(weights_of(folder)))
-    torch.testing.assert_close(
-        output(diffusers_format.load(folder).net), output(small_net), rtol=0, atol=0
-    )
+    loaded = diffusers_format.load(folder).net
+    torch.testing.assert_close(output(loaded), output(small_net), rtol=0, atol=0)
 
 
 def test_half_precision_weights_are_loaded_as_float32(folder, small_net):
-    change_weights(
-        folder, lambda tensors: tensors.update({k: v.half() for k, v in tensors.items()})
-    )
+    def halve(tensors: dict[str, Tensor]) -> None:
+        tensors.update({k: v.half() for k, v in tensors.items()})
+
+    change_weights(folder, halve)
     loaded = diffusers_format.load(folder).net
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     torch.testing.assert_close(output(loaded), output(small_net), rtol=0, atol=0.05)
@@ -141,19 +138,15 @@ def test_half_precision_weights_are_loaded_as_float32(folder, small_net):
 
 @pytest.mark.parametrize("K", [10, 107])
 def test_our_folder_samples_in_diffusers_pipeline_as_it_does_here(folder, noise_of, monkeypatch, K):
-    """K = 107 is one of the numbers of steps at which a timestep lies halfway between two integers."""
+    """K = 107 is one of the numbers of steps with a timestep halfway between two integers."""
     noise = torch.randn(K + 1, 2, 3, 8, 8)
     noise_of(lambda draw: noise[draw])
     loaded = diffusers_format.load(folder)
     ours = sample(loaded.net, compile_plan(loaded.schedule, K), 0, [0, 1], (3, 8, 8))
 
     draws = iter(noise)
-    monkeypatch.setattr(
-        "diffusers.pipelines.ddpm.pipeline_ddpm.randn_tensor", lambda *_, **__: next(draws)
-    )
-    monkeypatch.setattr(
-        "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(draws)
-    )
+    for module in ("pipelines.ddpm.pipeline_ddpm", "schedulers.scheduling_ddpm"):
+        monkeypatch.setattr(f"diffusers.{module}.randn_tensor", lambda *_, **__: next(draws))
     pipeline = DDPMPipeline.from_pretrained(folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(batch_size=2, num_inference_steps=K, output_type="pt").images
@@ -162,10 +155,8 @@ def test_our_folder_samples_in_diffusers_pipeline_as_it_does_here(folder, noise_
 
 
 def fault(folder: Path, kind: str) -> None:
-    config, scheduler = (
-        folder / "unet" / "config.json",
-        folder / "scheduler" / "scheduler_config.json",
-    )
+    config = folder / "unet" / "config.json"
+    scheduler = folder / "scheduler" / "scheduler_config.json"
     name = "mid_block.attentions.0.to_q.weight"
     match kind:
         case "no folder":
@@ -187,9 +178,8 @@ def fault(folder: Path, kind: str) -> None:
         case "complex":
             change_weights(folder, lambda t: t.update({name: t[name].to(torch.complex64)}))
         case "two names":
-            change_weights(
-                folder, lambda t: t.update({name.replace("to_q", "query"): t[name].clone()})
-            )
+            other = name.replace("to_q", "query")
+            change_weights(folder, lambda t: t.update({other: t[name].clone()}))
         case "too large for any memory":
             edit(config, block_out_channels=[4096, 8192])
         case "truncated":
@@ -330,8 +320,6 @@ def test_a_bad_folder_is_refused_with_file_key_and_remedy(folder, kind, file, sa
 
 
 def test_weights_that_are_not_the_cards_are_refused(folder):
-    with pytest.raises(
-        BadCheckpoint,
-        match=rf"{diffusers_format.WEIGHTS} has sha256 [0-9a-f]{{64}}, its card says {'0' * 64}; restore",
-    ):
+    text = rf"{diffusers_format.WEIGHTS} has sha256 [0-9a-f]{{64}}, its card says {'0' * 64}; rest"
+    with pytest.raises(BadCheckpoint, match=text):
         diffusers_format.load(folder, "0" * 64)

@@ -1,3 +1,5 @@
+"""The estimate that the analytic variance needs, as a file: read to the bit, or refused."""
+
 from __future__ import annotations
 
 import math
@@ -24,7 +26,7 @@ def test_an_estimate_is_read_to_the_bit_as_it_was_written(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("weights", "T", "sha256", "said"),
+    ("weights", "T", "sha256", "says"),
     [
         ("cd" * 32, 3, None, "of weights abababababab, the model has cdcdcdcdcdcd"),
         (WEIGHTS, 4, None, "holds 3 values, the schedule has 4 timesteps"),
@@ -32,15 +34,15 @@ def test_an_estimate_is_read_to_the_bit_as_it_was_written(tmp_path: Path):
     ],
 )
 def test_an_estimate_of_something_else_is_refused(
-    tmp_path: Path, weights: str, T: int, sha256: str | None, said: str
+    tmp_path: Path, weights: str, T: int, sha256: str | None, says: str
 ):
     FOUND.write(tmp_path)
-    with pytest.raises(BadCheckpoint, match=f"{FILE}.*{said}.*ddpm models variance"):
+    with pytest.raises(BadCheckpoint, match=f"{FILE}.*{says}.*ddpm models variance"):
         ResidualVariance.read(tmp_path, weights, T, sha256)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "says"),
     [
         ("{", "the file: Invalid JSON"),
         (FOUND.model_dump_json().replace("0.3333333333333333", "NaN"), "values.0"),
@@ -51,12 +53,12 @@ def test_an_estimate_of_something_else_is_refused(
         (FOUND.model_dump_json().replace('"images":3', '"images":0'), "images"),
     ],
 )
-def test_a_damaged_estimate_is_refused(tmp_path: Path, text: str, said: str):
+def test_a_damaged_estimate_is_refused(tmp_path: Path, text: str, says: str):
     (tmp_path / FILE).write_text(text)
-    with pytest.raises(BadCheckpoint, match=f"{FILE}: {said}"):
+    with pytest.raises(BadCheckpoint, match=f"{FILE}: {says}"):
         ResidualVariance.read(tmp_path, WEIGHTS, 3)
 
 
-def test_an_estimate_that_is_gone_is_missed(tmp_path: Path):
+def test_an_estimate_that_is_missing_is_named(tmp_path: Path):
     with pytest.raises(BadCheckpoint, match=f"{FILE} is missing"):
         ResidualVariance.read(tmp_path, WEIGHTS, 3)

@@ -1,4 +1,4 @@
-"""Which process the schedulers of diffusers describe."""
+"""The process that a scheduler of diffusers describes."""
 
 from __future__ import annotations
 
@@ -15,30 +15,27 @@ from models.checkpoints.diffusers_format import BadCheckpoint
 
 
 @pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler, PNDMScheduler])
-def test_the_process_of_other_schedulers_of_diffusers_is_read_also_where_keys_are_absent(
-    tmp_path, scheduler
-):
+def test_absent_keys_mean_the_schedulers_defaults(tmp_path, scheduler):
     (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": scheduler.__name__}))
     card, prediction = diffusers_format.read_scheduler(tmp_path)
+    names = ("num_train_timesteps", "beta_start", "beta_end", "prediction_type")
     theirs = inspect.signature(scheduler).parameters
-    assert (card.T, card.beta_start, card.beta_end, prediction) == tuple(
-        theirs[name].default
-        for name in ("num_train_timesteps", "beta_start", "beta_end", "prediction_type")
-    )
+    defaults = tuple(theirs[name].default for name in names)
+    assert (card.T, card.beta_start, card.beta_end, prediction) == defaults
 
 
-@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers, with NumPy 2
-@pytest.mark.parametrize("name", diffusers_format._SCHEDULERS)
-def test_what_each_of_these_schedulers_saves_is_read(tmp_path, name):
+# diffusers warns with NumPy 2
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+@pytest.mark.parametrize("name", diffusers_format.SCHEDULERS)
+def test_the_file_that_each_scheduler_saves_is_read(tmp_path, name):
     try:
         theirs = getattr(diffusers, name)()
     except ImportError as error:
         pytest.skip(f"diffusers needs more for it: {str(error).strip()}")
     theirs.save_pretrained(tmp_path)
     card, prediction = diffusers_format.read_scheduler(tmp_path)
-    torch.testing.assert_close(
-        theirs.betas.double(), diffusers_format.schedule_of(card).beta, rtol=1e-5, atol=1e-8
-    )
+    ours = diffusers_format.schedule_of(card).beta
+    torch.testing.assert_close(theirs.betas.double(), ours, rtol=1e-5, atol=1e-8)
     assert prediction == theirs.config.prediction_type
 
 

@@ -1,4 +1,4 @@
-"""Interpolation of section 4.4 with networks of which the answer is known."""
+"""Interpolation of section 4.4 with networks whose answer is known."""
 
 from __future__ import annotations
 
@@ -23,52 +23,45 @@ def pair() -> Tensor:
     return torch.randint(0, 256, (2, 3, 4, 4)) / 127.5 - 1
 
 
-def test_a_picture_is_encoded_by_equation_4_with_the_noise_of_its_place(paper: Schedule):
+def test_an_image_is_encoded_by_equation_4_with_the_noise_of_its_index(paper: Schedule):
     x_0 = pair()
-    eps = torch.cat(
-        [normal(torch.tensor([9]), torch.tensor([i]), torch.tensor([0]), (3, 4, 4)) for i in (0, 1)]
-    )
+    seed, draw = torch.tensor([9]), torch.tensor([0])
+    eps = torch.cat([normal(seed, torch.tensor([i]), draw, (3, 4, 4)) for i in (0, 1)])
     alpha_bar = paper.alpha_bar[499].float()
-    torch.testing.assert_close(
-        encode(paper, x_0, 499, 9), alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
-    )
+    expected = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+    torch.testing.assert_close(encode(paper, x_0, 499, 9), expected)
 
 
-def test_where_the_reverse_process_is_linear_the_way_between_two_pictures_is_straight(
-    paper: Schedule,
-):
-    """Of Gaussian data every step is affine in x, and all weights share its noise."""
-    decoded = interpolate(
-        gaussian_eps, paper, from_t(paper, 500, 50, clip=False), pair(), WEIGHTS, 3
-    )
+def test_a_linear_reverse_process_interpolates_on_a_straight_line(paper: Schedule):
+    """Every step for Gaussian data is affine in x, and all weights share its noise."""
+    plan = from_t(paper, 500, 50, clip=False)
+    decoded = interpolate(gaussian_eps, paper, plan, pair(), WEIGHTS, 3)
     first, *between, second = decoded
     for weight, x in zip(WEIGHTS[1:-1], between, strict=True):
         torch.testing.assert_close(x, (1 - weight) * first + weight * second, rtol=0, atol=1e-5)
     assert (first - second).abs().max() > 0.1
 
 
-@pytest.mark.parametrize(("t", "kept"), [(200, True), (999, False)])
-def test_of_two_pictures_a_network_that_knows_them_gives_them_back_until_noise_has_taken_all(
-    paper: Schedule, t: int, kept: bool
+@pytest.mark.parametrize(("t", "same"), [(200, True), (999, False)])
+def test_a_network_that_knows_both_images_decodes_them_unless_noise_hides_them(
+    paper: Schedule, t: int, same: bool
 ):
     points = pair()
-
-    net, plan = points_eps(points), from_t(paper, t, 100)
-    off = torch.stack(
-        [interpolate(net, paper, plan, points, (0.0, 1.0), seed) - points for seed in range(6)]
-    )
-    assert bool((off.abs() < 1e-3).all()) == kept
+    net = points_eps(points)
+    plan = from_t(paper, t, 100)
+    decoded = [interpolate(net, paper, plan, points, (0.0, 1.0), seed) for seed in range(6)]
+    assert bool(((torch.stack(decoded) - points).abs() < 1e-3).all()) == same
 
 
 def test_a_weight_decodes_to_the_same_alone_and_among_others(paper: Schedule):
-    x_0, plan = pair(), from_t(paper, 300, 20)
+    x_0 = pair()
+    plan = from_t(paper, 300, 20)
     among = interpolate(gaussian_eps, paper, plan, x_0, WEIGHTS, 3)
     assert torch.equal(interpolate(gaussian_eps, paper, plan, x_0, WEIGHTS[1:2], 3)[0], among[1])
 
 
-def test_every_step_is_told(paper: Schedule):
-    told: list[int] = []
-    interpolate(
-        gaussian_eps, paper, from_t(paper, 300, 20), pair(), WEIGHTS, 3, lambda: told.append(1)
-    )
-    assert len(told) == 20
+def test_every_step_is_reported(paper: Schedule):
+    steps: list[int] = []
+    plan = from_t(paper, 300, 20)
+    interpolate(gaussian_eps, paper, plan, pair(), WEIGHTS, 3, lambda: steps.append(1))
+    assert len(steps) == 20

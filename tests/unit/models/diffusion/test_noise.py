@@ -1,3 +1,5 @@
+"""Noise: Philox's known answers, independence of the batch, and its distribution."""
+
 from __future__ import annotations
 
 import math
@@ -21,15 +23,16 @@ def word(value: int) -> Tensor:
 
 
 def words_of(counter: Sequence[int], key: Sequence[int]) -> tuple[int, ...]:
-    """Of one counter and one key, in the order of the paper."""
+    """Compute the words of one counter and one key, in the order of the paper."""
     c0, c1, c2, c3 = counter
     out = philox(torch.tensor([[c0, c2], [c1, c3]])[..., None, None], torch.tensor(key)[:, None])
     return tuple(int(out[i][0, 0]) for i in [(0, 0), (1, 0), (0, 1), (1, 1)])
 
 
+# kat_vectors of Random123
 @pytest.mark.parametrize(
     ("counter", "key", "answer"),
-    [  # kat_vectors of Random123
+    [
         ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
         ((ALL, ALL, ALL, ALL), (ALL, ALL), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
         (
@@ -44,36 +47,33 @@ def test_philox_gives_the_known_answers(counter, key, answer):
     assert words_of(counter, key) == answer
 
 
-def test_a_gpus_way_to_the_words_gives_those_of_a_cpu():
+def test_torch_and_numpy_compute_the_same_words():
+    """A GPU computes them with torch, and a CPU with NumPy."""
     torch.manual_seed(0)
-    counter, key = torch.randint(0, ALL + 1, (2, 2, 5, 7)), torch.randint(0, ALL + 1, (2, 5))
-    assert torch.equal(
-        noise.philox(counter, key, noise.rounds_in_torch),
-        noise.philox(counter, key, noise.rounds_in_numpy),
-    )
+    counter = torch.randint(0, ALL + 1, (2, 2, 5, 7))
+    key = torch.randint(0, ALL + 1, (2, 5))
+    by_torch = noise.philox(counter, key, noise.rounds_in_torch)
+    assert torch.equal(by_torch, noise.philox(counter, key, noise.rounds_in_numpy))
 
 
 def test_a_value_is_box_muller_of_the_words_at_its_address():
-    """Written out for one image by hand: counter (lane, draw, index, 0), key the two halves of the seed."""
-    seed, index, draw, shape = 2**53 - 1, 4_000_000_000, 1000, (1, 2, 3)
-    got = normal(word(seed), word(index), word(draw), shape).flatten()
+    """The counter is (lane, draw, index, 0), and the key the two halves of the seed."""
+    seed, index, draw = 2**53 - 1, 4_000_000_000, 1000
+    found = normal(word(seed), word(index), word(draw), (1, 2, 3)).flatten()
     lanes = [words_of((lane, draw, index, 0), (seed & ALL, seed >> 32)) for lane in (0, 1)]
 
     def pair(u: int, v: int) -> tuple[float, float]:
-        radius, angle = math.sqrt(-2 * math.log((u + 0.5) / 2**32)), 2 * math.pi * (v + 0.5) / 2**32
+        radius = math.sqrt(-2 * math.log((u + 0.5) / 2**32))
+        angle = 2 * math.pi * (v + 0.5) / 2**32
         return radius * math.cos(angle), radius * math.sin(angle)
 
-    first, second = [pair(w[0], w[1]) for w in lanes], [pair(w[2], w[3]) for w in lanes]
-    values = (
-        [p[0] for p in first]
-        + [p[1] for p in first]
-        + [p[0] for p in second]
-        + [p[1] for p in second]
-    )
-    torch.testing.assert_close(got, torch.tensor(values[:6]), rtol=1e-6, atol=1e-7)
+    pairs = [[pair(w[0], w[1]) for w in lanes], [pair(w[2], w[3]) for w in lanes]]
+    values = [pair[half] for of_lanes in pairs for half in (0, 1) for pair in of_lanes]
+    torch.testing.assert_close(found, torch.tensor(values[:6]), rtol=1e-6, atol=1e-7)
 
 
-seeds, words = st.integers(0, 2**53 - 1), st.integers(0, ALL)
+seeds = st.integers(0, 2**53 - 1)
+words = st.integers(0, ALL)
 
 
 @settings(max_examples=60)
@@ -86,9 +86,8 @@ seeds, words = st.integers(0, 2**53 - 1), st.integers(0, ALL)
 def test_noise_does_not_depend_on_batch_mates_batch_size_place_or_threads(
     chains, shape, threads, data
 ):
-    picked = data.draw(
-        st.permutations(range(len(chains))).map(lambda order: order[: max(1, len(order) // 2)])
-    )
+    order = data.draw(st.permutations(range(len(chains))))
+    picked = order[: max(1, len(order) // 2)]
     torch.set_num_threads(threads)
     together = normal(*torch.tensor(chains).T, shape)
     torch.set_num_threads(1)
@@ -108,20 +107,16 @@ def test_noise_has_the_asked_shape_and_is_always_finite(shape):
 
 @pytest.fixture(scope="module")
 def million() -> Tensor:
-    """16 seeds, 16 images, 4 draws, 1024 pixels."""
-    seed, index, draw = (
-        g.flatten()
-        for g in torch.meshgrid(torch.arange(16), torch.arange(16), torch.arange(4), indexing="ij")
-    )
+    """A million values: 16 seeds, 16 images, 4 draws, 1024 pixels."""
+    ranges = (torch.arange(16), torch.arange(16), torch.arange(4))
+    seed, index, draw = (grid.flatten() for grid in torch.meshgrid(*ranges, indexing="ij"))
     return normal(seed, index, draw, (1, 32, 32)).view(16, 16, 4, 1024).double()
 
 
 def test_the_moments_are_those_of_the_normal_distribution(million):
-    z, n = million.flatten(), million.numel()
     for power, moment, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
-        assert z.pow(power).mean().item() == pytest.approx(
-            moment, abs=4.5 * math.sqrt(variance / n)
-        ), f"moment {power}"
+        error = 4.5 * math.sqrt(variance / million.numel())
+        assert million.pow(power).mean().item() == pytest.approx(moment, abs=error), power
 
 
 def test_the_distribution_is_normal_by_kolmogorov_and_smirnov(million):
@@ -129,7 +124,8 @@ def test_the_distribution_is_normal_by_kolmogorov_and_smirnov(million):
     cdf = (1 + torch.erf(z / math.sqrt(2))) / 2
     steps = torch.arange(n + 1, dtype=torch.float64) / n
     distance = max((steps[1:] - cdf).max().item(), (cdf - steps[:-1]).max().item())
-    assert distance * math.sqrt(n) < 1.95  # p = 0.001
+    # p = 0.001
+    assert distance * math.sqrt(n) < 1.95
 
 
 @pytest.mark.parametrize(("axis", "name"), [(0, "seed"), (1, "index"), (2, "draw"), (3, "pixel")])
@@ -145,13 +141,12 @@ def test_the_two_halves_of_a_box_muller_pair_are_not_correlated(million):
     quarters = million.reshape(-1, 4, 256)
     for i in range(4):
         for j in range(i):
-            assert abs((quarters[:, i] * quarters[:, j]).mean().item()) < 4.5 / math.sqrt(
-                quarters[:, 0].numel()
-            )
+            products = quarters[:, i] * quarters[:, j]
+            assert abs(products.mean().item()) < 4.5 / math.sqrt(products.numel())
 
 
 def test_no_two_addresses_share_their_noise():
-    """Also where seed, index and draw exchange their values, and where seeds differ in the high word alone."""
+    """Some exchange seed, index and draw, and some seeds differ only in the high word."""
     addresses = [
         (1, 2, 3),
         (1, 3, 2),

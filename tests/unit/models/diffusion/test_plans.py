@@ -1,4 +1,4 @@
-"""Plans against what is known in closed form: x_0 ~ N(mu, s2 I), where eps* is affine in x and so is every step."""
+"""Plans against closed forms: for x_0 ~ N(mu, s2 I), eps* is affine in x, and so is every step."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Gaussian:
         return math.sqrt(alpha_bar) * self.mu, alpha_bar * self.s2 + 1 - alpha_bar
 
     def residual_variance(self, alpha_bar: torch.Tensor) -> torch.Tensor:
-        """Var(x_0 | x_t), whatever x_t is."""
+        """Var(x_0 | x_t), which is the same for every x_t."""
         return self.s2 * (1 - alpha_bar) / (alpha_bar * self.s2 + 1 - alpha_bar)
 
 
@@ -50,8 +50,12 @@ DATA = [Gaussian(0.3, 0.25), Gaussian(0.3, 1.0)]
 def marginals(
     plan: Plan, schedule: Schedule, data: Gaussian, start: tuple[float, float]
 ) -> list[tuple[float, float]]:
-    """Mean and variance after each row, from (x, x_0_hat_previous) as a Gaussian pair that the rows map affinely. Float64."""
-    mean, cov = np.array([start[0], 0.0]), np.diag([start[1], 0.0])
+    """Compute mean and variance after each row, in float64.
+
+    (x, x_0_hat_previous) is a Gaussian pair, which the rows map affinely.
+    """
+    mean = np.array([start[0], 0.0])
+    cov = np.diag([start[1], 0.0])
     seen = []
     for t, (p, q, _, a, b, d, s) in zip(plan.t.tolist(), plan.rows.double().tolist(), strict=True):
         slope, offset = data.eps(schedule.alpha_bar[t].item())
@@ -76,7 +80,7 @@ def plan_named(name: str, K: int, data: Gaussian) -> Plan:
     if name == "analytic":
         return analytic(K, data)
     if name.startswith("fixed"):
-        return compile_plan(PAPER, K, "ddpm", variance=name, clip=False)  # type: ignore[arg-type]
+        return compile_plan(PAPER, K, "ddpm", variance=name, clip=False)
     return compile_plan(PAPER, K, "ddim", eta=float(name.removeprefix("ddim ")), clip=False)
 
 
@@ -95,21 +99,20 @@ def plan_named(name: str, K: int, data: Gaussian) -> Plan:
 )
 def test_a_thousand_steps_end_at_the_known_mean_and_variance(s2, name, mean, variance):
     data = Gaussian(0.3, s2)
-    assert end(plan_named(name, 1000, data), data) == (
-        pytest.approx(mean, abs=1.2e-6),
-        pytest.approx(variance, abs=1.2e-6),
-    )
+    found = end(plan_named(name, 1000, data), data)
+    assert found == pytest.approx((mean, variance), abs=1.2e-6)
 
 
 def by_equation_12(name: str, K: int, data: Gaussian) -> tuple[float, float]:
-    """The end of the chain by x' = sqrt(ab') x_0_hat + sqrt(1 - ab' - tilde^2) eps + sigma z, without a plan or a posterior."""
+    """Compute the end of the chain without a plan or a posterior.
+
+    x' = sqrt(ab') x_0_hat + sqrt(1 - ab' - tilde^2) eps + sigma z
+    """
     tau = [round(i * 999 / (K - 1)) for i in range(K)] if K > 1 else [999]
     mean, variance = 0.0, 1.0
     for t, prev in pairwise([*reversed(tau), None]):
-        ab, ab_prev = (
-            PAPER.alpha_bar[t].item(),
-            1.0 if prev is None else PAPER.alpha_bar[prev].item(),
-        )
+        ab = PAPER.alpha_bar[t].item()
+        ab_prev = 1.0 if prev is None else PAPER.alpha_bar[prev].item()
         (eps, eps_0), (x_0, x_0_0) = data.eps(ab), data.x_0(ab)
         beta = 1 - ab / ab_prev
         tilde2 = (1 - ab_prev) / (1 - ab) * beta
@@ -133,24 +136,23 @@ def by_equation_12(name: str, K: int, data: Gaussian) -> tuple[float, float]:
     "name", ["fixed_small", "fixed_large", "analytic", "ddim 0", "ddim 0.5", "ddim 1"]
 )
 def test_every_sampler_ends_where_its_equation_says_for_any_number_of_steps(name, K, data):
-    # p reaches 157 at t = 999 and cancels against q: its last float32 digit is 8e-6, which only the fewest steps let through
+    # p reaches 157 at t = 999 and cancels against q. Its last float32 digit is 8e-6, which shows
+    # only with the fewest steps.
     tolerance = 2e-6 if K > 2 else 2e-5
-    assert end(plan_named(name, K, data), data) == pytest.approx(
-        by_equation_12(name, K, data), abs=tolerance
-    )
+    expected = by_equation_12(name, K, data)
+    assert end(plan_named(name, K, data), data) == pytest.approx(expected, abs=tolerance)
 
 
 @pytest.mark.parametrize("data", DATA, ids=str)
 @pytest.mark.parametrize("K", KS)
-def test_with_the_analytic_variance_every_marginal_is_exact_for_any_number_of_steps(K, data):
+def test_the_analytic_variance_makes_every_marginal_exact_for_any_number_of_steps(K, data):
     plan = analytic(K, data)
     alpha_bar = PAPER.alpha_bar[plan.t].tolist()
     seen = marginals(plan, PAPER, data, start=data.marginal(alpha_bar[0]))
     tolerance = 1e-6 if K > 2 else 2e-5
-    for got, here in zip(
-        seen, alpha_bar[1:], strict=False
-    ):  # each row but the last lands on the next row's marginal
-        assert got == pytest.approx(data.marginal(here), abs=tolerance)
+    # each row but the last lands on the next row's marginal
+    for found, there in zip(seen[:-1], alpha_bar[1:], strict=True):
+        assert found == pytest.approx(data.marginal(there), abs=tolerance)
     variance_of_estimate = data.x_0(alpha_bar[-1])[0] ** 2 * data.marginal(alpha_bar[-1])[1]
     assert seen[-1] == pytest.approx((data.mu, variance_of_estimate), abs=tolerance)
 
@@ -161,23 +163,20 @@ def test_the_analytic_variance_asks_for_its_measurement():
 
 
 @pytest.mark.parametrize("K", [2, 10, 1000])
-def test_of_pictures_the_last_analytic_noise_is_two_grey_levels_in_the_mean_or_fixed_smalls(K):
+def test_the_last_analytic_noise_of_images_is_capped(K):
+    """The cap is two grey levels in the mean, or fixed_small if that is more."""
     residual = torch.full((1000,), 0.1, dtype=torch.float64)
     plan = compile_plan(PAPER, K, variance="analytic", residual_variance=residual)
     exact = ddpm(PAPER, linspace_grid(K, 1000), "analytic", clip=False, residual_variance=residual)
     drawn = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)).abs().mean() * 127.5
     visible = 2 / drawn
-    assert plan.rows[-2, S] == pytest.approx(
-        min(visible.item(), exact.rows[-2, S].item()), rel=2e-3
-    )
+    capped = min(visible.item(), exact.rows[-2, S].item())
+    assert plan.rows[-2, S] == pytest.approx(capped, rel=2e-3)
     assert torch.equal(plan.rows[:-2, S], exact.rows[:-2, S])
     steep = Schedule(torch.tensor([0.04, 0.5], dtype=torch.float64))
     least = compile_plan(steep, 2, variance="fixed_small").rows[0, S]
-    assert (
-        compile_plan(steep, 2, variance="analytic", residual_variance=residual).rows[0, S]
-        == least
-        > visible
-    )
+    plan = compile_plan(steep, 2, variance="analytic", residual_variance=residual)
+    assert plan.rows[0, S] == least > visible
 
 
 @given(
@@ -196,22 +195,19 @@ def test_ddpm_with_fixed_small_is_ddim_with_eta_1(K, clip, prediction):
 @pytest.mark.parametrize("K", [2, 10, 1000])
 def test_ddim_with_eta_0_is_first_order_dpm_solver(K):
     tau = linspace_grid(K, 1000)
-    lam, alpha, sigma = (
-        f(PAPER.alpha_bar[tau])
-        for f in (lambda ab: (ab / (1 - ab)).log() / 2, torch.sqrt, lambda ab: (1 - ab).sqrt())
-    )
-    h = lam[:-1] - lam[1:]  # Lu et al., 2022: x' = sigma'/sigma x - alpha' (e^-h - 1) x_0_hat
+    alpha_bar = PAPER.alpha_bar[tau]
+    lam = (alpha_bar / (1 - alpha_bar)).log() / 2
+    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    # Lu et al., 2022: x' = sigma'/sigma x - alpha' (e^-h - 1) x_0_hat
+    h = lam[:-1] - lam[1:]
     rows = ddim(PAPER, tau, 0.0).rows.flip(0)[1:].double()
-    torch.testing.assert_close(
-        rows[:, COLUMNS.index("a")], -alpha[:-1] * torch.expm1(-h), rtol=1e-6, atol=1e-9
-    )
-    torch.testing.assert_close(
-        rows[:, COLUMNS.index("b")], sigma[:-1] / sigma[1:], rtol=1e-6, atol=1e-9
-    )
+    a, b = rows[:, COLUMNS.index("a")], rows[:, COLUMNS.index("b")]
+    torch.testing.assert_close(a, -alpha[:-1] * torch.expm1(-h), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(b, sigma[:-1] / sigma[1:], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("K", [1, 2, 3, 20, 1000])
-def test_2m_takes_first_order_steps_where_it_knows_nothing_before_and_at_the_end(K):
+def test_2m_takes_first_order_steps_at_both_ends(K):
     tau = linspace_grid(K, 1000)
     one, two = ddim(PAPER, tau, 0.0).rows, dpmpp_2m(PAPER, tau).rows
     for row in {0, K - 1}:
@@ -222,33 +218,38 @@ def test_2m_takes_first_order_steps_where_it_knows_nothing_before_and_at_the_end
 
 
 def test_2m_extrapolates_x_0_hat_by_half_the_ratio_of_its_steps_in_log_snr():
-    """D = x_0_hat + h / (2 h_before) (x_0_hat - x_0_hat_previous), Lu et al., 2022; the ratio is not 1 here."""
+    """D = x_0_hat + h / (2 h_before) (x_0_hat - x_0_hat_previous), Lu et al., 2022.
+
+    The ratio is not 1 here.
+    """
     tau = torch.tensor([0, 30, 400, 450, 999])
     lam = [0.5 * math.log(ab / (1 - ab)) for ab in PAPER.alpha_bar[tau].tolist()]
     a, d = (dpmpp_2m(PAPER, tau).rows.flip(0)[:, COLUMNS.index(c)].tolist() for c in "ad")
     first_order = ddim(PAPER, tau, 0.0).rows.flip(0)[:, COLUMNS.index("a")].tolist()
-    for i in (1, 2, 3):  # row 4 has nothing before it, row 0 goes to noise 0
+    # row 4 has nothing before it, and row 0 goes to noise 0
+    for i in (1, 2, 3):
         extra = (lam[i - 1] - lam[i]) / (2 * (lam[i] - lam[i + 1]))
-        assert (a[i], d[i]) == pytest.approx(
-            (first_order[i] * (1 + extra), -first_order[i] * extra), rel=1e-5
-        )
+        assert a[i] == pytest.approx(first_order[i] * (1 + extra), rel=1e-5)
+        assert d[i] == pytest.approx(-first_order[i] * extra, rel=1e-5)
 
 
 def order_of_convergence(sampler: str, Ks: tuple[int, ...]) -> float:
-    """Minus the slope of log error on log K, at noise level tau_0, against the exact probability-flow solution.
+    """Measure minus the slope of log error on log K, against the exact probability-flow solution.
 
-    On a process whose log SNR is smooth to the end: from 1e-4 it dives by half a unit in the last steps, however small they are.
+    The error is at noise level tau_0. The process has a log SNR that is smooth to the end: that of
+    betas from 1e-4 falls by half a unit in the last steps, however small these are.
     """
     beta = torch.cat([torch.tensor([0.2]), torch.full((20_000,), 3e-4)]).double()
-    data, schedule = Gaussian(0.3, 0.25), Schedule(beta)
+    data = Gaussian(0.3, 0.25)
+    schedule = Schedule(beta)
     errors = []
     for K in Ks:
-        plan = compile_plan(schedule, K, sampler, clip=False)  # type: ignore[arg-type]
+        plan = compile_plan(schedule, K, sampler, clip=False)
         first, last = (data.marginal(schedule.alpha_bar[t].item()) for t in (-1, 0))
         exact = last[0] + (1.5 - first[0]) * math.sqrt(last[1] / first[1])
-        errors.append(
-            abs(marginals(plan, schedule, data, start=(1.5, 0.0))[-2][0] - exact)
-        )  # the last row jumps to noise 0
+        # the last row jumps to noise 0
+        before_last, _ = marginals(plan, schedule, data, start=(1.5, 0.0))[-2]
+        errors.append(abs(before_last - exact))
     return -np.polyfit(np.log(Ks), np.log(errors), 1)[0]
 
 

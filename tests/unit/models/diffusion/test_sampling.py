@@ -1,3 +1,5 @@
+"""The plain loop against known means and variances, known sets of points, and diffusers."""
+
 from __future__ import annotations
 
 import math
@@ -19,7 +21,10 @@ class GaussianNet:
     def __init__(
         self, schedule: Schedule, mu: float, s2: float, prediction: str = "epsilon"
     ) -> None:
-        self.alpha_bar, self.mu, self.s2, self.prediction = schedule.alpha_bar, mu, s2, prediction
+        self.alpha_bar = schedule.alpha_bar
+        self.mu = mu
+        self.s2 = s2
+        self.prediction = prediction
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         ab = self.alpha_bar[t][:, None, None, None]
@@ -45,21 +50,18 @@ def test_a_run_over_many_pixels_has_the_known_mean_and_variance(paper, name, mea
     sampler, kind = ("ddim", "fixed_small") if name == "ddim" else ("ddpm", name)
     plan = compile_plan(paper, 1000, sampler, variance=kind, clip=False)
     x = sample(GaussianNet(paper, 0.3, 0.25), plan, 3, range(4), (1, 32, 32)).double()
-    n = x.numel()  # 4096: one standard error of the mean is .008, of the variance .0055
+    # 4096: one standard error of the mean is .008, of the variance .0055
+    n = x.numel()
     assert x.mean().item() == pytest.approx(mean, abs=4 * math.sqrt(variance / n))
     assert x.var().item() == pytest.approx(variance, abs=4 * variance * math.sqrt(2 / n))
 
 
-def test_the_analytic_variance_is_right_in_ten_steps_where_fixed_small_is_far_off(paper):
+def test_the_analytic_variance_is_right_in_ten_steps_and_fixed_small_is_far_off(paper):
     residual = 0.25 * (1 - paper.alpha_bar) / (paper.alpha_bar * 0.25 + 1 - paper.alpha_bar)
-    tau, net = linspace_grid(10, 1000), GaussianNet(paper, 0.3, 0.25)
-    exact = sample(
-        net,
-        ddpm(paper, tau, "analytic", clip=False, residual_variance=residual),
-        3,
-        range(20),
-        (1, 32, 32),
-    )
+    tau = linspace_grid(10, 1000)
+    net = GaussianNet(paper, 0.3, 0.25)
+    analytic = ddpm(paper, tau, "analytic", clip=False, residual_variance=residual)
+    exact = sample(net, analytic, 3, range(20), (1, 32, 32))
     small = sample(net, ddpm(paper, tau, "fixed_small", clip=False), 3, range(20), (1, 32, 32))
     assert exact.var().item() == pytest.approx(0.25, abs=4 * 0.25 * math.sqrt(2 / exact.numel()))
     assert small.var().item() < 0.2
@@ -67,9 +69,8 @@ def test_the_analytic_variance_is_right_in_ten_steps_where_fixed_small_is_far_of
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
 def test_a_finite_training_set_comes_back_point_for_point(paper, sampler):
-    """The optimal eps is a softmax over the set; the chain must end on one of its points, and not always the same."""
+    """The optimal eps is a softmax over the set, so a chain ends on one of its points."""
     points = torch.randint(0, 256, (5, 3, 4, 4)) / 127.5 - 1
-
     x = sample(points_eps(points), compile_plan(paper, 250, sampler), 0, range(64), (3, 4, 4))
     distance = (x[:, None] - points).abs().amax((2, 3, 4))
     assert distance.min(1).values.max() < 1e-3
@@ -89,27 +90,16 @@ def test_networks_that_predict_x_0_or_v_give_what_eps_gives(paper, sampler, pred
 
 @pytest.mark.parametrize("K", [1, 7, 50])
 def test_the_last_step_returns_x_0_hat_itself_without_noise(paper, K):
-    *_, (x, x_0_hat) = chain(
-        GaussianNet(paper, 0.3, 0.25),
-        compile_plan(paper, K, variance="fixed_large"),
-        0,
-        [0],
-        (1, 8, 8),
-    )
+    plan = compile_plan(paper, K, variance="fixed_large")
+    *_, (x, x_0_hat) = chain(GaussianNet(paper, 0.3, 0.25), plan, 0, [0], (1, 8, 8))
     assert torch.equal(x, x_0_hat)
 
 
 def test_x_0_hat_is_clipped_before_the_mean_is_formed(paper, noise_of):
-    """One step by hand: an output that asks for |x_0| = 5 moves the mean as 1 does, and x itself is not clipped."""
+    """An output of 5 for x_0 moves the mean as 1 does, and x itself is not clipped."""
     noise_of(lambda draw: torch.full((1, 1, 2, 2), 3.0) if draw == 0 else torch.zeros(1, 1, 2, 2))
-    steps = chain(
-        lambda x, t: torch.full_like(x, 5.0),
-        compile_plan(paper, 1000, prediction="sample"),
-        0,
-        [0],
-        (1, 2, 2),
-    )
-    x, x_0_hat = next(steps)
+    plan = compile_plan(paper, 1000, prediction="sample")
+    x, x_0_hat = next(chain(lambda x, t: torch.full_like(x, 5.0), plan, 0, [0], (1, 2, 2)))
     assert torch.equal(x_0_hat, torch.ones(1, 1, 2, 2))
     expected = 1.28351487e-4 * 1 + 0.98994868 * 3
     torch.testing.assert_close(x, torch.full_like(x, expected), rtol=1e-7, atol=0)
@@ -126,7 +116,7 @@ def test_the_network_sees_every_timestep_of_the_plan_as_it_is(paper):
     assert seen == [[999, 999], [500, 500], [0, 0]]
 
 
-def test_ddpm_with_fixed_small_and_ddim_with_eta_1_draw_the_same_pictures(paper, small_net):
+def test_ddpm_with_fixed_small_and_ddim_with_eta_1_make_the_same_images(paper, small_net):
     one, other = (
         sample(small_net, compile_plan(paper, 20, sampler, eta=1.0), 4, [0, 1], (3, 8, 8))
         for sampler in ("ddpm", "ddim")
@@ -138,10 +128,8 @@ def test_ddpm_with_fixed_small_and_ddim_with_eta_1_draw_the_same_pictures(paper,
 def test_the_chain_starts_from_draw_0_and_row_k_takes_draw_k_plus_1(paper):
     plan = compile_plan(paper, 4)
     (x, _), *_ = chain(lambda x, t: torch.zeros_like(x), plan, 9, [6], (1, 4, 4))
-    x_T, z = (
-        normal(torch.tensor([9]), torch.tensor([6]), torch.tensor([draw]), (1, 4, 4))
-        for draw in (0, 1)
-    )
+    seed, index = torch.tensor([9]), torch.tensor([6])
+    x_T, z = (normal(seed, index, torch.tensor([draw]), (1, 4, 4)) for draw in (0, 1))
     p, _, _, a, b, _, s = plan.rows[0]
     torch.testing.assert_close(x, a * (p * x_T).clamp(-1, 1) + b * x_T + s * z)
 
@@ -154,17 +142,18 @@ def test_an_image_of_a_closed_form_network_does_not_depend_on_its_batch_mates(pa
 
 
 def test_the_numbers_of_diffusers_own_scheduler_test_come_out(paper, noise_of):
-    """test_full_loop_no_noise of its test_scheduler_ddpm.py: 258.9606 and .3372 for the dummy model x t / (t + 1)."""
+    """They are 258.9606 and .3372 for the dummy model x t / (t + 1).
+
+    The test is test_full_loop_no_noise of test_scheduler_ddpm.py.
+    """
     generator = torch.Generator().manual_seed(0)
     start = (torch.arange(4 * 3 * 8 * 8).reshape(3, 8, 8, 4) / (4 * 3 * 8 * 8)).permute(3, 0, 1, 2)
     noise_of(lambda draw: torch.randn(4, 3, 8, 8, generator=generator) if draw else start)
-    x = sample(
-        lambda x, t: x * (t / (t + 1))[:, None, None, None],
-        compile_plan(paper, 1000),
-        0,
-        range(4),
-        (3, 8, 8),
-    )
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        return x * (t / (t + 1))[:, None, None, None]
+
+    x = sample(net, compile_plan(paper, 1000), 0, range(4), (3, 8, 8))
     assert x.abs().sum().item() == pytest.approx(258.9606, abs=1e-2)
     assert x.abs().mean().item() == pytest.approx(0.3372, abs=1e-3)
 
@@ -176,7 +165,6 @@ def test_every_byte_survives_the_way_to_minus_one_and_one_and_back():
     assert torch.equal(to_bytes(x), levels)
 
 
-def test_bytes_are_rounded_and_what_lies_outside_is_clipped():
-    assert to_bytes(
-        torch.tensor([-3.0, -1.0, 0.4 / 127.5 - 1, 0.6 / 127.5 - 1, 1.0, 1.7])
-    ).tolist() == [0, 0, 0, 1, 255, 255]
+def test_bytes_are_rounded_and_values_outside_are_clipped():
+    x = torch.tensor([-3.0, -1.0, 0.4 / 127.5 - 1, 0.6 / 127.5 - 1, 1.0, 1.7])
+    assert to_bytes(x).tolist() == [0, 0, 0, 1, 255, 255]

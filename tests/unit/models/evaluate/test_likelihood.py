@@ -1,4 +1,4 @@
-"""The bound of Eq. 5 against closed forms, the paper's published numbers and the formulas written out."""
+"""The bound of Eq. 5 against closed forms, the paper's numbers and the formulas written out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEVELS = torch.tensor([0, 1, 127, 128, 254, 255], dtype=torch.uint8).reshape(1, 
 
 
 def perfect(x: Tensor, t: Tensor) -> Tensor:
-    """The eps of a data set of one black picture."""
+    """The eps of a data set of one black image."""
     s = Schedule.linear()
     alpha_bar = s.alpha_bar[t].float()[:, None, None, None]
     return (x + alpha_bar.sqrt()) / (1 - alpha_bar).sqrt()
@@ -30,25 +30,26 @@ def blind(x: Tensor, t: Tensor) -> Tensor:
 
 
 def pixels(count: int = 3) -> Tensor:
-    return torch.randint(
-        0, 256, (count, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 1, 4, 4), dtype=torch.uint8, generator=generator)
 
 
 def test_the_decoder_gives_the_levels_their_probabilities():
-    """Those of the error function; the paper's code has a tanh for it, which is off by up to 4e-4."""
+    """They are those of the error function.
+
+    The paper's code approximates it by a tanh, which is off by up to 4e-4.
+    """
     off = 0.003
     mean = LEVELS.double() / 127.5 - 1 + off
-    nats = [
-        decoder_bits(LEVELS[..., i : i + 1], mean[..., i : i + 1], SIGMA_1).item() * math.log(2)
-        for i in range(6)
-    ]
-    below = [
-        0.5 * (1 + math.erf((edge - off) / SIGMA_1 / math.sqrt(2))) for edge in (-1 / 255, 1 / 255)
-    ]
-    assert nats == pytest.approx(
-        [-math.log(p) for p in (below[1], *4 * [below[1] - below[0]], 1 - below[0])], rel=1e-12
-    )
+    pairs = zip(LEVELS.split(1, dim=3), mean.split(1, dim=3), strict=True)
+    nats = [decoder_bits(level, centre, SIGMA_1).item() * math.log(2) for level, centre in pairs]
+
+    def below(edge: float) -> float:
+        return 0.5 * (1 + math.erf((edge - off) / SIGMA_1 / math.sqrt(2)))
+
+    low, high = below(-1 / 255), below(1 / 255)
+    probabilities = (high, *4 * [high - low], 1 - low)
+    assert nats == pytest.approx([-math.log(p) for p in probabilities], rel=1e-12)
     assert nats == pytest.approx([0.59846075, *4 * [0.98025336], 0.19169457], abs=4e-4)
 
 
@@ -64,19 +65,19 @@ def test_the_levels_probabilities_sum_to_one(mean: float):
 
 
 def test_a_level_far_from_the_mean_costs_what_its_tail_costs():
-    """Where the paper's code would stop at 27.6 nats: a Gaussian's tail from 1.9 / sigma on."""
-    white, mean = (
-        torch.full((1, 1, 1, 1), 255, dtype=torch.uint8),
-        torch.full((1, 1, 1, 1), -1.0, dtype=torch.float64),
-    )
+    """The paper's code would stop at 27.6 nats. The tail is a Gaussian's from 1.9 / sigma on."""
+    white = torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)
+    mean = torch.full((1, 1, 1, 1), -1.0, dtype=torch.float64)
     z = (2 - 1 / 255) / SIGMA_1
-    tail = z**2 / 2 + math.log(z * math.sqrt(2 * math.pi))  # of the upper tail, to first order
+    # the upper tail, to first order
+    tail = z**2 / 2 + math.log(z * math.sqrt(2 * math.pi))
     assert decoder_bits(white, mean, SIGMA_1).item() * math.log(2) == pytest.approx(tail, rel=1e-6)
 
 
 def test_a_transition_costs_the_divergence_of_its_gaussians(paper: Schedule):
     x_0, x_0_hat, x_t = (torch.randn(2, 8, dtype=torch.float64) for _ in range(3))
-    posterior, sigma2 = Posterior(paper), reverse_variance(paper, "fixed_large")
+    posterior = Posterior(paper)
+    sigma2 = reverse_variance(paper, "fixed_large")
     error = (x_0 - x_0_hat).square().mean(1, keepdim=True).expand(2, paper.T)
     for t in (1, 500, 999):
         q, p = (
@@ -99,18 +100,17 @@ def test_the_prior_costs_the_divergence_from_a_standard_normal(paper: Schedule):
 
 @pytest.mark.parametrize("steps", [1000, 100, 7])
 @pytest.mark.parametrize(("variance", "bits"), [(0.25, 1.047098), (1.0, 2.047098)])
-def test_of_gaussian_data_the_bound_is_the_entropy(
+def test_the_bound_for_gaussian_data_is_their_entropy(
     paper: Schedule, variance: float, bits: float, steps: int
 ):
-    """With the optimal network, the analytic variance and a Gaussian decoder, for every number of steps."""
+    """The network is optimal, the variance analytic, and the decoder Gaussian."""
     process = paper.respaced(linspace_grid(steps, paper.T))
-    unknown = (
-        variance * (1 - process.alpha_bar) / (process.alpha_bar * variance + 1 - process.alpha_bar)
-    )
-    transitions = transition_bits(
-        process, reverse_variance(process, "analytic", unknown), unknown[None]
-    ).sum()
-    mean, alpha_bar = 0.3, process.alpha_bar[-1]
+    alpha_bar = process.alpha_bar
+    unknown = variance * (1 - alpha_bar) / (alpha_bar * variance + 1 - alpha_bar)
+    sigma2 = reverse_variance(process, "analytic", unknown)
+    transitions = transition_bits(process, sigma2, unknown[None]).sum()
+    mean = 0.3
+    alpha_bar = process.alpha_bar[-1]
     prior = (alpha_bar * (variance + mean**2) - alpha_bar - (1 - alpha_bar).log()) / 2
     decoder = (1 + (2 * math.pi * unknown[0]).log()) / 2
     assert float(transitions + (prior + decoder) / math.log(2)) == pytest.approx(bits, abs=1e-6)
@@ -131,49 +131,40 @@ def test_a_network_that_knows_nothing_pays_for_it(paper: Schedule):
     evaluation = Evaluation(blind, paper, "sample", 50)
     terms = evaluation.terms(pixels(), 1, range(3))
     x_0 = pixels().double() / 127.5 - 1
-    assert torch.allclose(
-        terms.squared_error, x_0.square().flatten(1).mean(1)[:, None].expand(3, 50), atol=1e-7
-    )
-    assert evaluation.likelihood(terms, "fixed_small").distortion > 1000, (
-        "no probability is clamped"
-    )
+    expected = x_0.square().flatten(1).mean(1)[:, None].expand(3, 50)
+    assert torch.allclose(terms.squared_error, expected, atol=1e-7)
+    distortion = evaluation.likelihood(terms, "fixed_small").distortion
+    assert distortion > 1000, "no probability is clamped"
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_x_0_hat_is_the_samplers(paper: Schedule, prediction: str):
-    """Each kind of output that says x_0 = 0 does so."""
+    """Each kind of output that means x_0 = 0 is read as 0."""
     s = Schedule.linear()
 
-    def says_zero(x: Tensor, t: Tensor) -> Tensor:
+    def means_zero(x: Tensor, t: Tensor) -> Tensor:
         alpha_bar = s.alpha_bar[t].float()[:, None, None, None]
         if prediction == "epsilon":
             return x / (1 - alpha_bar).sqrt()
-        return (
-            torch.zeros_like(x)
-            if prediction == "sample"
-            else x * (alpha_bar / (1 - alpha_bar)).sqrt()
-        )
+        if prediction == "sample":
+            return torch.zeros_like(x)
+        return x * (alpha_bar / (1 - alpha_bar)).sqrt()
 
-    terms = Evaluation(says_zero, paper, prediction, 10).terms(pixels(), 1, range(3))
+    terms = Evaluation(means_zero, paper, prediction, 10).terms(pixels(), 1, range(3))
     expected = (pixels().double() / 127.5 - 1).square().flatten(1).mean(1)
     assert torch.allclose(terms.squared_error, expected[:, None].expand(3, 10), atol=1e-4)
 
 
-def test_a_picture_is_judged_the_same_in_any_batch(paper: Schedule):
+def test_an_image_has_the_same_terms_in_any_batch(paper: Schedule):
     evaluation = Evaluation(lambda x, t: 0.5 * x, paper, "epsilon", 12)
     together = evaluation.terms(pixels(5), 3, range(10, 15))
-    apart = Terms.joined(
-        [
-            evaluation.terms(pixels(5)[:2], 3, [10, 11]),
-            evaluation.terms(pixels(5)[2:], 3, [12, 13, 14]),
-        ]
-    )
+    first = evaluation.terms(pixels(5)[:2], 3, [10, 11])
+    apart = Terms.joined([first, evaluation.terms(pixels(5)[2:], 3, [12, 13, 14])])
     assert len(apart) == 5
     for name in ("squared_error", "prior", "decoder"):
         assert torch.equal(getattr(together, name), getattr(apart, name)), name
-    assert not torch.equal(
-        together.squared_error, evaluation.terms(pixels(5), 4, range(10, 15)).squared_error
-    )
+    of_another_seed = evaluation.terms(pixels(5), 4, range(10, 15))
+    assert not torch.equal(together.squared_error, of_another_seed.squared_error)
 
 
 SCHEDULES = {"linear": Schedule.linear(), "cosine": Schedule.cosine()}
@@ -186,7 +177,10 @@ SCHEDULES = {"linear": Schedule.linear(), "cosine": Schedule.cosine()}
 def test_the_bound_is_that_of_eq_5_written_out(
     name: str, prediction: str, variance: str, steps: int
 ):
-    """By distributions, one transition after another, with a network whose x_0_hat depends on all that it is given."""
+    """Distributions give it, one transition after another.
+
+    The network's x_0_hat depends on both of its inputs.
+    """
 
     def net(x: Tensor, t: Tensor) -> Tensor:
         return torch.tanh(0.7 * x) + 0.2 * (t / 1000)[:, None, None, None]
@@ -194,27 +188,26 @@ def test_the_bound_is_that_of_eq_5_written_out(
     schedule = SCHEDULES[name]
     evaluation = Evaluation(net, schedule, prediction, steps)
     terms = evaluation.terms(pixels(), 3, range(7, 10))
-    tau, process = (
-        linspace_grid(steps, schedule.T),
-        schedule.respaced(linspace_grid(steps, schedule.T)),
-    )
-    posterior, x_0 = Posterior(process), pixels().double() / 127.5 - 1
+    tau = linspace_grid(steps, schedule.T)
+    process = schedule.respaced(tau)
+    posterior = Posterior(process)
+    x_0 = pixels().double() / 127.5 - 1
     sigma2 = process.beta if variance == "fixed_large" else posterior.variance
     index = torch.arange(7, 10)
+    seed = torch.full_like(index, 3)
     parts = []
     for k, t in enumerate(tau):
-        z = normal(
-            torch.full_like(index, 3), index, torch.full_like(index, int(t) + 1), (1, 4, 4)
-        ).double()
+        z = normal(seed, index, torch.full_like(index, int(t) + 1), (1, 4, 4)).double()
         alpha_bar = process.alpha_bar[k]
         x_t = (alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * z).float()
-        out, x_t = net(x_t, t.expand(3)).double(), x_t.double()
-        says = {
+        out = net(x_t, t.expand(3)).double()
+        x_t = x_t.double()
+        estimates = {
             "epsilon": (x_t - (1 - alpha_bar).sqrt() * out) / alpha_bar.sqrt(),
             "v_prediction": alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * out,
             "sample": out,
         }
-        x_0_hat = says[prediction].clamp(-1, 1)
+        x_0_hat = estimates[prediction].clamp(-1, 1)
         if k == 0:
             parts.append(decoder_bits(pixels(), x_0_hat, float(posterior.variance[1].sqrt())))
             continue
@@ -233,12 +226,11 @@ def test_the_bound_is_that_of_eq_5_written_out(
     assert found.distortion == pytest.approx(float(parts[0].mean()), rel=1e-5)
     coding = evaluation.coding(terms, variance)
     gained = torch.tensor(coding.rate).diff()
-    assert torch.allclose(
-        gained, torch.stack(parts[:0:-1]).mean(1).float(), rtol=1e-4, atol=1e-7
-    ), "the last timestep first"
+    last_first = torch.stack(parts[:0:-1]).mean(1).float()
+    assert torch.allclose(gained, last_first, rtol=1e-4, atol=1e-7)
 
 
-def test_what_is_sent_grows_to_the_rate_and_the_error_is_in_grey_levels(paper: Schedule):
+def test_progressive_coding_grows_to_the_rate_with_errors_in_grey_levels(paper: Schedule):
     evaluation = Evaluation(blind, paper, "sample", 20)
     terms = evaluation.terms(pixels(), 1, range(3))
     coding = evaluation.coding(terms, "fixed_small")
@@ -251,14 +243,12 @@ def test_what_is_sent_grows_to_the_rate_and_the_error_is_in_grey_levels(paper: S
 
 
 @pytest.mark.parametrize("steps", [0, 1, 1001])
-def test_a_number_of_steps_that_cannot_be_is_refused(paper: Schedule, steps: int):
+def test_a_number_of_steps_outside_the_schedule_is_refused(paper: Schedule, steps: int):
     with pytest.raises(ValueError, match=f"steps={steps}"):
         Evaluation(blind, paper, "epsilon", steps)
 
 
-def test_of_one_picture_there_is_no_standard_error(paper: Schedule):
+def test_one_image_has_no_standard_error(paper: Schedule):
     evaluation = Evaluation(blind, paper, "epsilon", 5)
-    assert (
-        evaluation.likelihood(evaluation.terms(pixels(1), 0, [0]), "fixed_small").standard_error
-        is None
-    )
+    terms = evaluation.terms(pixels(1), 0, [0])
+    assert evaluation.likelihood(terms, "fixed_small").standard_error is None

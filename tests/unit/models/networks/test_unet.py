@@ -34,11 +34,10 @@ AT_256 = {
     "down_block_types": [*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4],
 }
-DEFAULTS = {
-    "sample_size": 16,
-    "block_out_channels": [32, 64, 96, 128],
-}  # the rest as diffusers has it
-NARROW = {  # the published options with few channels
+# the rest as diffusers has it
+DEFAULTS = {"sample_size": 16, "block_out_channels": [32, 64, 96, 128]}
+# the published options with few channels
+NARROW = {
     **PUBLISHED,
     "sample_size": 16,
     "block_out_channels": [32, 64],
@@ -48,7 +47,7 @@ NARROW = {  # the published options with few channels
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """Of the worst pixel, in units of the standard deviation of the output."""
+    """Measure the worst pixel's difference, in units of the output's standard deviation."""
     return ((a - b).abs().max() / b.std()).item()
 
 
@@ -94,7 +93,7 @@ def test_the_network_is_that_of_diffusers(config, size, parameters, randomise):
     ],
 )
 def test_a_wrong_flag_is_noticed(flag, value, randomise):
-    """What shows that the comparison above could fail: each option, alone, moves the output by more than it allows."""
+    """The comparison above can fail: each option alone moves the output by more than it allows."""
     theirs, ours = both(NARROW, randomise)
     other = UNet(replace(ours.cfg, **{flag: value})).eval()
     other.load_state_dict(ours.state_dict())
@@ -104,7 +103,7 @@ def test_a_wrong_flag_is_noticed(flag, value, randomise):
     assert wrong > max(1e-5, 10 * right)
 
 
-def test_a_timestep_that_is_off_by_one_is_noticed(randomise):
+def test_a_timestep_off_by_one_is_noticed(randomise):
     theirs, ours = both(NARROW, randomise)
     x, t = inputs(16)
     with torch.inference_mode():
@@ -147,13 +146,11 @@ def test_a_fresh_network_gives_zero_and_its_residual_branches_are_silent(small_c
 def test_every_parameter_takes_part(small_config, randomise):
     net = randomise(UNet(small_config))
     net(torch.randn(2, 3, 8, 8), torch.tensor([1, 900])).square().mean().backward()
+    gradients = {name: p.grad for name, p in net.named_parameters()}
+    assert None not in gradients.values()
     # softmax does not see the keys' bias, so its gradient is rounding alone
-    silent = [
-        n
-        for n, p in net.named_parameters()
-        if p.grad is None or (p.grad.abs().max() < 1e-9 and "to_k.bias" not in n)
-    ]
-    assert silent == []
+    silent = {name for name, gradient in gradients.items() if gradient.abs().max() < 1e-9}
+    assert {name for name in silent if "to_k.bias" not in name} == set()
 
 
 def test_dropout_acts_in_training_only(small_config, randomise):

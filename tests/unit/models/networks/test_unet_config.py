@@ -1,3 +1,5 @@
+"""The options of diffusers' config.json: read as diffusers reads them, or refused by name."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -19,12 +21,8 @@ def test_absent_keys_mean_what_they_mean_in_diffusers():
 
 
 def test_a_configuration_survives_being_written_and_read(small_config):
-    for config in (
-        small_config,
-        replace(
-            small_config, attention_head_dim=None, norm_eps=1e-6, dropout=0.1, add_attention=False
-        ),
-    ):
+    options = {"attention_head_dim": None, "norm_eps": 1e-6, "dropout": 0.1, "add_attention": False}
+    for config in (small_config, replace(small_config, **options)):
         assert UNetConfig.from_diffusers(config.to_diffusers()) == config
 
 
@@ -108,11 +106,11 @@ def test_a_pair_of_equal_sides_is_square():
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
-def test_what_this_network_cannot_be_is_refused_by_name(config, says):
+def test_an_unsupported_option_is_refused_by_name(config, says):
     with pytest.raises(UnsupportedConfig, match=says):
         UNetConfig.from_diffusers({"sample_size": 64, **config})
 
 
-def test_a_head_width_matters_only_where_there_is_attention(small_config):
-    """The 16 channels of the first level have none, so heads of 32 fit."""
+def test_a_head_width_matters_only_for_levels_with_attention(small_config):
+    """The first level, of 16 channels, has no attention, so heads of 32 fit."""
     assert replace(small_config, attention_head_dim=32).heads(32) == 1

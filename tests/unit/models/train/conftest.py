@@ -58,32 +58,33 @@ def recipe_text() -> str:
 
 @pytest.fixture
 def make_recipe(tmp_path):
-    """`make_recipe(updates=3, ...)`: the recipe above with other options of its training, or of a named section."""
+    """`make_recipe(updates=3, ...)` changes options of the recipe above.
+
+    They are those of its training, or of a named section.
+    """
 
     def make(section: str = "training", **changes: object) -> TrainingRecipe:
         path = tmp_path / "recipe.toml"
         path.write_text(RECIPE)
         recipe = TrainingRecipe.read(path)
-        return recipe.model_copy(
-            update={section: getattr(recipe, section).model_copy(update=changes)}
-        )
+        changed = getattr(recipe, section).model_copy(update=changes)
+        return recipe.model_copy(update={section: changed})
 
     return make
 
 
 @pytest.fixture
 def images() -> ArrayImages:
-    """Twenty pictures of a bright left half: 20 is no multiple of the batch of 6."""
-    pixels = torch.randint(
-        0, 64, (20, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(5)
-    )
+    """Twenty images with a bright left half: 20 is no multiple of the batch of 6."""
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randint(0, 64, (20, 1, 8, 8), dtype=torch.uint8, generator=generator)
     pixels[..., :4] += 180
     return ArrayImages(pixels)
 
 
 @pytest.fixture
 def train(images):
-    """`train(recipe, out)`: a trainer that has run to the recipe's end, or `only` so many updates."""
+    """`train(recipe, out)` runs a trainer to the recipe's end, or for `only` so many updates."""
 
     def run(recipe: TrainingRecipe, out: Path, only: int | None = None) -> Trainer:
         trainer = Trainer(recipe, images, out, torch.device("cpu"))

@@ -1,3 +1,5 @@
+"""Images to train on: every format is read, and every fault is named with its file."""
+
 from __future__ import annotations
 
 import gzip
@@ -15,11 +17,8 @@ COLOUR = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
 
 
 def idx(array: np.ndarray) -> bytes:
-    return (
-        bytes([0, 0, 8, array.ndim])
-        + struct.pack(f">{array.ndim}I", *array.shape)
-        + array.tobytes()
-    )
+    shape = struct.pack(f">{array.ndim}I", *array.shape)
+    return bytes([0, 0, 8, array.ndim]) + shape + array.tobytes()
 
 
 def everything(images) -> np.ndarray:
@@ -37,9 +36,8 @@ def test_an_npz_of_grey_or_coloured_images_is_read(tmp_path):
     np.savez(tmp_path / "grey.npz", labels=np.zeros(3), images=GREY)
     np.savez_compressed(tmp_path / "colour.npz", whatever=COLOUR)
     assert np.array_equal(everything(open_images(tmp_path / "grey.npz", 4, 1)), GREY[:, None])
-    assert np.array_equal(
-        everything(open_images(tmp_path / "colour.npz", 4, 3)), COLOUR.transpose(0, 3, 1, 2)
-    )
+    coloured = everything(open_images(tmp_path / "colour.npz", 4, 3))
+    assert np.array_equal(coloured, COLOUR.transpose(0, 3, 1, 2))
 
 
 def test_a_batch_follows_the_order_asked_for(tmp_path):
@@ -60,7 +58,7 @@ def test_a_folder_is_read_in_the_order_of_its_names_and_below(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA", "CMYK"])
-def test_every_kind_of_picture_becomes_the_networks_channels(tmp_path, mode, channels):
+def test_every_kind_of_image_becomes_the_networks_channels(tmp_path, mode, channels):
     Image.new("RGB", (9, 5), (204, 204, 204)).convert(mode).save(tmp_path / "a.tif")
     pixels = everything(open_images(tmp_path, 8, channels))
     assert pixels.shape == (1, channels, 8, 8)
@@ -69,14 +67,13 @@ def test_every_kind_of_picture_becomes_the_networks_channels(tmp_path, mode, cha
 
 
 def test_sixteen_bit_grey_keeps_its_levels(tmp_path):
-    Image.fromarray(np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)).save(
-        tmp_path / "a.png"
-    )
+    levels = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.png")
     pixels = everything(open_images(tmp_path, 8, 1))[0, 0]
     assert np.abs(pixels.flatten() - np.linspace(0, 255, 64)).max() <= 1.5
 
 
-def test_an_oblong_picture_is_cropped_to_its_middle(tmp_path):
+def test_an_oblong_image_is_cropped_to_its_middle(tmp_path):
     picture = np.zeros((8, 16), np.uint8)
     picture[:, 4:12] = 255
     Image.fromarray(picture).save(tmp_path / "a.png")
@@ -92,16 +89,16 @@ def test_an_oblong_picture_is_cropped_to_its_middle(tmp_path):
         lambda raw: raw[:60] + b"\0" * 60 + raw[120:],
     ],
 )
-def test_a_corrupt_picture_is_named(tmp_path, spoil):
+def test_a_corrupt_image_is_named(tmp_path, spoil):
     path = tmp_path / "broken.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
-        path
-    )
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(
-        BadData,
-        match=r"broken\.png cannot be read as an image .*; put an 8-bit PNG or JPEG in its place, under the same name",
-    ):
+    text = (
+        r"broken\.png cannot be read as an image .*;"
+        " put an 8-bit PNG or JPEG in its place, under the same name"
+    )
+    with pytest.raises(BadData, match=text):
         everything(open_images(tmp_path, 8, 3))
 
 
@@ -147,18 +144,19 @@ def test_an_npz_of_something_else_is_refused(tmp_path, array, says):
         open_images(tmp_path / "a.npz", 4, 1)
 
 
-def test_nothing_to_train_on_is_said(tmp_path):
+def test_a_path_without_images_is_named(tmp_path):
     with pytest.raises(BadData, match="holds no image files"):
         open_images(tmp_path, 4, 1)
     with pytest.raises(BadData, match="does not exist"):
         open_images(tmp_path / "absent", 4, 1)
 
 
-def test_a_picture_is_turned_as_its_exif_data_says(tmp_path):
+def test_an_image_is_turned_as_its_exif_data_says(tmp_path):
     pixels = np.zeros((8, 8), np.uint8)
     pixels[:4] = 255
     exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6  # to be turned clockwise
+    # to be turned clockwise
+    exif[ExifTags.Base.Orientation] = 6
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(everything(open_images(tmp_path, 8, 1))[0, 0], np.rot90(pixels, -1))
 
@@ -172,41 +170,38 @@ def test_a_picture_is_turned_as_its_exif_data_says(tmp_path):
         ("L", 7, {"transparency": 7}),
     ],
 )
-def test_what_is_transparent_shows_as_white(tmp_path, mode, colour, options):
+def test_transparent_pixels_are_white(tmp_path, mode, colour, options):
     Image.new(mode, (8, 8), colour).save(tmp_path / "a.png", **options)
     assert everything(open_images(tmp_path, 8, 3)).min() == 255
 
 
-def test_half_transparent_is_half_white(tmp_path):
+def test_half_transparent_pixels_are_half_white(tmp_path):
     Image.new("RGBA", (8, 8), (0, 0, 0, 128)).save(tmp_path / "a.png")
     assert set(everything(open_images(tmp_path, 8, 1)).flatten()) == {127}
 
 
-def test_a_picture_of_floating_point_numbers_is_refused(tmp_path):
+def test_an_image_of_floating_point_numbers_is_refused(tmp_path):
     Image.new("F", (8, 8), 0.7).save(tmp_path / "a.tif")
-    with pytest.raises(
-        BadData,
-        match=r"a\.tif .*floating-point numbers of unknown range.*put an 8-bit PNG or JPEG in its place",
-    ):
+    text = (
+        r"a\.tif .*floating-point numbers of unknown range.*put an 8-bit PNG or JPEG in its place"
+    )
+    with pytest.raises(BadData, match=text):
         everything(open_images(tmp_path, 8, 1))
 
 
-def test_a_picture_too_large_to_open_is_named(tmp_path, monkeypatch):
+def test_an_image_too_large_to_open_is_named(tmp_path, monkeypatch):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31)
     with pytest.raises(BadData, match=r"a\.png cannot be read as an image .*exceeds limit"):
         everything(open_images(tmp_path, 8, 3))
 
 
-def test_a_folder_is_known_by_its_names_and_an_array_by_its_pixels(tmp_path):
+def test_a_folders_identity_is_of_its_names_and_an_arrays_of_its_pixels(tmp_path):
     (tmp_path / "sub").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "sub" / "a.png")
     one = open_images(tmp_path, 4, 1).identity
-    assert (
-        open_images(tmp_path / ".", 8, 3).identity
-        == one
-        != open_images(tmp_path / "sub", 4, 1).identity
-    )
+    assert open_images(tmp_path / ".", 8, 3).identity == one
+    assert open_images(tmp_path / "sub", 4, 1).identity != one
     (tmp_path / "i").write_bytes(idx(GREY))
     (tmp_path / "j").write_bytes(idx(GREY[::-1]))
     same, other = (open_images(tmp_path / name, 4, 1).identity for name in "ij")

@@ -1,3 +1,5 @@
+"""The average of the weights, and its warm-up."""
+
 from __future__ import annotations
 
 import pytest
@@ -17,7 +19,7 @@ def test_the_first_updates_fold_in_as_the_formula_says():
     ema = EMA(weights, 0.9999)
     weights["w"].fill_(0.0)
     ema.update(weights, 0)
-    assert ema.averages["w"].item() == pytest.approx(0.8)  # .1 of 8
+    assert ema.averages["w"].item() == pytest.approx(0.1 * 8)
     weights["w"].fill_(1.1)
     ema.update(weights, 1)
     assert ema.averages["w"].item() == pytest.approx(0.8 * 2 / 11 + 1.1 * 9 / 11)

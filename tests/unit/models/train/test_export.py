@@ -1,3 +1,5 @@
+"""The export of a training run: a folder that is whole, honest and read by diffusers."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -27,12 +29,8 @@ def test_the_exported_folder_holds_the_averaged_weights_and_an_honest_card(train
     loaded = diffusers_format.load(folder, card.sha256)
     assert all(torch.equal(v, trainer.ema.averages[k]) for k, v in loaded.net.state_dict().items())
     assert not torch.equal(loaded.net.conv_in.weight, trainer.net.conv_in.weight)
-    assert (card.schedule.T, card.defaults.sampler, card.defaults.steps, card.licence) == (
-        100,
-        "ddim",
-        20,
-        "MIT",
-    )
+    assert (card.schedule.T, card.licence) == (100, "MIT")
+    assert (card.defaults.sampler, card.defaults.steps) == ("ddim", 20)
     assert (card.data.name, card.data.images) == ("blobs", 20)
     for fact in (
         "12 updates of batch 6 (72 images)",
@@ -54,30 +52,19 @@ def test_diffusers_opens_the_exported_folder(trainer):
     pipeline = DDPMPipeline.from_pretrained(export(trainer), local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     assert isinstance(pipeline.unet, UNet2DModel)
-    assert pipeline(batch_size=2, num_inference_steps=3, output_type="pt").images.shape == (
-        2,
-        1,
-        8,
-        8,
-    )
+    images = pipeline(batch_size=2, num_inference_steps=3, output_type="pt").images
+    assert images.shape == (2, 1, 8, 8)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_the_exported_scheduler_has_the_reverse_variance_of_the_card(
     tmp_path, make_recipe, train, variance
 ):
-    folder = export(
-        train(
-            make_recipe("card", defaults=Defaults(steps=20, variance=variance)),
-            tmp_path / "out",
-            only=1,
-        )
-    )
+    recipe = make_recipe("card", defaults=Defaults(steps=20, variance=variance))
+    folder = export(train(recipe, tmp_path / "out", only=1))
     assert diffusers_format.read_variance(folder) == variance
-    assert (
-        DDPMPipeline.from_pretrained(folder, local_files_only=True).scheduler.config.variance_type
-        == variance
-    )
+    pipeline = DDPMPipeline.from_pretrained(folder, local_files_only=True)
+    assert pipeline.scheduler.config.variance_type == variance
 
 
 def test_a_second_export_replaces_the_first(trainer):
@@ -110,13 +97,12 @@ def test_an_export_that_dies_leaves_the_finished_folder_whole(trainer, monkeypat
     assert not (Path(trainer.out) / ".export").exists()
 
 
-def test_what_is_no_models_folder_is_not_replaced(trainer):
+def test_a_folder_that_is_no_models_is_not_replaced(trainer):
     flowers = trainer.out / "blobs-8"
     flowers.mkdir()
     (flowers / "rose.png").write_bytes(b"a rose")
-    with pytest.raises(
-        BadOutput, match=r"blobs-8 is where the model goes, and holds no card\.json"
-    ):
+    text = r"blobs-8 is where the model goes, and holds no card\.json"
+    with pytest.raises(BadOutput, match=text):
         export(trainer)
     assert (flowers / "rose.png").read_bytes() == b"a rose"
 
@@ -124,21 +110,18 @@ def test_what_is_no_models_folder_is_not_replaced(trainer):
 def test_an_estimate_stays_with_its_weights_and_goes_with_them(trainer):
     folder = export(trainer)
     weights = Catalog.read(trainer.out)["blobs-8"].sha256
-    estimate = ResidualVariance(
-        weights=weights, data="blobs", images=1, seed=0, values=(0.5,) * 100
-    )
-    sha256 = estimate.write(folder)
+    about = {"weights": weights, "data": "blobs", "images": 1, "seed": 0}
+    sha256 = ResidualVariance(**about, values=(0.5,) * 100).write(folder)
     export(trainer)
-    assert (
-        Catalog.read(trainer.out)["blobs-8"].residual_variance == sha256 == sha256_of(folder / FILE)
-    )
+    card = Catalog.read(trainer.out)["blobs-8"]
+    assert card.residual_variance == sha256 == sha256_of(folder / FILE)
     trainer.ema.averages["conv_in.bias"].add_(1)
     export(trainer)
     assert Catalog.read(trainer.out)["blobs-8"].residual_variance is None
     assert not (folder / FILE).exists()
 
 
-def test_a_run_that_makes_no_update_leaves_its_model_as_it_is_unless_the_card_is_reworded(
+def test_a_run_without_an_update_leaves_its_model_unless_the_card_is_reworded(
     trainer, train, make_recipe
 ):
     folder = export(trainer)
@@ -170,34 +153,29 @@ def test_a_finished_run_that_is_run_again_mends_its_damaged_model(
 
 def test_a_model_is_on_the_disk_before_it_is_put_in_place(trainer, monkeypatch):
     flushed: list[Path] = []
-    monkeypatch.setattr(
-        module,
-        "flush",
-        lambda path: (flushed.append(path.relative_to(trainer.out / ".export")), flush(path)),
-    )
+
+    def flush_and_note(path: Path) -> None:
+        flushed.append(path.relative_to(trainer.out / ".export"))
+        flush(path)
+
+    monkeypatch.setattr(module, "flush", flush_and_note)
     folder = export(trainer)
-    assert sorted(flushed) == sorted(
-        path.relative_to(trainer.out) for path in folder.rglob("*") if path.is_file()
-    )
+    files = [path.relative_to(trainer.out) for path in folder.rglob("*") if path.is_file()]
+    assert sorted(flushed) == sorted(files)
 
 
-def test_on_a_full_disk_the_finished_folder_stays_and_nothing_half_written_does(trainer, full_disk):
+def test_a_full_disk_leaves_the_finished_folder_and_nothing_half_written(trainer, full_disk):
     folder = export(trainer)
     before = Catalog.read(trainer.out)["blobs-8"]
     trainer.ema.averages["conv_in.bias"].add_(1)
-    with (
-        full_disk(),
-        pytest.raises(
-            BadOutput,
-            match=r"blobs-8 cannot be written .*; make room, and run the same command again",
-        ),
-    ):
+    text = r"blobs-8 cannot be written .*; make room, and run the same command again"
+    with full_disk(), pytest.raises(BadOutput, match=text):
         export(trainer)
     assert diffusers_format.load(folder, before.sha256)
     assert sorted(p.name for p in trainer.out.iterdir()) == ["blobs-8", "state.safetensors"]
 
 
-def test_a_model_that_cannot_be_put_in_place_gives_way_to_the_one_before(trainer, monkeypatch):
+def test_a_model_that_cannot_be_put_in_place_leaves_the_one_before(trainer, monkeypatch):
     folder = export(trainer)
     before = Catalog.read(trainer.out)["blobs-8"]
     rename = Path.rename

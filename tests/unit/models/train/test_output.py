@@ -1,3 +1,5 @@
+"""The folder of a training run: which ones are refused."""
+
 from __future__ import annotations
 
 import pytest
@@ -34,12 +36,13 @@ from models.train.output import BadOutput, check_output
             ".",
             "loss.png",
             "flowers",
-            "card.name='loss.png' may be a file of the run itself; give the model a name without .png",
+            "card.name='loss.png' may be a file of the run itself;"
+            " give the model a name without .png",
         ),
         ("file", "roses", "flowers", "file is a file; name a folder with --out"),
     ],
 )
-def test_a_run_that_would_replace_or_train_on_what_it_must_not_is_refused(
+def test_a_run_that_would_replace_foreign_files_or_train_on_its_own_is_refused(
     tmp_path, out, name, data, says
 ):
     for folder in ("flowers/red", "notes", ".export/flowers"):
@@ -50,7 +53,7 @@ def test_a_run_that_would_replace_or_train_on_what_it_must_not_is_refused(
         check_output(tmp_path / out, name, tmp_path / data)
 
 
-def test_a_run_may_write_beside_its_data_and_over_its_own_model(tmp_path):
+def test_a_run_may_write_next_to_its_data_and_over_its_own_model(tmp_path):
     (tmp_path / "flowers").mkdir()
     (tmp_path / "roses").mkdir()
     (tmp_path / "roses" / "card.json").touch()

@@ -1,3 +1,5 @@
+"""Training recipes: the shipped ones can be followed, and faults are named by their key."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -77,10 +79,9 @@ def test_a_fault_is_named_by_its_key_and_file(tmp_path, recipe_text, old, new, s
     assert str(path) in str(error.value)
 
 
-def test_an_absent_recipe_says_where_the_shipped_ones_are(tmp_path):
-    with pytest.raises(
-        BadRecipe, match=r"does not exist; the shipped recipes are in models/train/recipes/"
-    ):
+def test_a_missing_recipe_is_named_with_the_place_of_the_shipped_ones(tmp_path):
+    text = r"does not exist; the shipped recipes are in models/train/recipes/"
+    with pytest.raises(BadRecipe, match=text):
         TrainingRecipe.read(tmp_path / "absent.toml")
 
 

@@ -1,3 +1,5 @@
+"""Pictures of a training run: the loss curve and the sheet of samples."""
+
 from __future__ import annotations
 
 import pytest
@@ -14,7 +16,8 @@ def trainer(tmp_path, make_recipe, train):
     return trainer
 
 
-@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # matplotlib's own imports
+# matplotlib's own imports warn
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 def test_the_loss_curve_is_a_png(trainer):
     pytest.importorskip("matplotlib", reason="the train extra draws the loss curve")
     with Image.open(draw_loss(trainer)) as image:

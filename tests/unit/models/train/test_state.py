@@ -1,4 +1,4 @@
-"""A state on the disk, and what a run that goes on from it computes with."""
+"""A state on the disk, and the tensors of the run that resumes from it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,18 @@ from models.train.state import Counters, load_state, save_state
 
 @pytest.fixture
 def make_run(small_config):
-    """`make_run()`: a network laid out as on CUDA, its average and its optimizer."""
+    """`make_run()` makes a network laid out as on CUDA, its average and its optimizer."""
 
     def make() -> tuple[UNet, EMA, torch.optim.Adam]:
         net = UNet(small_config).to(memory_format=torch.channels_last)
-        return (
-            net,
-            EMA(dict(net.named_parameters()), 0.99),
-            torch.optim.Adam(net.parameters(), fused=True),
-        )
+        ema = EMA(dict(net.named_parameters()), 0.99)
+        return net, ema, torch.optim.Adam(net.parameters(), fused=True)
 
     return make
 
 
-def test_moments_are_laid_out_as_their_parameters_or_fused_adam_on_cuda_refuses_them(
-    tmp_path, make_run
-):
+def test_moments_are_laid_out_as_their_parameters(tmp_path, make_run):
+    """Otherwise fused Adam on CUDA refuses them."""
     net, ema, optimizer = make_run()
     for p in net.parameters():
         p.grad = torch.randn_like(p)

@@ -1,3 +1,5 @@
+"""Training runs: resumed to the bit, read by a clock, ended by a divergence or a full disk."""
+
 from __future__ import annotations
 
 import math
@@ -15,23 +17,23 @@ from PIL import Image
 from models.train.data import BadData, open_images
 from models.train.output import BadOutput
 from models.train.state import FILE, BadState
-from models.train.trainer import LOG_EVERY, Diverged, Trainer
+from models.train.trainer import LOG_EVERY, READ_S, Diverged, Trainer
+from tests.support.clock import SimulatedClock
+
+CPU = torch.device("cpu")
 
 
 def assert_equal_runs(one: Trainer, other: Trainer) -> None:
-    """Weights, averages, moments and counters, to the bit."""
-    for a, b in [
-        (one.net.state_dict(), other.net.state_dict()),
-        (one.ema.averages, other.ema.averages),
-    ]:
-        assert all(torch.equal(a[name], b[name]) for name in a)
+    """Compare weights, averages, moments and counters, to the bit."""
+    weights, others = one.net.state_dict(), other.net.state_dict()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    averages, others = one.ema.averages, other.ema.averages
+    assert all(torch.equal(averages[name], others[name]) for name in averages)
     moments, others = (t.optimizer.state_dict()["state"] for t in (one, other))
     assert moments.keys() == others.keys()
     for i in moments:
-        assert all(
-            torch.equal(moments[i][key], others[i][key])
-            for key in ("step", "exp_avg", "exp_avg_sq")
-        )
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(moments[i][key], others[i][key])
     assert one.counters.update == other.counters.update
 
 
@@ -39,13 +41,12 @@ def test_training_lowers_the_loss_and_its_average_follows(tmp_path, make_recipe,
     trainer = train(make_recipe(updates=3 * LOG_EVERY), tmp_path / "out")
     losses = [loss for _, loss in trainer.counters.losses]
     assert [update for update, _ in trainer.counters.losses] == [LOG_EVERY * i for i in range(1, 4)]
-    assert losses[-1] < 0.6 * losses[0] < 0.6  # a network that says nothing has 1
+    # a network that returns zeros has a loss of 1
+    assert losses[-1] < 0.6 * losses[0] < 0.6
     assert trainer.recent_loss == pytest.approx(sum(losses) / 3)
-    close = [
-        (trainer.ema.averages[n] - p).norm() / p.norm()
-        for n, p in trainer.parameters.items()
-        if p.ndim > 1
-    ]
+    matrices = {name: p for name, p in trainer.parameters.items() if p.ndim > 1}
+    averages = trainer.ema.averages
+    close = [(averages[name] - p).norm() / p.norm() for name, p in matrices.items()]
     assert 0 < max(close) < 0.5
 
 
@@ -54,7 +55,8 @@ def test_a_run_in_two_parts_is_the_run_in_one_to_the_bit(tmp_path, make_recipe, 
     recipe = make_recipe()
     straight = train(recipe, tmp_path / "straight")
     train(recipe, tmp_path / "parts", only=first)
-    torch.manual_seed(999)  # what else the process draws must not matter
+    # What else the process draws must not matter.
+    torch.manual_seed(999)
     resumed = train(recipe, tmp_path / "parts")
     assert resumed.counters.update == 12
     assert_equal_runs(straight, resumed)
@@ -63,18 +65,19 @@ def test_a_run_in_two_parts_is_the_run_in_one_to_the_bit(tmp_path, make_recipe, 
 def test_a_killed_run_goes_on_from_its_last_state_to_the_same_bits(
     tmp_path, make_recipe, train, recipe_text, images
 ):
-    """kill -9 in the middle of an update, in a process of its own, after a state was saved."""
+    """It is killed in the middle of an update, in another process, after a state was saved."""
     (tmp_path / "r.toml").write_text(recipe_text.replace("updates = 12", "updates = 100000"))
     torch.save(images.pixels, tmp_path / "pixels.pt")
     code = f"""
 import torch
 from pathlib import Path
 from models.train.data import ArrayImages
-from models.train.recipe import Recipe
+from models.train.recipe import TrainingRecipe
 from models.train.trainer import Trainer
 torch.set_num_threads(1)
-trainer = Trainer(Recipe.read(Path({str(tmp_path / "r.toml")!r})), ArrayImages(torch.load({str(tmp_path / "pixels.pt")!r})),
-                  Path({str(tmp_path / "killed")!r}), torch.device("cpu"))
+recipe = TrainingRecipe.read(Path({str(tmp_path / "r.toml")!r}))
+images = ArrayImages(torch.load({str(tmp_path / "pixels.pt")!r}))
+trainer = Trainer(recipe, images, Path({str(tmp_path / "killed")!r}), torch.device("cpu"))
 def stop():
     if trainer.counters.update == 7:
         trainer.save_state()
@@ -83,87 +86,77 @@ def stop():
 for _ in trainer.run(stop):
     pass
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[4],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    command = [sys.executable, "-c", code]
+    root = Path(__file__).parents[4]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "now\n"
         os.kill(process.pid, signal.SIGKILL)
-    assert_equal_runs(
-        train(make_recipe(), tmp_path / "straight"), train(make_recipe(), tmp_path / "killed")
-    )
+    straight = train(make_recipe(), tmp_path / "straight")
+    assert_equal_runs(straight, train(make_recipe(), tmp_path / "killed"))
 
 
 def test_every_epoch_shows_every_image_once_in_another_order(tmp_path, make_recipe, images):
-    trainer = Trainer(make_recipe(), images, tmp_path, torch.device("cpu"))
+    trainer = Trainer(make_recipe(), images, tmp_path, CPU)
     seen: list[int] = []
     original = images.batch
     images.batch = lambda indices: (seen.extend(indices.tolist()), original(indices))[1]
-    for n in range(10):  # 60 images: three epochs of 20, in batches of 6 that straddle them
-        assert trainer._batch(n).shape == (6, 1, 8, 8)
+    # 60 images: three epochs of 20, in batches of 6 that straddle them
+    for n in range(10):
+        assert trainer.batch(n).shape == (6, 1, 8, 8)
     epochs = [seen[start : start + 20] for start in (0, 20, 40)]
     assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != list(range(20))
 
 
 def test_a_batch_larger_than_the_set_holds_whole_epochs(tmp_path, make_recipe, images):
-    trainer = Trainer(make_recipe(batch_size=40), images, tmp_path, torch.device("cpu"))
+    trainer = Trainer(make_recipe(batch_size=40), images, tmp_path, CPU)
     seen: list[int] = []
     original = images.batch
     images.batch = lambda indices: (seen.extend(indices.tolist()), original(indices))[1]
-    trainer._batch(1)
+    trainer.batch(1)
     assert sorted(seen) == sorted([*range(20), *range(20)])
 
 
 def test_pixels_become_minus_one_to_one_without_noise(tmp_path, make_recipe, images):
-    images.pixels = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(
-        2, 1, 8, 8
-    )
-    x_0 = Trainer(make_recipe(), images, tmp_path, torch.device("cpu"))._batch(0)
+    levels = torch.tensor([0, 255], dtype=torch.uint8)
+    images.pixels = levels[:, None, None, None].expand(2, 1, 8, 8)
+    x_0 = Trainer(make_recipe(), images, tmp_path, CPU).batch(0)
     assert set(x_0.unique().tolist()) == {-1.0, 1.0}
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_half_of_the_images_are_mirrored_where_the_recipe_says_so(
-    tmp_path, make_recipe, images, flip
-):
-    trainer = Trainer(
-        make_recipe("data", horizontal_flip=flip), images, tmp_path, torch.device("cpu")
-    )
+def test_half_of_the_images_are_mirrored_if_the_recipe_says_so(tmp_path, make_recipe, images, flip):
+    trainer = Trainer(make_recipe("data", horizontal_flip=flip), images, tmp_path, CPU)
     torch.manual_seed(0)
-    batches = torch.cat([trainer._batch(n) for n in range(50)])
-    mirrored = batches[..., 4:].mean((1, 2, 3)) > batches[..., :4].mean(
-        (1, 2, 3)
-    )  # the bright half is the left one
+    batches = torch.cat([trainer.batch(n) for n in range(50)])
+    # the bright half is the left one
+    left, right = batches[..., :4].mean((1, 2, 3)), batches[..., 4:].mean((1, 2, 3))
+    mirrored = right > left
     share = mirrored.float().mean().item()
     assert share == pytest.approx(0.5 if flip else 0, abs=0.12 if flip else 0)
 
 
 def test_the_learning_rate_warms_up_to_the_recipes(tmp_path, make_recipe, images):
-    trainer = Trainer(make_recipe(), images, tmp_path, torch.device("cpu"))
+    trainer = Trainer(make_recipe(), images, tmp_path, CPU)
     rates = []
     for n in range(7):
-        trainer._update(n)
+        trainer.update(n)
         rates.append(trainer.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([2e-3 * r for r in (0.2, 0.4, 0.6, 0.8, 1, 1, 1)])
 
 
 def test_a_state_of_another_recipe_is_refused(tmp_path, make_recipe, train):
     train(make_recipe(updates=1), tmp_path / "out")
-    with pytest.raises(
-        BadState, match=rf"{FILE} belongs to a run with another recipe; use another --out"
-    ):
+    text = rf"{FILE} belongs to a run with another recipe; use another --out"
+    with pytest.raises(BadState, match=text):
         train(make_recipe(batch_size=5), tmp_path / "out")
 
 
 def test_a_run_may_be_prolonged_and_its_card_reworded(tmp_path, make_recipe, train):
     train(make_recipe(updates=2), tmp_path / "out")
-    longer = make_recipe(updates=4, save_every_s=1.0).model_copy(
-        update={"card": make_recipe("card", licence="CC0-1.0").card}
-    )
+    card = make_recipe("card", licence="CC0-1.0").card
+    longer = make_recipe(updates=4, save_every_s=1.0).model_copy(update={"card": card})
     assert train(longer, tmp_path / "out").counters.update == 4
     assert train(longer, tmp_path / "out").counters.update == 4
 
@@ -174,11 +167,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_last_state(
 ):
     train(make_recipe(updates=2), tmp_path / "out")
     before = (tmp_path / "out" / FILE).read_bytes()
-    bad = Trainer(make_recipe(updates=4), images, tmp_path / "out", torch.device("cpu"))
-    monkeypatch.setattr(bad, "_update", lambda _: torch.tensor(number))
-    with pytest.raises(
-        Diverged, match=f"the loss is {word} at update 4; lower learning_rate or gradient_clip"
-    ):
+    bad = Trainer(make_recipe(updates=4), images, tmp_path / "out", CPU)
+    monkeypatch.setattr(bad, "update", lambda _: torch.tensor(number))
+    text = f"the loss is {word} at update 4; lower learning_rate or gradient_clip"
+    with pytest.raises(Diverged, match=text):
         list(bad.run())
     assert (tmp_path / "out" / FILE).read_bytes() == before
 
@@ -187,37 +179,34 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_last_state(
 def test_a_stop_saves_nothing_that_is_no_number(tmp_path, make_recipe, train, images, spoil):
     train(make_recipe(updates=2), tmp_path / "out")
     before = (tmp_path / "out" / FILE).read_bytes()
-    bad = Trainer(make_recipe(), images, tmp_path / "out", torch.device("cpu"))
+    bad = Trainer(make_recipe(), images, tmp_path / "out", CPU)
     spoilt = {
         "weight": bad.parameters["conv_in.weight"],
         "average": bad.ema.averages["conv_in.weight"],
         "moment": bad.optimizer.state[bad.parameters["conv_in.weight"]]["exp_avg_sq"],
     }
     if spoil == "loss":
-        bad._update = lambda _: torch.tensor(math.nan)
+        bad.update = lambda _: torch.tensor(math.nan)
     else:
         spoilt[spoil].data[0].fill_(math.inf)
+    last = 3 if spoil == "loss" else 2
     with pytest.raises(Diverged, match="run the same command: it resumes the last state"):
-        list(bad.run(lambda: bad.counters.update == (3 if spoil == "loss" else 2)))
+        list(bad.run(lambda: bad.counters.update == last))
     assert (tmp_path / "out" / FILE).read_bytes() == before
 
 
 def test_a_run_that_diverged_is_resumed_with_what_the_remedy_names(tmp_path, make_recipe, train):
     train(make_recipe(updates=2), tmp_path / "out")
     resumed = train(make_recipe(updates=3, learning_rate=1e-4, gradient_clip=0.5), tmp_path / "out")
-    assert (resumed.counters.update, resumed.optimizer.param_groups[0]["lr"]) == (
-        3,
-        pytest.approx(1e-4 * 3 / 5),
-    )
+    assert resumed.counters.update == 3
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4 * 3 / 5)
 
 
 def test_a_state_of_a_run_on_other_pictures_is_refused(tmp_path, make_recipe, train, images):
     train(make_recipe(updates=1), tmp_path / "out")
     images.pixels = images.pixels.flip(0)
-    with pytest.raises(
-        BadState,
-        match=rf"{FILE} belongs to a run on other pictures than data\.path has now; put those back",
-    ):
+    text = rf"{FILE} belongs to a run on other pictures than data\.path has now; put those back"
+    with pytest.raises(BadState, match=text):
         train(make_recipe(), tmp_path / "out")
 
 
@@ -228,41 +217,32 @@ def test_a_damaged_state_is_named(tmp_path, make_recipe, train, spoil):
     train(make_recipe(updates=1), tmp_path / "out")
     path = tmp_path / "out" / FILE
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(
-        BadState, match=rf"{FILE} cannot be read as the state of a run .*; restore it, or remove it"
-    ):
+    text = rf"{FILE} cannot be read as the state of a run .*; restore it, or remove it"
+    with pytest.raises(BadState, match=text):
         train(make_recipe(), tmp_path / "out")
 
 
-def test_on_a_full_disk_the_last_state_stays(tmp_path, make_recipe, train, full_disk):
+def test_a_full_disk_leaves_the_last_state(tmp_path, make_recipe, train, full_disk):
     trainer = train(make_recipe(updates=2), tmp_path / "out")
     before = (tmp_path / "out" / FILE).read_bytes()
-    with (
-        full_disk(),
-        pytest.raises(
-            BadOutput,
-            match=rf"{FILE} cannot be written .*; make room, and run the same command again",
-        ),
-    ):
+    text = rf"{FILE} cannot be written .*; make room, and run the same command again"
+    with full_disk(), pytest.raises(BadOutput, match=text):
         trainer.save_state()
     assert [(p.name, p.read_bytes()) for p in (tmp_path / "out").iterdir()] == [(FILE, before)]
 
 
-def test_a_picture_that_cannot_be_read_costs_no_update_and_another_under_its_name_lets_the_run_go_on(
-    tmp_path, make_recipe
-):
+def test_a_run_goes_on_when_an_unreadable_image_is_replaced(tmp_path, make_recipe):
+    """All updates before that image are saved, and the new file has its name."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for level in range(12):
         Image.new("L", (8, 8), 20 * level).save(folder / f"{level:02}.png")
-    recipe, out, whole = (
-        make_recipe(batch_size=4),
-        tmp_path / "out",
-        (folder / "07.png").read_bytes(),
-    )
+    recipe = make_recipe(batch_size=4)
+    out = tmp_path / "out"
+    whole = (folder / "07.png").read_bytes()
 
     def begin(out: Path) -> Trainer:
-        return Trainer(recipe, open_images(folder, 8, 1), out, torch.device("cpu"))
+        return Trainer(recipe, open_images(folder, 8, 1), out, CPU)
 
     def spoil() -> bool:
         if broken.counters.update == 3:
@@ -272,41 +252,40 @@ def test_a_picture_that_cannot_be_read_costs_no_update_and_another_under_its_nam
     straight = begin(tmp_path / "straight")
     list(straight.run())
     broken = begin(out)
-    with pytest.raises(
-        BadData,
-        match=r"07\.png cannot be read as an image .*; put an 8-bit PNG or JPEG in its place, under the",
-    ):
+    text = (
+        r"07\.png cannot be read as an image .*; put an 8-bit PNG or JPEG in its place, under the"
+    )
+    with pytest.raises(BadData, match=text):
         list(broken.run(spoil))
     saved = begin(out)
     assert saved.counters.update == saved.counters.losses[-1][0] == broken.counters.update >= 3
     assert_equal_runs(saved, broken)
-    Image.open(BytesIO(whole)).save(
-        folder / "07.png", "TIFF"
-    )  # by its content, whatever it is called
+    # A file's format is found by its content, not by its name.
+    Image.open(BytesIO(whole)).save(folder / "07.png", "TIFF")
     list(saved.run())
     assert_equal_runs(saved, straight)
 
 
 def test_progress_counts_to_the_last_update(tmp_path, make_recipe, images):
-    trainer = Trainer(make_recipe(updates=LOG_EVERY + 3), images, tmp_path, torch.device("cpu"))
+    trainer = Trainer(make_recipe(updates=LOG_EVERY + 3), images, tmp_path, CPU)
     readings = list(trainer.run())
     assert [r.update for r in readings] == [LOG_EVERY, LOG_EVERY + 3]
-    assert all(
-        r.updates == LOG_EVERY + 3 and r.images_per_s > 0 and 0 < r.loss < 3 for r in readings
-    )
+    for reading in readings:
+        assert reading.updates == LOG_EVERY + 3
+        assert reading.images_per_s > 0
+        assert 0 < reading.loss < 3
     assert trainer.counters.seconds > 0
 
 
-def test_slow_updates_are_read_by_the_clock(tmp_path, make_recipe, images, monkeypatch):
-    monkeypatch.setattr("models.train.trainer.READ_S", 0.0)
-    assert [
-        r.update
-        for r in Trainer(make_recipe(updates=3), images, tmp_path, torch.device("cpu")).run()
-    ] == [1, 2, 3]
+def test_slow_updates_are_read_by_the_clock(tmp_path, make_recipe, images):
+    clock = SimulatedClock(tick_s=READ_S)
+    trainer = Trainer(make_recipe(updates=3), images, tmp_path, CPU, clock)
+    assert [reading.update for reading in trainer.run()] == [1, 2, 3]
 
 
 def test_a_run_in_short_parts_has_the_losses_and_seconds_of_each(tmp_path, make_recipe, train):
-    recipe, seconds = make_recipe(), 0.0
+    recipe = make_recipe()
+    seconds = 0.0
     for end in (5, 10, 12):
         trainer = train(recipe, tmp_path / "out", only=5)
         assert trainer.counters.losses[-1][0] == trainer.counters.update == end
@@ -324,18 +303,14 @@ def test_weights_and_averages_stay_float32_in_any_precision(
 ):
     trainer = train(make_recipe(precision=precision, updates=2), tmp_path / "out")
     assert trainer.counters.precision in ("fp32", "bf16")
-    assert {t.dtype for t in (*trainer.parameters.values(), *trainer.ema.averages.values())} == {
-        torch.float32
-    }
+    tensors = (*trainer.parameters.values(), *trainer.ema.averages.values())
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
 
 
-def test_choosing_a_precision_changes_no_weight(tmp_path, make_recipe, images):
-    """The choice is by measurement, so it must not show in what is trained: gradients are dropped, weights untouched."""
-    auto, fp32 = (
-        Trainer(make_recipe(precision=p), images, tmp_path / p, torch.device("cpu"))
-        for p in ("auto", "fp32")
-    )
-    assert all(
-        torch.equal(auto.parameters[n], fp32.parameters[n]) and auto.parameters[n].grad is None
-        for n in fp32.parameters
-    )
+def test_the_choice_of_a_precision_changes_no_weight(tmp_path, make_recipe, images):
+    """The choice is a measurement, so it must drop its gradients, and leave the weights alone."""
+    auto = Trainer(make_recipe(precision="auto"), images, tmp_path / "auto", CPU)
+    fp32 = Trainer(make_recipe(precision="fp32"), images, tmp_path / "fp32", CPU)
+    for name, weights in fp32.parameters.items():
+        assert torch.equal(auto.parameters[name], weights)
+        assert auto.parameters[name].grad is None
