@@ -1,4 +1,7 @@
-"""Errors that a person can mend: one line with fact, value and remedy, exit code 1, no traceback."""
+"""Errors that a person can mend.
+
+They are one line with fact, value and remedy, exit code 1 and no traceback.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import typer
 
 from cli.faults import FaultGroup
 
-# Idle threads of torch soon sleep (docs/decisions/0005). Here, because OpenMP reads it when torch is loaded.
+# Idle threads of torch soon sleep (docs/decisions/0005). OpenMP reads this when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 app = typer.Typer(
@@ -92,10 +92,8 @@ def api(host: Host = None, port: Port = None) -> None:
 @app.command()
 def worker() -> None:
     """Run one worker, on the queue at DDPM_REDIS_URL; default redis://127.0.0.1:6379/0."""
-    for number in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # loading takes a while, and until it is over nothing is held
+    # Loading takes a while, and until it is over the worker holds nothing.
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     from cli.settings import read
     from worker.settings import WorkerSettings
@@ -220,7 +218,8 @@ def interpolate(
     variance: Annotated[
         Literal["fixed_small", "fixed_large"] | None,
         typer.Option(
-            help="Of the way back; default: fixed_small where --steps leaves timesteps out, else the model's"
+            help="Of the way back; default: fixed_small where --steps leaves timesteps out, "
+            "else the model's"
         ),
     ] = None,
     seed: NoiseSeed = 0,

@@ -1,4 +1,7 @@
-"""What the `ddpm` command itself takes from the environment (prefix DDPM_), and how it reads any process's settings."""
+"""Settings of the `ddpm` command, from the environment (prefix DDPM_).
+
+Also how the command reads any process's settings, and checks them before it starts anything.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 class CliSettings(BaseSettings):
+    """Settings of the command itself."""
+
     model_config = SettingsConfigDict(
         env_prefix="DDPM_", env_ignore_empty=True, extra="ignore", frozen=True
     )
@@ -33,7 +38,8 @@ class CliSettings(BaseSettings):
     redis_maxmemory: str | None = Field(
         default=None,
         pattern=r"^\d+([kmg]b?)?$",
-        description="Memory of the server that `ddpm up` starts, in bytes or as 4gb; unset, half of the machine's",
+        description="Memory of the server that `ddpm up` starts, in bytes or as 4gb; "
+        "unset, half of the machine's",
     )
     models_dir: Path | None = Field(
         default=None, description="Folder of added models; unset, models/ in the data folder"
@@ -48,15 +54,21 @@ class CliSettings(BaseSettings):
 
     @property
     def cache_root(self) -> Path:
+        """Folder of the workers' calibrations."""
         return self.cache_dir or self.data_dir / "cache"
 
     @property
     def models_root(self) -> Path:
+        """Folder of added models."""
         return self.models_dir or self.data_dir / "models"
 
 
 def read(settings: type[S]) -> S:
-    """Settings from the environment; a Fault names the variable that is wrong."""
+    """Read settings from the environment.
+
+    Raises:
+        Fault: A variable is wrong; the text names it and shows no secret.
+    """
     try:
         return settings()
     except ValidationError as error:
@@ -82,7 +94,7 @@ def _without_password(url: str) -> str:
 
 
 def check_models(folder: Path | None) -> None:
-    """Before anything starts, and without a traceback."""
+    """Raise Fault, before anything starts, where no model can be served."""
     from models.checkpoints.catalog import SHIPPED, Catalog, CatalogError
 
     try:
@@ -92,7 +104,7 @@ def check_models(folder: Path | None) -> None:
 
 
 def check_results_url(url: SecretStr) -> None:
-    """Before anything starts, and without a traceback."""
+    """Raise Fault, before anything starts, for a results store that cannot be used."""
     from worker.results.url import BadStoreUrl, open_store
 
     try:
@@ -102,7 +114,10 @@ def check_results_url(url: SecretStr) -> None:
 
 
 def check_access(settings: ApiSettings, host: str) -> None:
-    """Before anything starts: keys that can be used, or a host that only this machine reaches, or the word for more."""
+    """Raise Fault, before anything starts, where strangers would be let in or a key cannot be used.
+
+    There have to be keys, or a host that only this machine reaches, or names to be reached under.
+    """
     from app.access.api_keys import is_loopback_host
 
     if keyring(settings):
@@ -115,17 +130,19 @@ def check_access(settings: ApiSettings, host: str) -> None:
     if not (settings.anonymous_hosts or is_loopback_host(host)):
         raise Fault(f"on host {host!r} {everybody}, or {by_name}")
     published = settings.publish.rpartition(":")[0].strip("[]")
-    named = settings.anonymous_hosts not in (
-        "",
-        "localhost",
-    )  # that is Compose's, and says nothing of a port for everybody
+    # "localhost" is Compose's default, which says nothing of a port for everybody.
+    named = settings.anonymous_hosts not in ("", "localhost")
     if settings.publish and not (named or is_loopback_host(published)):
         loopback = "DDPM_PUBLISH to an address of loopback such as 127.0.0.1:8000"
         raise Fault(f"published on {settings.publish}, {everybody}, {loopback}, or {by_name}")
 
 
 def keyring(settings: ApiSettings) -> Keyring:
-    """Those that are let in."""
+    """Return the keys that are let in.
+
+    Raises:
+        Fault: An entry of DDPM_API_KEYS cannot be used.
+    """
     from app.access.api_keys import BadKeys, Keyring
 
     try:

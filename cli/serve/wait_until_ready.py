@@ -1,4 +1,4 @@
-"""Tells the person at the terminal when the service answers, and what it waits for until then."""
+"""Says at the terminal when the service answers, and until then what it waits for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ASK_EVERY_S, _COMPLAIN_EVERY_S = 0.5, 30.0
 
 @dataclass(slots=True)
 class WaitUntilReady:
-    """Call it often: it asks `/readyz` twice a second until the answer is 200, and never again."""
+    """Asks `/readyz` twice a second until the answer is 200, and never again. Call it often."""
 
     url: str
     keyed: bool = False
@@ -38,7 +38,7 @@ class WaitUntilReady:
 
     def _fault(self) -> str | None:
         try:
-            # as localhost: without keys the API answers to that on whatever address it listens
+            # Without keys the API answers to localhost, on whatever address it listens.
             answer = httpx.get(
                 f"{self.url}/readyz", headers={"host": "localhost"}, timeout=1, trust_env=False
             )
@@ -48,5 +48,7 @@ class WaitUntilReady:
 
 
 def example(url: str, keyed: bool) -> str:
+    """Return a `curl` command that posts a job."""
     key = ' -H "Authorization: Bearer $DDPM_KEY"' if keyed else ""
-    return f"""  curl {url}/v1/jobs{key} -H 'Content-Type: application/json' -d '{{"count": 16, "seed": 7}}'"""
+    headers = f"{key} -H 'Content-Type: application/json'"
+    return f"""  curl {url}/v1/jobs{headers} -d '{{"count": 16, "seed": 7}}'"""
