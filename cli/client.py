@@ -1,4 +1,4 @@
-"""HTTP to the service, which asks again where asking twice is harmless."""
+"""HTTP to the service. A request is sent again where sending it twice is harmless."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from app.access.api_keys import is_loopback_host
 from cli.faults import Fault
 from cli.problem import detail
 
+# How long a request is repeated.
 _PATIENCE_S = 30.0
-# A request that hangs is sent again within the same patience.
+# How long one try may take; a request that hangs is repeated too.
 _ANSWER_TIMEOUT_S = 10.0
 # Patience after Ctrl-C; an API restarts in two seconds.
 LEAVING_S = 5.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+# Between two tries; it doubles.
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
+# Errors of a connection to something that was there.
 _CUT_OFF = (httpx.NetworkError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.RemoteProtocolError)
 
 
@@ -43,7 +47,7 @@ class PatientClient:
 
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
-        # Whether something has answered at this address. Until then an error is told at once.
+        # Whether something has answered at this address. Until then an error is raised at once.
         self._met = False
 
     def get(self, path: str, **options: Any) -> httpx.Response:
@@ -85,9 +89,8 @@ class PatientClient:
             raise _LATER[answer.status_code](detail(answer), _retry_after_s(answer))
         if answer.next_request:
             target = str(answer.next_request.url)
-            raise Fault(
-                f"{answer.request.url} redirects to {target}; give --url {target.removesuffix(path)}"
-            )
+            remedy = f"give --url {target.removesuffix(path)}"
+            raise Fault(f"{answer.request.url} redirects to {target}; {remedy}")
         if not answer.is_success:
             raise Fault(detail(answer))
         return answer
@@ -96,9 +99,8 @@ class PatientClient:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.ConnectError:
-            raise TransientError(
-                f"no answer from {self._http.base_url}; start the service with `make serve`, or give its --url"
-            ) from None
+            remedy = "start the service with `make serve`, or give its --url"
+            raise TransientError(f"no answer from {self._http.base_url}; {remedy}") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             self._met |= isinstance(error, _CUT_OFF)
             raise TransientError(
@@ -121,7 +123,8 @@ def read_job(answer: httpx.Response) -> dict[str, Any]:
     if not isinstance(job, dict) or "id" not in job:
         kind = answer.headers.get("content-type", "no type")
         raise Fault(
-            f"{answer.request.url} answered {answer.status_code} with {kind} and no job; give the service's --url"
+            f"{answer.request.url} answered {answer.status_code} with {kind} and no job; "
+            "give the service's --url"
         )
     return job
 
@@ -133,7 +136,7 @@ def _retry_after_s(answer: httpx.Response) -> float:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether `url` names this machine, which no proxy can reach, whatever HTTP_PROXY says.
+    """Return whether `url` names this machine, which no proxy can reach, whatever HTTP_PROXY says.
 
     Raises:
         Fault: `url` is no URL.

@@ -1,4 +1,4 @@
-"""On what a command computes."""
+"""The device that a command computes on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from cli.faults import Fault
 
 
 def choose_device(asked: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises Fault for a device that cannot be used."""
+    """Return the device that the user asked for; `auto` is CUDA where there is one.
+
+    Raises:
+        Fault: The device cannot be used.
+    """
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

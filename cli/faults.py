@@ -16,7 +16,13 @@ class Fault(Exception):
 class FaultGroup(TyperGroup):
     """Commands whose Faults end the program with their text on stderr."""
 
-    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # Typer's context, not click's
+    # The context is Typer's, where click's group has its own.
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Run the command.
+
+        Raises:
+            typer.Exit: It failed with a Fault, whose text has been printed.
+        """
         try:
             return super().invoke(ctx)
         except Fault as fault:

@@ -75,13 +75,12 @@ def read(settings: type[S]) -> S:
         first = error.errors()[0]
         field = str(first["loc"][0])
         secret = settings.model_fields[field].annotation is SecretStr
-        value = (
-            "***"
-            if secret
-            else _without_password(first["input"])
-            if field.endswith("_url")
-            else repr(first["input"])
-        )
+        if secret:
+            value = "***"
+        elif field.endswith("_url"):
+            value = _without_password(first["input"])
+        else:
+            value = repr(first["input"])
         raise Fault(
             f"DDPM_{field.upper()}={value}: {first['msg']}; correct it or unset it"
         ) from None
@@ -94,7 +93,14 @@ def _without_password(url: str) -> str:
 
 
 def check_models(folder: Path | None) -> None:
-    """Raise Fault, before anything starts, where no model can be served."""
+    """Check before anything starts that a model can be served.
+
+    Args:
+        folder: Folder of added models; None where there are only those that we ship.
+
+    Raises:
+        Fault: The catalog cannot be read, or holds no model.
+    """
     from models.checkpoints.catalog import SHIPPED, Catalog, CatalogError
 
     try:
@@ -104,7 +110,11 @@ def check_models(folder: Path | None) -> None:
 
 
 def check_results_url(url: SecretStr) -> None:
-    """Raise Fault, before anything starts, for a results store that cannot be used."""
+    """Check before anything starts that the results store can be used.
+
+    Raises:
+        Fault: It cannot.
+    """
     from worker.results.url import BadStoreUrl, open_store
 
     try:
@@ -114,17 +124,24 @@ def check_results_url(url: SecretStr) -> None:
 
 
 def check_access(settings: ApiSettings, host: str) -> None:
-    """Raise Fault, before anything starts, where strangers would be let in or a key cannot be used.
+    """Check before anything starts that no stranger would be let in.
 
     There have to be keys, or a host that only this machine reaches, or names to be reached under.
+
+    Args:
+        settings: Settings of the API.
+        host: Address that it will listen on.
+
+    Raises:
+        Fault: Strangers would be let in, or a key cannot be used.
     """
     from app.access.api_keys import is_loopback_host
 
     if keyring(settings):
         return
     everybody = (
-        "anybody who reaches this machine would be let in, as there are no API keys; set DDPM_API_KEYS "
-        "(`ddpm keys new NAME` makes one)"
+        "anybody who reaches this machine would be let in, as there are no API keys; "
+        "set DDPM_API_KEYS (`ddpm keys new NAME` makes one)"
     )
     by_name = "DDPM_ANONYMOUS_HOSTS to the names to be reached under without (* for any)"
     if not (settings.anonymous_hosts or is_loopback_host(host)):

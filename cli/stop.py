@@ -28,6 +28,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
+        """Return whether a stop was requested."""
         return self.requested
 
     def _request(self, _number: int, _frame: FrameType | None) -> None:

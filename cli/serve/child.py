@@ -1,4 +1,4 @@
-"""One supervised process: its command, its log lines, its restarts."""
+"""A supervised process: its command, its log lines, its restarts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Return whether the process runs."""
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:

@@ -8,7 +8,7 @@ from cli.faults import Fault
 from cli.lock import AlreadyLocked, take
 
 # The server of a supervisor that was killed a moment ago is still writing.
-_WAIT_S = 3.0
+WAIT_S = 3.0
 
 
 def valkey_folder(data_dir: Path) -> Path:
@@ -31,16 +31,20 @@ def valkey_folder(data_dir: Path) -> Path:
     return folder
 
 
-def lock(folder: Path) -> int:
+def lock(folder: Path, wait_s: float = WAIT_S) -> int:
     """Lock the folder and return the descriptor that holds it.
 
     The lock lasts for as long as any process has the descriptor open; the server inherits it.
+
+    Args:
+        folder: Folder of the job store.
+        wait_s: Seconds to wait for another holder to let go.
 
     Raises:
         Fault: Another `ddpm up` holds the folder.
     """
     try:
-        return take(folder / "lock", _WAIT_S)
+        return take(folder / "lock", wait_s)
     except AlreadyLocked as pid:
         raise Fault(
             f"{folder.parent} is in use by another `ddpm up` (pid {pid}); "

@@ -1,9 +1,9 @@
 """Runs a command that dies with its parent: `python die_with_parent.py SIGNAL PARENT COMMAND...`.
 
 `kill -9` of the supervisor must not leave workers behind that nobody restarts or stops. The kernel
-sends SIGNAL when the parent is gone, and this setting survives exec. Only Linux can do it. Elsewhere
-the command just runs, and the data folder's lock, which the server inherits, keeps a second
-`ddpm up` away from an orphan.
+sends SIGNAL when the parent is gone, and this setting survives exec. Only Linux can do it.
+Elsewhere the command just runs, and the data folder's lock, which the server inherits, keeps a
+second `ddpm up` away from an orphan.
 """
 
 from __future__ import annotations

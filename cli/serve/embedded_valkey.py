@@ -80,7 +80,7 @@ def valkey(folder: Path, socket: Path, lock_fd: int, maxmemory: str | None = Non
 
 
 def answers(url: str) -> bool:
-    """Whether the server answers. It does not while it reads a large append-only file."""
+    """Return whether the server answers; while it reads a large append-only file it does not."""
     from redis import Redis, RedisError
 
     try:
