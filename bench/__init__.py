@@ -1,7 +1,9 @@
-"""What the figures in docs/reference/benchmarks.md came from. Each is `python -m bench.commands.NAME`."""
+"""The benchmarks behind the figures in docs/reference/benchmarks.md.
+
+Each is `python -m bench.commands.NAME`.
+"""
 
 import os
 
-os.environ.setdefault(
-    "GOMP_SPINCOUNT", "10000"
-)  # as the `ddpm` command does; OpenMP reads it when torch is loaded
+# The `ddpm` command sets it too. OpenMP reads it when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -1,4 +1,4 @@
-"""HTTP to the service: patient where asking twice is harmless."""
+"""HTTP to the service. A request is sent again where sending it twice is harmless."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from app.access.api_keys import is_loopback_host
 from cli.faults import Fault
 from cli.problem import detail
 
-_PATIENCE_S, _ANSWER_TIMEOUT_S = (
-    30.0,
-    10.0,
-)  # a question that hangs is asked again within the same patience
-LEAVING_S = 5.0  # the patience of who has pressed Ctrl-C; an API restarts in two seconds
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+# How long a request is repeated.
+_PATIENCE_S = 30.0
+# How long one try may take; a request that hangs is repeated too.
+_ANSWER_TIMEOUT_S = 10.0
+# Patience after Ctrl-C; an API restarts in two seconds.
+LEAVING_S = 5.0
+# Between two tries; it doubles.
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
+# Errors of a connection to something that was there.
 _CUT_OFF = (httpx.NetworkError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.RemoteProtocolError)
 
 
 class TransientError(Fault):
-    """No answer, a 429 or a 503: the same question may be answered later."""
+    """No answer, a 429 or a 503: the same request may be answered later."""
 
     def __init__(self, text: str, retry_after_s: float = 0.0) -> None:
         super().__init__(text)
@@ -29,7 +33,7 @@ class TransientError(Fault):
 
 
 class RateLimited(TransientError):
-    """A 429: nothing was done."""
+    """A 429: the service did nothing."""
 
 
 _LATER: dict[int, type[TransientError]] = {
@@ -39,19 +43,28 @@ _LATER: dict[int, type[TransientError]] = {
 
 
 class PatientClient:
-    """HTTP whose failures are Faults with the service's own words."""
+    """An HTTP client whose failures are Faults with the service's own words."""
 
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
-        self._met = False  # there is something at this address; before, waiting would only put off to say that there is not
+        # Whether something has answered at this address. Until then an error is raised at once.
+        self._met = False
 
     def get(self, path: str, **options: Any) -> httpx.Response:
+        """Send a GET, again and again while the service does not answer."""
         return self.with_retry("GET", path, **options)
 
     def with_retry(
         self, method: str, path: str, within_s: float | None = None, **options: Any
     ) -> httpx.Response:
-        """Again and again, because the job goes on while the service restarts. Only for what may be asked twice."""
+        """Send a request again and again, because the job goes on while the service restarts.
+
+        Use it only for what may be asked twice.
+
+        Raises:
+            TransientError: No answer within `within_s` seconds, or at this address at all.
+            Fault: Any other error.
+        """
         within_s = within_s or _PATIENCE_S
         deadline, pause_s = time.monotonic() + within_s, _FIRST_PAUSE_S
         while True:
@@ -65,15 +78,19 @@ class PatientClient:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Once."""
+        """Send a request once.
+
+        Raises:
+            TransientError: No answer, a 429 or a 503.
+            Fault: Any other error, in the service's own words.
+        """
         answer = self._send(method, path, **options)
         if answer.status_code in _LATER:
             raise _LATER[answer.status_code](detail(answer), _retry_after_s(answer))
         if answer.next_request:
             target = str(answer.next_request.url)
-            raise Fault(
-                f"{answer.request.url} redirects to {target}; give --url {target.removesuffix(path)}"
-            )
+            remedy = f"give --url {target.removesuffix(path)}"
+            raise Fault(f"{answer.request.url} redirects to {target}; {remedy}")
         if not answer.is_success:
             raise Fault(detail(answer))
         return answer
@@ -82,9 +99,8 @@ class PatientClient:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.ConnectError:
-            raise TransientError(
-                f"no answer from {self._http.base_url}; start the service with `make serve`, or give its --url"
-            ) from None
+            remedy = "start the service with `make serve`, or give its --url"
+            raise TransientError(f"no answer from {self._http.base_url}; {remedy}") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             self._met |= isinstance(error, _CUT_OFF)
             raise TransientError(
@@ -95,7 +111,11 @@ class PatientClient:
 
 
 def read_job(answer: httpx.Response) -> dict[str, Any]:
-    """The job in an answer; a Fault where something else than the service has given it."""
+    """Return the job in an answer.
+
+    Raises:
+        Fault: The answer holds no job, so something else than the service gave it.
+    """
     try:
         job = answer.json()
     except ValueError:
@@ -103,19 +123,24 @@ def read_job(answer: httpx.Response) -> dict[str, Any]:
     if not isinstance(job, dict) or "id" not in job:
         kind = answer.headers.get("content-type", "no type")
         raise Fault(
-            f"{answer.request.url} answered {answer.status_code} with {kind} and no job; give the service's --url"
+            f"{answer.request.url} answered {answer.status_code} with {kind} and no job; "
+            "give the service's --url"
         )
     return job
 
 
 def _retry_after_s(answer: httpx.Response) -> float:
-    """The seconds it asks for; 0 where it names none, or a date."""
+    """Return the seconds that the answer asks for; 0 where it names none, or a date."""
     value = answer.headers.get("retry-after", "")
     return float(value) if value.isdecimal() else 0.0
 
 
 def is_loopback(url: str) -> bool:
-    """No proxy can reach what listens on this machine only, whatever HTTP_PROXY says."""
+    """Return whether `url` names this machine, which no proxy can reach, whatever HTTP_PROXY says.
+
+    Raises:
+        Fault: `url` is no URL.
+    """
     try:
         host = httpx.URL(url).host
     except httpx.InvalidURL as error:

@@ -1,4 +1,4 @@
-"""Printing that goes on when nobody listens any more."""
+"""Printing that goes on after the terminal has gone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ import typer
 
 
 def say(line: str) -> None:
-    """A closed terminal or pipe must not end the supervisor in the midst of its work."""
+    """Print a line. A closed terminal or pipe does not end the supervisor."""
     with suppress(OSError):
         typer.echo(line)

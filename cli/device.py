@@ -9,7 +9,7 @@ from worker.backends.host import UnusableDevice, choose_device
 
 
 def device_option(asked: str) -> torch.device:
-    """Choose the device that `--device` names.
+    """Return the device that `--device` names; `auto` is CUDA where there is one.
 
     Raises:
         Fault: The device cannot be used.

@@ -1,4 +1,7 @@
-"""Errors that a person can mend: one line with fact, value and remedy, exit code 1, no traceback."""
+"""Errors that a person can mend.
+
+They are one line with fact, value and remedy, exit code 1 and no traceback.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,13 @@ class Fault(Exception):
 class FaultGroup(TyperGroup):
     """Commands whose Faults end the program with their text on stderr."""
 
-    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # Typer's context, not click's
+    # The context is Typer's, where click's group has its own.
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Run the command.
+
+        Raises:
+            typer.Exit: It failed with a Fault, whose text has been printed.
+        """
         try:
             return super().invoke(ctx)
         except Fault as fault:

@@ -9,11 +9,17 @@ from pathlib import Path
 
 
 class AlreadyLocked(Exception):
-    """By another process, whose id is the text."""
+    """Another process holds the file; the text is its id."""
 
 
 def take(path: Path, wait_s: float = 0.0) -> int:
-    """A descriptor that holds the file for as long as any process has it open. Raises AlreadyLocked."""
+    """Lock `path` and return the descriptor that holds it.
+
+    The lock lasts for as long as any process has the descriptor open.
+
+    Raises:
+        AlreadyLocked: Another process still holds it after `wait_s` seconds.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     deadline = time.monotonic() + wait_s
     while not _try_lock(fd):

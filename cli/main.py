@@ -1,4 +1,8 @@
-"""The `ddpm` command: its options, and which module does the work."""
+"""The `ddpm` command: its options, and which module does the work.
+
+The docstrings and the `help` texts are what `ddpm COMMAND --help` shows. A docstring's first line
+stands alone in the command reference.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import typer
 
 from cli.faults import FaultGroup
 
-# Idle threads of torch soon sleep (docs/decisions/0005). Here, because OpenMP reads it when torch is loaded.
+# Idle threads of torch soon sleep (docs/decisions/0005). OpenMP reads this when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 app = typer.Typer(
@@ -20,7 +24,8 @@ app = typer.Typer(
     cls=FaultGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Sample from trained denoising diffusion models, serve them over HTTP, train and evaluate them.",
+    help="Sample from trained denoising diffusion models, serve them over HTTP, "
+    "train and evaluate them.",
 )
 models_app = typer.Typer(
     invoke_without_command=True, help="List the models that can be served, or add to them."
@@ -82,7 +87,8 @@ def api(host: Host = None, port: Port = None) -> None:
         create_app(settings),
         host=host or settings.host,
         port=port or settings.port,
-        access_log=False,  # clients poll
+        # Clients poll, and a line for each request would bury all others.
+        access_log=False,
         timeout_graceful_shutdown=3,
     )
     server.run()
@@ -92,16 +98,16 @@ def api(host: Host = None, port: Port = None) -> None:
 @app.command()
 def worker() -> None:
     """Run one worker, on the queue at DDPM_REDIS_URL; default redis://127.0.0.1:6379/0."""
-    for number in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # loading takes a while, and until it is over nothing is held
+    # Loading takes a while, and until it is over the worker holds nothing.
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     from cli.settings import read
     from worker.settings import WorkerSettings
 
     read(WorkerSettings)
-    from worker.__main__ import main  # only now: it loads torch
+
+    # Only now, because it loads torch.
+    from worker.__main__ import main
 
     raise typer.Exit(main())
 
@@ -138,10 +144,12 @@ def sample(
         str | None, typer.Option(envvar="DDPM_KEY", help="API key, where the service wants one")
     ] = None,
 ) -> None:
-    """Have a running service draw images, and save them as OUT/<seed>-<index>.png. Ctrl-C cancels."""
+    """Have a running service draw images, and save them as OUT/<seed>-<index>.png.
+    Ctrl-C cancels.
+    """
     from cli.commands.sample import sample as run
 
-    request = {
+    options = {
         "count": count,
         "seed": seed,
         "steps": steps,
@@ -150,9 +158,8 @@ def sample(
         "eta": eta,
         "model": model,
     }
-    raise typer.Exit(
-        run(url, key, {name: value for name, value in request.items() if value is not None}, out)
-    )
+    request = {name: value for name, value in options.items() if value is not None}
+    raise typer.Exit(run(url, key, request, out))
 
 
 @app.command()
@@ -193,11 +200,13 @@ def evaluate(
         typer.Option(help="Folder for the figures; default: runs/evaluate/<model>-<steps>-steps"),
     ] = None,
 ) -> None:
-    """Bound the negative log likelihood of pictures in bits per dimension, with its rate and distortion. Ctrl-C ends it early."""
+    """Bound the negative log likelihood of pictures in bits/dim, with its rate and distortion.
+    Ctrl-C ends it early.
+    """
     from cli.commands.evaluate import evaluate as run
-    from cli.commands.measure import Measure
+    from cli.commands.measure import MeasureOptions
 
-    run(model, Measure(data, images, batch_size, seed, device), steps, out)
+    run(model, MeasureOptions(data, images, batch_size, seed, device), steps, out)
 
 
 @app.command()
@@ -220,14 +229,16 @@ def interpolate(
     variance: Annotated[
         Literal["fixed_small", "fixed_large"] | None,
         typer.Option(
-            help="Of the way back; default: fixed_small where --steps leaves timesteps out, else the model's"
+            help="Of the way back; default: fixed_small where --steps leaves timesteps out, "
+            "else the model's"
         ),
     ] = None,
     seed: NoiseSeed = 0,
     device: Device = "auto",
     out: Annotated[Path, typer.Option(help="PNG for the sheet")] = Path("interpolation.png"),
 ) -> None:
-    """Draw what a network sees between two pictures: noise both, mix them, and denoise (section 4.4 of the paper).
+    """Draw what a network sees between two pictures: noise both, mix them, and denoise.
+    Section 4.4 of the paper describes it.
 
     --t is 500 unless it is given.
     """
@@ -252,7 +263,9 @@ def new(
 def webhook_secret(
     name: Annotated[str, typer.Argument(help="Whose; `local` where there are no keys")],
 ) -> None:
-    """Print what a key's owner verifies webhooks with. It is made from DDPM_WEBHOOK_SECRET and the name."""
+    """Print what a key's owner verifies webhooks with.
+    It is made from DDPM_WEBHOOK_SECRET and the name.
+    """
     from cli.commands.keys import webhook_secret as run
 
     run(name)
@@ -282,14 +295,15 @@ def add(
         bool, typer.Option("--default", help="Use it for jobs that name no model")
     ] = False,
 ) -> None:
-    """Copy a model folder into DDPM_MODELS_DIR and write its card. Running processes see it after a restart.
+    """Copy a model folder into DDPM_MODELS_DIR and write its card.
+    Running processes see it after a restart.
 
     What no option says is taken from the folder's own card, as `ddpm train` writes it.
     """
-    from cli.commands.models import Said
+    from cli.commands.models import CardOptions
     from cli.commands.models import add as run
 
-    run(folder, name, Said(licence, provenance, data_name, data_licence), default)
+    run(folder, name, CardOptions(licence, provenance, data_name, data_licence), default)
 
 
 @models_app.command()
@@ -304,8 +318,10 @@ def variance(
     seed: NoiseSeed = 0,
     device: Device = "auto",
 ) -> None:
-    """Estimate the analytic variance of a model, so that jobs may ask for it. Ctrl-C ends it early."""
-    from cli.commands.measure import Measure
+    """Estimate the analytic variance of a model, so that jobs may ask for it.
+    Ctrl-C ends it early.
+    """
+    from cli.commands.measure import MeasureOptions
     from cli.commands.variance import estimate as run
 
-    run(model, Measure(data, images, batch_size, seed, device))
+    run(model, MeasureOptions(data, images, batch_size, seed, device))

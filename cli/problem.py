@@ -1,4 +1,4 @@
-"""What an error answer of the service says, in its own words."""
+"""The text of an error answer, in the service's own words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import httpx
 
 
 def detail(answer: httpx.Response) -> str:
-    """The detail of a problem+json, or the status line of anything else."""
+    """Return the detail of a problem+json, or the status line of anything else."""
     if answer.headers.get("content-type", "").startswith("application/problem+json"):
         problem = answer.json()
         return str(problem.get("detail") or problem["title"])

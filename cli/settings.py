@@ -1,4 +1,7 @@
-"""What the `ddpm` command itself takes from the environment (prefix DDPM_), and how it reads any process's settings."""
+"""Settings of the `ddpm` command, from the environment (prefix DDPM_).
+
+Also how the command reads any process's settings, and checks them before it starts anything.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 class CliSettings(BaseSettings):
+    """Settings of the command itself."""
+
     model_config = SettingsConfigDict(
         env_prefix="DDPM_", env_ignore_empty=True, extra="ignore", frozen=True
     )
@@ -33,7 +38,8 @@ class CliSettings(BaseSettings):
     redis_maxmemory: str | None = Field(
         default=None,
         pattern=r"^\d+([kmg]b?)?$",
-        description="Memory of the server that `ddpm up` starts, in bytes or as 4gb; unset, half of the machine's",
+        description="Memory of the server that `ddpm up` starts, in bytes or as 4gb; "
+        "unset, half of the machine's",
     )
     models_dir: Path | None = Field(
         default=None, description="Folder of added models; unset, models/ in the data folder"
@@ -48,28 +54,33 @@ class CliSettings(BaseSettings):
 
     @property
     def cache_root(self) -> Path:
+        """Folder of the workers' calibrations."""
         return self.cache_dir or self.data_dir / "cache"
 
     @property
     def models_root(self) -> Path:
+        """Folder of added models."""
         return self.models_dir or self.data_dir / "models"
 
 
 def read(settings: type[S]) -> S:
-    """Settings from the environment; a Fault names the variable that is wrong."""
+    """Read settings from the environment.
+
+    Raises:
+        Fault: A variable is wrong; the text names it and shows no secret.
+    """
     try:
         return settings()
     except ValidationError as error:
         first = error.errors()[0]
         field = str(first["loc"][0])
         secret = settings.model_fields[field].annotation is SecretStr
-        value = (
-            "***"
-            if secret
-            else _without_password(first["input"])
-            if field.endswith("_url")
-            else repr(first["input"])
-        )
+        if secret:
+            value = "***"
+        elif field.endswith("_url"):
+            value = _without_password(first["input"])
+        else:
+            value = repr(first["input"])
         raise Fault(
             f"DDPM_{field.upper()}={value}: {first['msg']}; correct it or unset it"
         ) from None
@@ -82,7 +93,14 @@ def _without_password(url: str) -> str:
 
 
 def check_models(folder: Path | None) -> None:
-    """Before anything starts, and without a traceback."""
+    """Check before anything starts that a model can be served.
+
+    Args:
+        folder: Folder of added models; None where there are only those that we ship.
+
+    Raises:
+        Fault: The catalog cannot be read, or holds no model.
+    """
     from models.checkpoints.catalog import SHIPPED, Catalog, CatalogError
 
     try:
@@ -92,7 +110,11 @@ def check_models(folder: Path | None) -> None:
 
 
 def check_results_url(url: SecretStr) -> None:
-    """Before anything starts, and without a traceback."""
+    """Check before anything starts that the results store can be used.
+
+    Raises:
+        Fault: It cannot.
+    """
     from worker.results.url import BadStoreUrl, open_store
 
     try:
@@ -102,30 +124,42 @@ def check_results_url(url: SecretStr) -> None:
 
 
 def check_access(settings: ApiSettings, host: str) -> None:
-    """Before anything starts: keys that can be used, or a host that only this machine reaches, or the word for more."""
+    """Check before anything starts that no stranger would be let in.
+
+    There have to be keys, or a host that only this machine reaches, or names to be reached under.
+
+    Args:
+        settings: Settings of the API.
+        host: Address that it will listen on.
+
+    Raises:
+        Fault: Strangers would be let in, or a key cannot be used.
+    """
     from app.access.api_keys import is_loopback_host
 
     if keyring(settings):
         return
     everybody = (
-        "anybody who reaches this machine would be let in, as there are no API keys; set DDPM_API_KEYS "
-        "(`ddpm keys new NAME` makes one)"
+        "anybody who reaches this machine would be let in, as there are no API keys; "
+        "set DDPM_API_KEYS (`ddpm keys new NAME` makes one)"
     )
     by_name = "DDPM_ANONYMOUS_HOSTS to the names to be reached under without (* for any)"
     if not (settings.anonymous_hosts or is_loopback_host(host)):
         raise Fault(f"on host {host!r} {everybody}, or {by_name}")
     published = settings.publish.rpartition(":")[0].strip("[]")
-    named = settings.anonymous_hosts not in (
-        "",
-        "localhost",
-    )  # that is Compose's, and says nothing of a port for everybody
+    # "localhost" is Compose's default, which says nothing of a port for everybody.
+    named = settings.anonymous_hosts not in ("", "localhost")
     if settings.publish and not (named or is_loopback_host(published)):
         loopback = "DDPM_PUBLISH to an address of loopback such as 127.0.0.1:8000"
         raise Fault(f"published on {settings.publish}, {everybody}, {loopback}, or {by_name}")
 
 
 def keyring(settings: ApiSettings) -> Keyring:
-    """Those that are let in."""
+    """Return the keys that are let in.
+
+    Raises:
+        Fault: An entry of DDPM_API_KEYS cannot be used.
+    """
     from app.access.api_keys import BadKeys, Keyring
 
     try:

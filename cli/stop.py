@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, for work that ends in good order."""
+"""Ctrl-C and SIGTERM, noticed by work that then ends in good order."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from types import FrameType
 
 
 class StopRequest:
-    """True once SIGINT or SIGTERM came. The second one ends the program at once, with the state of the last save.
+    """True once SIGINT or SIGTERM came.
 
-    On leaving it the signals do again what they did before.
+    A second one ends the program at once, with the state of the last save. When the block ends, the
+    signals do again what they did before it.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
+        """Return whether a stop was requested."""
         return self.requested
 
     def _request(self, _number: int, _frame: FrameType | None) -> None:

@@ -1,1 +1,1 @@
-"""What `make bench` runs. Each is `python -m bench.commands.NAME`."""
+"""The commands of `make bench`. Each is `python -m bench.commands.NAME`."""

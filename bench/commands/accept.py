@@ -1,6 +1,7 @@
-"""What it costs to have a job on disk before it is accepted: `python -m bench.commands.accept`.
+"""The cost of a job being on disk before it is accepted: `python -m bench.commands.accept`.
 
-One Valkey for each way of writing its append-only file, the API before it, and the writes that a worker makes beside it.
+For each way of writing the append-only file there is one Valkey, with an API in front of it and a
+worker's writes at the same time. Times are in milliseconds, rates are a second.
 """
 
 from __future__ import annotations
@@ -32,14 +33,32 @@ WAYS = {
     "everysec": {"appendfsync": "everysec"},
     "always": {"appendfsync": "always"},
 }
+HEAD = [
+    "append-only file",
+    "POST",
+    "POST, 32 at once",
+    "status",
+    "progress write",
+    "images stored",
+]
 JOB = {"count": 1, "steps": 50}
-SHARDS, EVERY_S = 4, 0.05  # a worker's progress
+# A worker reports the progress of so many shards, so often.
+SHARDS = 4
+EVERY_S = 0.05
 PNG = os.urandom(700)
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Milliseconds, sorted, and rates a second."""
+    """The measurements of one way of writing.
+
+    Attributes:
+        posts_ms: Milliseconds of posts one after the other, sorted.
+        posts_at_once_per_s: Posts a second of 32 clients at once.
+        statuses_ms: Milliseconds of status requests, sorted.
+        progress_ms: Milliseconds of a worker's progress reports, sorted.
+        publishes_per_s: Images that a worker stores a second, one by one.
+    """
 
     posts_ms: list[float]
     posts_at_once_per_s: float
@@ -48,54 +67,53 @@ class Cost:
     publishes_per_s: float
 
     def row(self) -> list[str]:
-        times = [
-            f"{statistics.median(ms):.1f} / {ms[len(ms) * 95 // 100]:.1f} ms"
-            for ms in self._times()
-        ]
+        """Return the cells of the table's row."""
         return [
-            times[0],
+            _median_and_p95(self.posts_ms),
             f"{self.posts_at_once_per_s:.0f} /s",
-            *times[1:],
+            _median_and_p95(self.statuses_ms),
+            _median_and_p95(self.progress_ms),
             f"{self.publishes_per_s:.0f} /s",
         ]
 
-    def _times(self) -> list[list[float]]:
-        return [self.posts_ms, self.statuses_ms, self.progress_ms]
+
+def _median_and_p95(sorted_ms: list[float]) -> str:
+    p95 = sorted_ms[len(sorted_ms) * 95 // 100]
+    return f"{statistics.median(sorted_ms):.1f} / {p95:.1f} ms"
 
 
 def main(out: Path = OUT) -> None:
+    """Measure every way of writing and report on them in a table."""
     report = Report(out, "accept", "cpu")
     report.say(
-        "Median / 95th percentile; one worker reports 4 shards 20 times a second meanwhile, as workers do.\n"
+        "Median / 95th percentile; one worker reports 4 shards 20 times a second meanwhile, "
+        "as workers do.\n"
     )
     rows = []
     for way, config in WAYS.items():
         with valkey(out, config) as url:
             rows.append([way, *asyncio.run(measure(url)).row()])
-    report.table(
-        [
-            "append-only file",
-            "POST",
-            "POST, 32 at once",
-            "status",
-            "progress write",
-            "images stored",
-        ],
-        rows,
-    )
+    report.table(HEAD, rows)
 
 
 @contextmanager
 def valkey(folder: Path, config: dict[str, str]) -> Iterator[str]:
-    """In `folder`, which is on a disk; a temporary one may be in memory."""
+    """Run a Valkey and yield its URL.
+
+    Args:
+        folder: Where its data lies. It has to be on a disk; a temporary folder may be in memory.
+        config: Settings of the server.
+    """
+    settings = {"save": "", "appendonly": "yes"} | config
     with (
         TemporaryDirectory(dir=folder) as data,
-        ValkeyServer(data_dir=Path(data), **{"save": "", "appendonly": "yes"} | config) as it,
+        ValkeyServer(data_dir=Path(data), **settings) as server,
     ):
-        yield f"{it.connection_url}/0"
+        yield f"{server.connection_url}/0"
 
 
 async def measure(url: str) -> Cost:
+    """Measure the service on the Valkey at `url`, while a worker reports progress."""
     with Redis.from_url(url) as redis, progress(redis) as progress_ms:
         async with client(url) as http:
             posts = await timed(lambda: post(http), 100)
@@ -110,6 +128,7 @@ async def measure(url: str) -> Cost:
 
 @asynccontextmanager
 async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Run an API in this process on the Valkey at `url`, and yield a client of it."""
     app = create_app(ApiSettings(redis_url=url))
     transport = httpx.ASGITransport(app)
     async with (
@@ -120,11 +139,12 @@ async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def post(http: httpx.AsyncClient) -> httpx.Response:
+    """Post a job of one image."""
     return (await http.post("/v1/jobs", json=JOB)).raise_for_status()
 
 
 async def timed(call: Callable[[], Awaitable[httpx.Response]], times: int) -> list[float]:
-    """Milliseconds of each call, sorted."""
+    """Call one after the other, and return the milliseconds of each call, sorted."""
     took = []
     for _ in range(times):
         start = time.perf_counter()
@@ -135,7 +155,11 @@ async def timed(call: Callable[[], Awaitable[httpx.Response]], times: int) -> li
 
 @contextmanager
 def progress(redis: Redis) -> Iterator[list[float]]:
-    """A worker's reports while the block runs; milliseconds of each write."""
+    """Report progress as a worker does while the block runs.
+
+    Yields:
+        The milliseconds of each write so far.
+    """
     took: list[float] = []
     done = threading.Event()
     redis.hset(
@@ -160,7 +184,7 @@ def progress(redis: Redis) -> Iterator[list[float]]:
 
 
 def publish(redis: Redis, images: int = 200) -> float:
-    """Images a second, stored one by one."""
+    """Store images one by one, and return how many a second."""
     start = time.perf_counter()
     for index in range(images):
         run(redis, transitions.PUBLISH, images=[(index, "ab" * 32, PNG)])
@@ -168,6 +192,7 @@ def publish(redis: Redis, images: int = 200) -> float:
 
 
 def run(redis: Redis, script: Script, **args: Argument) -> None:
+    """Run one of a worker's transitions on the job `w`."""
     script.eval(redis, **transitions.transition_keys("w", "bulk"), **args)
 
 

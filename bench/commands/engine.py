@@ -1,7 +1,12 @@
-"""How much of the bare network's speed the engine keeps, and of the machine's: `python -m bench.commands.engine`.
+"""The engine's speed, as a share of the bare network's and of the machine's.
 
-For each precision and batch size, in one run and in turn: the network alone on a batch; the engine on as many chains; their rows
-and noise alone. The peak is a product of two large matrices in the same precision, measured in the same turns.
+`python -m bench.commands.engine` measures image-steps a second. For each precision and batch size
+it measures in turn, in one run:
+
+- the network alone on a batch,
+- the engine on as many chains,
+- their rows and noise alone,
+- the peak: a product of two large matrices in the same precision.
 """
 
 from __future__ import annotations
@@ -29,13 +34,35 @@ from worker.engine.step import WIDTH
 from worker.jobs.domain import Precision
 from worker.process.loaded_model import LoadedModel
 
-ROUNDS, BURST = 9, 16
-_SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices
+HEAD = [
+    "precision",
+    "batch",
+    "network/s",
+    "engine/s",
+    "engine / network",
+    "rows and noise / step",
+    "of the matmul peak",
+]
+# Each is measured in so many turns, by the median of bursts of so many steps.
+ROUNDS = 9
+BURST = 16
+# Rows and columns of the matrices.
+_SIDE = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True, slots=True)
 class EngineRow:
-    """Seconds of one step of `size` chains: the network alone, the engine, the rows alone; and the peak in flop/s."""
+    """The speed at one precision and batch size.
+
+    Attributes:
+        precision: What the network computes in.
+        size: Chains in a batch.
+        network_s: Seconds of the network alone.
+        engine_s: Seconds of the engine's step.
+        rows_s: Seconds of the rows and noise alone.
+        peak: Floating-point operations a second of the matrix product.
+        gflop: Cost of an image-step, in 10^9 floating-point operations.
+    """
 
     precision: Precision
     size: int
@@ -47,23 +74,20 @@ class EngineRow:
 
     @property
     def per_s(self) -> float:
+        """Image-steps a second of the engine."""
         return self.size / self.engine_s
 
     @property
     def cells(self) -> list[str]:
-        of_network, rows = (
-            f"{self.network_s / self.engine_s:.1%}",
-            f"{self.rows_s / self.engine_s:.1%}",
-        )
-        of_peak = f"{self.per_s * self.gflop * 1e9 / self.peak:.0%}"
+        """Cells of the table's row."""
         return [
             self.precision,
             str(self.size),
             f"{self.size / self.network_s:.0f}",
             f"{self.per_s:.0f}",
-            of_network,
-            rows,
-            of_peak,
+            f"{self.network_s / self.engine_s:.1%}",
+            f"{self.rows_s / self.engine_s:.1%}",
+            f"{self.per_s * self.gflop * 1e9 / self.peak:.0%}",
         ]
 
 
@@ -75,46 +99,38 @@ def main(
     ] = None,
     out: Out = OUT,
 ) -> None:
-    """Image-steps a second of every batch size that agrees to the bit, in every precision that the device has."""
+    """Measure image-steps a second of every batch size that agrees to the bit.
+
+    It does so in every precision that the device has.
+    """
     report = Report(out, "engine", device)
     kinds = [precision] if precision else precisions(torch.device(device))
     largest = sizes_on(torch.device(device))[-1]
     rows = [row for kind in kinds for row in measure(load(model, device, largest, kind))]
-    head = [
-        "precision",
-        "batch",
-        "network/s",
-        "engine/s",
-        "engine / network",
-        "rows and noise / step",
-        "of the matmul peak",
-    ]
     report.say(
         f"{rows[0].gflop:g} GFLOP an image-step; medians of {ROUNDS} turns of {BURST} steps.\n"
     )
-    report.table(head, [row.cells for row in rows])
+    report.table(HEAD, [row.cells for row in rows])
     plot(report, rows)
 
 
 def measure(model: LoadedModel) -> Iterator[EngineRow]:
+    """Yield the row of each batch size of the model."""
     model.calibration.use()
     for size in model.calibration.batch_sizes:
         runs = [_network(model, size), _engine(model, size), _rows(model, size), _product(model)]
-        times = [
-            [_burst(model, run) for run in runs] for _ in range(ROUNDS + 1)
-        ]  # the first warms up
-        network_s, engine_s, rows_s, product_s = (
-            statistics.median(column) for column in zip(*times[1:], strict=True)
-        )
-        peak = 2 * _side(model) ** 3 / product_s
+        # The first turn warms up.
+        times = [[time_burst(model, run) for run in runs] for _ in range(1 + ROUNDS)][1:]
+        columns = zip(*times, strict=True)
+        network_s, engine_s, rows_s, product_s = map(statistics.median, columns)
         yield EngineRow(
             model.precision,
             size,
             network_s,
             engine_s,
             rows_s,
-            peak,
-            model.card.gflop_per_image_step,
+            peak=2 * _side(model) ** 3 / product_s,
+            gflop=model.card.gflop_per_image_step,
         )
 
 
@@ -141,7 +157,10 @@ def _rows(model: LoadedModel, size: int) -> Callable[[], object]:
 
 
 def _recorded(device: torch.device, run: Callable[[], object]) -> Callable[[], object]:
-    """On CUDA as a graph, as the engine's steps are: launched one by one, small operations take longer to launch than to do."""
+    """Record `run` as a graph on CUDA, as the engine's steps are.
+
+    Small operations that are launched one by one take longer to launch than to do.
+    """
     if device.type == "cpu":
         return run
 
@@ -166,8 +185,8 @@ def _side(model: LoadedModel) -> int:
 
 
 @torch.inference_mode()
-def _burst(model: LoadedModel, run: Callable[[], object]) -> float:
-    """Seconds of one run, over a few in a row."""
+def time_burst(model: LoadedModel, run: Callable[[], object]) -> float:
+    """Return the seconds of one run, over BURST of them in a row."""
     model.engine.pool.wait()
     start = time.perf_counter()
     for _ in range(BURST):
@@ -177,21 +196,15 @@ def _burst(model: LoadedModel, run: Callable[[], object]) -> float:
 
 
 def plot(report: Report, rows: list[EngineRow]) -> None:
+    """Draw image-steps a second against batch size, two lines for each precision."""
     with report.plot() as axes:
         for precision in dict.fromkeys(row.precision for row in rows):
             own = [row for row in rows if row.precision == precision]
-            axes.plot(
-                [row.size for row in own],
-                [row.size / row.network_s for row in own],
-                "--",
-                label=f"{precision}, network alone",
-            )
-            axes.plot(
-                [row.size for row in own],
-                [row.per_s for row in own],
-                "o-",
-                label=f"{precision}, engine",
-            )
+            sizes = [row.size for row in own]
+            network_per_s = [row.size / row.network_s for row in own]
+            engine_per_s = [row.per_s for row in own]
+            axes.plot(sizes, network_per_s, "--", label=f"{precision}, network alone")
+            axes.plot(sizes, engine_per_s, "o-", label=f"{precision}, engine")
         axes.set_xscale("log", base=2)
         axes.set_xlabel("batch size")
         axes.set_ylabel("image-steps/s")

@@ -1,6 +1,7 @@
 """Same seed, same bytes: `python -m bench.commands.exact`.
 
-Whatever is around a chain while it runs, no byte of its image may differ from the image made alone. Exits with 1 if one does.
+Whatever is around a chain while it runs, no byte of its image may differ from the image made alone.
+The command exits with 1 if one does.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from time import perf_counter
 from typing import Annotated
 
@@ -23,12 +23,22 @@ from bench.lib.work import Images, Work
 from worker.backends.served_network import precisions
 from worker.jobs.domain import Precision
 
-SHOWN = 12  # images of each way in the plot
+# Images of each way in the plot.
+SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
 class ExactRow:
-    """One way, compared with the reference. `levels` is the largest difference of a byte."""
+    """A way, compared with the reference.
+
+    Attributes:
+        precision: What the network computes in.
+        way: Description of the way.
+        images: Images that it made.
+        differing: Bytes that differ from the reference.
+        levels: Largest difference of a byte.
+        seconds: How long it took.
+    """
 
     precision: Precision
     way: str
@@ -39,13 +49,9 @@ class ExactRow:
 
     @property
     def cells(self) -> list[str]:
-        counts = [len(self.images), self.differing, self.levels]
-        return [
-            self.precision,
-            self.way,
-            *(str(count) for count in counts),
-            f"{self.seconds:.0f} s",
-        ]
+        """Cells of the table's row."""
+        counts = map(str, (len(self.images), self.differing, self.levels))
+        return [self.precision, self.way, *counts, f"{self.seconds:.0f} s"]
 
 
 def main(
@@ -60,16 +66,14 @@ def main(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
     out: Out = OUT,
 ) -> None:
-    """Make the same images in every way that a service may come to make them, and count the bytes that differ."""
+    """Make the same images in every way that a service may make them, and count differing bytes."""
     report = Report(out, "exact", device)
     report.say(f"{images} images a row, {steps} steps, all samplers, against each image alone.\n")
-    kinds = [precision] if precision else precisions(torch.device(device))
     rows = []
-    for row in chain.from_iterable(
-        compare(Work(model, device, kind, images, steps)) for kind in kinds
-    ):
-        report.progress(f"{row.precision}, {row.way}: {row.differing} bytes differ")
-        rows.append(row)
+    for kind in [precision] if precision else precisions(torch.device(device)):
+        for row in compare(Work(model, device, kind, images, steps)):
+            report.progress(f"{row.precision}, {row.way}: {row.differing} bytes differ")
+            rows.append(row)
     head = ["precision", "way", "images", "differing bytes", "levels at most", "took"]
     report.table(head, [row.cells for row in rows])
     plot(report, rows)
@@ -77,7 +81,7 @@ def main(
 
 
 def compare(work: Work) -> Iterator[ExactRow]:
-    """Every way, against each image alone."""
+    """Yield a row for every way, compared with each image made alone."""
     model = work.model()
     reference = alone(model, work, random.Random(0))
     for name, way in ways(model, torch.get_num_threads()).items():
@@ -89,14 +93,14 @@ def compare(work: Work) -> Iterator[ExactRow]:
 
 
 def difference(images: Images, reference: Images) -> tuple[int, int]:
-    """Bytes that differ, and by how many levels at most."""
+    """Return how many bytes differ, and by how many levels at most."""
     assert images.keys() == reference.keys(), "every way makes every image once"
     apart = torch.stack([(images[i].int() - reference[i].int()).abs() for i in reference])
     return int(apart.count_nonzero()), int(apart.max())
 
 
 def plot(report: Report, rows: Sequence[ExactRow]) -> None:
-    """The first images of each way, a line of pictures each: all lines of one precision show the same."""
+    """Draw the first images of each way, a line each; all lines of one precision show the same."""
     lines = [torch.cat([row.images[i] for i in sorted(row.images)[:SHOWN]], dim=2) for row in rows]
     height = lines[0].shape[1]
     with report.plot(10, 0.5 * len(rows)) as axes:

@@ -1,6 +1,7 @@
-"""How long a client takes to get the pictures of a job, one by one and as an archive: `python -m bench.commands.fetch`.
+"""The time to get the images of a job, one by one and as an archive.
 
-They take turns, so that a machine that slows down slows both. The service, its worker included, is one for all.
+`python -m bench.commands.fetch` measures milliseconds. Both ways take turns, so that a machine that
+slows down slows both. One service, with its worker, serves all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from bench.lib.report import OUT, Out, Report
 from bench.systems.service import data_folder, service
 
 COUNTS = (1, 16, 64, 1024)
-STEPS = 1  # pictures of noise are as large as any
+# One step is enough, because images of noise are as large as any.
+STEPS = 1
 
 
 def main(
@@ -29,7 +31,7 @@ def main(
     ] = default_device(),
     out: Out = OUT,
 ) -> None:
-    """Milliseconds from the first request to the last picture in the client's hands."""
+    """Measure milliseconds from the first request to the last image in the client's hands."""
     report = Report(out, "fetch", "cpu")
     rows = []
     with data_folder(out) as folder, service(folder, model, device, "auto") as client:

@@ -1,7 +1,8 @@
-"""How long jobs take under load: `python -m bench.commands.latency`.
+"""The latency of jobs under load, in seconds: `python -m bench.commands.latency`.
 
-Jobs of three sizes come by chance, at 0.2 to 1.2 of what the engine can do: served by our rules, and first come first served.
-`--service` sends them over HTTP instead; `--beside-bulk` measures what one big job and small ones cost each other.
+Jobs of three sizes arrive at random, at 0.2 to 1.2 of what the engine can do. They are served by
+our rules, and first come first served. `--service` sends them over HTTP instead. `--beside-bulk`
+measures what one big job and small ones cost each other.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from bench.lib.report import OUT, Out, Report
 from bench.load import beside_bulk, curves, over_http
 from bench.load.curves import Serve
 from bench.load.open_loop import Request, as_the_service, first_come_first_served, serve
-from bench.systems.service import Asked, data_folder, service
+from bench.systems.service import PrecisionOption, data_folder, service
 from worker.process.loaded_model import LoadedModel
 
 
@@ -30,7 +31,7 @@ def main(
     model: Model = DEFAULT,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
     precision: Annotated[
-        Asked, typer.Option(help="auto takes what the worker would take")
+        PrecisionOption, typer.Option(help="auto takes what the worker would take")
     ] = "auto",
     over_http_: Annotated[
         bool, typer.Option("--service", help="The same arrivals over HTTP, in real time")
@@ -49,43 +50,47 @@ def main(
     ] = 20,
     out: Out = OUT,
 ) -> None:
-    """Percentiles of latency against load, or what a big job and small ones cost each other."""
+    """Measure latency against load, or what a big job and small ones cost each other."""
     if not (bulk or over_http_):
         loaded = load(model, device, 1024, precision)
-        load_curves(
-            in_process(loaded, steps), loaded.precision, jobs, steps, Report(out, "latency", device)
-        )
+        servers = in_process(loaded, steps)
+        load_curves(servers, loaded.precision, jobs, steps, Report(out, "latency", device))
         return
     with data_folder(out) as folder, service(folder, model, device, precision) as client:
         if bulk:
-            beside_bulk.run(
-                client, steps, jobs, every_s, alone_s, Report(out, "beside-bulk", device)
-            )
+            report = Report(out, "beside-bulk", device)
+            beside_bulk.run(client, steps, jobs, every_s, alone_s, report)
         else:
             servers = {"service": partial(over_http.serve, client, steps=steps)}
-            load_curves(
-                servers, client.precision(), jobs, steps, Report(out, "latency-service", device)
-            )
+            report = Report(out, "latency-service", device)
+            load_curves(servers, client.precision(), jobs, steps, report)
 
 
 def in_process(model: LoadedModel, steps: int) -> dict[str, Serve]:
-    """Both orders of service, with one model: what comes next, the scheduler decides; what it is told of a job differs."""
+    """Return servers for both orders of service, on one model.
+
+    The scheduler decides in both what comes next; they differ in what it knows of a job.
+    """
     plan = model.plan("ddpm", steps, "fixed_small", 0.0)
 
-    def by(request: Request) -> Serve:
-        return lambda arrivals: serve(
-            engine_on(model, model.calibration.batch_sizes), arrivals, plan, request
-        )
+    def server(request: Request) -> Serve:
+        batch_sizes = model.calibration.batch_sizes
+        return lambda arrivals: serve(engine_on(model, batch_sizes), arrivals, plan, request)
 
-    return {"ours": by(as_the_service), "first come first served": by(first_come_first_served)}
+    return {
+        "ours": server(as_the_service),
+        "first come first served": server(first_come_first_served),
+    }
 
 
 def load_curves(
     servers: Mapping[str, Serve], precision: str, jobs: int, steps: int, report: Report
 ) -> None:
-    capacity = curves.measured_capacity(next(iter(servers.values())))
+    """Measure the capacity of the first server, then the latency of all at each load."""
+    capacity = curves.measure_capacity(next(iter(servers.values())))
     report.say(
-        f"{precision}; capacity {capacity:.0f} image-steps/s; {jobs} jobs of {steps} steps at each load.\n"
+        f"{precision}; capacity {capacity:.0f} image-steps/s; "
+        f"{jobs} jobs of {steps} steps at each load.\n"
     )
     points = []
     for point in curves.measure(servers, jobs, capacity / steps):

@@ -1,7 +1,8 @@
-"""The paper's network for CIFAR-10 as a model folder, for the benchmarks' `--model`: `python -m bench.commands.paper`.
+"""The paper's network for CIFAR-10 as a model folder: `python -m bench.commands.paper`.
 
-35.7 million parameters at 32x32 RGB, and 12.4 GFLOP an image-step. Its weights are random, so its pictures show nothing. None is
-zero: of zeros a GPU makes more a second.
+Give the folder to other benchmarks with `--model`. The network has 35.7 million parameters at 32x32
+RGB, and takes 12.4 GFLOP an image-step. Its weights are random, so its images show nothing. No
+tensor is all zeros, because a GPU gets through zeros faster.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ CONFIG = UNetConfig(
 def main(
     folder: Annotated[Path, typer.Argument(help="The model's folder")] = Path("runs/models") / NAME,
 ) -> None:
-    """Write the folder, and say where it is."""
+    """Write the folder, and print where it is."""
     torch.manual_seed(0)
     net = UNet(CONFIG)
     for parameter in net.parameters():

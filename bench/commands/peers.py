@@ -1,7 +1,8 @@
-"""This service, its engine alone, RQ's workers with diffusers, diffusers alone, in one run: `python -m bench.commands.peers`.
+"""This service against its engine alone, RQ's workers with diffusers, and diffusers alone.
 
-The same weights, in turn, round after round, the others stopped. Ratios are of rates of one round: a machine that slows down
-slows all.
+`python -m bench.commands.peers` measures image-steps a second, with the same weights and in one
+run. The systems take turns, round after round, while the others are stopped. Ratios compare rates
+of the same round, because a machine that slows down slows all.
 """
 
 from __future__ import annotations
@@ -25,14 +26,23 @@ from bench.lib.model import DEFAULT, Model
 from bench.lib.report import OUT, Out, Report
 from bench.systems import bare_engine, pipelines
 from bench.systems.drawing import Draw
-from bench.systems.others import Alone, Ours, RqWorker, System, threads_as_they_come
 from bench.systems.pipelines import Pipe
-from bench.systems.service import Asked, data_folder
+from bench.systems.servers import (
+    DrawingProcess,
+    RqWorker,
+    System,
+    ThisService,
+    default_openmp_spin,
+)
+from bench.systems.service import PrecisionOption, data_folder
 
+# Images of the large job.
 LARGE = 64
 
 
 class Peer(StrEnum):
+    """Systems that the service can be compared with."""
+
     ENGINE = "engine"
     FORK = "fork"
     IN_PROCESS = "in-process"
@@ -42,7 +52,8 @@ class Peer(StrEnum):
 
 
 STANDARD = [Peer.ENGINE, Peer.FORK, Peer.IN_PROCESS, Peer.ALONE, Peer.TUNED]
-Rates = dict[str, list[float]]  # by system, image-steps per second, one a round
+# Image-steps a second by system, one for each round.
+Rates = dict[str, list[float]]
 
 
 def main(
@@ -55,68 +66,60 @@ def main(
     against: Annotated[
         list[Peer],
         typer.Option(
-            help="Repeat it for several. tuned tries six settings, for minutes; compiled is one of them"
+            help="Repeat it for several. tuned tries six settings, for minutes; "
+            "compiled is one of them"
         ),
     ] = STANDARD,
     model: Model = DEFAULT,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
     precision: Annotated[
-        Asked, typer.Option(help="Of this service; auto takes what the worker would take")
+        PrecisionOption, typer.Option(help="Of this service; auto takes what the worker would take")
     ] = "auto",
     out: Out = OUT,
 ) -> None:
-    """Image-steps per second of this service and of what people use today."""
+    """Measure image-steps per second of this service and of what people use today."""
     report = Report(out, "peers", device)
     small: Rates = defaultdict(list)
     large: Rates = defaultdict(list)
-    with (
-        data_folder(out) as folder,
-        systems(
-            Ours(folder, model, device, precision),
-            Pipe(model, device),
-            list(dict.fromkeys(against)),
-            precision,
-        ) as compared,
-    ):
+    with ExitStack() as stack:
+        folder = stack.enter_context(data_folder(out))
+        service = ThisService(folder, model, device, precision)
+        chosen = list(dict.fromkeys(against))
+        peers = stack.enter_context(start_peers(Pipe(model, device), chosen, precision))
+        compared: list[System] = [service, *peers]
         for number, system in product(range(rounds), compared):
             report.progress(f"round {number + 1} of {rounds}: {system.name}")
             with system.awake() as draw:
                 warm_up(draw)
-                small[system.name].append(
-                    clients * steps / seconds_of_clients(draw, clients, stagger_s, steps)
-                )
-                large[system.name].append(LARGE * steps / seconds_of_one(draw, LARGE, steps))
-    tabulate(
-        report,
-        f"{clients} clients with one image each, {steps} steps, {stagger_s:g} s apart",
-        small,
-    )
+                small_s = time_clients(draw, clients, stagger_s, steps)
+                small[system.name].append(clients * steps / small_s)
+                large_s = time_job(draw, LARGE, steps)
+                large[system.name].append(LARGE * steps / large_s)
+    title = f"{clients} clients with one image each, {steps} steps, {stagger_s:g} s apart"
+    tabulate(report, title, small)
     tabulate(report, f"One job of {LARGE} images, {steps} steps", large)
     for system in compared:
-        report.say(f"{system.name}: {system.how}.")
+        report.say(f"{system.name}: {system.description}.")
     plot(report, small, large)
 
 
 @contextmanager
-def systems(
-    ours: System, pipe: Pipe, against: Sequence[Peer], precision: Asked
+def start_peers(
+    pipe: Pipe, kinds: Sequence[Peer], precision: PrecisionOption
 ) -> Iterator[list[System]]:
-    """Ours first, then its peers. They start one after the other, and end however this ends."""
+    """Start the peers one after the other, and end them with the block, however it ends."""
     with ExitStack() as stack, ValkeyServer(save="", appendonly="no") as server:
         url = f"{server.connection_url}/0"
-        yield [
-            ours,
-            *(stack.enter_context(closing(_peer(kind, pipe, precision, url))) for kind in against),
-        ]
+        yield [stack.enter_context(closing(_peer(kind, pipe, precision, url))) for kind in kinds]
 
 
-def _peer(kind: Peer, pipe: Pipe, precision: Asked, redis_url: str) -> RqWorker | Alone:
+def _peer(
+    kind: Peer, pipe: Pipe, precision: PrecisionOption, redis_url: str
+) -> RqWorker | DrawingProcess:
     match kind:
         case Peer.ENGINE:
-            return Alone(
-                "the engine alone",
-                partial(bare_engine.drawing, pipe.folder, pipe.device, precision),
-            )
+            prepare = partial(bare_engine.prepare, pipe.folder, pipe.device, precision)
+            return DrawingProcess("the engine alone", prepare)
         case Peer.FORK:
             return RqWorker("RQ, a fork for each job", "rq.Worker", redis_url, pipe)
         case Peer.IN_PROCESS:
@@ -129,19 +132,29 @@ def _peer(kind: Peer, pipe: Pipe, precision: Asked, redis_url: str) -> RqWorker 
             return _diffusers("diffusers alone, compiled", pipe, pipelines.compiled)
 
 
-def _diffusers(name: str, pipe: Pipe, prepare: Callable[[Pipe, int], Any]) -> Alone:
-    with threads_as_they_come():
-        return Alone(name, partial(pipelines.drawing, pipe, prepare, (1, LARGE)))
+def _diffusers(name: str, pipe: Pipe, make: Callable[[Pipe, int], Any]) -> DrawingProcess:
+    with default_openmp_spin():
+        return DrawingProcess(name, partial(pipelines.prepare, pipe, make, (1, LARGE)))
 
 
 def warm_up(draw: Draw) -> None:
-    """What a process does once: loading, the first batch of each size. A worker that forks forgets it again."""
+    """Do what a process does only once: load, and run a first batch of each size.
+
+    A worker that forks for each job forgets it again.
+    """
     for count in (1, LARGE):
         draw(count=count, steps=2, seed=0)
 
 
-def seconds_of_clients(draw: Draw, clients: int, stagger_s: float, steps: int) -> float:
-    """From the first post to the last picture in a client's hands."""
+def time_clients(draw: Draw, clients: int, stagger_s: float, steps: int) -> float:
+    """Return the seconds from the first post to the last image in a client's hands.
+
+    Args:
+        draw: The system under test.
+        clients: Clients with one image each.
+        stagger_s: Seconds from one client's post to the next one's.
+        steps: Steps of each image.
+    """
     start = time.perf_counter()
 
     def client(number: int) -> None:
@@ -153,13 +166,15 @@ def seconds_of_clients(draw: Draw, clients: int, stagger_s: float, steps: int) -
     return time.perf_counter() - start
 
 
-def seconds_of_one(draw: Draw, count: int, steps: int) -> float:
+def time_job(draw: Draw, count: int, steps: int) -> float:
+    """Return the seconds that a job of `count` images takes."""
     start = time.perf_counter()
     draw(count=count, steps=steps, seed=0)
     return time.perf_counter() - start
 
 
 def tabulate(report: Report, title: str, rates: Rates) -> None:
+    """Report median rates, and how many times faster the first system is than each."""
     report.say(f"{title}:\n")
     ours = next(iter(rates.values()))
     rows = []
@@ -173,16 +188,16 @@ def tabulate(report: Report, title: str, rates: Rates) -> None:
 
 
 def plot(report: Report, small: Rates, large: Rates) -> None:
-    """A bar for each system and workload, on a logarithmic scale."""
+    """Draw a bar for each system and workload, on a logarithmic scale."""
     names = list(small)[::-1]
     with report.plot() as axes:
-        for offset, (label, rates) in zip(
-            (0.2, -0.2), (("clients with one image", small), ("one large job", large)), strict=True
+        for label, rates, offset in (
+            ("clients with one image", small, 0.2),
+            ("one large job", large, -0.2),
         ):
             medians = [statistics.median(rates[name]) for name in names]
-            bars = axes.barh(
-                [place + offset for place in range(len(names))], medians, height=0.38, label=label
-            )
+            places = [place + offset for place in range(len(names))]
+            bars = axes.barh(places, medians, height=0.38, label=label)
             axes.bar_label(bars, fmt="{:,.0f}", padding=3)
         axes.set_yticks(range(len(names)), names)
         axes.set(xlabel="image-steps per second", xscale="log")

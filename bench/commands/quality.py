@@ -1,7 +1,9 @@
-"""What few steps cost: how far each sampler's pictures are from Fashion-MNIST's: `python -m bench.commands.quality`.
+"""The cost of few steps: how far each sampler's images are from Fashion-MNIST's.
 
-The distance is Fréchet's between two Gaussians, as in FID, but between features of a small classifier that is trained here
-first: Inception's weights are no part of this project. So figures can be compared within a table, and with no other's FID.
+`python -m bench.commands.quality` measures the Fréchet distance between two Gaussians, as in FID.
+But they are fitted to features of a small classifier that is trained here first, because
+Inception's weights are no part of this project. So compare figures within a table, and with no
+other FID. The distance has no unit.
 """
 
 from __future__ import annotations
@@ -36,24 +38,31 @@ SAMPLERS = {
     "ddim": ("ddim", "fixed_small"),
     "dpmpp_2m": ("dpmpp_2m", "fixed_small"),
 }
-_FEATURES, _EPOCHS, _BATCH = 64, 2, 256
+_FEATURES = 64
+_EPOCHS = 2
+_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Gaussian:
-    """Of features: mean (D,), covariance (D, D), float64."""
+    """A normal distribution of D features.
+
+    Attributes:
+        mean: Float64 (D,).
+        covariance: Float64 (D, D).
+    """
 
     mean: np.ndarray
     covariance: np.ndarray
 
     @classmethod
-    def of(cls, features: Tensor) -> Gaussian:
-        """(N, D)."""
+    def fitted_to(cls, features: Tensor) -> Gaussian:
+        """Return the Gaussian with the mean and covariance of `features`, float (N, D)."""
         values = features.double().numpy()
         return cls(values.mean(0), np.cov(values, rowvar=False))
 
     def distance(self, other: Gaussian) -> float:
-        """|mean - mean'|^2 + tr(C + C' - 2 (C C')^1/2) (Dowson and Landau, 1982)."""
+        """Return |mean - mean'|^2 + tr(C + C' - 2 (C C')^1/2) (Dowson and Landau, 1982)."""
         values, vectors = np.linalg.eigh(self.covariance)
         root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
         shared = np.sqrt(np.linalg.eigvalsh(root @ other.covariance @ root).clip(0)).sum()
@@ -62,7 +71,7 @@ class Gaussian:
 
 
 class Classifier(nn.Module):
-    """Of 28x28 grey pictures. `features` (B, D) are what its last layer reads."""
+    """A classifier of 28x28 grey images into ten classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,24 +83,30 @@ class Classifier(nn.Module):
         self.last = nn.Linear(_FEATURES, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, 10) of images (B, 1, 28, 28) in [-1, 1]."""
         logits: Tensor = self.last(self.body(x))
         return logits
 
     @torch.inference_mode()
     def features(self, pixels: Tensor) -> Tensor:
-        """Of uint8 (N, 1, 28, 28)."""
+        """Return what the last layer reads, (N, D), for uint8 images (N, 1, 28, 28)."""
         return torch.cat([self.body(from_bytes(part)) for part in pixels.split(_BATCH)])
 
 
-def labels(path: Path) -> Tensor:
-    """Of an IDX file of bytes with one dimension."""
-    return torch.from_numpy(
-        np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=8).copy()
-    )
+def read_labels(path: Path) -> Tensor:
+    """Read the labels, uint8 (N,), from a gzipped IDX file of bytes with one dimension."""
+    content = gzip.decompress(path.read_bytes())
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=8).copy())
 
 
-def trained(pixels: Tensor, labels: Tensor, epochs: int = _EPOCHS) -> Classifier:
-    """By Adam, from a fixed seed."""
+def train_classifier(pixels: Tensor, labels: Tensor, epochs: int = _EPOCHS) -> Classifier:
+    """Train a classifier with Adam, from a fixed seed.
+
+    Args:
+        pixels: Uint8 images (N, 1, 28, 28).
+        labels: Their classes, uint8 (N,).
+        epochs: Passes over them.
+    """
     torch.manual_seed(0)
     net = Classifier()
     adam = torch.optim.Adam(net.parameters(), 1e-3)
@@ -116,44 +131,55 @@ def main(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = default_device(),
     out: Out = OUT,
 ) -> None:
-    """Distances of the shipped model's pictures from the test images."""
+    """Measure the distances of the shipped model's images from the test images."""
     steps = steps or [10, 25, 50]
     train, test = (
         open_images(data / f"{part}-images-idx3-ubyte.gz", 28, 1) for part in ("train", "t10k")
     )
     if images > len(train):
-        fault = f"{images} is more than the {len(train)} training pictures to compare with; give {len(train)} or fewer"
+        fault = (
+            f"{images} is more than the {len(train)} training pictures to compare with; "
+            f"give {len(train)} or fewer"
+        )
         raise typer.BadParameter(fault, param_hint="--images")
     report = Report(out, "quality", device)
     every = torch.arange(len(train))
-    net = trained(train.batch(every), labels(data / "train-labels-idx1-ubyte.gz"))
-    real = Gaussian.of(net.features(test.batch(torch.arange(len(test)))))
-    floor = Gaussian.of(
-        net.features(train.batch(every[:: len(train) // images][:images]))
-    ).distance(real)
+    net = train_classifier(train.batch(every), read_labels(data / "train-labels-idx1-ubyte.gz"))
+    real = Gaussian.fitted_to(net.features(test.batch(torch.arange(len(test)))))
+    some = train.batch(every[:: len(train) // images][:images])
+    floor = Gaussian.fitted_to(net.features(some)).distance(real)
     report.say(f"{images} pictures each, of seed 0; as many of the training set: {floor:.2f}.\n")
     model = load(DEFAULT, device, images)
-    found = {
+    distances = {
         name: [
-            Gaussian.of(net.features(p)).distance(real)
-            for p in pictures(model, name, steps, images)
+            Gaussian.fitted_to(net.features(drawn)).distance(real)
+            for drawn in draw_images(model, name, steps, images)
         ]
         for name in SAMPLERS
     }
     report.table(
         ["", *(f"{K} steps" for K in steps)],
-        [[name, *(f"{d:.2f}" for d in row)] for name, row in found.items()],
+        [[name, *(f"{distance:.2f}" for distance in row)] for name, row in distances.items()],
     )
     with report.plot() as axes:
-        for name, row in found.items():
+        for name, row in distances.items():
             axes.plot(steps, row, "o-", label=name)
         axes.axhline(floor, color="grey", linestyle=":", label="training pictures")
         axes.set(xlabel="steps", ylabel="Fréchet distance", xscale="log", yscale="log")
         axes.legend()
 
 
-def pictures(model: LoadedModel, name: str, steps: list[int], images: int) -> Iterator[Tensor]:
-    """Uint8 (N, C, H, W) for each number of steps, as many at once as the model has room for."""
+def draw_images(model: LoadedModel, name: str, steps: list[int], images: int) -> Iterator[Tensor]:
+    """Yield uint8 images (N, C, H, W) for each number of steps.
+
+    As many are drawn at once as the model has room for.
+
+    Args:
+        model: The model to sample from.
+        name: Key of SAMPLERS.
+        steps: Numbers of steps.
+        images: N.
+    """
     sampler, variance = SAMPLERS[name]
     for K in steps:
         plan: Plan = model.plan(sampler, K, variance, 0.0)

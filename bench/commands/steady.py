@@ -1,7 +1,8 @@
-"""What a worker takes when it does nothing, and whether its memory grows: `python -m bench.commands.steady`. Linux only.
+"""The load of a worker that does nothing, and whether its memory grows. Linux only.
 
-After a thousand images as a warm-up, ten thousand more in jobs of every sampler: the worker's resident memory at each thousand.
-Then its share of a core over 20 s without a job.
+`python -m bench.commands.steady` makes a thousand images as a warm-up, then ten thousand more in
+jobs of every sampler. It measures the worker's resident memory in MiB at each thousand, then its
+share of a core over 20 s without a job.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from bench.lib.report import OUT, Out, Report
 from bench.systems.service import ServiceClient, data_folder, service
 
 SAMPLERS = ("ddpm", "ddim", "dpmpp_2m")
-IMAGES, STEPS, JOB = 1000, 2, 250
+IMAGES = 1000
+STEPS = 2
+# Images of a job.
+JOB = 250
 IDLE_S = 20.0
 
 
@@ -26,10 +30,10 @@ def main(
     out: Out = OUT,
     thousands: Annotated[int, typer.Option(min=1, help="Thousands of images after the first")] = 10,
 ) -> None:
-    """A worker's memory over thousands of images, and its share of a core when it has none."""
+    """Measure a worker's memory over thousands of images, and its share of a core without any."""
     report = Report(out, "steady", "cpu")
     with data_folder(out) as folder, service(folder, DEFAULT, "cpu", "fp32") as client:
-        worker = worker_of(folder)
+        worker = find_worker(folder)
         report.say("| images | resident MiB |\n|---|---|")
         for thousand in range(1 + thousands):
             make_a_thousand(client)
@@ -38,28 +42,32 @@ def main(
 
 
 def make_a_thousand(client: ServiceClient) -> None:
+    """Make IMAGES images, in jobs of every sampler at once."""
     options = [{"sampler": SAMPLERS[n % len(SAMPLERS)]} for n in range(IMAGES // JOB)]
     for job in [client.post(JOB, STEPS, **option) for option in options]:
         client.finished(job)
 
 
-def worker_of(folder: Path) -> int:
-    """The process id of the worker of the service in that folder."""
+def find_worker(folder: Path) -> int:
+    """Return the process id of the worker of the service in that folder."""
     mark = f"DDPM_DATA_DIR={folder}".encode()
     workers = [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
         if _is_worker(path, mark)
     ]
-    return max(workers, key=resident_mib)  # the other one, if any, is its leash
+    # The other one, if any, is the process that starts it (cli/serve/die_with_parent.py).
+    return max(workers, key=resident_mib)
 
 
 def resident_mib(process: int) -> float:
+    """Return the resident memory of a process in MiB."""
     pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def idle_share(process: int) -> float:
+    """Return the share of a core that a process takes over IDLE_S seconds, after 2 s of rest."""
     time.sleep(2)
     before = _cpu_s(process)
     time.sleep(IDLE_S)
@@ -68,10 +76,11 @@ def idle_share(process: int) -> float:
 
 def _is_worker(cmdline: Path, mark: bytes) -> bool:
     try:
-        return cmdline.read_bytes().endswith(b"\0worker\0") and mark in (
-            cmdline.parent / "environ"
-        ).read_bytes().split(b"\0")
-    except OSError:  # it has ended, or is somebody else's
+        if not cmdline.read_bytes().endswith(b"\0worker\0"):
+            return False
+        return mark in (cmdline.parent / "environ").read_bytes().split(b"\0")
+    except OSError:
+        # It has ended, or is somebody else's.
         return False
 
 

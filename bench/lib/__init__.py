@@ -1,1 +1,1 @@
-"""What the benchmarks share: the model, the machine, the report, ways to draw the same images."""
+"""Parts that benchmarks share: the model, the machine, the report, ways to draw the same images."""

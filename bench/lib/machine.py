@@ -1,4 +1,4 @@
-"""One line on the machine that the figures come from."""
+"""A line on the machine that the figures come from."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from pathlib import Path
 
 
 def machine(device: str) -> str:
-    """The processor or the GPU, how much of it is at hand, torch, and how busy the machine was already."""
-    return f"{_gpu(device) if device.startswith('cuda') else _cpu()}, torch {version('torch')}; {_load()}"
+    """Describe the processor or the GPU, torch, and how busy the machine was already."""
+    processor = _gpu(device) if device.startswith("cuda") else _cpu()
+    return f"{processor}, torch {version('torch')}; {_load()}"
 
 
 def default_device() -> str:
+    """Return `cuda` where there is a GPU, else `cpu`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _gpu(device: str) -> str:
-    import torch  # not where only the service's processes need it
+    # Not at the top, because some benchmarks need torch in the service's processes only.
+    import torch
 
     return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
 
@@ -38,8 +41,6 @@ def _processor() -> str:
 
 
 def _load() -> str:
-    return (
-        f"load {os.getloadavg()[0]:.1f} at the start"
-        if hasattr(os, "getloadavg")
-        else "load unknown"
-    )
+    if not hasattr(os, "getloadavg"):
+        return "load unknown"
+    return f"load {os.getloadavg()[0]:.1f} at the start"

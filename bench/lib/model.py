@@ -32,14 +32,27 @@ def load(
     precision: Precision | Literal["auto"] = "auto",
     cache: CalibrationCache | None = None,
 ) -> LoadedModel:
-    """Calibrated here and now unless there is a `cache`: what that holds may have been measured beside other work."""
+    """Load a model as a worker does.
+
+    It is calibrated here and now unless there is a `cache`, which may hold what was measured on a
+    busy machine.
+
+    Args:
+        folder: Folder of the model.
+        device: Device to compute on.
+        capacity: Chains that its pool has room for.
+        precision: What to compute in; auto takes what a worker would take.
+        cache: Where calibrations are saved.
+    """
     card = read_card(folder)
     catalog = Catalog({card.name: folder}, {card.name: card})
     return LoadedModel(catalog, card.name, torch.device(device), capacity, precision, cache)
 
 
 def engine_on(model: LoadedModel, batch_sizes: Sequence[int]) -> Engine:
-    """An empty engine that uses these of the model's batch_sizes only; it shares the model's pool, so use one engine at a time."""
-    return Engine(
-        model.engine.pool, {size: model.calibration.seconds[size] for size in batch_sizes}
-    )
+    """Return an empty engine that uses only these of the model's batch sizes.
+
+    It shares the model's pool, so use one engine at a time.
+    """
+    seconds = {size: model.calibration.seconds[size] for size in batch_sizes}
+    return Engine(model.engine.pool, seconds)

@@ -1,4 +1,4 @@
-"""What a benchmark found: on the screen, the same in `<folder>/<name>.md`, and a plot beside it."""
+"""The report of a benchmark: on the screen and in `<folder>/<name>.md`, with a plot next to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ OUT = Path("runs/bench")
 
 
 class Report:
-    """Begins with the machine. Every line is printed and written as it comes, so that what is cut short has a beginning."""
+    """A report that begins with the machine.
+
+    Every line is printed and written at once, so that a benchmark that is cut short leaves the
+    beginning of its report.
+    """
 
     def __init__(self, folder: Path, name: str, device: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -26,16 +30,17 @@ class Report:
         self.say(f"{machine(device)}.\n")
 
     def say(self, line: str) -> None:
+        """Add a line to the report."""
         print(line, flush=True)
         with self._stem.with_suffix(".md").open("a") as file:
             file.write(f"{line}\n")
 
     def progress(self, line: str) -> None:
-        """For whoever waits; it is no part of the report."""
+        """Print a line for whoever waits; it is no part of the report."""
         print(line, file=sys.stderr, flush=True)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """In markdown, its columns padded, so that it reads in a terminal too."""
+        """Add a Markdown table, its columns padded so that it reads well in a terminal too."""
         widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
         lines = [
             _line(head, widths),
@@ -46,7 +51,7 @@ class Report:
 
     @contextmanager
     def plot(self, width: float = 7, height: float = 4) -> Iterator[Any]:
-        """Axes to draw on; saved as `<folder>/<name>.png` at the end."""
+        """Yield axes to draw on, and save them as `<folder>/<name>.png` at the end."""
         from matplotlib.figure import Figure
 
         figure = Figure((width, height))

@@ -1,4 +1,4 @@
-"""What the parity table is made of: a number of images by all samplers, some steps each."""
+"""The work of the parity table: a number of images by all samplers, some steps each."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from worker.jobs.domain import Precision
 from worker.process.loaded_model import LoadedModel
 from worker.settings import WorkerSettings
 
-Images = dict[int, Tensor]  # by index, uint8 (C, H, W)
+# Images by index, uint8 (C, H, W).
+Images = dict[int, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Can be sent to another process, which then makes the same requests."""
+    """A number of images to make.
+
+    It can be sent to another process, which then makes the same requests.
+    """
 
     folder: Path
     device: str
@@ -31,26 +35,26 @@ class Work:
     steps: int
 
     def model(self) -> LoadedModel:
-        """Bytes are what it is for, not times, so a worker's calibration will do."""
-        return load(
-            self.folder,
-            self.device,
-            2 * self.images,
-            self.precision,
-            CalibrationCache(WorkerSettings().cache_dir),
-        )
+        """Load the model. It is for bytes, not times, so a worker's calibration will do."""
+        cache = CalibrationCache(WorkerSettings().cache_dir)
+        return load(self.folder, self.device, 2 * self.images, self.precision, cache)
 
     def requests(self, model: LoadedModel) -> list[ChainRequest]:
-        """Image i is of plan i modulo 4; its chain is named i. Neighbours differ in sampler, seed and number of steps."""
-        plans = plans_of(model, self.steps)
-        return [
-            ChainRequest(i, i % len(plans), plans[i % len(plans)], seed=i % len(plans), index=i)
-            for i in range(self.images)
-        ]
+        """Return a request for each image.
+
+        Image i has plan i modulo 4, and its chain is named i. Neighbours differ in sampler, seed
+        and number of steps.
+        """
+        plans = sampler_plans(model, self.steps)
+        requests = []
+        for i in range(self.images):
+            number = i % len(plans)
+            requests.append(ChainRequest(i, number, plans[number], seed=number, index=i))
+        return requests
 
 
-def plans_of(model: LoadedModel, steps: int) -> list[Plan]:
-    """Every sampler, with noise and without, about `steps` rows each."""
+def sampler_plans(model: LoadedModel, steps: int) -> list[Plan]:
+    """Return plans of every sampler, with noise and without, of about `steps` rows each."""
     return [
         model.plan("ddpm", steps, "fixed_small", 0.0),
         model.plan("ddim", steps + 1, "fixed_small", 0.0),
@@ -60,16 +64,19 @@ def plans_of(model: LoadedModel, steps: int) -> list[Plan]:
 
 
 def draw(engine: Engine, requests: Iterable[ChainRequest]) -> Images:
-    """All of them, let in at once."""
+    """Make all images, their chains submitted at once."""
     engine.submit(list(requests))
     images: Images = {}
     while len(engine):
-        images |= pictures(engine.step())
+        images |= images_by_index(engine.step())
     return images
 
 
-def pictures(finished: Iterable[Finished]) -> Images:
-    """Those of the work: strangers' chains are not named by a number."""
+def images_by_index(finished: Iterable[Finished]) -> Images:
+    """Return the images of the work among those that finished.
+
+    Chains of other people are left out; their names are no numbers.
+    """
     ours = [done for done in finished if isinstance(done.request.chain, int)]
     assert all(done.pixels is not None for done in ours), "the network's output is finite"
     return {done.request.index: done.pixels for done in ours if done.pixels is not None}

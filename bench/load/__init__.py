@@ -1,1 +1,1 @@
-"""Load: arrivals, crowds of clients, and workers that compute nothing."""
+"""Load on the service: arrivals, crowds of clients, and workers that compute nothing."""

@@ -1,4 +1,4 @@
-"""A day's work in small: jobs of three sizes that come by chance."""
+"""A small model of a day's work: jobs of three sizes that arrive at random."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """One kind of job, and its share of all."""
+    """A kind of job, and its share of all jobs."""
 
     name: str
     images: int
@@ -32,15 +32,17 @@ class Arrival:
 
 
 def poisson(jobs: int, images_per_s: float, seed: int) -> list[Arrival]:
-    """Independent arrivals, so that `images_per_s` are asked for on average.
+    """Return independent arrivals that ask for `images_per_s` on average, in order of time.
 
-    Every size has exactly its share of the jobs, and one at least: left to chance, few jobs would be another load each time.
+    Every size has exactly its share of the jobs, and at least one. Left to chance, few jobs would
+    be another load each time.
     """
     chance = random.Random(seed)
     sizes = [size for size in SIZES for _ in range(max(1, round(size.share * jobs)))]
     chance.shuffle(sizes)
     jobs_per_s = images_per_s * len(sizes) / sum(size.images for size in sizes)
-    at_s, arrivals = 0.0, []
+    at_s = 0.0
+    arrivals = []
     for size in sizes:
         at_s += chance.expovariate(jobs_per_s)
         arrivals.append(Arrival(at_s, size))

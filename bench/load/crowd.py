@@ -1,4 +1,7 @@
-"""Clients by the thousand in one thread: they poll a status on the second, or read events. They parse next to nothing."""
+"""Clients by the thousand in one thread, which poll a status every second or read events.
+
+They parse next to nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,26 @@ C = TypeVar("C", bound=asyncio.Protocol)
 
 @dataclass(slots=True)
 class Tally:
-    """Latencies count from the moment that a request was due, whether or not the client or its connection was free then."""
+    """The results of the clients.
+
+    Latencies count from the moment that a request was due, whether or not the client or its
+    connection was free then.
+
+    Attributes:
+        latencies_s: Seconds of each answered request.
+        unanswered_s: Seconds since each request was due that had no answer by the end.
+        late_s: Seconds by which this process itself sent each request too late.
+        errors: Descriptions of what went wrong.
+        events: Events that came.
+        ended: Streams that sent a final state.
+    """
 
     latencies_s: list[float] = field(default_factory=list)
-    unanswered_s: list[float] = field(
-        default_factory=list
-    )  # for how long what was not answered by the end had been due
-    late_s: list[float] = field(
-        default_factory=list
-    )  # by how much this process itself sent a request too late
+    unanswered_s: list[float] = field(default_factory=list)
+    late_s: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     events: int = 0
-    ended: int = 0  # streams that told of a final state
+    ended: int = 0
 
 
 class _Client(asyncio.Protocol):
@@ -33,10 +44,13 @@ class _Client(asyncio.Protocol):
 
     def __init__(self, path: str, tally: Tally) -> None:
         self.request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-        self.tally, self.loop, self.leaving = tally, asyncio.get_running_loop(), False
+        self.tally = tally
+        self.loop = asyncio.get_running_loop()
+        self.leaving = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]  # of a TCP connection it is one
+        # A TCP connection's transport is an asyncio.Transport.
+        self.transport = transport  # type: ignore[assignment]
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.leaving:
@@ -49,23 +63,33 @@ class _Client(asyncio.Protocol):
 
 
 class Poller(_Client):
-    """Asks every second. One that is answered too late asks at once, and that request has been due for as long."""
+    """A client that asks every second.
+
+    After a late answer it asks at once, and that request counts from when it was due.
+    """
 
     def __init__(self, path: str, tally: Tally) -> None:
         super().__init__(path, tally)
-        self.head, self.left, self.due = b"", -1, 0.0
+        # Of the answer: what has come of its head, and the bytes of the body that are to come, or
+        # -1 while the head is not complete.
+        self.head = b""
+        self.left = -1
+        self.due = 0.0
 
     def ask_at(self, due: float) -> None:
+        """Send the next request at `due`, in the event loop's time."""
         self.due = due
         self.loop.call_at(due, self._ask)
 
     def _ask(self) -> None:
         if not self.leaving:
             self.tally.late_s.append(self.loop.time() - self.due)
-            self.head, self.left = b"", -1
+            self.head = b""
+            self.left = -1
             self.transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
+        """Take part of an answer, and ask again once it is complete."""
         if self.left < 0:
             self.head += data
             head, found, data = self.head.partition(b"\r\n\r\n")
@@ -78,7 +102,8 @@ class Poller(_Client):
             self.ask_at(self.due + EVERY_S)
 
     def leave(self) -> None:
-        if (waited_s := self.loop.time() - self.due) > 0:  # else the next request is not due yet
+        """Disconnect, and count a request that was due and has no answer."""
+        if (waited_s := self.loop.time() - self.due) > 0:
             self.tally.unanswered_s.append(waited_s)
         super().leave()
 
@@ -89,17 +114,19 @@ class Poller(_Client):
 
 
 class Reader(_Client):
-    """Reads a stream to its end."""
+    """A client that reads a stream to its end."""
 
     def __init__(self, path: str, tally: Tally) -> None:
         super().__init__(path, tally)
         self.last = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask for the stream."""
         super().connection_made(transport)
         self.transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
+        """Count events, and leave when the stream has ended."""
         if not self.last and not data.startswith(b"HTTP/1.1 200"):
             self.tally.errors.append(f"no stream: {data.partition(CRLF)[0].decode()}")
             self.leave()
@@ -121,8 +148,21 @@ async def crowd(
     seconds: float,
     end: Callable[[], object] | None,
 ) -> Tally:
-    """Poll for a time while events are read; then leave, or call `end`, which is to end the streams, and wait for their ends."""
-    tally, loop = Tally(), asyncio.get_running_loop()
+    """Poll for a time while events are read, then leave.
+
+    Args:
+        port: Port of the API on this machine.
+        polled: Paths to poll, one for each client.
+        streamed: Paths of event streams, one for each client.
+        seconds: How long to poll.
+        end: Called after that to end the streams, whose ends are then waited for. None: the clients
+            just leave.
+
+    Raises:
+        TimeoutError: A stream had not ended 30 s after `end`.
+    """
+    tally = Tally()
+    loop = asyncio.get_running_loop()
     readers = [await _connect(port, Reader(path, tally)) for path in streamed]
     pollers = [await _connect(port, Poller(path, tally)) for path in polled]
     start = loop.time() + 0.5

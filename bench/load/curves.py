@@ -21,7 +21,16 @@ Serve = Callable[[Sequence[Arrival]], ServedLoad]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One size of job at one load: how many there were, and the percentiles of their latencies in seconds."""
+    """The latencies of a size of job at one load.
+
+    Attributes:
+        load: Share of the capacity that is asked for.
+        server: Name of what served it.
+        image_steps_per_s: Throughput of all sizes together.
+        size: Name of the size.
+        jobs: How many there were.
+        percentiles: Seconds, for each of PERCENTILES.
+    """
 
     load: float
     server: str
@@ -32,11 +41,15 @@ class Point:
 
     @property
     def cell(self) -> str:
+        """Cell of the table."""
         return " / ".join(f"{seconds:.2f}" for seconds in self.percentiles) + f" s ({self.jobs})"
 
 
-def measured_capacity(serve: Serve) -> float:
-    """Image-steps per second with always enough to do: two large jobs, after one that warms up."""
+def measure_capacity(serve: Serve) -> float:
+    """Return the image-steps per second with always enough to do.
+
+    They are measured over two large jobs, after one that warms up.
+    """
     large = Arrival(0.0, SIZES[-1])
     serve([large])
     served = serve([large, large])
@@ -44,7 +57,15 @@ def measured_capacity(serve: Serve) -> float:
 
 
 def measure(servers: Mapping[str, Serve], jobs: int, images_per_s: float) -> Iterator[Point]:
-    """`images_per_s` is load 1. At each load all servers get the same arrivals, one server after the other."""
+    """Yield the points of every load, server and size.
+
+    All servers get the same arrivals at a load, one server after the other.
+
+    Args:
+        servers: What serves, by name.
+        jobs: Jobs at each load.
+        images_per_s: Images that are asked for a second at load 1.
+    """
     for load, name in product(LOADS, servers):
         arrivals = poisson(jobs, load * images_per_s, seed=1)
         yield from _points(load, name, arrivals, servers[name](arrivals))
@@ -65,42 +86,32 @@ def _points(
 
 
 def tabulate(report: Report, points: Sequence[Point]) -> None:
-    """Latencies with the servers side by side, then their throughput."""
+    """Report latencies with the servers side by side, then their throughput."""
     found = {(point.load, point.size, point.server): point for point in points}
     loads, sizes, servers = (list(dict.fromkeys(key)) for key in zip(*found, strict=True))
-    latencies = [
-        [f"{load:.1f}", size, *(found[load, size, server].cell for server in servers)]
-        for load, size in product(loads, sizes)
-    ]
-    report.table(
-        ["load", "size", *(f"{server}: {PERCENTILE_NAMES}" for server in servers)], latencies
-    )
-    rates = [
-        [
-            f"{load:.1f}",
-            *(f"{found[load, sizes[0], server].image_steps_per_s:.0f}" for server in servers),
-        ]
-        for load in loads
-    ]
+    latencies = []
+    for load, size in product(loads, sizes):
+        cells = [found[load, size, server].cell for server in servers]
+        latencies.append([f"{load:.1f}", size, *cells])
+    head = ["load", "size", *(f"{server}: {PERCENTILE_NAMES}" for server in servers)]
+    report.table(head, latencies)
+    rates = []
+    for load in loads:
+        cells = [f"{found[load, sizes[0], server].image_steps_per_s:.0f}" for server in servers]
+        rates.append([f"{load:.1f}", *cells])
     report.table(["load", *(f"{server}: image-steps/s" for server in servers)], rates)
 
 
 def draw(report: Report, points: Sequence[Point]) -> None:
-    """p95 against load: a colour for each size, a line style for each server."""
+    """Draw p95 against load: a colour for each size, a line style for each server."""
     servers = list(dict.fromkeys(point.server for point in points))
+    styles = list(zip(servers, ("-o", "--x"), strict=False))
     with report.plot() as axes:
-        for (server, style), (number, size) in product(
-            zip(servers, ("-o", "--x"), strict=False), enumerate(SIZES)
-        ):
+        for (server, style), (number, size) in product(styles, enumerate(SIZES)):
             line = [point for point in points if (point.server, point.size) == (server, size.name)]
+            loads = [point.load for point in line]
             p95 = [point.percentiles[PERCENTILES.index(95)] for point in line]
-            axes.plot(
-                [point.load for point in line],
-                p95,
-                style,
-                color=f"C{number}",
-                label=f"{size.name}: {server}",
-            )
+            axes.plot(loads, p95, style, color=f"C{number}", label=f"{size.name}: {server}")
         axes.set(xlabel="load, of capacity", ylabel="p95 of latency, s", yscale="log")
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))

@@ -1,4 +1,7 @@
-"""Arrivals through an engine in this process: it steps for real, and the time in which it has nothing to step is left out."""
+"""Arrivals through an engine in this process.
+
+The engine steps for real. Time in which it has nothing to step is left out.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,13 @@ Request = Callable[[int, int, Arrival, Plan], ChainRequest]
 
 @dataclass(frozen=True, slots=True)
 class ServedLoad:
-    """What became of some arrivals: seconds from coming to the last image, in the order in which they came."""
+    """The outcome of some arrivals.
+
+    Attributes:
+        latencies: Seconds from each arrival to its last image, in the order of arrival.
+        seconds: From the start to the last image of all.
+        image_steps: Image-steps that were done.
+    """
 
     latencies: list[float]
     seconds: float
@@ -26,31 +35,49 @@ class ServedLoad:
 
 
 def as_the_service(job: int, image: int, arrival: Arrival, plan: Plan) -> ChainRequest:
+    """Return the request of an image as the service makes it, with its job and priority."""
     return ChainRequest(
         (job, image), job, plan, seed=job, index=image, interactive=arrival.size.interactive
     )
 
 
 def first_come_first_served(job: int, image: int, arrival: Arrival, plan: Plan) -> ChainRequest:
-    """All chains are one job's, of one class: then nothing but the order of arrival is left for the scheduler to go by."""
+    """Return a request that leaves the scheduler nothing to go by but the order of arrival.
+
+    All chains belong to one job and have one priority.
+    """
     return ChainRequest((job, image), "everybody", plan, seed=job, index=image)
 
 
 def serve(engine: Engine, arrivals: Sequence[Arrival], plan: Plan, request: Request) -> ServedLoad:
-    """Let each job in when it comes, or in its turn where the pool is full, and step until all have been served."""
-    clock, latencies = _Clock(), [0.0] * len(arrivals)
+    """Submit each job when it arrives, and step until all have been served.
+
+    A job that finds the pool full waits for its turn.
+
+    Args:
+        engine: An empty engine.
+        arrivals: Jobs in the order of arrival.
+        plan: Plan of every image.
+        request: Makes the request of an image.
+    """
+    clock = _Clock()
+    latencies = [0.0] * len(arrivals)
     left = Counter({job: arrival.size.images for job, arrival in enumerate(arrivals)})
     coming = deque(enumerate(arrivals))
+
+    def next_can_enter() -> bool:
+        if not coming:
+            return False
+        _, arrival = coming[0]
+        return arrival.at_s <= clock.now() and engine.room >= arrival.size.images
+
     while coming or len(engine):
         if not len(engine):
             clock.skip_to(coming[0][1].at_s)
-        while (
-            coming and coming[0][1].at_s <= clock.now() and engine.room >= coming[0][1].size.images
-        ):
+        while next_can_enter():
             job, arrival = coming.popleft()
-            engine.submit(
-                [request(job, image, arrival, plan) for image in range(arrival.size.images)]
-            )
+            images = range(arrival.size.images)
+            engine.submit([request(job, image, arrival, plan) for image in images])
         for done in engine.step():
             job, _ = cast("tuple[int, int]", done.request.chain)
             left[job] -= 1
@@ -61,7 +88,7 @@ def serve(engine: Engine, arrivals: Sequence[Arrival], plan: Plan, request: Requ
 
 @dataclass(slots=True)
 class _Clock:
-    """Runs as the real one does, and can be put forward."""
+    """A clock that runs as the real one does, and can be put forward."""
 
     _start: float = field(default_factory=time.perf_counter)
 

@@ -1,4 +1,7 @@
-"""Workers that compute nothing, in one process: they start jobs, report progress as often as real ones, and finish them."""
+"""Workers that compute nothing, all in one process.
+
+They start jobs, report progress as often as real ones, and finish the jobs.
+"""
 
 from __future__ import annotations
 
@@ -23,34 +26,40 @@ STEPS = 1000
 
 @dataclass(frozen=True, slots=True)
 class PretendJob:
+    """A job that no worker computes."""
+
     id: str
     count: int
 
 
 class Pretence:
-    """The contract's scripts, a pipeline of them at a time."""
+    """A worker that writes what real workers write, many jobs in one pipeline."""
 
     def __init__(self, redis_url: str) -> None:
         self._redis = Redis.from_url(redis_url)
 
     def start(self, jobs: Sequence[PretendJob]) -> None:
+        """Let the jobs run."""
         self._run(transitions.START, [(job, {"attempt": 1, "external": 0}) for job in jobs])
 
     def report(self, jobs: Sequence[PretendJob], step: int) -> None:
-        """Every shard of every job, as if all were in an engine."""
+        """Report `step` for every shard of every job, as if all were in an engine."""
+        progress = f"{step},{step * SHARD_IMAGES}"
         shards = [(job, shard) for job in jobs for shard in range(shard_count(job.count))]
         self._run(
             transitions.PROGRESS,
             [
-                (job, {"field": progress_field(n), "progress": f"{step},{step * SHARD_IMAGES}"})
-                for job, n in shards
+                (job, {"field": progress_field(shard), "progress": progress})
+                for job, shard in shards
             ],
         )
 
     def finish(self, jobs: Sequence[PretendJob]) -> None:
+        """Store all images of the jobs, which ends them."""
+        png = b"a PNG, or nearly"
+        digest = hashlib.sha256(png).hexdigest()
         for job in jobs:
-            pngs = [(index, b"a PNG, or nearly") for index in range(job.count)]
-            images = [(index, hashlib.sha256(png).hexdigest(), png) for index, png in pngs]
+            images = [(index, digest, png) for index in range(job.count)]
             self._run(transitions.PUBLISH, [(job, {"images": images})])
 
     def _run(self, script: Script, calls: Sequence[tuple[PretendJob, dict[str, Any]]]) -> None:
@@ -61,7 +70,7 @@ class Pretence:
 
 
 class Reports:
-    """A process that reports on jobs while its block runs."""
+    """A process that reports progress of jobs while its block runs."""
 
     def __init__(self, redis_url: str, jobs: Sequence[PretendJob]) -> None:
         spawn = get_context("spawn")
@@ -78,7 +87,10 @@ class Reports:
 
 
 def _report(redis_url: str, jobs: Sequence[PretendJob], stop: Event) -> None:
-    pretence, due, step = Pretence(redis_url), time.monotonic(), 0
+    pretence = Pretence(redis_url)
+    due = time.monotonic()
+    step = 0
     while not stop.wait(max(0.0, due - time.monotonic())):
         pretence.report(jobs, step % STEPS)
-        due, step = max(due + REPORT_EVERY_S, time.monotonic()), step + 1
+        due = max(due + REPORT_EVERY_S, time.monotonic())
+        step += 1

@@ -1,4 +1,4 @@
-"""`ddpm api` in a process of its own, before a Valkey of its own, and what it costs."""
+"""`ddpm api` in a process of its own, with a Valkey of its own, and what it costs."""
 
 from __future__ import annotations
 
@@ -24,51 +24,67 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Api:
+    """An API process.
+
+    Attributes:
+        port: Port of 127.0.0.1 that it listens on.
+        redis_url: URL of its Valkey.
+        pid: Its process id.
+    """
+
     port: int
     redis_url: str
     pid: int
 
     @property
     def url(self) -> str:
+        """Base URL."""
         return f"http://127.0.0.1:{self.port}"
 
     def cpu_s(self) -> float:
-        """Processor time that it has used, in user mode and in the kernel."""
+        """Return the seconds of processor time that it has used, in user mode and in the kernel."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
     def resident_mib(self) -> float:
+        """Return its resident memory in MiB."""
         found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
         assert found
         return int(found[1]) / 1024
 
 
 class Meter(threading.Thread):
-    """Of an API, while its block runs."""
+    """Measures an API while its block runs.
+
+    Attributes:
+        resident_mib: MiB every half second, and at the first and the last moment.
+        wall_s: Seconds that the block took.
+        cpu_s: Seconds of processor time that the API used.
+    """
 
     def __init__(self, api: Api) -> None:
         super().__init__(daemon=True)
-        self._api, self._over = api, threading.Event()
-        self.resident_mib: list[
-            float
-        ] = []  # every half second, the first and the last moment included
-        self.wall_s = self.cpu_s = 0.0
+        self._api = api
+        self._over = threading.Event()
+        self.resident_mib: list[float] = []
+        self.wall_s = 0.0
+        self.cpu_s = 0.0
 
     def __enter__(self) -> Meter:
-        self._began = time.monotonic(), self._api.cpu_s()
+        self._began_s = time.monotonic()
+        self._cpu_before_s = self._api.cpu_s()
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.wall_s, self.cpu_s = (
-            time.monotonic() - self._began[0],
-            self._api.cpu_s() - self._began[1],
-        )
+        self.wall_s = time.monotonic() - self._began_s
+        self.cpu_s = self._api.cpu_s() - self._cpu_before_s
         self._over.set()
         self.join()
         self.resident_mib.append(self._api.resident_mib())
 
     def run(self) -> None:
+        """Read the memory until the block ends."""
         while True:
             self.resident_mib.append(self._api.resident_mib())
             if self._over.wait(0.5):
@@ -76,8 +92,16 @@ class Meter(threading.Thread):
 
 
 @contextmanager
-def api_apart(out: Path, **settings: str) -> Iterator[Api]:
-    """Its queue lies beside the results in `out`. Linux only: reads /proc."""
+def start_api(out: Path, **settings: str) -> Iterator[Api]:
+    """Run an API and its Valkey, whose data lies in the folder of results. Linux only.
+
+    Args:
+        out: Folder of results.
+        settings: Settings of the API, without the prefix DDPM_.
+
+    Raises:
+        SystemExit: The API did not start.
+    """
     with (
         data_folder(out) as folder,
         ValkeyServer(data_dir=folder, appendonly="yes", appendfsync="always", save="") as valkey,
@@ -89,9 +113,8 @@ def api_apart(out: Path, **settings: str) -> Iterator[Api]:
             "DDPM_HOST": "127.0.0.1",
             "DDPM_PORT": str(port),
         }
-        with subprocess.Popen(
-            [sys.executable, "-m", "cli", "api"], env={**os.environ, **env}
-        ) as process:
+        command = [sys.executable, "-m", "cli", "api"]
+        with subprocess.Popen(command, env={**os.environ, **env}) as process:
             try:
                 _wait_for(f"http://127.0.0.1:{port}/healthz", process)
                 yield Api(port, valkey.connection_url, process.pid)

@@ -1,4 +1,4 @@
-"""What every system under comparison does, in its own way."""
+"""The function that every system under comparison has in its own way."""
 
 from __future__ import annotations
 
@@ -6,5 +6,7 @@ from typing import Protocol
 
 
 class Draw(Protocol):
+    """A function that draws images."""
+
     def __call__(self, count: int, steps: int, seed: int) -> list[bytes]:
-        """Pictures, when all are there; many threads may call at once."""
+        """Return the images once all are there. Many threads may call at once."""

@@ -1,1 +1,1 @@
-"""One module for each command of `ddpm`."""
+"""The commands of `ddpm`, a module for each."""

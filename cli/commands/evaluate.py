@@ -1,4 +1,4 @@
-"""`ddpm evaluate`: how likely a network finds pictures that it was not trained on."""
+"""`ddpm evaluate`: how likely a network finds images that it was not trained on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cli.commands.measure import Measure, Measured, faults_told
+from cli.commands.measure import Measurement, MeasureOptions, errors_as_faults
 from cli.faults import Fault
+from models.checkpoints.residual_variance import ResidualVariance
 from models.diffusion.options import Variance
 from models.evaluate.likelihood import Likelihood
 from models.evaluate.report import check_replaces, write
@@ -19,50 +20,69 @@ from models.evaluate.report import check_replaces, write
 VARIANCES: tuple[Variance, ...] = ("fixed_large", "fixed_small", "analytic")
 
 
-def evaluate(model: str, wanted: Measure, steps: int | None, out: Path | None) -> None:
-    """Ctrl-C leaves the batch that is under way, and reports on those before it."""
+def evaluate(model: str, options: MeasureOptions, steps: int | None, out: Path | None) -> None:
+    """Print the likelihood under each variance, in bits/dim, and write the figures and curves.
+
+    Ctrl-C drops the batch that is under way, and reports on those before it.
+
+    Args:
+        model: Name from the catalog, or a folder.
+        options: Images, batch size, seed and device.
+        steps: Timesteps to visit; None is all that the model was trained with.
+        out: Folder for the figures; None is runs/evaluate/<model>-<steps>-steps.
+
+    Raises:
+        Fault: The model, the data, an option or the folder cannot be used, or matplotlib is
+            missing.
+    """
     if find_spec("matplotlib") is None:
         raise Fault(
-            "matplotlib is not installed and draws the curves; install it: pip install '.[train]' in the repository"
+            "matplotlib is not installed and draws the curves; "
+            "install it: pip install '.[train]' in the repository"
         )
-    with faults_told():
-        measured = Measured(model, wanted, steps)
-        evaluation, unknown = measured.evaluation, measured.residual_variance
+    with errors_as_faults():
+        measurement = Measurement(model, options, steps)
+        evaluation = measurement.evaluation
         visited = len(evaluation.tau)
-        folder = _folder(
-            out or Path("runs/evaluate") / f"{Path(model).resolve().name}-{visited}-steps"
-        )
-        fitted = (
-            f"estimated on {unknown.images} images of {unknown.data}"
-            if unknown
-            else "fitted to these images"
-        )
+        default_out = Path("runs/evaluate") / f"{Path(model).resolve().name}-{visited}-steps"
+        folder = _make_folder(out or default_out)
+        analytic = _origin_of_analytic(measurement.residual_variance)
         about = {
             "model": model,
-            "weights": measured.checkpoint.sha256,
-            "data": str(wanted.data),
-            "images": wanted.images,
+            "weights": measurement.checkpoint.sha256,
+            "data": str(options.data),
+            "images": options.images,
             "steps": visited,
-            "seed": wanted.seed,
-            "analytic": fitted,
+            "seed": options.seed,
+            "analytic": analytic,
         }
         check_replaces(folder, about)
-        terms = measured.terms()
-    found = {variance: evaluation.likelihood(terms, variance) for variance in VARIANCES}
-    _show(found)
-    said = f"of {len(terms)} images in {visited} steps; the analytic variance is {fitted}. More in {folder}"
-    Console().print(said, soft_wrap=True, highlight=False)
-    best = min(VARIANCES, key=lambda variance: found[variance].bits)
+        terms = measurement.terms()
+    likelihoods = {variance: evaluation.likelihood(terms, variance) for variance in VARIANCES}
+    _show(likelihoods)
+    Console().print(
+        f"of {len(terms)} images in {visited} steps; the analytic variance is {analytic}. "
+        f"More in {folder}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    best = min(VARIANCES, key=lambda variance: likelihoods[variance].bits)
     try:
-        write(folder, about | {"images": len(terms)}, found, evaluation.coding(terms, best))
+        write(folder, about | {"images": len(terms)}, likelihoods, evaluation.coding(terms, best))
     except OSError as error:
         raise Fault(
             f"{folder} cannot be written to ({error.strerror}); the figures are above"
         ) from None
 
 
-def _folder(path: Path) -> Path:
-    """Before hours of work, not after them."""
+def _origin_of_analytic(residual: ResidualVariance | None) -> str:
+    if residual is None:
+        return "fitted to these images"
+    return f"estimated on {residual.images} images of {residual.data}"
+
+
+def _make_folder(path: Path) -> Path:
+    """Make the folder before hours of work, so that it cannot fail after them."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -72,16 +92,11 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _show(found: Mapping[Variance, Likelihood]) -> None:
+def _show(likelihoods: Mapping[Variance, Likelihood]) -> None:
     table = Table("variance", "bits/dim", "rate", "distortion", box=box.SIMPLE)
-    for name, likelihood in found.items():
-        error = (
-            f" ± {likelihood.standard_error:.3f}" if likelihood.standard_error is not None else ""
-        )
-        table.add_row(
-            name,
-            f"{likelihood.bits:.3f}{error}",
-            f"{likelihood.rate:.3f}",
-            f"{likelihood.distortion:.3f}",
-        )
+    for name, likelihood in likelihoods.items():
+        bits = f"{likelihood.bits:.3f}"
+        if likelihood.standard_error is not None:
+            bits += f" ± {likelihood.standard_error:.3f}"
+        table.add_row(name, bits, f"{likelihood.rate:.3f}", f"{likelihood.distortion:.3f}")
     Console().print(table)

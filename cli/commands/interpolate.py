@@ -1,4 +1,4 @@
-"""`ddpm interpolate`: what a network sees between two pictures, as a sheet."""
+"""`ddpm interpolate`: draws what a network sees between two images, as a sheet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from cli.commands.measure import faults_told, find
+from cli.commands.measure import errors_as_faults, find_model
 from cli.device import device_option
 from cli.faults import Fault
 from models.checkpoints import diffusers_format
@@ -37,23 +37,42 @@ def draw(
     device: str,
     out: Path,
 ) -> None:
-    """As Fig. 8 of the paper, a row for each t: a picture, it decoded again, `between` weights, the other decoded, the other.
+    """Draw a sheet as in Fig. 8 of the paper, with a row for each timestep t.
 
-    `variance` None: fixed_small where `steps` leaves timesteps out, for which fixed_large has too much noise; else the model's.
+    A row shows the first image, then it decoded from t, the mixtures, the second image decoded
+    from t, and the second image.
+
+    Args:
+        model: Name from the catalog, or a folder.
+        first: File of the first image.
+        second: File of the second image.
+        ts: Timesteps to which both are noised before they are mixed.
+        between: Mixtures between the two.
+        steps: Steps back from t; None is all of them.
+        variance: Variance of the way back. None is fixed_small where `steps` leaves timesteps out,
+            because fixed_large has too much noise for that; else it is the model's.
+        seed: Seed of the noise.
+        device: Device to compute on.
+        out: File of the sheet.
+
+    Raises:
+        Fault: The model, an image, an option or `out` cannot be used.
     """
     _check_out(out)
-    with faults_told():
-        folder, sha256 = find(model)
+    with errors_as_faults():
+        folder, sha256 = find_model(model)
         loaded = diffusers_format.load(folder, sha256)
-        cfg, where = loaded.net.cfg, device_option(device)
+        cfg = loaded.net.cfg
+        target = device_option(device)
         pair = torch.stack(
             [read_picture(path, cfg.sample_size, cfg.in_channels) for path in (first, second)]
         )
-        variance = variance or (
-            "fixed_small" if steps and steps <= max(ts) else diffusers_format.read_variance(folder)
-        )
+        if variance is None:
+            leaves_out = steps and steps <= max(ts)
+            variance = "fixed_small" if leaves_out else diffusers_format.read_variance(folder)
         plans = [_plan(loaded, variance, t, steps) for t in ts]
-        net, x_0 = loaded.net.to(where), from_bytes(pair.to(where))
+        net = loaded.net.to(target)
+        x_0 = from_bytes(pair.to(target))
         weights = torch.linspace(0, 1, between + 2).tolist()
         rows = []
         with Progress() as progress:
@@ -75,7 +94,7 @@ def draw(
 
 
 def _check_out(out: Path) -> None:
-    """Before all steps are done, not after them."""
+    """Check that `out` can be saved before all steps are done, not after them."""
     Image.init()
     if Image.EXTENSION.get(out.suffix.lower()) not in Image.SAVE:
         reason = f"{out.suffix or 'no suffix'} is no format of pictures"
@@ -89,7 +108,7 @@ def _check_out(out: Path) -> None:
 
 
 def _plan(loaded: Checkpoint, variance: FixedVariance, t: int, steps: int | None) -> Plan:
-    """From timestep t down."""
+    """Make the plan from timestep t down, with `steps` of its t + 1 timesteps."""
     T = loaded.schedule.T
     if not 0 <= t < T:
         raise Fault(f"--t {t} is no timestep of the model; give 0 to {T - 1}")

@@ -1,4 +1,4 @@
-"""`ddpm keys`: what goes to the client, and what to the service."""
+"""`ddpm keys`: makes keys and webhook secrets, and prints what goes to whom."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from cli.settings import keyring, read
 
 
 def new(name: str) -> None:
-    """The two lines on stdout are for programs too; what to do with them goes to stderr."""
+    """Make a key for `name` and print it with its entry for DDPM_API_KEYS.
+
+    Both lines go to stdout, for programs too. What to do with them goes to stderr.
+
+    Raises:
+        Fault: The name cannot be used.
+    """
     try:
         key, entry = new_key(name)
     except BadKeys as error:
@@ -25,7 +31,12 @@ def new(name: str) -> None:
 
 
 def webhook_secret(name: str) -> None:
-    """On stdout, for programs too. A misspelt name would make a secret that verifies nothing."""
+    """Print the secret that the owner `name` verifies webhooks with, on stdout for programs too.
+
+    Raises:
+        Fault: DDPM_WEBHOOK_SECRET is not set, or no key has this name. The secret of a misspelt
+            name would verify nothing.
+    """
     from app.settings import ApiSettings
     from app.webhooks.signature import owner_secret, secret_text
 
@@ -33,11 +44,13 @@ def webhook_secret(name: str) -> None:
     service_secret = settings.webhook_secret.get_secret_value()
     if not service_secret:
         raise Fault(
-            "DDPM_WEBHOOK_SECRET is not set, so no webhook is sent; set it as for the API (`openssl rand -hex 32` makes one)"
+            "DDPM_WEBHOOK_SECRET is not set, so no webhook is sent; "
+            "set it as for the API (`openssl rand -hex 32` makes one)"
         )
     names = keyring(settings).names
     if name not in names:
         raise Fault(
-            f"{name!r} is nobody's name; set DDPM_API_KEYS as for the API, and use one of: {', '.join(names)}"
+            f"{name!r} is nobody's name; set DDPM_API_KEYS as for the API, "
+            f"and use one of: {', '.join(names)}"
         )
     typer.echo(secret_text(owner_secret(service_secret, name)))

@@ -1,4 +1,7 @@
-"""What `ddpm evaluate` and `ddpm models variance` have in common: a network's errors on pictures, timestep by timestep."""
+"""The errors of a network on images, timestep by timestep.
+
+`ddpm evaluate` and `ddpm models variance` measure them.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,16 @@ from models.train.data import BadData, Images, open_images
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """Of `images` pictures of `data`, evenly from all."""
+class MeasureOptions:
+    """Options of a measurement.
+
+    Attributes:
+        data: Image folder, IDX file or .npz.
+        images: How many of its images are measured, evenly from all.
+        batch_size: Images at once; the result is the same.
+        seed: Seed of the noise.
+        device: Device to compute on, as the user wrote it.
+    """
 
     data: Path
     images: int
@@ -35,48 +46,84 @@ class Measure:
 
 
 class _Stopped(Exception):
-    pass
+    """The user asked to stop in the middle of a batch."""
 
 
 @contextmanager
-def faults_told() -> Iterator[None]:
-    """What models, data and options may be at fault for, as a line for the terminal."""
+def errors_as_faults() -> Iterator[None]:
+    """Turn the errors of models, data and options into Faults.
+
+    Raises:
+        Fault: The block raised such an error; the text is the same.
+    """
     try:
         yield
     except (BadCheckpoint, BadData, CatalogError, FloatingPointError, ValueError) as error:
         raise Fault(str(error)) from None
 
 
-def find(model: str) -> tuple[Path, str | None]:
-    """A model's folder, by its name or as it is; and the sha256 of its weights, where a card vouches for it."""
+def find_model(model: str) -> tuple[Path, str | None]:
+    """Return the folder of a model, which is given by name or as a folder.
+
+    Returns:
+        The folder, and the sha256 of its weights from its card. A folder that the user named has
+        none.
+
+    Raises:
+        Fault: It is neither a folder nor a known name.
+        CatalogError: A card cannot be used.
+    """
     if Path(model).is_dir():
         return Path(model), None
     catalog = Catalog.read(SHIPPED, read(CliSettings).models_root)
     if model not in catalog:
         raise Fault(
-            f"{model} is neither a folder nor one of the models {', '.join(sorted(catalog))}; name one of these"
+            f"{model} is neither a folder nor one of the models {', '.join(sorted(catalog))}; "
+            "name one of these"
         )
     return catalog.folder(model), catalog[model].sha256
 
 
-class Measured:
-    """A network, ready to be looked at on pictures that fit it."""
+class Measurement:
+    """A network and the images that it is measured on."""
 
     def __init__(
-        self, model: str, wanted: Measure, steps: int | None = None, *, anew: bool = False
+        self,
+        model: str,
+        options: MeasureOptions,
+        steps: int | None = None,
+        *,
+        use_residual_variance: bool = True,
     ) -> None:
-        """`steps`: timesteps that are visited; None: all. `anew`: the residual variance that may be there is not looked at."""
-        self.folder, sha256 = find(model)
+        """Load the model and open the images.
+
+        Args:
+            model: Name from the catalog, or a folder.
+            options: Images, batch size, seed and device.
+            steps: Timesteps to visit; None is all.
+            use_residual_variance: Whether to use the estimate in the folder, if there is one.
+
+        Raises:
+            Fault: The model is not known, there are too few images, or the device cannot be used.
+            BadCheckpoint: The model cannot be loaded.
+            BadData: The data cannot be read.
+            CatalogError: A card cannot be used.
+        """
+        self.folder, sha256 = find_model(model)
         loaded = self.checkpoint = diffusers_format.load(self.folder, sha256)
         cfg = loaded.net.cfg
-        self.pictures: Images = open_images(wanted.data, cfg.sample_size, cfg.in_channels)
-        if wanted.images > len(self.pictures):
+        self.images: Images = open_images(options.data, cfg.sample_size, cfg.in_channels)
+        if options.images > len(self.images):
             raise Fault(
-                f"--images {wanted.images} is more than the {len(self.pictures)} that {wanted.data} holds; ask for fewer"
+                f"--images {options.images} is more than the {len(self.images)} "
+                f"that {options.data} holds; ask for fewer"
             )
-        self.wanted, self.device = wanted, device_option(wanted.device)
+        self.options = options
+        self.device = device_option(options.device)
         self.residual_variance = (
-            None if anew else ResidualVariance.find(self.folder, loaded.sha256, loaded.schedule.T)
+            ResidualVariance.find(self.folder, loaded.sha256, loaded.schedule.T)
+            if use_residual_variance
+            else None
         )
         self.evaluation = Evaluation(
             loaded.net.to(self.device),
@@ -88,9 +135,17 @@ class Measured:
         )
 
     def terms(self) -> Terms:
-        """Ctrl-C leaves the batch that is under way, and returns those before it."""
+        """Return the terms of the bound, one row an image.
+
+        Ctrl-C drops the batch that is under way, and returns those before it.
+
+        Raises:
+            Fault: Stopped before the first batch was done.
+            FloatingPointError: The network's output is not finite.
+        """
         parts: list[Terms] = []
-        images, steps = self.wanted.images, len(self.evaluation.tau)
+        images = self.options.images
+        steps = len(self.evaluation.tau)
         columns = (
             TextColumn("image-steps"),
             BarColumn(),
@@ -99,21 +154,22 @@ class Measured:
         )
         with StopRequest() as stop, Progress(*columns) as progress, suppress(_Stopped):
             task = progress.add_task("", total=images * steps)
-            batches = math.ceil(images / self.wanted.batch_size)
+            batches = math.ceil(images / self.options.batch_size)
             for batch in range(batches):
-                indices = range(
-                    batch, images, batches
-                )  # from everywhere: a folder may be sorted, and this may be the last
+                # A batch takes its images from all over the data, because a folder may be sorted
+                # and the user may stop after this batch.
+                indices = range(batch, images, batches)
 
                 def stepped(size: int = len(indices)) -> None:
                     progress.advance(task, size)
                     if stop():
                         raise _Stopped
 
-                pixels = self.pictures.batch(torch.tensor(indices) * len(self.pictures) // images)
-                parts.append(self.evaluation.terms(pixels, self.wanted.seed, indices, stepped))
+                pixels = self.images.batch(torch.tensor(indices) * len(self.images) // images)
+                parts.append(self.evaluation.terms(pixels, self.options.seed, indices, stepped))
         if not parts:
             raise Fault(
-                "stopped before the first batch was done; a smaller --batch-size or fewer --steps give an answer sooner"
+                "stopped before the first batch was done; "
+                "a smaller --batch-size or fewer --steps give an answer sooner"
             )
         return Terms.joined(parts)

@@ -1,4 +1,4 @@
-"""`ddpm models`: what can be served, and how a model comes in."""
+"""`ddpm models`: lists the models that can be served, and adds to them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,13 @@ _PARTS = (
 
 
 def show() -> None:
-    """A table of the shipped and the added models; GFLOP is the cost of one step of one image."""
+    """Print a table of the shipped and the added models.
+
+    GFLOP is the cost of one step of one image, in 10^9 floating-point operations.
+
+    Raises:
+        Fault: A card cannot be used.
+    """
     try:
         catalog = Catalog.read(SHIPPED, read(CliSettings).models_root)
     except CatalogError as error:
@@ -54,27 +60,25 @@ def show() -> None:
         box=box.SIMPLE,
     )
     for card in catalog.values():
-        table.add_row(*_row(card, card.name == catalog.default.name))
+        table.add_row(*_row(card, is_default=card.name == catalog.default.name))
     Console().print(table)
 
 
-def _row(card: Card, default: bool) -> tuple[str, ...]:
-    shape = f"{card.shape.channels}x{card.shape.height}x{card.shape.width}"
-    size, cost = f"{card.parameters / 1e6:.2f}M", f"{card.gflop_per_image_step:.3g}"
+def _row(card: Card, is_default: bool) -> tuple[str, ...]:
     return (
         card.name,
-        shape,
+        f"{card.shape.channels}x{card.shape.height}x{card.shape.width}",
         str(card.schedule.T),
-        size,
-        cost,
-        "yes" if default else "",
+        f"{card.parameters / 1e6:.2f}M",
+        f"{card.gflop_per_image_step:.3g}",
+        "yes" if is_default else "",
         card.licence,
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What the command's options say of a model; None: nothing."""
+class CardOptions:
+    """Fields of a card that the command's options give; None where an option is not given."""
 
     licence: str | None = None
     provenance: str | None = None
@@ -82,32 +86,44 @@ class Said:
     data_licence: str | None = None
 
     def data(self, known: DataCard) -> DataCard:
-        """Another data set's licence and number of images are not those of the `known` one."""
+        """Return the card of the data, from the options and what is known.
+
+        Another data set's licence and number of images are not those of the `known` one.
+        """
         if self.data_name is not None:
             return DataCard(name=self.data_name, licence=self.data_licence or "unknown")
         return known.model_copy(update={"licence": self.data_licence or known.licence})
 
 
-def add(folder: Path, name: str, said: Said, default: bool) -> None:
-    """Nobody sees a model before it is whole: it is copied beside its place, and the last act is a rename."""
+def add(folder: Path, name: str, options: CardOptions, default: bool) -> None:
+    """Copy a model into the folder of added models and write its card.
+
+    Nobody sees a model before it is whole: it is copied to a folder next to its place, and the last
+    act is a rename.
+
+    Args:
+        folder: Model in diffusers' format.
+        name: Its name in the catalog.
+        options: Fields of its card; what they leave out comes from the folder's own card.
+        default: Whether jobs that name no model get this one.
+
+    Raises:
+        Fault: The model, its name or a folder cannot be used.
+    """
     root = read(CliSettings).models_root
     try:
         replaced = _defaults(root) if default else {}
-        _install(folder, root, _describe(folder, name, said, default), replaced)
+        _install(folder, root, _describe(folder, name, options, default), replaced)
     except OSError as error:
-        told = (
-            f"{error.strerror or error}: {error.filename}"
-            if error.filename
-            else error.strerror or error
-        )
+        reason = error.strerror or error
+        if error.filename:
+            reason = f"{reason}: {error.filename}"
         raise Fault(
-            f"{folder} cannot be added to {root} ({told}); correct that, or name another folder with DDPM_MODELS_DIR"
+            f"{folder} cannot be added to {root} ({reason}); correct that, "
+            "or name another folder with DDPM_MODELS_DIR"
         ) from None
-    instead = (
-        f" as the default instead of {', '.join(card.name for card in replaced.values())}"
-        if replaced
-        else ""
-    )
+    names = ", ".join(card.name for card in replaced.values())
+    instead = f" as the default instead of {names}" if replaced else ""
     Console().print(
         f"added {name} to {root}{instead}; restart the service to serve it",
         soft_wrap=True,
@@ -116,7 +132,10 @@ def add(folder: Path, name: str, said: Said, default: bool) -> None:
 
 
 def _defaults(root: Path) -> dict[Path, Card]:
-    """The folders below `root` whose card is marked default: the last of several would be it, whichever was added last."""
+    """Return the cards below `root` that are marked default, by folder.
+
+    They lose the mark, because the last of several in the alphabet would be the default.
+    """
     try:
         cards = {path.parent: read_card(path.parent) for path in sorted(root.glob(f"*/{CARD}"))}
     except CatalogError as error:
@@ -124,20 +143,26 @@ def _defaults(root: Path) -> dict[Path, Card]:
     return {folder: card for folder, card in cards.items() if card.default}
 
 
-def _describe(folder: Path, name: str, said: Said, default: bool) -> Card:
-    """Measured from the files; in words and defaults the folder's own card, where the options say nothing else."""
+def _describe(folder: Path, name: str, options: CardOptions, default: bool) -> Card:
+    """Make the card.
+
+    Its figures are measured from the files. Its texts and its jobs' defaults come from the options,
+    else from the folder's own card.
+    """
     from models.checkpoints.card import make_card
     from models.checkpoints.diffusers_format import BadCheckpoint
 
     try:
         own = _own_card(folder)
+        known_data = own.data if own else DataCard(name="unknown", licence="unknown")
+        known_licence = own.licence if own else "unknown"
+        known_provenance = own.provenance if own else f"imported from {folder.name}"
         return make_card(
             folder,
             name,
-            data=said.data(own.data if own else DataCard(name="unknown", licence="unknown")),
-            licence=said.licence or (own.licence if own else "unknown"),
-            provenance=said.provenance
-            or (own.provenance if own else f"imported from {folder.name}"),
+            data=options.data(known_data),
+            licence=options.licence or known_licence,
+            provenance=options.provenance or known_provenance,
             defaults=own.defaults if own else None,
             default=default,
         )
@@ -145,14 +170,14 @@ def _describe(folder: Path, name: str, said: Said, default: bool) -> Card:
         raise Fault(str(error)) from None
     except ValidationError as error:
         first = error.errors()[0]
-        told = (
-            f"{first['loc'][0]}={first['input']!r} cannot stand in a card: " if first["loc"] else ""
-        )
-        raise Fault(f"{told}{first['msg'].removeprefix('Value error, ')}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            reason = f"{first['loc'][0]}={first['input']!r} cannot stand in a card: {reason}"
+        raise Fault(reason) from None
 
 
 def _own_card(folder: Path) -> Card | None:
-    """The folder's, as `ddpm train` writes it, where it is of these very weights."""
+    """Return the card that `ddpm train` wrote into the folder, if it is of these very weights."""
     from models.checkpoints.diffusers_format import network_files
 
     if not (folder / CARD).exists():
@@ -169,7 +194,10 @@ def _own_card(folder: Path) -> Card | None:
 
 
 def _install(folder: Path, root: Path, card: Card, replaced: Mapping[Path, Card]) -> None:
-    """`replaced`: cards that are the default no longer, by folder."""
+    """Copy the model to its place, with `card`.
+
+    The cards in `replaced`, by their folders, lose their mark of the default.
+    """
     target = root / card.name
     if target.exists():
         raise Fault(f"{target} exists; remove it, or choose another --name")
@@ -184,7 +212,7 @@ def _install(folder: Path, root: Path, card: Card, replaced: Mapping[Path, Card]
 
 
 def _copy_parts(folder: Path, target: Path) -> None:
-    """What we and diffusers' pipeline read, and nothing else that may lie there."""
+    """Copy what we and diffusers' pipeline read, and nothing else that may lie there."""
     for base in (Path(), Path("unet"), Path("scheduler")):
         for part in (base / name for name in _PARTS):
             if (folder / part).is_file():

@@ -1,4 +1,4 @@
-"""`ddpm sample`: a client of the service."""
+"""`ddpm sample`: a client of the service that posts a job and saves its images."""
 
 from __future__ import annotations
 
@@ -15,15 +15,36 @@ from cli.client import LEAVING_S, PatientClient, RateLimited, is_loopback, read_
 from cli.faults import Fault
 from models.checkpoints.atomic_files import write_whole
 
-CANCELLED = 130  # as a shell reports Ctrl-C
+# Exit status, as a shell reports Ctrl-C.
+CANCELLED = 130
+# The longest that a poll waits for a change of state.
 _POLL_S = 0.2
 
 
+class NotSaved(Fault):
+    """An image that this machine cannot store."""
+
+
 def sample(url: str, key: str | None, request: Mapping[str, object], out: Path) -> int:
-    """Post, wait, save; the exit status."""
+    """Post a job, wait for it and save its images. Ctrl-C cancels the job.
+
+    Args:
+        url: Base URL of the service.
+        key: API key; None where the service wants none.
+        request: Body of the post.
+        out: Folder for the images.
+
+    Returns:
+        The exit status: 0, or 130 after Ctrl-C.
+
+    Raises:
+        Fault: The key or the folder cannot be used, the service does not answer or refuses, the
+            job did not finish, or an image could not be saved.
+    """
     if key and not (key.isascii() and key.isprintable()):
         raise Fault(
-            "the key holds what no HTTP header can; correct --key or DDPM_KEY, which `ddpm keys new` makes of ASCII letters"
+            "the key holds what no HTTP header can; correct --key or DDPM_KEY, "
+            "which `ddpm keys new` makes of ASCII letters"
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -36,27 +57,28 @@ def sample(url: str, key: str | None, request: Mapping[str, object], out: Path) 
         base_url=url, headers=headers, timeout=30, trust_env=not is_loopback(url)
     ) as http:
         client = PatientClient(http)
-        post: dict[str, Any] = {
-            "json": request,
-            "headers": {"Idempotency-Key": str(uuid4())},
-        }  # however often sent, one job
+        # The key makes it one job, however often it is sent.
+        post: dict[str, Any] = {"json": request, "headers": {"Idempotency-Key": str(uuid4())}}
         try:
             job = read_job(client.with_retry("POST", "/v1/jobs", **post))
         except KeyboardInterrupt:
-            return _take_back(client, post)
+            return _cancel_unanswered(client, post)
         try:
-            return _attend(client, job, out)
+            return _save_all(client, job, out)
         except Fault as fault:
-            raise Fault(
-                f"{fault} (look at job {job['id']} with `curl {url.rstrip('/')}/v1/jobs/{job['id']}`)"
-            ) from None
+            command = f"curl {url.rstrip('/')}/v1/jobs/{job['id']}"
+            raise Fault(f"{fault} (look at job {job['id']} with `{command}`)") from None
 
 
-def _take_back(client: PatientClient, post: Mapping[str, Any]) -> int:
-    """What may have been accepted before its answer came: the same post finds the job, or makes one to be cancelled."""
+def _cancel_unanswered(client: PatientClient, post: Mapping[str, Any]) -> int:
+    """Cancel the job of a post that was not answered yet, and return the exit status.
+
+    The service may have accepted it. The same post finds that job, or makes one to be cancelled.
+    """
     try:
         job = read_job(client.call("POST", "/v1/jobs", timeout=LEAVING_S, **post))
-    except RateLimited:  # a job that is there is found before the queue is looked at
+    except RateLimited:
+        # No job is there: the service looks for one before it looks at the queue.
         return CANCELLED
     except Fault as fault:
         raise Fault(
@@ -66,12 +88,11 @@ def _take_back(client: PatientClient, post: Mapping[str, Any]) -> int:
     return CANCELLED
 
 
-class NotSaved(Fault):
-    """An image that this machine cannot store."""
+def _save_all(client: PatientClient, job: dict[str, Any], out: Path) -> int:
+    """Save the job's images until it has ended, and return the exit status.
 
-
-def _attend(client: PatientClient, job: dict[str, Any], out: Path) -> int:
-    """Until the job has ended, or has been cancelled because nobody wants its images or nothing can hold them."""
+    The job is cancelled after Ctrl-C, and when an image cannot be saved.
+    """
     saved: set[int] = set()
     try:
         _follow(client, job, out, saved)
@@ -84,18 +105,22 @@ def _attend(client: PatientClient, job: dict[str, Any], out: Path) -> int:
         )
         return CANCELLED
     except NotSaved as fault:
-        raise Fault(f"{fault}; {_fate(client, job)}") from None
+        raise Fault(f"{fault}; {_cancel_outcome(client, job)}") from None
     if lost := job["count"] - len(saved):
         raise Fault(
-            f"{lost} of the job's {job['count']} images have expired and could not be saved; the same options with "
-            f"--seed {job['seed']} draw the same again"
+            f"{lost} of the job's {job['count']} images have expired and could not be saved; "
+            f"the same options with --seed {job['seed']} draw the same again"
         )
     typer.echo(f"{len(saved)} images in {out}, seed {job['seed']}")
     return 0
 
 
 def _cancel(client: PatientClient, job: dict[str, Any]) -> dict[str, Any]:
-    """The job as the service answers: cancelled, or ended before."""
+    """Cancel the job, and return it as the service answers: cancelled, or ended before.
+
+    Raises:
+        Fault: The service did not answer, so the job may go on.
+    """
     try:
         return read_job(client.with_retry("POST", f"/v1/jobs/{job['id']}/cancel", LEAVING_S))
     except Fault as fault:
@@ -104,8 +129,11 @@ def _cancel(client: PatientClient, job: dict[str, Any]) -> dict[str, Any]:
         ) from None
 
 
-def _fate(client: PatientClient, job: dict[str, Any]) -> str:
-    """What cancelling has made of the job; a failure to cancel must not hide why it was tried."""
+def _cancel_outcome(client: PatientClient, job: dict[str, Any]) -> str:
+    """Cancel the job, and describe the outcome.
+
+    It does not raise: a failure to cancel must not hide why it was tried.
+    """
     try:
         return f"job {job['id']} is {_cancel(client, job)['state']}"
     except Fault as fault:
@@ -113,7 +141,18 @@ def _fate(client: PatientClient, job: dict[str, Any]) -> str:
 
 
 def _follow(client: PatientClient, job: dict[str, Any], out: Path, saved: set[int]) -> None:
-    """Save every image as soon as it is finished, until the job has ended."""
+    """Save every image as soon as it is finished, until the job has ended.
+
+    Args:
+        client: Where the job is.
+        job: The job as it was last read.
+        out: Folder for the images.
+        saved: Indices of the images that are saved; those that are saved here are added.
+
+    Raises:
+        Fault: The job failed or was cancelled, or the service does not answer.
+        NotSaved: An image cannot be saved.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -123,24 +162,23 @@ def _follow(client: PatientClient, job: dict[str, Any], out: Path, saved: set[in
     with Progress(*columns) as progress:
         task = progress.add_task(job["state"], total=1.0, images="")
         while True:
-            done = job["progress"]
             progress.update(
                 task,
                 description=job["state"],
-                completed=done["fraction"],
-                images=f"{done['images_done']} images",
+                completed=job["progress"]["fraction"],
+                images=f"{job['progress']['images_done']} images",
             )
             _save(client, job, out, saved)
             if job["state"] not in ("queued", "running"):
                 break
-            job = _next(client, job)
+            job = _poll(client, job)
     if job["state"] != "finished":
         reason = (job["error"] or {}).get("message", "by another's request")
         raise Fault(f"job {job['id']} {job['state']}: {reason}")
 
 
-def _next(client: PatientClient, job: dict[str, Any]) -> dict[str, Any]:
-    """The job a moment later, or at once where its state changes."""
+def _poll(client: PatientClient, job: dict[str, Any]) -> dict[str, Any]:
+    """Return the job a moment later, or sooner if its state changes."""
     return read_job(client.get(f"/v1/jobs/{job['id']}", params={"wait": _POLL_S}))
 
 
@@ -156,5 +194,6 @@ def _write(path: Path, png: bytes) -> None:
         write_whole(path, png)
     except OSError as error:
         raise NotSaved(
-            f"{path} cannot be saved ({error.strerror}); make room for it, or name another folder with --out"
+            f"{path} cannot be saved ({error.strerror}); make room for it, "
+            "or name another folder with --out"
         ) from None

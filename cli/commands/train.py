@@ -25,24 +25,35 @@ from models.train.data import BadData, open_images
 from models.train.output import BadOutput, check_output, make_output
 from models.train.recipe import BadRecipe, TrainingRecipe
 from models.train.state import BadState
-from models.train.trainer import Diverged, Trainer
-from models.train.trainer import TrainingProgress as Reading
+from models.train.trainer import Diverged, Trainer, TrainingProgress
 
 _LINE_EVERY_S = 30.0
 
 
 def train(recipe_path: Path, out: Path, device: str) -> None:
-    """Until the recipe's last update, Ctrl-C or SIGTERM; whatever is done is saved."""
-    if find_spec("matplotlib") is None:  # else it would be missed at the first save
+    """Train until the recipe's last update, Ctrl-C or SIGTERM, and save whatever is done.
+
+    Args:
+        recipe_path: TOML file with the configuration of the run.
+        out: Folder for the state, the images and the finished model.
+        device: Device to train on.
+
+    Raises:
+        Fault: The recipe, the data, the state or a folder cannot be used; matplotlib is missing;
+            or the training diverged.
+    """
+    # Otherwise it would be missed at the first save.
+    if find_spec("matplotlib") is None:
         raise Fault(
-            "matplotlib is not installed and draws the loss curve; install it: pip install '.[train]' in the repository"
+            "matplotlib is not installed and draws the loss curve; "
+            "install it: pip install '.[train]' in the repository"
         )
     console = Console(highlight=False, soft_wrap=True)
     try:
         recipe = TrainingRecipe.read(recipe_path)
         check_output(out, recipe.card.name, recipe.data.path)
         make_output(out)
-        with held(out):
+        with lock_output(out):
             images = open_images(
                 recipe.data.path, recipe.network.sample_size, recipe.network.in_channels
             )
@@ -50,16 +61,20 @@ def train(recipe_path: Path, out: Path, device: str) -> None:
             _run(trainer, console)
     except (BadRecipe, BadOutput, BadData, BadState, BadCheckpoint, Diverged) as error:
         raise Fault(str(error)) from None
-    if trainer.counters.update < recipe.training.updates:
-        console.print(
-            f"stopped at update {trainer.counters.update} of {recipe.training.updates}, saved in {out}"
-        )
+    done = trainer.counters.update
+    updates = recipe.training.updates
+    if done < updates:
+        console.print(f"stopped at update {done} of {updates}, saved in {out}")
         console.print(f"resume with: ddpm train {recipe_path} --out {out}")
 
 
 @contextmanager
-def held(out: Path) -> Iterator[None]:
-    """One run at a time: two would write each other's state."""
+def lock_output(out: Path) -> Iterator[None]:
+    """Keep other runs away from `out` while the block runs: two would write each other's state.
+
+    Raises:
+        Fault: Another run uses the folder, or it cannot be locked.
+    """
     try:
         fd = take(out / ".lock")
     except AlreadyLocked as pid:
@@ -78,18 +93,18 @@ def held(out: Path) -> Iterator[None]:
 
 def _run(trainer: Trainer, console: Console) -> None:
     options = trainer.recipe.training
-    jobs = (
+    actions = (
         Every(options.save_every_s, lambda: _save(trainer)),
         Every(options.sample_every_s, lambda: report.draw_samples(trainer)),
     )
     with StopRequest() as stop:
         with _Bar(trainer, console) if console.is_terminal else _Lines(console) as display:
-            for reading in trainer.run(stop):
-                display.show(reading, time_left(reading, options.batch_size))
-                for job in (
-                    () if stop() else jobs
-                ):  # after a stop all is saved below, and nobody waits for a sheet
-                    job.perhaps()
+            for progress in trainer.run(stop):
+                display.show(progress, time_left(progress, options.batch_size))
+                # After a stop all is saved below, and nobody waits for a sheet.
+                if not stop():
+                    for action in actions:
+                        action.run_if_due()
         if trainer.counters.losses:
             _save(trainer)
     if trainer.counters.update == options.updates:
@@ -103,31 +118,34 @@ def _save(trainer: Trainer) -> None:
     report.draw_loss(trainer)
 
 
-def time_left(reading: Reading, batch_size: int) -> timedelta:
-    images = (reading.updates - reading.update) * batch_size
-    return timedelta(seconds=round(images / reading.images_per_s))
+def time_left(progress: TrainingProgress, batch_size: int) -> timedelta:
+    """Estimate the time to the last update from the current rate."""
+    images = (progress.updates - progress.update) * batch_size
+    return timedelta(seconds=round(images / progress.images_per_s))
 
 
 @dataclass(slots=True)
 class Every:
-    """An action that `perhaps` runs, at most once in `interval_s`."""
+    """An action that `run_if_due` runs, at most once in `interval_s` seconds."""
 
     interval_s: float
     action: Callable[[], object]
     _last: float = field(default_factory=time.monotonic)
 
-    def perhaps(self) -> None:
+    def run_if_due(self) -> None:
+        """Run the action if the interval has passed since its last run ended."""
         if time.monotonic() - self._last >= self.interval_s:
             self.action()
             self._last = time.monotonic()
 
 
 class _Bar(Progress):
-    """For a terminal."""
+    """A progress bar, for a terminal."""
 
     def __init__(self, trainer: Trainer, console: Console) -> None:
         numbers = TextColumn(
-            "loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} images/s  {task.fields[left]} left"
+            "loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} images/s  "
+            "{task.fields[left]} left"
         )
         super().__init__(
             TextColumn("{task.description}"),
@@ -136,31 +154,31 @@ class _Bar(Progress):
             numbers,
             console=console,
         )
-        total, done = trainer.recipe.training.updates, trainer.counters.update
         self._task = self.add_task(
             trainer.recipe.card.name,
-            total=total,
-            completed=done,
+            total=trainer.recipe.training.updates,
+            completed=trainer.counters.update,
             loss=math.nan,
             rate=math.nan,
             left="?",
         )
 
-    def show(self, reading: Reading, left: timedelta) -> None:
+    def show(self, progress: TrainingProgress, left: timedelta) -> None:
         self.update(
             self._task,
-            completed=reading.update,
-            loss=reading.loss,
-            rate=reading.images_per_s,
+            completed=progress.update,
+            loss=progress.loss,
+            rate=progress.images_per_s,
             left=left,
         )
 
 
 class _Lines:
-    """For a log: the first reading, then one line every half a minute."""
+    """Lines for a log: one at once, then one every half a minute."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._next = console, 0.0
+        self._console = console
+        self._next = 0.0
 
     def __enter__(self) -> _Lines:
         return self
@@ -168,11 +186,9 @@ class _Lines:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def show(self, reading: Reading, left: timedelta) -> None:
+    def show(self, progress: TrainingProgress, left: timedelta) -> None:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _LINE_EVERY_S
-        speed = f"{reading.images_per_s:.0f} images/s  {left} left"
-        self._console.print(
-            f"update {reading.update}/{reading.updates}  loss {reading.loss:.4f}  {speed}"
-        )
+        done = f"update {progress.update}/{progress.updates}  loss {progress.loss:.4f}"
+        self._console.print(f"{done}  {progress.images_per_s:.0f} images/s  {left} left")

@@ -1,4 +1,4 @@
-"""One supervised process: its command, its log lines, its restarts."""
+"""A supervised process: its command, its log lines, its restarts."""
 
 from __future__ import annotations
 
@@ -20,22 +20,29 @@ FIRST_DELAY_S, LONGEST_DELAY_S, STEADY_S = 0.5, 10.0, 30.0
 
 @dataclass(slots=True)
 class Backoff:
-    """How long to wait before the next start: doubling, and from the beginning again after a steady life."""
+    """Delay before the next start: it doubles, and begins anew after a steady life."""
 
     delay_s: float = 0.0
 
     def after(self, lived_s: float) -> float:
-        self.delay_s = (
-            FIRST_DELAY_S
-            if lived_s >= STEADY_S
-            else min(LONGEST_DELAY_S, max(FIRST_DELAY_S, 2 * self.delay_s))
-        )
+        """Return the seconds to wait after a process that lived for `lived_s` seconds."""
+        if lived_s >= STEADY_S:
+            self.delay_s = FIRST_DELAY_S
+        else:
+            self.delay_s = min(LONGEST_DELAY_S, max(FIRST_DELAY_S, 2 * self.delay_s))
         return self.delay_s
 
 
 @dataclass(slots=True)
 class Child:
-    """A process that `tend` keeps alive. `orphaned` is the signal that it gets when the supervisor is killed."""
+    """A process that `tend` keeps alive.
+
+    Attributes:
+        name: Prefix of its log lines.
+        orphaned: Signal that the kernel sends it when the supervisor is killed.
+        keep_fds: Descriptors that it inherits.
+        patience_s: Seconds that it may take to stop before it is killed.
+    """
 
     name: str
     command: Sequence[str]
@@ -51,11 +58,15 @@ class Child:
 
     @property
     def alive(self) -> bool:
+        """Return whether the process runs."""
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
-        """From the main thread only: the kernel takes the death of the thread that started a child for its parent's."""
-        leash = [
+        """Start the process. Call it from the main thread only.
+
+        The kernel takes the end of the thread that started a child for the end of its parent.
+        """
+        die_with_us = [
             sys.executable,
             "-P",
             die_with_parent.__file__,
@@ -63,14 +74,15 @@ class Child:
             str(os.getpid()),
         ]
         self.process = subprocess.Popen(
-            [*leash, *self.command],
+            [*die_with_us, *self.command],
             env={**os.environ, "PYTHONUNBUFFERED": "1", **self.env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops the children in order
+            # Ctrl-C reaches the supervisor alone, which stops the children in order.
+            start_new_session=True,
             pass_fds=self.keep_fds,
         )
         self._started = time.monotonic()
@@ -88,11 +100,13 @@ class Child:
             delay_s = self.backoff.after(now - self._started)
             lived = f"after {now - self._started:.1f} s"
             say(f"{self.name} {ending(self.process.returncode)} {lived}; restart in {delay_s:g} s")
-            self.process, self._start_again = None, now + delay_s
+            self.process = None
+            self._start_again = now + delay_s
         elif now >= self._start_again:
             self.start()
 
     def send(self, number: signal.Signals) -> None:
+        """Send a signal to the process, if it runs."""
         if self.process is not None and self.alive:
             self.process.send_signal(number)
 
@@ -105,13 +119,11 @@ class Child:
 
 
 def ending(code: int) -> str:
+    """Describe how a process with this return code ended."""
     if code >= 0:
         return f"exited with {code}"
-    return (
-        f"was killed by {signal.Signals(-code).name}"
-        if -code in list(signal.Signals)
-        else f"was killed by signal {-code}"
-    )
+    known = -code in list(signal.Signals)
+    return f"was killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
 
 
 def _relay(stream: IO[str], name: str) -> None:

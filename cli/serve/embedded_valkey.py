@@ -15,18 +15,19 @@ from cli.serve.child import Child
 from worker.backends.memory import host_memory_bytes
 
 _SOCKET = "valkey.sock"
-_SOCKET_PATH_BYTES = (
-    100  # the kernel's limit is 108 on Linux and 104 on macOS, with a zero at the end
-)
-_PLAIN = re.compile(
-    r"[\w./-]+", re.ASCII
-)  # CLIENT INFO lists it unquoted, between spaces and after a =
+# The kernel's limit is 108 on Linux and 104 on macOS, with a zero at the end.
+_SOCKET_PATH_BYTES = 100
+# CLIENT INFO lists the path unquoted, between spaces and after a =.
+_PLAIN = re.compile(r"[\w./-]+", re.ASCII)
 _STOP_S = 20.0
 
 
 @contextmanager
 def socket_path(folder: Path) -> Iterator[Path]:
-    """In the data folder, or in a private temporary one: a socket's path is short, and redis-py cannot read one with a space."""
+    """Yield where the server listens: in the data folder, else in a private temporary one.
+
+    A socket's path has to be short, and redis-py cannot read one with a space.
+    """
     path = folder / _SOCKET
     if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES and _PLAIN.fullmatch(str(path)):
         yield path
@@ -36,13 +37,25 @@ def socket_path(folder: Path) -> Iterator[Path]:
 
 
 def socket_url(path: Path) -> str:
+    """Return the URL of a server that listens on the socket `path`."""
     return f"unix://{path}"
 
 
 def valkey(folder: Path, socket: Path, lock_fd: int, maxmemory: str | None = None) -> Child:
-    """SIGTERM when orphaned, where other children get SIGKILL: what was accepted goes to the disk first.
+    """Return the server as a child of the supervisor.
 
-    `maxmemory` as Valkey has it, bytes or 4gb; None: half of the machine's, so that it refuses jobs before the kernel kills it.
+    When orphaned it gets SIGTERM, where other children get SIGKILL: what was accepted goes to the
+    disk first.
+
+    Args:
+        folder: Folder of its append-only file.
+        socket: Where it listens.
+        lock_fd: Descriptor of the folder's lock, which it inherits.
+        maxmemory: As Valkey has it, in bytes or as 4gb. None is half of the machine's, so that it
+            refuses jobs before the kernel kills it.
+
+    Raises:
+        Fault: There is no embedded server for this machine.
     """
     options = {
         "port": "0",
@@ -50,7 +63,8 @@ def valkey(folder: Path, socket: Path, lock_fd: int, maxmemory: str | None = Non
         "unixsocketperm": "700",
         "dir": str(folder),
         "appendonly": "yes",
-        "appendfsync": "always",  # docs/decisions/0010: what is accepted is on disk
+        # What is accepted is on disk (docs/decisions/0010).
+        "appendfsync": "always",
         "save": "",
         "maxmemory": maxmemory or str(host_memory_bytes() // 2),
         "maxmemory-policy": "noeviction",
@@ -66,7 +80,7 @@ def valkey(folder: Path, socket: Path, lock_fd: int, maxmemory: str | None = Non
 
 
 def answers(url: str) -> bool:
-    """Also false while it reads a large append-only file."""
+    """Return whether the server answers; while it reads a large append-only file it does not."""
     from redis import Redis, RedisError
 
     try:

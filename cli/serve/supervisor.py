@@ -1,4 +1,7 @@
-"""Keeps a set of processes alive until it is told to stop, then stops them in the reverse order of their start."""
+"""Keeps a set of processes alive until it is asked to stop.
+
+It stops them in the reverse order of their start.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from cli.console import say
 from cli.serve.child import Child
 
 _TICK_S = 0.1
-KILLED = 130  # exit status after a second Ctrl-C
+# Exit status after a second Ctrl-C.
+KILLED = 130
 
 
 @dataclass(slots=True)
@@ -24,7 +28,7 @@ class Stage:
     was_ready: bool = False
 
     def tend(self) -> bool:
-        """Keep the children alive; whether the next stage may start."""
+        """Keep the children alive, and return whether the next stage may start."""
         for child in self.children:
             child.tend(time.monotonic())
         self.was_ready = self.was_ready or self.ready()
@@ -33,18 +37,22 @@ class Stage:
 
 @dataclass(slots=True)
 class Supervisor:
-    """`watch` is called at every tick once all stages have started."""
+    """Starts stages in order and keeps their children alive.
+
+    Attributes:
+        stages: What to run, the lowest first.
+        watch: Called at every tick once all stages have started.
+    """
 
     stages: Sequence[Stage]
     watch: Callable[[], None] = lambda: None
     _requests: int = field(default=0, init=False)
 
     def run(self) -> int:
-        """Until SIGINT, SIGTERM or a closed terminal; the exit status."""
+        """Run until SIGINT, SIGTERM or a closed terminal, and return the exit status."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if (
-                number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
-            ):  # nohup asked to stay
+            asked_to_stay = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+            if not asked_to_stay:
                 signal.signal(number, self._request_stop)
         try:
             while not self._requests:
@@ -62,7 +70,7 @@ class Supervisor:
         self._requests += 1
 
     def _stop(self) -> int:
-        """The last stage first: those above save what they have in what lies below."""
+        """Stop the last stage first: those above save what they have in what lies below."""
         for stage in reversed(self.stages):
             began = time.monotonic()
             for child in stage.children:

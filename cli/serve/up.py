@@ -1,4 +1,4 @@
-"""`ddpm up`: the whole service on one machine. Which processes there are, and what each is told."""
+"""`ddpm up`: the whole service on one machine. Which processes it has, and their settings."""
 
 from __future__ import annotations
 
@@ -16,18 +16,32 @@ from cli.serve.supervisor import Stage, Supervisor
 from cli.serve.wait_until_ready import WaitUntilReady
 from cli.settings import CliSettings, read
 
-_PYTHON = [sys.executable, "-P"]  # -P: not the `app` or `models` of the folder that it is called in
-_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, the same under WSL, AMD
+# -P: Python must not import the `app` or `models` of the folder that the command is called in.
+_PYTHON = [sys.executable, "-P"]
+# NVIDIA, the same under WSL, AMD.
+_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def up(host: str, port: int, workers: int | None, keyed: bool) -> int:
-    """Run until stopped; the exit status. `keyed`: clients need a key."""
+    """Run the service until it is stopped, and return the exit status.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on.
+        workers: Worker processes; None is one a GPU, else one.
+        keyed: Whether clients need a key, which the banner then shows.
+
+    Raises:
+        Fault: The port, the data folder or a setting cannot be used.
+    """
     settings = read(CliSettings)
     with ExitStack() as stack:
-        stages, url = (
-            ([], settings.redis_url) if settings.redis_url else embedded_server(settings, stack)
-        )
+        stages: list[Stage] = []
+        if settings.redis_url:
+            url = settings.redis_url
+        else:
+            stages, url = embedded_server(settings, stack)
         check_port(host, port)
         env = {
             "DDPM_REDIS_URL": url,
@@ -40,7 +54,7 @@ def up(host: str, port: int, workers: int | None, keyed: bool) -> int:
 
 
 def embedded_server(settings: CliSettings, stack: ExitStack) -> tuple[list[Stage], str]:
-    """The stage that all others stand on, and its address."""
+    """Return the stage that all others stand on, and its URL."""
     home = data_dir.valkey_folder(settings.data_dir)
     lock_fd = data_dir.lock(home)
     stack.callback(os.close, lock_fd)
@@ -51,10 +65,11 @@ def embedded_server(settings: CliSettings, stack: ExitStack) -> tuple[list[Stage
 
 
 def check_port(host: str, port: int) -> None:
-    """Before anything starts, and with the remedy."""
+    """Raise Fault, with the remedy, for a port that cannot be listened on."""
     if port == 0:
         raise Fault(
-            "DDPM_PORT=0 leaves the choice of the port to the system, and clients would not know it; name one, such as 8000"
+            "DDPM_PORT=0 leaves the choice of the port to the system, and clients would not know "
+            "it; name one, such as 8000"
         )
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(
@@ -70,7 +85,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def worker_children(settings: CliSettings, asked: int | None, env: dict[str, str]) -> list[Child]:
-    """One worker a GPU, else one; a device that the user chose is every worker's."""
+    """Return one worker a GPU, else one. A device that the user chose is every worker's."""
     gpus = 0 if settings.device else gpu_count()
     children = []
     for index in range(asked or max(1, gpus)):
@@ -80,7 +95,10 @@ def worker_children(settings: CliSettings, asked: int | None, env: dict[str, str
 
 
 def gpu_count() -> int:
-    """As PyTorch counts, which heeds CUDA_VISIBLE_DEVICES; asked in a child, and only where there is a driver."""
+    """Count the GPUs as PyTorch does, which respects CUDA_VISIBLE_DEVICES.
+
+    A child process asks PyTorch, and only where there is a driver.
+    """
     if not any(Path(driver).exists() for driver in _GPU_DRIVERS):
         return 0
     question = [*_PYTHON, "-c", "import torch; print(torch.cuda.device_count())"]
@@ -88,5 +106,6 @@ def gpu_count() -> int:
 
 
 def address(host: str, port: int) -> str:
+    """Return the URL under which a client on this machine reaches the service."""
     reachable = _ANY_HOST.get(host, host)
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

@@ -1,4 +1,4 @@
-"""Tells the person at the terminal when the service answers, and what it waits for until then."""
+"""Prints when the service answers, and until then what it waits for."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ import httpx
 from cli.console import say
 from cli.problem import detail
 
-_ASK_EVERY_S, _COMPLAIN_EVERY_S = 0.5, 30.0
+_ASK_EVERY_S = 0.5
+_COMPLAIN_EVERY_S = 30.0
 
 
 @dataclass(slots=True)
 class WaitUntilReady:
-    """Call it often: it asks `/readyz` twice a second until the answer is 200, and never again."""
+    """Asks `/readyz` twice a second until the answer is 200, and never again.
+
+    Attributes:
+        url: Base URL of the service.
+        keyed: Whether clients need a key, which the example then shows.
+        ready: Whether the service has answered 200.
+    """
 
     url: str
     keyed: bool = False
@@ -24,6 +31,7 @@ class WaitUntilReady:
     _next_complaint: float = field(default_factory=lambda: time.monotonic() + _COMPLAIN_EVERY_S)
 
     def __call__(self) -> None:
+        """Ask if it is time to, and print what is new. Call it often."""
         now = time.monotonic()
         if self.ready or now < self._next_question:
             return
@@ -38,7 +46,7 @@ class WaitUntilReady:
 
     def _fault(self) -> str | None:
         try:
-            # as localhost: without keys the API answers to that on whatever address it listens
+            # Without keys the API answers to localhost, on whatever address it listens.
             answer = httpx.get(
                 f"{self.url}/readyz", headers={"host": "localhost"}, timeout=1, trust_env=False
             )
@@ -48,5 +56,7 @@ class WaitUntilReady:
 
 
 def example(url: str, keyed: bool) -> str:
+    """Return a `curl` command that posts a job."""
     key = ' -H "Authorization: Bearer $DDPM_KEY"' if keyed else ""
-    return f"""  curl {url}/v1/jobs{key} -H 'Content-Type: application/json' -d '{{"count": 16, "seed": 7}}'"""
+    headers = f"{key} -H 'Content-Type: application/json'"
+    return f"""  curl {url}/v1/jobs{headers} -d '{{"count": 16, "seed": 7}}'"""

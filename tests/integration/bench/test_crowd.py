@@ -1,4 +1,7 @@
-"""A crowd in small: `bench/commands/pollers.py` without its figures. No error, and no stream that misses the end of its job."""
+"""A small crowd: `bench/commands/pollers.py` without its figures.
+
+It meets no error, and no stream misses the end of its job.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,8 @@ def test_100_pollers_and_20_streams_see_no_error_and_every_end(
     status = [f"/v1/jobs/{jobs[n % 20].id}" for n in range(100)]
     events = [f"/v1/jobs/{job.id}/events" for job in jobs]
     with Reports(valkey_url, jobs):
-        tally = uvloop.run(
-            crowd(urlsplit(url).port or 0, status, events, 3, lambda: workers.finish(jobs))
-        )
+        port = urlsplit(url).port or 0
+        tally = uvloop.run(crowd(port, status, events, 3, lambda: workers.finish(jobs)))
     assert tally.errors == []
     assert tally.ended == 20
     assert len(tally.latencies_s) >= 100

@@ -1,3 +1,5 @@
+"""A model folder and a prepared service for the tests of commands."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What `ddpm sample` bears with from the service and the network, and what it tells at once."""
+"""Errors of the service and the network that `ddpm sample` retries, and those that it reports."""
 
 from __future__ import annotations
 
@@ -12,27 +12,33 @@ from cli import client
 from tests.support.played import Fault, Played, ddpm_sample, files, job
 
 
-def test_without_a_service_the_remedy_is_to_start_one(service: Played, tmp_path: Path) -> None:
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test if the command pauses before another try."""
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"paused for {seconds} s"))
+
+
+def test_a_missing_service_has_the_remedy_to_start_one(
+    service: Played, tmp_path: Path, no_pause: None
+) -> None:
     service.url = "http://127.0.0.1:9"
-    began = time.monotonic()
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
     assert "make serve" in result.stderr
-    assert time.monotonic() - began < 5, "it was waited for"
 
 
 @pytest.mark.parametrize("url", ["nonsense", "ftp://gpu-box", "http://gpu-box:none"])
-def test_a_url_that_is_none_is_told_at_once(service: Played, tmp_path: Path, url: str) -> None:
+def test_a_url_that_is_none_is_reported_at_once(
+    service: Played, tmp_path: Path, url: str, no_pause: None
+) -> None:
     service.url = url
-    began = time.monotonic()
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
     assert result.stderr.startswith("ddpm: ")
-    assert time.monotonic() - began < 5, "it was waited for"
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs/j", "/v1/jobs/j/images/0"])
-def test_a_hiccup_of_the_service_does_not_lose_the_job(
+def test_a_transient_error_of_the_service_does_not_lose_the_job(
     service: Played, tmp_path: Path, path: str
 ) -> None:
     service.faults = {path: ["hang up", "503"]}
@@ -54,17 +60,16 @@ def test_a_busy_service_is_left_alone_for_as_long_as_it_asks(
 
 
 @pytest.mark.parametrize("hiccup", ["hang up", "503", "503, in an hour", "429, in an hour"])
-def test_when_patience_ends_the_job_is_named_and_how_to_look_at_it(
+def test_a_service_that_stays_away_ends_with_the_jobs_name_and_how_to_read_it(
     service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hiccup: Fault
 ) -> None:
-    monkeypatch.setattr(client, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(client, "_PATIENCE_S", 2.0)
     service.faults = {"/v1/jobs/j": [hiccup] * 9}
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
     assert f"look at job j with `curl {service.url}/v1/jobs/j`" in result.stderr
-    assert (len(service.faults["/v1/jobs/j"]) == 8) == hiccup.endswith("in an hour"), (
-        "asked again too soon, or not at all"
-    )
+    asked_once = len(service.faults["/v1/jobs/j"]) == 8
+    assert asked_once == hiccup.endswith("in an hour"), "asked again too soon, or not at all"
 
 
 @pytest.mark.parametrize("hiccup", ["hang up", "503", "429, in 1 s"])
@@ -87,7 +92,7 @@ def test_every_job_has_a_key_of_its_own(service: Played, tmp_path: Path) -> None
     assert len(set(service.idempotency_keys)) == 2
 
 
-def test_a_queue_that_is_full_for_longer_than_patience_is_told_at_once(
+def test_a_queue_that_is_full_for_longer_than_patience_is_reported_at_once(
     service: Played, tmp_path: Path
 ) -> None:
     service.faults = {"/v1/jobs": ["429, in an hour"] * 9}
@@ -112,11 +117,13 @@ def test_a_service_that_restarts_while_a_job_is_posted_is_waited_for() -> None:
         assert client.PatientClient(http).with_retry("POST", "/v1/jobs").status_code == 202
 
 
-def test_a_service_that_is_elsewhere_is_told_with_its_url(service: Played, tmp_path: Path) -> None:
+def test_a_service_that_is_elsewhere_is_reported_with_its_url(
+    service: Played, tmp_path: Path
+) -> None:
     service.faults = {"/v1/jobs": ["moved"]}
     result = ddpm_sample(service, tmp_path)
-    told = f"ddpm: {service.url}/v1/jobs redirects to https://gpu-box/v1/jobs; give --url https://gpu-box\n"
-    assert (result.exit_code, result.stderr) == (1, told)
+    fact = f"{service.url}/v1/jobs redirects to https://gpu-box/v1/jobs"
+    assert (result.exit_code, result.stderr) == (1, f"ddpm: {fact}; give --url https://gpu-box\n")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
@@ -139,7 +146,8 @@ def test_a_proxy_serves_the_rest_of_the_world(
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", service.url)
-    service.url, service.polls = "http://ddpm.invalid", [job("finished", 2)]
+    service.url = "http://ddpm.invalid"
+    service.polls = [job("finished", 2)]
     service.refusal = {"title": "the proxy was asked"}
     assert "the proxy was asked" in ddpm_sample(service, tmp_path).stderr
 
@@ -148,7 +156,7 @@ def test_a_proxy_serves_the_rest_of_the_world(
 @pytest.mark.parametrize(
     ("hiccup", "kind"), [("HTML", "text/html"), ("a list", "application/json")]
 )
-def test_an_answer_that_is_no_job_is_told_in_one_line(
+def test_an_answer_that_is_no_job_is_reported_in_one_line(
     service: Played, tmp_path: Path, path: str, hiccup: Fault, kind: str
 ) -> None:
     service.faults = {path: [hiccup]}

@@ -1,3 +1,5 @@
+"""The `ddpm` command itself: its help, and settings that are wrong."""
+
 from __future__ import annotations
 
 import subprocess
@@ -10,8 +12,11 @@ from typer.testing import CliRunner
 from cli.main import app
 
 
-def test_help_is_there_at_once_because_it_loads_nothing_heavy() -> None:
-    program = "import sys; from cli.main import app; app(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+def test_help_comes_at_once_because_it_loads_nothing_heavy() -> None:
+    program = (
+        "import sys; from cli.main import app; app(['--help'], standalone_mode=False); "
+        "print(sorted(sys.modules))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
@@ -30,7 +35,7 @@ def test_a_wrong_setting_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("command", ["api", "up", "worker"])
 @pytest.mark.parametrize(
-    ("url", "shown", "says"),
+    ("url", "shown", "expected"),
     [
         ("valkey://:hunter2@store:6379/0", "valkey://", "rediss"),
         (":hunter2@store://", "", "relative URL"),
@@ -38,19 +43,19 @@ def test_a_wrong_setting_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_a_wrong_url_is_named_without_the_password_in_it(
-    monkeypatch: pytest.MonkeyPatch, command: str, url: str, shown: str, says: str
+    monkeypatch: pytest.MonkeyPatch, command: str, url: str, shown: str, expected: str
 ) -> None:
     monkeypatch.setenv("DDPM_REDIS_URL", url)
     result = CliRunner().invoke(app, [command])
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
     assert f"DDPM_REDIS_URL={shown}***: " in result.stderr
-    assert says in result.stderr, "what it should be"
+    assert expected in result.stderr, "what it should be"
     assert "hunter2" not in result.stderr
 
 
 @pytest.mark.parametrize("command", ["api", "up"])
-def test_a_card_that_is_broken_is_told_in_one_line_before_anything_starts(
+def test_a_broken_card_is_reported_in_one_line_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
 ) -> None:
     monkeypatch.setenv("DDPM_MODELS_DIR", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The ways of the parity table where pictures arrive late, as on a GPU."""
+"""The ways of the parity table where images arrive late, as on a GPU."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.lib.elsewhere import _halfway
 from bench.lib.model import load
+from bench.lib.other_process import draw_half
 from bench.lib.ways import alone, any_few, joined, parked, set_aside, shuffled, together
 from bench.lib.work import Work
 from tests.support.folders import write_model
@@ -35,14 +35,16 @@ def model(work: Work) -> LoadedModel:
 
 
 @pytest.mark.parametrize("way", [together, shuffled, any_few, parked, set_aside, joined])
-def test_every_image_is_made_once_and_is_the_one_made_alone(model: LoadedModel, work: Work, way):
+def test_every_image_is_made_once_and_is_the_one_made_alone(
+    model: LoadedModel, work: Work, way
+) -> None:
     reference = alone(model, work, random.Random(0))
     images = way(model, work, random.Random(1))
     assert images.keys() == reference.keys() == set(range(12))
     assert all(torch.equal(images[i], reference[i]) for i in reference)
 
 
-def test_halfway_every_image_is_finished_or_packed(model: LoadedModel, work: Work):
-    images, blobs = _halfway(model, work)
+def test_every_image_is_finished_or_packed_halfway(model: LoadedModel, work: Work) -> None:
+    images, blobs = draw_half(model, work)
     assert 0 < len(images) < 12
     assert len(blobs) > 0

@@ -8,13 +8,13 @@ import httpx
 import pytest
 from redis import Redis
 
-from bench.systems.api import api_apart
+from bench.systems.api import start_api
 
 
 @pytest.mark.redis
-def test_its_queue_lies_beside_the_results_while_it_runs(tmp_path: Path):
+def test_the_queue_lies_next_to_the_results_while_the_api_runs(tmp_path: Path) -> None:
     with (
-        api_apart(tmp_path / "results") as api,
+        start_api(tmp_path / "results") as api,
         Redis.from_url(api.redis_url, decode_responses=True) as valkey,
     ):
         assert httpx.get(f"{api.url}/healthz").is_success

@@ -1,3 +1,5 @@
+"""`ddpm interpolate` on a tiny model with random weights."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -15,8 +17,8 @@ from tests.support.networks import TINY, random_unet
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> tuple[Path, Path]:
-    """Of another size than the network's."""
-    paths = tmp_path / "first.png", tmp_path / "second.png"
+    """Two files, of another size than the network's images."""
+    paths = (tmp_path / "first.png", tmp_path / "second.png")
     for path, level in zip(paths, (0, 200), strict=True):
         Image.new("RGB", (24, 16), (level, level, level)).save(path)
     return paths
@@ -26,9 +28,9 @@ def interpolate(*words: object) -> Result:
     return CliRunner().invoke(app, ["interpolate", *map(str, words), "--device", "cpu"])
 
 
-def test_a_sheet_has_a_row_for_each_t_between_the_two_pictures(
+def test_a_sheet_has_a_row_for_each_t_between_the_two_images(
     tmp_path: Path, tiny_model: Path, pictures: tuple[Path, Path]
-):
+) -> None:
     out = tmp_path / "sheet.png"
     result = interpolate(tiny_model, *pictures, "--t", 5, "--t", 19, "--between", 3, "--out", out)
     assert result.exit_code == 0, result.output
@@ -46,7 +48,7 @@ def test_a_sheet_has_a_row_for_each_t_between_the_two_pictures(
 
 def test_few_steps_take_the_smaller_variance_unless_another_is_named(
     tmp_path: Path, pictures: tuple[Path, Path]
-):
+) -> None:
     linear = ScheduleCard(kind="linear", T=20)
     diffusers_format.save(
         tmp_path / "large", TINY, random_unet().state_dict(), linear, "epsilon", "fixed_large"
@@ -69,7 +71,7 @@ def test_few_steps_take_the_smaller_variance_unless_another_is_named(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "fact"),
     [
         (["--t", 20], "--t 20 is no timestep of the model; give 0 to 19"),
         (["--t", 5, "--steps", 7], "--steps 7 is more than the 6 from t = 5 down"),
@@ -79,22 +81,24 @@ def test_few_steps_take_the_smaller_variance_unless_another_is_named(
         (["--t", 5, "--out", "/tmp"], "/tmp cannot be saved"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line_before_any_step(
+def test_options_that_cannot_be_used_are_reported_in_one_line_before_any_step(
     tiny_model: Path,
     pictures: tuple[Path, Path],
     words: list[object],
-    said: str,
+    fact: str,
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     monkeypatch.setattr(
         "cli.commands.interpolate.interpolate", lambda *_: pytest.fail("a step was taken")
     )
     result = interpolate(tiny_model, *pictures, *words)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert said in result.stderr
+    assert fact in result.stderr
 
 
-def test_what_is_no_picture_is_named(tiny_model: Path, pictures: tuple[Path, Path], tmp_path: Path):
+def test_a_file_that_is_no_image_is_named(
+    tiny_model: Path, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
     (tmp_path / "words.png").write_text("no picture")
     result = interpolate(tiny_model, pictures[0], tmp_path / "words.png", "--t", 5)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)

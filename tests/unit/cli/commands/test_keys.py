@@ -1,3 +1,5 @@
+"""`ddpm keys`, and whom `ddpm api` and `ddpm up` would let in."""
+
 from __future__ import annotations
 
 from hashlib import sha256
@@ -27,7 +29,7 @@ def test_a_name_that_cannot_be_one_gets_no_key() -> None:
 
 @pytest.mark.parametrize("command", ["api", "up"])
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "some-name"])
-def test_without_keys_nothing_starts_on_more_than_loopback(
+def test_an_api_without_keys_starts_on_loopback_alone(
     monkeypatch: pytest.MonkeyPatch, command: str, host: str
 ) -> None:
     monkeypatch.delenv("DDPM_API_KEYS", raising=False)
@@ -43,19 +45,15 @@ def test_without_keys_nothing_starts_on_more_than_loopback(
     "publish", ["0.0.0.0:8000", "8000", "[::]:8000", "192.168.0.7:80", ":8000"]
 )
 @pytest.mark.parametrize("hosts", ["", "localhost"])
-def test_without_keys_a_container_starts_on_no_port_that_is_published_for_others(
+def test_a_container_without_keys_starts_on_no_port_that_is_published_for_others(
     publish: str, hosts: str
 ) -> None:
     environment = {"DDPM_PUBLISH": publish, "DDPM_ANONYMOUS_HOSTS": hosts}
     result = CliRunner().invoke(app, ["api"], env=environment)
     assert result.exit_code == 1
-    for said in (
-        f"published on {publish}",
-        "DDPM_API_KEYS",
-        "DDPM_PUBLISH",
-        "DDPM_ANONYMOUS_HOSTS",
-    ):
-        assert said in result.stderr
+    assert f"published on {publish}" in result.stderr
+    for remedy in ("DDPM_API_KEYS", "DDPM_PUBLISH", "DDPM_ANONYMOUS_HOSTS"):
+        assert remedy in result.stderr
 
 
 @pytest.mark.parametrize("command", ["api", "up"])
@@ -79,7 +77,7 @@ def test_a_bad_entry_refuses_to_start_without_showing_it(
     ],
     ids=["keys", "names", "loopback"],
 )
-def test_with_keys_or_by_name_the_api_starts_anywhere(
+def test_an_api_with_keys_or_names_starts_anywhere(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
 ) -> None:
     started: list[str] = []
@@ -115,7 +113,7 @@ def test_a_webhook_secret_that_is_short_is_refused_without_showing_it(command: l
     assert "too-short" not in result.stderr
 
 
-def test_without_a_webhook_secret_there_is_none_to_print() -> None:
+def test_a_webhook_secret_that_is_not_set_is_a_fault() -> None:
     result = CliRunner().invoke(app, ["keys", "webhook-secret", "local"])
     assert result.exit_code == 1
     assert "openssl rand -hex 32" in result.stderr

@@ -1,3 +1,5 @@
+"""`ddpm models add` and the table of `ddpm models`."""
+
 from __future__ import annotations
 
 import errno
@@ -31,35 +33,20 @@ def test_an_added_model_is_listed_and_complete(tiny_model: Path, models_dir: Pat
     estimate = ResidualVariance(
         weights=weights, data="noise", images=1, seed=0, values=(0.5,) * 20
     ).write(tiny_model)
-    added = ddpm(
-        "models",
-        "add",
-        tiny_model,
-        "--name",
-        "tiny",
-        "--licence",
-        "MIT",
-        "--data-name",
-        "noise",
-        "--default",
-    )
+    options = "--name tiny --licence MIT --data-name noise --default"
+    added = ddpm("models", "add", tiny_model, *options.split())
     assert added.exit_code == 0, added.stderr
     catalog = Catalog.read(models_dir)
-    assert (catalog.default.name, catalog.default.data.name, catalog.default.licence) == (
-        "tiny",
-        "noise",
-        "MIT",
-    )
+    card = catalog.default
+    assert (card.name, card.data.name, card.licence) == ("tiny", "noise", "MIT")
     assert not (catalog.folder("tiny") / "state.safetensors").exists()
     assert sha256_of(catalog.folder("tiny") / FILE) == catalog["tiny"].residual_variance == estimate
     assert "1x8x8" in ddpm("models").stdout
     assert [path.name for path in models_dir.iterdir()] == ["tiny"]
 
 
-def test_a_model_that_is_added_as_the_default_is_the_only_one(
-    tiny_model: Path, models_dir: Path
-) -> None:
-    """Of several the last in the alphabet would be it."""
+def test_an_added_default_model_is_the_only_default(tiny_model: Path, models_dir: Path) -> None:
+    """Check all cards, because the last default in the alphabet would win."""
     ddpm("models", "add", tiny_model, "--name", "z", "--default")
     ddpm("models", "add", tiny_model, "--name", "b")
     assert Catalog.read(models_dir).default.name == "z"
@@ -82,7 +69,7 @@ def test_a_card_that_cannot_be_read_is_named_before_another_becomes_the_default(
     assert [path.name for path in models_dir.iterdir()] == ["broken"]
 
 
-def test_a_name_is_taken_once(tiny_model: Path) -> None:
+def test_a_name_that_is_taken_is_refused(tiny_model: Path) -> None:
     ddpm("models", "add", tiny_model, "--name", "tiny")
     again = ddpm("models", "add", tiny_model, "--name", "tiny")
     assert (again.exit_code, "choose another --name" in again.stderr) == (1, True)
@@ -114,31 +101,32 @@ def trained(tiny_model: Path) -> Path:
     return tiny_model
 
 
-@pytest.mark.parametrize("data", [[], ["--data-licence", "MIT"], ["--data-name", "other"]])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], DataCard(name="noise", licence="CC0-1.0", images=9)),
+        (["--data-licence", "MIT"], DataCard(name="noise", licence="MIT", images=9)),
+        (["--data-name", "other"], DataCard(name="other", licence="unknown")),
+    ],
+    ids=["none", "data-licence", "data-name"],
+)
 def test_the_card_of_a_trained_model_holds_where_no_option_says_otherwise(
-    trained: Path, models_dir: Path, data: list[str]
+    trained: Path, models_dir: Path, options: list[str], expected: DataCard
 ) -> None:
-    added = ddpm("models", "add", trained, "--name", "tiny", "--licence", "Apache-2.0", *data)
+    added = ddpm("models", "add", trained, "--name", "tiny", "--licence", "Apache-2.0", *options)
     assert (added.exit_code, added.stderr) == (0, "")
     card = Catalog.read(models_dir)["tiny"]
     assert (card.name, card.licence, card.provenance) == ("tiny", "Apache-2.0", "trained here")
     assert card.defaults == Defaults(sampler="ddim", steps=5, eta=0.5)
-    assert (
-        card.data
-        == {
-            "": DataCard(name="noise", licence="CC0-1.0", images=9),
-            "--data-licence": DataCard(name="noise", licence="MIT", images=9),
-            "--data-name": DataCard(name="other", licence="unknown"),
-        }["".join(data[:1])]
-    )
+    assert card.data == expected
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "reason"),
     [({"sha256": "0" * 64}, "card.json is of other weights"), ({"mystery": 1}, "mystery")],
 )
-def test_a_card_that_does_not_fit_is_not_taken_and_said_so(
-    trained: Path, models_dir: Path, changes: dict[str, object], says: str
+def test_a_card_that_does_not_fit_is_reported_and_not_used(
+    trained: Path, models_dir: Path, changes: dict[str, object], reason: str
 ) -> None:
     (trained / "card.json").write_text(
         json.dumps(json.loads((trained / "card.json").read_text()) | changes)
@@ -146,7 +134,7 @@ def test_a_card_that_does_not_fit_is_not_taken_and_said_so(
     added = ddpm("models", "add", trained, "--name", "tiny")
     assert added.exit_code == 0
     assert added.stderr.startswith("not taken: ")
-    assert says in added.stderr
+    assert reason in added.stderr
     card = Catalog.read(models_dir)["tiny"]
     assert (card.licence, card.data.name, card.defaults.steps) == ("unknown", "unknown", 20)
 
@@ -163,7 +151,7 @@ def test_a_models_dir_that_cannot_be_made_is_named_with_the_variable(
     assert "DDPM_MODELS_DIR" in added.stderr
 
 
-def test_a_full_disk_leaves_nothing_half_made(
+def test_a_full_disk_leaves_no_partial_model(
     tiny_model: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:

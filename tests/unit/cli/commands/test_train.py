@@ -1,3 +1,5 @@
+"""`ddpm train` on a tiny network and random images."""
+
 from __future__ import annotations
 
 import os
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from cli.commands.train import held
+from cli.commands.train import lock_output
 from cli.main import app
 from cli.stop import StopRequest
 from models.checkpoints.catalog import read_card
@@ -82,27 +84,19 @@ def test_a_run_leaves_a_model_its_card_the_curve_and_samples(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_stop_saves_and_says_how_to_resume(tmp_path: Path) -> None:
-    recipe, out = write_recipe(tmp_path, updates=1_000_000), tmp_path / "run"
-    command = [
-        sys.executable,
-        "-u",
-        "-m",
-        "cli",
-        "train",
-        str(recipe),
-        "--out",
-        str(out),
-        "--device",
-        "cpu",
-    ]
+    recipe = write_recipe(tmp_path, updates=1_000_000)
+    out = tmp_path / "run"
+    command = [sys.executable, "-u", "-m", "cli", "train", str(recipe), "--out", str(out)]
+    command += ["--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
         assert training.stdout is not None
         assert "update 50/1000000" in training.stdout.readline()
         training.send_signal(signal.SIGTERM)
-        told = training.stdout.read()
+        output = training.stdout.read()
     assert training.returncode == 0
-    assert f"resume with: ddpm train {recipe} --out {out}" in told
+    assert f"resume with: ddpm train {recipe} --out {out}" in output
     assert (out / "state.safetensors").exists()
     assert (out / "tiny" / "card.json").exists()
 
@@ -113,13 +107,8 @@ def test_a_stop_within_the_first_fifty_updates_exports_what_there_is(
 ) -> None:
     asked = iter([False] * updates)
     monkeypatch.setattr(StopRequest, "__call__", lambda _: next(asked, True))
-    result = ddpm_train(
-        write_recipe(tmp_path, updates=60, save_every_s=1e-9),
-        "--out",
-        tmp_path / "run",
-        "--device",
-        "cpu",
-    )
+    recipe = write_recipe(tmp_path, updates=60, save_every_s=1e-9)
+    result = ddpm_train(recipe, "--out", tmp_path / "run", "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert f"stopped at update {updates} of 60, saved" in result.stdout
     assert (tmp_path / "run" / "tiny" / "card.json").exists() == exported
@@ -144,7 +133,7 @@ def test_a_stop_within_the_first_fifty_updates_exports_what_there_is(
         (lambda path: damaged(path.parent / "run"), "state.safetensors cannot be read"),
     ],
 )
-def test_what_cannot_be_trained_is_told_in_one_line(
+def test_a_run_that_cannot_start_is_reported_in_one_line(
     tmp_path: Path, fault: object, words: str
 ) -> None:
     recipe = write_recipe(tmp_path, updates=60)
@@ -162,21 +151,21 @@ def test_a_device_that_is_not_there_is_a_fault(tmp_path: Path, device: str) -> N
     assert (result.exit_code, device in result.stderr) == (1, True)
 
 
-def test_a_second_run_to_the_same_folder_learns_who_the_first_is(tmp_path: Path) -> None:
+def test_a_second_run_to_the_same_folder_names_the_process_of_the_first(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, updates=1)
     (tmp_path / "run").mkdir()
-    with held(tmp_path / "run"):
+    with lock_output(tmp_path / "run"):
         result = ddpm_train(recipe, "--out", tmp_path / "run", "--device", "cpu")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert (
         f"run is in use by another `ddpm train` (pid {os.getpid()}); stop it, or name another --out"
         in result.stderr
     )
-    with held(tmp_path / "run"):
+    with lock_output(tmp_path / "run"):
         pass
 
 
-def test_a_model_that_cannot_be_exported_is_told_in_one_line(
+def test_a_model_that_cannot_be_exported_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: object) -> None:
@@ -189,7 +178,7 @@ def test_a_model_that_cannot_be_exported_is_told_in_one_line(
     assert (result.exit_code, result.stderr) == (1, "ddpm: conv_in.weight holds NaN\n")
 
 
-def test_after_a_request_to_stop_signals_do_what_they_did_before() -> None:
+def test_signals_do_after_a_stop_request_what_they_did_before() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with StopRequest() as stop:
         assert not stop()

@@ -1,3 +1,5 @@
+"""The embedded Valkey: where it listens, and with which settings."""
+
 from __future__ import annotations
 
 import os
@@ -27,9 +29,7 @@ def test_a_path_that_no_socket_can_have_is_replaced_by_a_private_one(
 
 
 @pytest.mark.redis
-def test_the_server_is_the_users_alone_durable_and_full_rather_than_forgetful(
-    tmp_path: Path,
-) -> None:
+def test_the_server_is_private_durable_and_refuses_rather_than_evicts(tmp_path: Path) -> None:
     folder = data_dir.valkey_folder(tmp_path / "a folder")
     lock_fd = data_dir.lock(folder)
     with embedded_valkey.socket_path(folder) as path:
@@ -42,9 +42,11 @@ def test_the_server_is_the_users_alone_durable_and_full_rather_than_forgetful(
                 assert server.alive
             with Redis.from_url(url, decode_responses=True) as connection:
                 assert connection.client_info()["name"] == ""
-                told = connection.config_get("appendonly", "maxmemory", "maxmemory-policy", "port")
-            assert int(told.pop("maxmemory")) == host_memory_bytes() // 2
-            assert told == {"appendonly": "yes", "maxmemory-policy": "noeviction", "port": "0"}
+                config = connection.config_get(
+                    "appendonly", "maxmemory", "maxmemory-policy", "port"
+                )
+            assert int(config.pop("maxmemory")) == host_memory_bytes() // 2
+            assert config == {"appendonly": "yes", "maxmemory-policy": "noeviction", "port": "0"}
             assert path.stat().st_mode & 0o777 == 0o700
         finally:
             server.send(signal.SIGTERM)

@@ -1,9 +1,10 @@
+"""The supervisor: restarts, the order of stages, and requests to stop."""
+
 from __future__ import annotations
 
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def stop_when(condition: Callable[[], bool]) -> Callable[[], None]:
     return watch
 
 
-def test_what_dies_is_started_again_and_said(
+def test_a_child_that_dies_is_reported_and_started_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "starts"
@@ -64,7 +65,8 @@ def test_what_dies_is_started_again_and_said(
 
 def test_a_closed_terminal_is_a_request_to_stop() -> None:
     child = python("valkey", "import time; time.sleep(60)")
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    # The tests themselves may run under nohup.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     assert Supervisor([Stage([child])], lambda: os.kill(os.getpid(), signal.SIGHUP)).run() == 0
     assert not child.alive
 
@@ -79,18 +81,16 @@ def test_the_last_stage_stops_first(tmp_path: Path) -> None:
 
 
 def test_a_stage_waits_for_the_one_before(tmp_path: Path) -> None:
-    ready_at = time.monotonic() + 0.5
     later = python("api", "pass")
     started_early = []
 
     def ready() -> bool:
         started_early.append(later.process is not None)
-        return time.monotonic() > ready_at
+        return len(started_early) == 5
 
     first = Stage([python("valkey", "import time; time.sleep(60)")], ready)
     assert Supervisor([first, Stage([later])], stop_when(lambda: True)).run() == 0
-    assert len(started_early) > 1
-    assert not any(started_early)
+    assert started_early == [False] * 5
 
 
 def test_a_child_that_will_not_stop_is_killed_in_the_end(
@@ -105,13 +105,12 @@ def test_a_child_that_will_not_stop_is_killed_in_the_end(
 
 def test_a_second_request_kills(tmp_path: Path) -> None:
     deaf = python("worker-0", DEAF, tmp_path / "up")
+    deaf.patience_s = 3600
 
     def stop_twice() -> None:
         if (tmp_path / "up").exists():
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
-    began = time.monotonic()
     assert Supervisor([Stage([deaf])], stop_twice).run() == KILLED
     assert not deaf.alive
-    assert time.monotonic() - began < deaf.patience_s

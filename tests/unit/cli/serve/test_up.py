@@ -1,3 +1,5 @@
+"""The processes of `ddpm up`, their devices and addresses."""
+
 from __future__ import annotations
 
 import re
