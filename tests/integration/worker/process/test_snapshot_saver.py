@@ -43,7 +43,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[LoadedMode
     threads = torch.get_num_threads()
     calibration = Calibration({4: 0.001}, threads=1, fewer=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.calibration.tune.calibrate", lambda *_: calibration)
+        patch.setattr("worker.calibration.tune.calibrate", lambda *_, **options: calibration)
         yield [
             LoadedModel(Catalog.read(root), "tiny", torch.device("cpu"), 64, "fp32")
             for _ in range(2)
