@@ -1,1 +1,4 @@
-"""The whole service while its processes are killed: do all jobs finish, and with the same bytes? `make chaos`, docs/chaos.md."""
+"""The whole service while its processes are killed: `make chaos`, docs/how-to/test-with-chaos.md.
+
+Do all jobs finish, and with the same bytes?
+"""

@@ -1,4 +1,4 @@
-"""A server that speaks the contract's HTTP and plays a prepared job, one answer a poll."""
+"""A server that speaks the API's HTTP and plays a prepared job, one answer a poll."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cli.main import app
 def job(
     state: str, done: int, error: dict[str, str] | None = None, expired: int = 0
 ) -> dict[str, Any]:
-    """Two images; the first `done` are finished, and the first `expired` of these were."""
+    """Make a job of two images: the first `done` are finished, the first `expired` are gone."""
     states = [
         "expired" if index < expired else "finished" if index < done else "running"
         for index in (0, 1)
@@ -40,7 +40,8 @@ def job(
     }
 
 
-Hiccup = Literal[
+# How the server can misbehave.
+Fault = Literal[
     "hang up",
     "503",
     "503, in 1 s",
@@ -51,7 +52,7 @@ Hiccup = Literal[
     "HTML",
     "a list",
 ]
-ANSWERS: dict[Hiccup, tuple[int, dict[str, str]]] = {
+ANSWERS: dict[Fault, tuple[int, dict[str, str]]] = {
     "503": (503, {}),
     "503, in 1 s": (503, {"retry-after": "1"}),
     "503, in an hour": (503, {"retry-after": "3600"}),
@@ -61,28 +62,38 @@ ANSWERS: dict[Hiccup, tuple[int, dict[str, str]]] = {
     "HTML": (200, {"content-type": "text/html"}),
     "a list": (200, {"content-type": "application/json"}),
 }
-BODIES: dict[Hiccup, bytes] = {"HTML": b"<html>Log in</html>", "a list": b"[]"}
+BODIES: dict[Fault, bytes] = {"HTML": b"<html>Log in</html>", "a list": b"[]"}
 
 
 @dataclass
 class Played:
-    """What it will answer to polls, in order, and what it was asked."""
+    """The script of the server, and the requests that it got.
+
+    Attributes:
+        polls: Answers to polls of the job, in order.
+        refusal: A problem that answers every request but those for images.
+        faults: Faults by path, each played once before the path is answered.
+        asked: Method, path and body of each request.
+        authorizations: All values of the header that were sent.
+        idempotency_keys: The header of each post of a job.
+    """
 
     polls: list[dict[str, Any]]
     refusal: dict[str, Any] | None = None
-    hiccups: dict[str, list[Hiccup]] = field(default_factory=dict)  # by path, each played once
+    faults: dict[str, list[Fault]] = field(default_factory=dict)
     asked: list[tuple[str, str, Any]] = field(default_factory=list)
     authorizations: set[str | None] = field(default_factory=set)
-    idempotency_keys: list[str | None] = field(default_factory=list)  # of the posts of a job
+    idempotency_keys: list[str | None] = field(default_factory=list)
     url: str = ""
 
     def answer(self, path: str) -> tuple[int, str, bytes]:
+        """Give status, content type and body."""
         if "/images/" in path:
             return 200, "image/png", b"PNG " + path[-1:].encode()
         if self.refusal:
             return 422, "application/problem+json", json.dumps(self.refusal).encode()
-        found = job("queued", 0) if path == "/v1/jobs" else self.polls.pop(0)
-        return 200, "application/json", json.dumps(found).encode()
+        played = job("queued", 0) if path == "/v1/jobs" else self.polls.pop(0)
+        return 200, "application/json", json.dumps(played).encode()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -94,17 +105,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.played.authorizations.add(self.headers["authorization"])
         if self.path == "/v1/jobs":
             self.played.idempotency_keys.append(self.headers["idempotency-key"])
-        if hiccups := self.played.hiccups.get(self.path.partition("?")[0]):
-            self._hiccup(hiccups.pop(0))
+        if faults := self.played.faults.get(self.path.partition("?")[0]):
+            self._misbehave(faults.pop(0))
         else:
             status, kind, content = self.played.answer(self.path)
             self._send(status, {"content-type": kind}, content)
 
     do_POST = do_GET
 
-    def _hiccup(self, kind: Hiccup) -> None:
-        if kind != "hang up":
-            self._send(*ANSWERS[kind], BODIES.get(kind, b""))
+    def _misbehave(self, fault: Fault) -> None:
+        if fault != "hang up":
+            self._send(*ANSWERS[fault], BODIES.get(fault, b""))
 
     def _send(self, status: int, headers: dict[str, str], content: bytes) -> None:
         self.send_response(status)
@@ -118,6 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def playing() -> Iterator[Played]:
+    """Serve on a free port."""
     played = Played(polls=[])
     handler = type("Handler", (_Handler,), {"played": played})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -128,8 +140,10 @@ def playing() -> Iterator[Played]:
 
 
 def ddpm_sample(played: Played, out: Path, *options: str) -> Result:
+    """Run `ddpm sample` against the server."""
     return CliRunner().invoke(app, ["sample", "--url", played.url, "--out", str(out), *options])
 
 
 def files(folder: Path) -> dict[str, bytes]:
+    """Read all files of a folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

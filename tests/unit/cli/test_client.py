@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from cli import client
-from tests.support.played import Hiccup, Played, ddpm_sample, files, job
+from tests.support.played import Fault, Played, ddpm_sample, files, job
 
 
 @pytest.fixture
@@ -41,42 +41,42 @@ def test_a_url_that_is_none_is_reported_at_once(
 def test_a_transient_error_of_the_service_does_not_lose_the_job(
     service: Played, tmp_path: Path, path: str
 ) -> None:
-    service.hiccups = {path: ["hang up", "503"]}
+    service.faults = {path: ["hang up", "503"]}
     service.polls = [job("finished", 2)]
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 0, result.output
     assert files(tmp_path) == {"7-0.png": b"PNG 0", "7-1.png": b"PNG 1"}
 
 
-@pytest.mark.parametrize("hiccup", ["503, in 1 s", "429, in 1 s"])
+@pytest.mark.parametrize("fault", ["503, in 1 s", "429, in 1 s"])
 def test_a_busy_service_is_left_alone_for_as_long_as_it_asks(
-    service: Played, tmp_path: Path, hiccup: Hiccup
+    service: Played, tmp_path: Path, fault: Fault
 ) -> None:
-    service.hiccups = {"/v1/jobs/j": [hiccup]}
+    service.faults = {"/v1/jobs/j": [fault]}
     service.polls = [job("finished", 2)]
     began = time.monotonic()
     assert ddpm_sample(service, tmp_path).exit_code == 0
     assert time.monotonic() - began >= 1
 
 
-@pytest.mark.parametrize("hiccup", ["hang up", "503", "503, in an hour", "429, in an hour"])
+@pytest.mark.parametrize("fault", ["hang up", "503", "503, in an hour", "429, in an hour"])
 def test_a_service_that_stays_away_ends_with_the_jobs_name_and_how_to_read_it(
-    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hiccup: Hiccup
+    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     monkeypatch.setattr(client, "_PATIENCE_S", 2.0)
-    service.hiccups = {"/v1/jobs/j": [hiccup] * 9}
+    service.faults = {"/v1/jobs/j": [fault] * 9}
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
     assert f"look at job j with `curl {service.url}/v1/jobs/j`" in result.stderr
-    asked_once = len(service.hiccups["/v1/jobs/j"]) == 8
-    assert asked_once == hiccup.endswith("in an hour"), "asked again too soon, or not at all"
+    asked_once = len(service.faults["/v1/jobs/j"]) == 8
+    assert asked_once == fault.endswith("in an hour"), "asked again too soon, or not at all"
 
 
-@pytest.mark.parametrize("hiccup", ["hang up", "503", "429, in 1 s"])
+@pytest.mark.parametrize("fault", ["hang up", "503", "429, in 1 s"])
 def test_a_job_is_posted_until_it_is_accepted_and_once(
-    service: Played, tmp_path: Path, hiccup: Hiccup
+    service: Played, tmp_path: Path, fault: Fault
 ) -> None:
-    service.hiccups = {"/v1/jobs": [hiccup]}
+    service.faults = {"/v1/jobs": [fault]}
     service.polls = [job("finished", 2)]
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 0, result.output
@@ -95,7 +95,7 @@ def test_every_job_has_a_key_of_its_own(service: Played, tmp_path: Path) -> None
 def test_a_queue_that_is_full_for_longer_than_patience_is_reported_at_once(
     service: Played, tmp_path: Path
 ) -> None:
-    service.hiccups = {"/v1/jobs": ["429, in an hour"] * 9}
+    service.faults = {"/v1/jobs": ["429, in an hour"] * 9}
     result = ddpm_sample(service, tmp_path)
     assert (result.exit_code, len(service.asked)) == (1, 1)
     assert "429 Too Many Requests" in result.stderr
@@ -120,7 +120,7 @@ def test_a_service_that_restarts_while_a_job_is_posted_is_waited_for() -> None:
 def test_a_service_that_is_elsewhere_is_reported_with_its_url(
     service: Played, tmp_path: Path
 ) -> None:
-    service.hiccups = {"/v1/jobs": ["moved"]}
+    service.faults = {"/v1/jobs": ["moved"]}
     result = ddpm_sample(service, tmp_path)
     fact = f"{service.url}/v1/jobs redirects to https://gpu-box/v1/jobs"
     assert (result.exit_code, result.stderr) == (1, f"ddpm: {fact}; give --url https://gpu-box\n")
@@ -153,13 +153,11 @@ def test_a_proxy_serves_the_rest_of_the_world(
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs/j"])
-@pytest.mark.parametrize(
-    ("hiccup", "kind"), [("HTML", "text/html"), ("a list", "application/json")]
-)
+@pytest.mark.parametrize(("fault", "kind"), [("HTML", "text/html"), ("a list", "application/json")])
 def test_an_answer_that_is_no_job_is_reported_in_one_line(
-    service: Played, tmp_path: Path, path: str, hiccup: Hiccup, kind: str
+    service: Played, tmp_path: Path, path: str, fault: Fault, kind: str
 ) -> None:
-    service.hiccups = {path: [hiccup]}
+    service.faults = {path: [fault]}
     result = ddpm_sample(service, tmp_path)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert f"answered 200 with {kind} and no job; give the service's --url" in result.stderr

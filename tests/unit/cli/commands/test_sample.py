@@ -115,7 +115,7 @@ def test_ctrl_c_cancels_the_job_and_saves_what_was_finished_by_then(
 def test_ctrl_c_gives_up_soon_on_a_lost_service_and_says_the_job_may_go_on(
     service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_a_hurry: None
 ) -> None:
-    service.hiccups = {"/v1/jobs/j/cancel": ["503"] * 99}
+    service.faults = {"/v1/jobs/j/cancel": ["503"] * 99}
     interrupt_after(0, monkeypatch)
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
@@ -159,7 +159,7 @@ def test_ctrl_c_before_the_post_is_answered_cancels_what_was_posted(
 def test_ctrl_c_before_an_answer_from_a_lost_service_says_what_may_go_on(
     service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, in_a_hurry: None
 ) -> None:
-    service.hiccups = {path: ["hang up"] * 9}
+    service.faults = {path: ["hang up"] * 9}
     interrupt_the_post(monkeypatch)
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
@@ -191,7 +191,7 @@ def test_a_full_disk_is_reported_even_if_the_job_cannot_be_cancelled(
 
     monkeypatch.setattr(Path, "write_bytes", half)
     service.polls = [job("running", 1)]
-    service.hiccups = {"/v1/jobs/j/cancel": ["503"]}
+    service.faults = {"/v1/jobs/j/cancel": ["503"]}
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr
