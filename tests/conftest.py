@@ -1,4 +1,4 @@
-"""A real server for whoever asks for it, one for all tests, emptied before each."""
+"""A real Valkey for all tests that need one, emptied before each."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from hypothesis import settings
 from tests.support.cards import write_card_of
 from tests.support.valkey import valkey_server
 
-settings.register_profile("tests", deadline=None)  # a deadline measures the machine's other work
+# A deadline would measure the machine's other work.
+settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def calibrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Workers of all tests that run at once share what the first of them measures, and leave nothing in the user's home."""
+    """Give all tests that run at once one folder of calibrations, outside the user's home.
+
+    The first worker measures, and the others use what it found.
+    """
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
@@ -30,7 +34,11 @@ def calibrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def few_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test asks a stranger over TLS; every client of httpx, and every app, would read the world's authorities, in 0.1 s."""
+    """Trust a single certificate authority.
+
+    No test connects to strangers over TLS. Every client of httpx, and every app, would read the
+    world's authorities, which takes 0.1 s.
+    """
     file = tmp_path_factory.mktemp("certificates") / "authority.pem"
     trustme.CA().cert_pem.write_to_path(file)
     with pytest.MonkeyPatch.context() as patch:
@@ -40,7 +48,10 @@ def few_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(scope="session")
 def shared_valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """For what outlives a test; a test asks for `valkey_url`, or for `redis` too."""
+    """The URL of the server, for fixtures that outlive a test.
+
+    Tests use `valkey_url`, or `redis` too.
+    """
     data = tmp_path_factory.mktemp("valkey")
     with valkey_server(data, save="", appendonly="no") as server:
         yield f"{server.connection_url}/0"
@@ -56,11 +67,12 @@ def redis(shared_valkey_url: str) -> Iterator[redis_py.Redis]:
 
 @pytest.fixture
 def valkey_url(redis: redis_py.Redis, shared_valkey_url: str) -> str:
-    """Of a server that holds nothing."""
+    """The URL of a server that holds nothing."""
     return shared_valkey_url
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use the server."""
     for item in items:
         if "shared_valkey_url" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.redis)
@@ -68,5 +80,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the card of one model, `tiny`, that is the default."""
+    """A folder with the card of one model, `tiny`, which is the default."""
     return write_card_of("tiny", tmp_path_factory.mktemp("models"))

@@ -1,4 +1,7 @@
-"""`python -m tests.chaos [--seed N] [--short]`: run a storm, print its figures; exit status 1 where a promise was not kept."""
+"""`python -m tests.chaos [--seed N] [--short]`: runs a storm and prints its figures.
+
+The exit status is 1 if a promise was not kept.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ _PATIENCE_S = 1800.0
 
 
 def main() -> int:
+    """Run a storm and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument(
         "--seed",
@@ -24,25 +28,20 @@ def main() -> int:
         help="of the jobs and of what happens when",
     )
     parser.add_argument("--short", action="store_true", help="less work, as in CI")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     began = time.monotonic()
+
+    def report(text: str) -> None:
+        sys.stdout.write(f"{time.monotonic() - began:6.1f} s  {text}\n")
+        sys.stdout.flush()
+
+    size = SHORT if options.short else FULL
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    verdict = storm(
-        asked.seed,
-        SHORT if asked.short else FULL,
-        _PATIENCE_S,
-        folder,
-        lambda text: _say(began, text),
-    )
-    _say(began, f"over\n\n{verdict}")
+    verdict = storm(options.seed, size, _PATIENCE_S, folder, report)
+    report(f"over\n\n{verdict}")
     for fault in verdict.faults():
-        _say(began, f"FAILED  {fault}")
+        report(f"FAILED  {fault}")
     return 1 if verdict.faults() else 0
-
-
-def _say(began: float, text: str) -> None:
-    sys.stdout.write(f"{time.monotonic() - began:6.1f} s  {text}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

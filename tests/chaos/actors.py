@@ -21,27 +21,45 @@ _MOST_DEATHS = 3
 
 @dataclass
 class Actor:
-    """A process that `tend` starts, and starts again when it has died. From the main thread only, see cli/serve/child.py."""
+    """A process that `tend` starts, and starts again when it has died.
+
+    Call it from the main thread only, as cli/serve/child.py explains.
+
+    Attributes:
+        name: Name in reports, and of its log.
+        command: Program and arguments.
+        env: Its environment, next to ours without DDPM_ variables.
+        folder: Folder of its log.
+        process: None while it is not to run.
+        stopped: Whether it was stopped by SIGSTOP.
+        deaths: Exit codes of the times that it ended by itself.
+    """
 
     name: str
     command: Sequence[str]
     env: Mapping[str, str]
-    folder: Path  # of its log
+    folder: Path
     process: subprocess.Popen[bytes] | None = None
-    stopped: bool = False  # by SIGSTOP
-    deaths: list[int] = field(default_factory=list)  # exit codes that nobody asked for
+    stopped: bool = False
+    deaths: list[int] = field(default_factory=list)
     _start_at: float = 0.0
 
     @property
     def alive(self) -> bool:
+        """Return whether the process runs."""
         return self.process is not None and self.process.poll() is None
 
     @property
     def log(self) -> Path:
+        """Return the file that its output goes to."""
         return self.folder / f"{self.name}.log"
 
     def tend(self) -> None:
-        """Raises RuntimeError for one that dies by itself again and again."""
+        """Notice a death, and start the process if it is time to.
+
+        Raises:
+            RuntimeError: It dies by itself again and again.
+        """
         if self.process is not None and not self.alive:
             self.deaths.append(self.process.returncode)
             if len(self.deaths) == _MOST_DEATHS:
@@ -53,55 +71,58 @@ class Actor:
             self.start()
 
     def start(self) -> None:
-        leash = [
-            sys.executable,
-            "-P",
-            die_with_parent.__file__,
-            str(int(signal.SIGKILL)),
-            str(os.getpid()),
-        ]
+        """Start the process, which dies with this one."""
+        command = [sys.executable, "-P", die_with_parent.__file__]
+        command += [str(int(signal.SIGKILL)), str(os.getpid()), *self.command]
+        env = {name: value for name, value in os.environ.items() if not name.startswith("DDPM_")}
+        env |= self.env
         with self.log.open("ab") as log:
-            env = {
-                name: value for name, value in os.environ.items() if not name.startswith("DDPM_")
-            } | dict(self.env)
-            self.process = subprocess.Popen(
-                [*leash, *self.command], stdout=log, stderr=log, env=env, cwd=ROOT
-            )
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=ROOT)
 
     def kill(self) -> None:
+        """Kill the process. It is started again later."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
         self._forget()
 
     def pause(self) -> None:
+        """Stop the process as it is, by SIGSTOP."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
         self.stopped = True
 
     def resume(self) -> None:
+        """Let a stopped process go on."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
         self.stopped = False
 
     def end(self, within_s: float = 15) -> int | None:
-        """SIGTERM; the exit code."""
+        """Send SIGTERM, and return the exit code; None if it does not run.
+
+        Raises:
+            subprocess.TimeoutExpired: It has not ended within `within_s` seconds.
+        """
         if self.process is None:
             return None
         self.process.terminate()
         return self.process.wait(within_s)
 
     def _forget(self) -> None:
-        self.process, self.stopped, self._start_at = None, False, time.monotonic() + RESTART_AFTER_S
+        self.process = None
+        self.stopped = False
+        self._start_at = time.monotonic() + RESTART_AFTER_S
 
 
 @dataclass
 class CountedWorker(Actor):
-    """Each of its lives counts its image-steps in a file of its own."""
+    """A worker that counts image-steps, in a file for each of its lives."""
 
     counters: list[Path] = field(default_factory=list)
 
     def start(self) -> None:
+        """Start another life, with a counter of its own."""
         self.counters.append(self.folder / f"{self.name}.{len(self.counters)}.count")
         make_counter(self.counters[-1])
         self.command = [sys.executable, "-m", "tests.chaos.counted_worker", str(self.counters[-1])]
@@ -109,34 +130,45 @@ class CountedWorker(Actor):
 
     @property
     def at_work(self) -> bool:
-        """It has computed something in this life."""
+        """Return whether it has computed something in this life."""
         return self.alive and computed(self.counters[-1]) > 0
 
     @property
     def image_steps(self) -> int:
-        """Of all its lives; the steps that kills interrupted count as computed."""
+        """Return the image-steps of all its lives; those that a kill interrupted count too."""
         current = len(self.counters) - self.alive
         return sum(map(computed, self.counters)) + sum(map(in_hand, self.counters[:current]))
 
 
 @dataclass(frozen=True)
 class Fleet:
+    """The processes of the service."""
+
     store: Actor
     apis: Sequence[Actor]
     workers: Sequence[CountedWorker]
 
     @property
     def all(self) -> list[Actor]:
+        """Return all processes, the lowest first."""
         return [self.store, *self.apis, *self.workers]
 
     @property
     def image_steps(self) -> int:
+        """Return the image-steps of all workers."""
         return sum(worker.image_steps for worker in self.workers)
 
     def tend_until(
-        self, done: Callable[[], bool], within_s: float, turn: Callable[[], None] = lambda: None
+        self,
+        done: Callable[[], bool],
+        within_s: float,
+        run_once: Callable[[], None] = lambda: None,
     ) -> None:
-        """Keep all alive. Raises TimeoutError."""
+        """Keep all alive until `done`, and call `run_once` many times a second.
+
+        Raises:
+            TimeoutError: It is not done within `within_s` seconds.
+        """
         deadline = time.monotonic() + within_s
         while not done():
             if time.monotonic() > deadline:
@@ -145,10 +177,11 @@ class Fleet:
                 )
             for actor in self.all:
                 actor.tend()
-            turn()
+            run_once()
             time.sleep(0.02)
 
     def end(self) -> None:
+        """End all processes, the lowest last."""
         for actor in reversed(self.all):
             if actor.stopped:
                 actor.resume()

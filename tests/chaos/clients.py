@@ -1,4 +1,7 @@
-"""Clients as they ought to be: they ask again after a 503 or a lost connection, and name a POST so that it counts once."""
+"""Clients as they should be.
+
+They ask again after a 503 or a lost connection, and name a POST so that it counts once.
+"""
 
 from __future__ import annotations
 
@@ -21,27 +24,38 @@ _TRY_AGAIN = {429, 503, 507}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a client got for one POST: the job as it ended, and its PNGs by index."""
+    """The outcome of a POST: the job as it ended, and its PNGs by index."""
 
     job: dict[str, Any]
     pngs: dict[int, bytes]
 
 
 class Clients:
-    """Some of them at work at once, each with one job after another."""
+    """Several clients at once, each with one job after another.
+
+    Attributes:
+        urls: Base URLs of the APIs; each request goes to any.
+        setbacks: What they met instead of an answer, and how often.
+    """
 
     def __init__(self, urls: Sequence[str]) -> None:
         self.urls = urls
         self._http = httpx.Client(timeout=10)
         self._threads = ThreadPoolExecutor(_AT_ONCE)
         self._closed = False
-        self.setbacks: Counter[str] = Counter()  # what they met instead of an answer
+        self.setbacks: Counter[str] = Counter()
 
     def draw(self, bodies: Sequence[dict[str, Any]]) -> list[Future[Outcome]]:
+        """Post jobs, and return the futures of their outcomes."""
         return [self._threads.submit(self._draw, body) for body in bodies]
 
     def call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Until there is an answer. Raises httpx.HTTPStatusError for one that asking again does not mend."""
+        """Send a request until there is an answer.
+
+        Raises:
+            httpx.HTTPStatusError: The answer is an error that asking again does not mend.
+            RuntimeError: The clients were closed.
+        """
         while not self._closed:
             try:
                 response = self._http.request(method, random.choice(self.urls) + path, **options)
@@ -50,36 +64,29 @@ class Clients:
                 continue
             if response.status_code not in _TRY_AGAIN:
                 return response.raise_for_status()
-            self._pause(
-                str(response.status_code), float(response.headers.get("retry-after", _PAUSE_S))
-            )
+            pause_s = float(response.headers.get("retry-after", _PAUSE_S))
+            self._pause(str(response.status_code), pause_s)
         raise RuntimeError("the storm was given up")
 
     def close(self) -> None:
+        """Give up all requests."""
         self._closed = True
         self._threads.shutdown(cancel_futures=True)
         self._http.close()
 
     def _draw(self, body: dict[str, Any]) -> Outcome:
-        job = self.call(
-            "POST", "/v1/jobs", json=body, headers={"Idempotency-Key": uuid4().hex}
-        ).json()
+        headers = {"Idempotency-Key": uuid4().hex}
+        job = self.call("POST", "/v1/jobs", json=body, headers=headers).json()
         while job["state"] in ("queued", "running"):
             job = self.call("GET", job["links"]["self"], params={"wait": 5}).json()
-        return Outcome(
-            job,
-            {
-                image["index"]: self._png(image)
-                for image in job["images"]
-                if image["state"] == "finished"
-            },
-        )
+        finished = [image for image in job["images"] if image["state"] == "finished"]
+        return Outcome(job, {image["index"]: self._png(image) for image in finished})
 
     def _png(self, image: dict[str, Any]) -> bytes:
         png = self.call("GET", image["url"]).content
         assert hashlib.sha256(png).hexdigest() == image["sha256"], image
         return png
 
-    def _pause(self, why: str, seconds: float) -> None:
-        self.setbacks[why] += 1
+    def _pause(self, reason: str, seconds: float) -> None:
+        self.setbacks[reason] += 1
         time.sleep(seconds)

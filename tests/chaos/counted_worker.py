@@ -1,4 +1,4 @@
-"""`ddpm worker`, which counts the image-steps that it computes where a SIGKILL cannot lose them: in a mapped file."""
+"""`ddpm worker` with a count of its image-steps, in a mapped file that outlives a SIGKILL."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from typing import Any
 from cli.main import app
 from worker.engine.engine import Engine
 
-_COUNTS = struct.Struct("<QQ")  # image-steps computed, and those of the latest step
+# Image-steps computed, and those of the latest step.
+_COUNTS = struct.Struct("<QQ")
 
 
 def make_counter(file: Path) -> None:
+    """Make a file that counts from 0."""
     file.write_bytes(bytes(_COUNTS.size))
 
 
 def computed(file: Path) -> int:
-    """Image-steps that a worker has computed so far."""
+    """Return the image-steps that a worker has computed so far."""
     return int(_COUNTS.unpack(file.read_bytes())[0])
 
 
 def in_hand(file: Path) -> int:
-    """Image-steps of the step that a kill interrupted, at a guess: as many as in the one before."""
+    """Estimate the image-steps of the step that a kill interrupted, as those of the one before."""
     return int(_COUNTS.unpack(file.read_bytes())[1])
 
 
 def count_in(file: Path) -> None:
-    """Wrap the engine's step from now on, for all engines of this process."""
+    """Count the image-steps of all engines of this process from now on."""
     with file.open("r+b") as opened:
         counter = mmap.mmap(opened.fileno(), _COUNTS.size)
-    step, total = Engine.step, 0
+    step = Engine.step
+    total = 0
 
     def counted(engine: Engine, *args: Any) -> Any:
         nonlocal total

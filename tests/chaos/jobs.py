@@ -1,4 +1,4 @@
-"""What clients ask for: jobs of every kind, drawn from a seed."""
+"""Jobs of every kind, drawn from a seed, which clients post."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ _SAMPLERS: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much work there is: jobs of the tiny model with up to `steps` steps, and a few small ones of the shipped model."""
+    """The amount of work.
+
+    Attributes:
+        jobs: Jobs of the tiny model.
+        steps: The most steps of these.
+        shipped_jobs: Small jobs of the shipped model.
+    """
 
     jobs: int
     steps: int
@@ -31,7 +37,7 @@ SHORT = Size(jobs=32, steps=60, shipped_jobs=0)
 
 
 def draw_jobs(random: Random, size: Size) -> list[dict[str, Any]]:
-    """Bodies of POST /v1/jobs, in random order."""
+    """Return bodies of POST /v1/jobs, in random order."""
     tiny = [_job(random, "tiny", _COUNTS, size.steps) for _ in range(size.jobs)]
     shipped = [_job(random, "fashion-mnist-28", (1, 2, 8), 15) for _ in range(size.shipped_jobs)]
     bodies = tiny + shipped
@@ -40,6 +46,7 @@ def draw_jobs(random: Random, size: Size) -> list[dict[str, Any]]:
 
 
 def image_steps(bodies: list[dict[str, Any]]) -> int:
+    """Return the image-steps of all jobs."""
     return sum(body["count"] * body["steps"] for body in bodies)
 
 

@@ -1,4 +1,4 @@
-"""What is left in the store when every job has ended, and ought not to be."""
+"""Keys that are left in the store when every job has ended, and should not be."""
 
 from __future__ import annotations
 
@@ -7,39 +7,31 @@ from collections.abc import Iterable
 
 from redis import Redis
 
-# Sets of names without a TTL. They do not grow with the number of jobs, and what they name must be there.
-_QUEUES, _WORKERS = "rq:queues", re.compile("rq:workers(:.*)?")
+# Sets of names without a TTL. They do not grow with the number of jobs, and what they name must
+# exist.
+_QUEUES = "rq:queues"
+_WORKERS = re.compile("rq:workers(:.*)?")
 _OF_SHARDS = re.compile(
     "rq:(job|execution|executions|wip|queue|failed|intermediate)[:-].*|.*:chains"
 )
 
 
 def leftovers(redis: Redis) -> list[str]:
-    """One line each: keys without TTL, keys of shards that are no more, workers that are no more."""
+    """Return a line for each key without TTL, and each key of a shard or worker that is gone."""
     keys = sorted(key.decode() for key in redis.scan_iter(count=1000))
-    for_ever = [key for key in keys if redis.ttl(key) == -1]
-    return [
-        *(
-            f"{key} has no TTL"
-            for key in for_ever
-            if key != _QUEUES and not _WORKERS.fullmatch(key)
-        ),
-        *(
-            f"{key} belongs to no shard that waits or runs"
-            for key in keys
-            if _OF_SHARDS.fullmatch(key)
-        ),
-        *(
-            f"{key} names {worker}, which is gone"
-            for key in keys
-            if _WORKERS.fullmatch(key)
-            for worker in _gone(redis, key)
-        ),
-    ]
+    lines = []
+    for key in keys:
+        if _WORKERS.fullmatch(key):
+            lines += [f"{key} names {worker}, which is gone" for worker in _gone(redis, key)]
+        elif key != _QUEUES and redis.ttl(key) == -1:
+            lines.append(f"{key} has no TTL")
+        if _OF_SHARDS.fullmatch(key):
+            lines.append(f"{key} belongs to no shard that waits or runs")
+    return lines
 
 
-def of_jobs(redis: Redis, jobs: Iterable[str]) -> list[str]:
-    """Keys that name a job."""
+def keys_of_jobs(redis: Redis, jobs: Iterable[str]) -> list[str]:
+    """Return the keys that name one of the jobs."""
     ids = set(jobs)
     return [
         key

@@ -1,4 +1,4 @@
-"""One storm from beginning to end: the fleet, the same jobs in peace and in the storm, the verdict."""
+"""A storm from beginning to end: the fleet, the jobs in peace and in the storm, the verdict."""
 
 from __future__ import annotations
 
@@ -12,26 +12,35 @@ from typing import Any
 
 from tests.chaos.clients import Outcome
 from tests.chaos.jobs import Size, draw_jobs, image_steps
-from tests.chaos.leftovers import leftovers, of_jobs
+from tests.chaos.leftovers import keys_of_jobs, leftovers
 from tests.chaos.stage import Stage, on_stage
 from tests.chaos.storm import Storm
 from tests.chaos.verdict import Verdict
 from worker.jobs.shard_queue import LEASE_S
 
-_SETTLES_WITHIN_S = (
-    3 * LEASE_S
-)  # the leases of those that were killed last lapse, and the names of dead workers
+# The last leases of killed workers lapse within this time, and so do the names of dead workers.
+_SETTLES_WITHIN_S = 3 * LEASE_S
 
 
 def storm(
     seed: int, size: Size, patience_s: float, folder: Path, say: Callable[[str], None]
 ) -> Verdict:
-    """Raises TimeoutError where jobs do not end within `patience_s`. `folder`'s path must be short: a socket lies in it."""
+    """Run the same jobs in peace and in a storm, and return the verdict.
+
+    Args:
+        seed: Seed of the jobs and of what happens when.
+        size: Amount of work.
+        patience_s: Seconds that either run may take.
+        folder: Folder of the logs. Its path must be short, because a socket lies in it.
+        say: Called with a line about whatever happens.
+
+    Raises:
+        TimeoutError: Jobs did not end within `patience_s`.
+    """
     dice = Random(seed)
     bodies = draw_jobs(dice, size)
-    say(
-        f"seed {seed}: {len(bodies)} jobs of {image_steps(bodies)} image-steps; the logs are in {folder}"
-    )
+    work = f"{len(bodies)} jobs of {image_steps(bodies)} image-steps"
+    say(f"seed {seed}: {work}; the logs are in {folder}")
     with on_stage(folder, sorted({body["model"] for body in bodies}), patience_s, say) as stage:
         undisturbed, peace_s = _in_peace(stage, bodies)
         peaceful = stage.fleet.image_steps
@@ -77,12 +86,12 @@ def _share_ended(drawn: Sequence[Future[Outcome]]) -> float:
 
 
 def _left(stage: Stage, outcomes: Sequence[Outcome]) -> list[str]:
-    """In the store: once all has settled, and once the jobs have been deleted."""
+    """Return what is left in the store once all has settled, and once the jobs are deleted."""
     with suppress(TimeoutError):
         stage.fleet.tend_until(lambda: not leftovers(stage.redis), _SETTLES_WITHIN_S)
     left = leftovers(stage.redis)
     _delete(stage, outcomes)
-    return left + of_jobs(stage.redis, [outcome.job["id"] for outcome in outcomes])
+    return left + keys_of_jobs(stage.redis, [outcome.job["id"] for outcome in outcomes])
 
 
 def _delete(stage: Stage, outcomes: Sequence[Outcome]) -> None:

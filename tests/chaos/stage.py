@@ -19,7 +19,15 @@ from tests.support.folders import write_model
 
 @dataclass(frozen=True)
 class Stage:
-    """Where it happens, how long it may take, and who tells of it."""
+    """The service and its clients.
+
+    Attributes:
+        fleet: The processes.
+        clients: Clients of the APIs.
+        redis: A client of the store.
+        patience_s: Seconds that anything may take.
+        say: Called with a line about whatever happens.
+    """
 
     fleet: Fleet
     clients: Clients
@@ -27,9 +35,15 @@ class Stage:
     patience_s: float
     say: Callable[[str], None]
 
-    def tend_until(self, done: Callable[[], bool], turn: Callable[[], None] = lambda: None) -> None:
-        """Raises TimeoutError."""
-        self.fleet.tend_until(done, self.patience_s, turn)
+    def tend_until(
+        self, done: Callable[[], bool], run_once: Callable[[], None] = lambda: None
+    ) -> None:
+        """Keep all processes alive until `done`, and call `run_once` many times a second.
+
+        Raises:
+            TimeoutError: It is not done within the patience.
+        """
+        self.fleet.tend_until(done, self.patience_s, run_once)
 
 
 @contextmanager
@@ -42,7 +56,16 @@ def on_stage(
     workers: int = 3,
     apis: int = 2,
 ) -> Iterator[Stage]:
-    """All processes are started by the first `tend_until`. `folder`'s path must be short: a socket lies in it."""
+    """Yield a stage whose processes are started by the first `tend_until`, and end them at the end.
+
+    Args:
+        folder: Folder of data and logs. Its path must be short, because a socket lies in it.
+        models: Names of the models that are served.
+        patience_s: Seconds that anything may take.
+        say: Called with a line about whatever happens.
+        workers: Worker processes.
+        apis: API processes.
+    """
     socket_path = folder / "valkey.sock"
     ports = [_free_port() for _ in range(apis)]
     fleet = _fleet(folder, models, socket_path, ports, workers)
@@ -58,7 +81,7 @@ def on_stage(
 def _fleet(
     folder: Path, models: Iterable[str], socket_path: Path, ports: Sequence[int], workers: int
 ) -> Fleet:
-    """As `ddpm up` runs them: the same server with the same settings."""
+    """Make the processes as `ddpm up` does: the same server with the same settings."""
     for name in ("valkey", "models"):
         (folder / name).mkdir()
     write_model(folder / "models", "tiny", analytic=True)
@@ -71,12 +94,12 @@ def _fleet(
     }
     store = embedded_valkey.valkey(folder / "valkey", socket_path, lock_fd=-1).command
     api = [sys.executable, "-m", "cli", "api", "--port"]
+    apis = [
+        Actor(f"api-{number}", [*api, str(port)], env, folder) for number, port in enumerate(ports)
+    ]
     return Fleet(
         Actor("valkey", store, {}, folder),
-        [
-            Actor(f"api-{number}", [*api, str(port)], env, folder)
-            for number, port in enumerate(ports)
-        ],
+        apis,
         [CountedWorker(f"worker-{number}", [], env, folder) for number in range(workers)],
     )
 

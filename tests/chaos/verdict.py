@@ -1,10 +1,10 @@
-"""What a storm showed: the figures, and whether they are as promised."""
+"""The verdict on a storm: its figures, and whether they are as promised."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tests.chaos.clients import Outcome
 from tests.chaos.storm import PLANNED
@@ -15,7 +15,22 @@ JOBS_AT_LEAST = 30
 
 @dataclass(frozen=True)
 class Verdict:
-    """`needed` and `computed` in image-steps, of the storm; `peaceful` those of the same jobs, undisturbed."""
+    """The figures of a storm.
+
+    Attributes:
+        seed: Seed of the storm.
+        undisturbed: Outcomes of the jobs in peace.
+        stormy: Outcomes of the same jobs in the storm.
+        happened: What happened, and how often.
+        setbacks: What clients met instead of answers, and how often.
+        needed: Image-steps of the jobs.
+        peaceful: Image-steps that were computed in peace.
+        computed: Image-steps that were computed in the storm.
+        peace_s: Seconds that the jobs took in peace.
+        storm_s: Seconds that they took in the storm.
+        left: What was left in the store and should not be.
+        deaths: Processes that ended by themselves.
+    """
 
     seed: int
     undisturbed: Sequence[Outcome]
@@ -28,10 +43,11 @@ class Verdict:
     peace_s: float
     storm_s: float
     left: Sequence[str]
-    deaths: Sequence[str] = field(default=())  # that nobody asked for
+    deaths: Sequence[str] = ()
 
     @property
     def unfinished(self) -> list[str]:
+        """Return a line for each job that did not finish in the storm."""
         return [
             f"{o.job['id']}: {o.job['state']} {o.job['error'] or ''}"
             for o in self.stormy
@@ -40,11 +56,12 @@ class Verdict:
 
     @property
     def images(self) -> int:
+        """Return how many images there are."""
         return sum(len(outcome.pngs) for outcome in self.undisturbed)
 
     @property
     def differing(self) -> int:
-        """Images that the storm changed or lost."""
+        """Return how many images the storm changed or lost."""
         pairs = zip(self.undisturbed, self.stormy, strict=True)
         return sum(
             after.pngs.get(index) != png
@@ -54,32 +71,37 @@ class Verdict:
 
     @property
     def twice(self) -> float:
+        """Return the share of image-steps that were computed twice."""
         return self.computed / self.needed - 1
 
     def faults(self) -> list[str]:
-        """Promises that were not kept, with what shows it."""
-        promises = {
-            f"{len(self.stormy)} jobs are fewer than {JOBS_AT_LEAST}": len(self.stormy)
-            >= JOBS_AT_LEAST,
-            f"the peaceful run computed {self.peaceful} image-steps, not {self.needed}": self.peaceful
-            == self.needed,
-            f"jobs that did not finish: {self.unfinished}": not self.unfinished,
-            f"{self.differing} images differ": not self.differing,
-            f"{self.twice:.1%} of the image-steps were computed twice": self.twice <= TWICE_AT_MOST,
-            f"left in the store: {self.left}": not self.left,
-            f"processes ended by themselves: {self.deaths}": not self.deaths,
-            f"not all that was planned happened: {self.happened}": self.happened >= PLANNED,
-            "no worker was killed": self.happened["kill worker"] > 0,
-        }
-        return [fault for fault, kept in promises.items() if not kept]
+        """Return the promises that were not kept, with the figures that show it."""
+        jobs = len(self.stormy)
+        steps = f"{self.peaceful} image-steps, not {self.needed}"
+        promises = [
+            (jobs >= JOBS_AT_LEAST, f"{jobs} jobs are fewer than {JOBS_AT_LEAST}"),
+            (self.peaceful == self.needed, f"the peaceful run computed {steps}"),
+            (not self.unfinished, f"jobs that did not finish: {self.unfinished}"),
+            (not self.differing, f"{self.differing} images differ"),
+            (
+                self.twice <= TWICE_AT_MOST,
+                f"{self.twice:.1%} of the image-steps were computed twice",
+            ),
+            (not self.left, f"left in the store: {self.left}"),
+            (not self.deaths, f"processes ended by themselves: {self.deaths}"),
+            (self.happened >= PLANNED, f"not all that was planned happened: {self.happened}"),
+            (self.happened["kill worker"] > 0, "no worker was killed"),
+        ]
+        return [fault for kept, fault in promises if not kept]
 
     def __str__(self) -> str:
         met = ", ".join(f"{name} {number}" for name, number in sorted(self.setbacks.items()))
+        twice = f"{self.computed - self.needed} of {self.needed}, {self.twice:.1%}"
         rows = {
             "seed": self.seed,
             "jobs finished": f"{len(self.stormy) - len(self.unfinished)} of {len(self.stormy)}",
             "images that differ": f"{self.differing} of {self.images}",
-            "image-steps computed twice": f"{self.computed - self.needed} of {self.needed}, {self.twice:.1%}",
+            "image-steps computed twice": twice,
             "left in the store": len(self.left),
             "workers killed": self.happened["kill worker"],
             "workers stopped past the lease": self.happened["pause"],

@@ -1,4 +1,7 @@
-"""The whole service: the API on a port, a real Valkey, and two workers in processes of their own."""
+"""The whole service: the API on a port, a real Valkey, and workers in processes of their own.
+
+All bounds of time in these tests are generous, because the machine may be busy.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,17 @@ from tests.support.valkey import valkey_server
 
 @dataclass
 class Service:
-    """What a test may look at and lay hands on."""
+    """A running service, and what a test may do to it.
+
+    Attributes:
+        http: A client of its API.
+        redis: A client of its store.
+        workers: Its worker processes.
+        redis_url: Where its store is.
+        models_dir: Folder of its models.
+        logs: Folder of its workers' logs.
+        models: Names of the models that new workers serve.
+    """
 
     http: httpx.Client
     redis: redis_py.Redis
@@ -30,17 +43,20 @@ class Service:
     redis_url: str
     models_dir: Path
     logs: Path
-    models: str = "tiny"  # that new workers serve
+    models: str = "tiny"
 
     def post(self, **request: Any) -> dict[str, Any]:
+        """Post a job of the tiny model, unless another is named."""
         response = self.http.post("/v1/jobs", json={"model": "tiny", **request})
         assert response.status_code == 202, response.text
         return response.json()
 
     def job(self, job: str) -> dict[str, Any]:
+        """Read a job."""
         return self.http.get(f"/v1/jobs/{job}").json()
 
-    def finished(self, job: str, within_s: float = 60) -> dict[str, Any]:
+    def finished(self, job: str, within_s: float = 120) -> dict[str, Any]:
+        """Wait until the job has finished, and return it."""
         eventually(
             lambda: self.job(job)["state"] not in ("queued", "running"),
             within_s,
@@ -51,29 +67,30 @@ class Service:
         return ended
 
     def pngs(self, job: str) -> dict[int, bytes]:
-        return {
-            image["index"]: self.http.get(image["url"]).content
-            for image in self.finished(job)["images"]
-        }
+        """Wait until the job has finished, and return its PNGs by index."""
+        images = self.finished(job)["images"]
+        return {image["index"]: self.http.get(image["url"]).content for image in images}
 
     def add_worker(self, module: str = "cli") -> WorkerProcess:
+        """Start another worker, which is ready when this returns."""
         log = self.logs / f"worker-{len(self.workers)}.log"
         settings = {"redis_url": self.redis_url, "device": "cpu", "models": self.models}
         self.workers.append(WorkerProcess(log, module, models_dir=str(self.models_dir), **settings))
         return self.workers[-1]
 
     def holder(self, job: str) -> WorkerProcess:
-        """Whoever has the job's first shard."""
+        """Return the worker that has the job's first shard."""
         name = self.redis.hget(f"rq:job:{job}-0", "worker_name").decode()
         return next(worker for worker in self.workers if name in worker.log.read_text())
 
     def key_names(self) -> set[str]:
+        """Return the names of all keys of the store."""
         return {key.decode() for key in self.redis.keys("*")}
 
 
 @contextmanager
 def serving(root: Path) -> Iterator[Service]:
-    """A server and an API of their own, and no worker yet."""
+    """Start a store and an API, and no worker yet."""
     write_model(root / "models", "tiny")
     with valkey_server(root / "valkey", save="", appendonly="no") as server:
         redis_url = f"{server.connection_url}/0"
@@ -90,11 +107,12 @@ def serving(root: Path) -> Iterator[Service]:
                 for worker in running.workers:
                     worker.request_stop()
                 for worker in running.workers:
-                    worker.stop()
+                    worker.stop(within_s=60)
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with two workers, which the tests of a module share."""
     root = tmp_path_factory.mktemp("service")
     write_model(root / "models", "blows-up", blow_up=True)
     with serving(root) as running:
@@ -106,26 +124,25 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture
 def calm(tmp_path: Path) -> Iterator[Service]:
-    """Without workers, and a test may lay hands on its server."""
+    """A service without workers for one test, which may stop or kill its store."""
     with serving(tmp_path) as running:
         yield running
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """What the workers said goes with a failure."""
+    """Add the end of the workers' logs to a failure."""
     report = yield
     if report.failed:
-        for running in (
-            value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Service)
-        ):
-            report.sections += [
-                (worker.log.name, worker.log.read_text()[-4000:]) for worker in running.workers
-            ]
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Service):
+                logs = [worker.log for worker in value.workers]
+                report.sections += [(log.name, log.read_text()[-4000:]) for log in logs]
     return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start a store."""
     for item in items:
         if {"service", "calm"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.redis)

@@ -1,4 +1,7 @@
-"""Workers that are killed, or stopped for longer than their leases: it costs seconds, and no picture changes."""
+"""Workers that are killed, or stopped for longer than their leases.
+
+It costs seconds, and no image changes.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def pngs(service: Service, jobs: list[str]) -> list[dict[int, bytes]]:
+    """Wait until all jobs have finished, and return the PNGs of each."""
     for job in jobs:
         service.finished(job, within_s=WITHIN_S)
     return [service.pngs(job) for job in jobs]
 
 
-def test_a_killed_worker_costs_seconds_and_the_pictures_of_every_sampler_are_the_same(
+def test_a_killed_worker_costs_seconds_and_no_byte_of_any_samplers_images(
     calm: Service,
 ) -> None:
-    # so few that any machine steps them all at once; else the third job's chains might come when the first one's are gone
+    # They are so few that any machine steps them all at once. Otherwise the third job's chains
+    # might be saved when the first one's are gone.
     recipes = [
         {"count": 2, "seed": 5, "steps": 800, "sampler": sampler}
         for sampler in ("ddpm", "ddim", "dpmpp_2m")
@@ -33,7 +38,7 @@ def test_a_killed_worker_costs_seconds_and_the_pictures_of_every_sampler_are_the
     jobs = [calm.post(**recipe)["id"] for recipe in recipes]
     eventually(
         lambda: all(calm.redis.exists(f"ddpm:job:{job}:chains") for job in jobs),
-        60,
+        120,
         "chains of every job are saved",
     )
     first.kill()
@@ -45,40 +50,37 @@ def test_a_killed_worker_costs_seconds_and_the_pictures_of_every_sampler_are_the
     assert not any("chains" in key for key in calm.key_names())
 
 
-def test_a_worker_that_was_stopped_past_its_lease_drops_what_is_no_longer_its_own_and_goes_on_with_new_work(
+def test_a_worker_suspended_past_its_lease_drops_the_shard_and_does_new_work(
     calm: Service,
 ) -> None:
-    recipe = {"count": 20, "seed": 4, "steps": 250}
+    recipe = {"count": 20, "seed": 4, "steps": 1000}
     calm.add_worker()
     undisturbed = pngs(calm, [calm.post(**recipe)["id"]])
     calm.add_worker()
     job = calm.post(**recipe)["id"]
-    eventually(lambda: calm.job(job)["progress"]["fraction"] > 0.05, 60, "the job is under way")
+    eventually(lambda: calm.job(job)["progress"]["fraction"] > 0.05, 120, "the job is under way")
     late = calm.holder(job)
     other = next(worker for worker in calm.workers if worker is not late)
     late.signal(signal.SIGSTOP)
     pngs(calm, [job])
     late.signal(signal.SIGCONT)
-    assert other.stop() == 0
+    assert other.stop(within_s=60) == 0
     assert pngs(calm, [calm.post(**recipe)["id"]]) == undisturbed, "it works for others again"
     assert pngs(calm, [job]) == undisturbed
     assert calm.job(job)["attempts"] == 2
     assert not [key for key in calm.key_names() if job in key and "chains" in key]
 
 
-def test_workers_whose_step_throws_end_with_a_status_and_the_job_says_what_was_thrown(
+def test_workers_whose_step_throws_exit_with_a_status_and_the_job_says_why(
     calm: Service,
 ) -> None:
     job = calm.post(count=3, steps=10)["id"]
     for _ in range(MAX_LOSSES):
         thrower = calm.add_worker("tests.support.throwing_worker")
-        assert thrower.exit_code(60) == 1
+        assert thrower.exit_code(120) == 1
         assert "Traceback" in thrower.log.read_text()
     calm.add_worker()
-    eventually(lambda: calm.job(job)["state"] == "failed", 30, "the job has failed")
-    message = calm.job(job)["error"]["message"]
-    assert (
-        "(the last said: RuntimeError: CUDA error: an illegal memory access was encountered)"
-        in message
-    )
+    eventually(lambda: calm.job(job)["state"] == "failed", 120, "the job has failed")
+    reason = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert f"(the last said: {reason})" in calm.job(job)["error"]["message"]
     calm.finished(calm.post(count=1, steps=5)["id"])

@@ -1,4 +1,4 @@
-"""The page, in a browser, before a service with workers."""
+"""The page, in a browser, with a service that has workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zipfile import ZipFile
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 from app.access.api_keys import new_key
 from app.main import create_app
@@ -29,8 +29,11 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# The machine may be busy.
+expect.set_options(timeout=60_000)
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.timeout(400),
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; Debian has it"),
 ]
 
@@ -45,19 +48,21 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Callable[[str], Page]]:
-    """A URL in a tab of its own. Nothing is to go wrong unseen."""
+    """A function that opens a URL in a tab of its own.
+
+    The test fails if the page has an error or breaks its content security policy.
+    """
     context = browser.new_context(viewport={"width": 1100, "height": 1400})
     faults: list[str] = []
+
+    def on_console(message: ConsoleMessage) -> None:
+        if "Content Security Policy" in message.text:
+            faults.append(message.text)
 
     def opened(url: str) -> Page:
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on(
-            "console",
-            lambda said: (
-                faults.append(said.text) if "Content Security Policy" in said.text else None
-            ),
-        )
+        page.on("console", on_console)
         page.goto(url)
         return page
 
@@ -72,40 +77,44 @@ def page(service: Service, opened: Callable[[str], Page]) -> Page:
 
 
 def sample(page: Page, **fields: object) -> Locator:
-    """Fill the form in and send it; the job that it becomes."""
+    """Fill the form in, send it, and return the job that it becomes."""
     page.select_option("[name=model]", "tiny")
     for name, value in fields.items():
         field = page.locator(f"#new [name={name}]")
-        field.select_option(str(value)) if name in (
-            "model",
-            "sampler",
-            "priority",
-            "variance",
-        ) else field.fill(str(value))
+        if name in ("model", "sampler", "priority", "variance"):
+            field.select_option(str(value))
+        else:
+            field.fill(str(value))
     with page.expect_response(lambda answer: answer.request.method == "POST") as accepted:
         page.click("#new button")
     return page.locator(f"#job-{accepted.value.json()['id']}")
 
 
 def shown(image: Locator) -> bytes:
-    """RGBA, as the browser decoded it."""
+    """Return the RGBA values of an image, as the browser decoded it."""
     script = """image => {
-        const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight).getContext("2d");
+        const [width, height] = [image.naturalWidth, image.naturalHeight];
+        const canvas = new OffscreenCanvas(width, height).getContext("2d");
         canvas.drawImage(image, 0, 0);
-        return Array.from(canvas.getImageData(0, 0, image.naturalWidth, image.naturalHeight).data);
+        return Array.from(canvas.getImageData(0, 0, width, height).data);
     }"""
     return bytes(image.evaluate(script))
 
 
-def test_a_job_is_asked_for_and_its_pictures_appear(page: Page, service: Service) -> None:
+def rgba(png: bytes) -> bytes:
+    """Return the RGBA values of a PNG."""
+    return Image.open(BytesIO(png)).convert("RGBA").tobytes()
+
+
+def test_a_posted_job_makes_its_pictures_appear(page: Page, service: Service) -> None:
     job = sample(page, count=3, steps=20, seed=7, sampler="ddim", eta=0.5)
-    expect(job).to_have_class("finished", timeout=30_000)
+    expect(job).to_have_class("finished")
     expect(job.locator("h2")).to_have_text("3 × tiny")
     expect(job.locator(".recipe")).to_have_text("ddim (eta 0.5), 20 steps, seed 7, interactive")
     expect(job.locator(".tile.finished")).to_have_count(3)
     newest = service.http.get("/v1/jobs").json()["jobs"][0]
     pngs = service.pngs(newest["id"])
-    pictures = [Image.open(BytesIO(pngs[index])).convert("RGBA").tobytes() for index in range(3)]
+    pictures = [rgba(pngs[index]) for index in range(3)]
     assert [shown(image) for image in job.locator("img").all()] == pictures
     assert len(set(pictures)) == 3
 
@@ -130,7 +139,7 @@ def test_a_picture_is_enlarged_and_saved_and_all_of_them_as_a_zip(
         assert len(archive.namelist()) == 2
 
 
-def test_while_it_runs_its_images_are_seen_and_it_can_be_cancelled(page: Page) -> None:
+def test_a_running_job_shows_its_images_and_can_be_cancelled(page: Page) -> None:
     job = sample(page, count=4, steps=1000)
     expect(job.locator(".tile:not(.finished) img[src]").first).to_be_visible(timeout=30_000)
     expect(job.locator(".told")).to_contain_text("%, 0 of 4 images")
@@ -139,34 +148,30 @@ def test_while_it_runs_its_images_are_seen_and_it_can_be_cancelled(page: Page) -
     expect(job.locator("progress")).to_be_hidden()
 
 
-def test_who_hears_the_page_knows_what_belongs_to_which_job(page: Page) -> None:
+def test_a_screen_reader_hears_what_belongs_to_which_job(page: Page) -> None:
     job = sample(page, count=4, steps=1000, seed=8)
-    expect(page.get_by_role("article", name="4 × tiny").first).to_have_id(
-        str(job.get_attribute("id"))
-    )
-    expect(job.get_by_role("status")).to_have_text("running", timeout=30_000)
+    article = page.get_by_role("article", name="4 × tiny").first
+    expect(article).to_have_id(str(job.get_attribute("id")))
+    expect(job.get_by_role("status")).to_have_text("running")
     expect(job.get_by_role("progressbar", name="Progress")).to_be_visible()
-    for does in ("Again", "Cancel", "Delete"):
-        button = job.get_by_role("button", name=f"{does} 4 × tiny", exact=True)
+    for action in ("Again", "Cancel", "Delete"):
+        button = job.get_by_role("button", name=f"{action} 4 × tiny", exact=True)
         expect(button).to_have_accessible_description(re.compile("1000 steps, seed 8"))
     job.get_by_role("button", name="Cancel").click()
     expect(job.get_by_role("status")).to_have_text("cancelled")
 
 
-def test_a_recipe_can_be_had_again_and_a_job_be_deleted(page: Page) -> None:
+def test_a_recipe_can_be_used_again_and_a_job_deleted(page: Page) -> None:
     questions: list[str] = []
     first = sample(page, count=1, steps=9, seed=3, sampler="ddpm", variance="fixed_large")
     page.fill("[name=seed]", "")
     first.locator(".again").click()
-    assert [page.input_value(f"[name={name}]") for name in ("steps", "seed", "variance")] == [
-        "9",
-        "3",
-        "fixed_large",
-    ]
-    expect(first.locator(".tile.finished")).to_have_count(1, timeout=30_000)
-    page.once("dialog", lambda asked: (questions.append(asked.message), asked.dismiss()))
+    values = [page.input_value(f"[name={name}]") for name in ("steps", "seed", "variance")]
+    assert values == ["9", "3", "fixed_large"]
+    expect(first.locator(".tile.finished")).to_have_count(1)
+    page.once("dialog", lambda dialog: (questions.append(dialog.message), dialog.dismiss()))
     first.locator(".delete").click()
-    page.once("dialog", lambda asked: asked.accept())
+    page.once("dialog", lambda dialog: dialog.accept())
     with page.expect_response(lambda answer: answer.request.method == "DELETE"):
         first.locator(".delete").click()
     expect(first).to_have_count(0)
@@ -177,20 +182,15 @@ def test_a_model_offers_the_variances_that_it_has(page: Page) -> None:
     for model, variances in (("tiny", 2), ("fashion-mnist-28", 3)):
         page.select_option("[name=model]", model)
         expect(page.locator("[name=variance] option")).to_have_count(variances)
-    job = sample(
-        page,
-        model="fashion-mnist-28",
-        count=1,
-        sampler="ddpm",
-        variance="analytic",
-        priority="bulk",
-    )
+    options = {"sampler": "ddpm", "variance": "analytic", "priority": "bulk"}
+    job = sample(page, model="fashion-mnist-28", count=1, **options)
     expect(job.locator(".recipe")).to_contain_text("ddpm (analytic)")
     job.locator(".delete").click()
-    expect(job).to_have_count(0)  # it has no picture, and nothing is asked
+    # It has no image, so the page asks nothing.
+    expect(job).to_have_count(0)
 
 
-def test_a_hidden_option_does_not_keep_a_job_from_being_asked_for(page: Page) -> None:
+def test_a_hidden_option_does_not_keep_a_job_from_being_posted(page: Page) -> None:
     first = sample(page, count=1, steps=2, sampler="ddpm")
     page.select_option("[name=sampler]", "ddim")
     page.fill("[name=eta]", "2")
@@ -207,18 +207,19 @@ def test_a_hidden_option_does_not_keep_a_job_from_being_asked_for(page: Page) ->
     expect(page.locator("[name=variance]")).to_be_enabled()
 
 
-def test_what_the_service_refuses_is_told_in_its_words(page: Page) -> None:
+def test_a_refusal_is_shown_in_the_services_words(page: Page) -> None:
     expect(page.locator("#new [name=steps]")).not_to_have_value("")
     page.fill("[name=start]", "4294967295")
     page.click("#new button")
     expect(page.locator("#problem")).to_contain_text("start=4294967295")
     page.fill("[name=start]", "0")
-    page.fill("[name=steps]", "1001")  # the card's most: the browser itself says so
+    # It is more than the model's steps, so the browser itself refuses it.
+    page.fill("[name=steps]", "1001")
     page.click("#new button")
     assert page.locator("[name=steps]").evaluate("field => field.validity.rangeOverflow")
 
 
-def test_while_the_service_is_away_the_page_waits_and_goes_on(page: Page, service: Service) -> None:
+def test_the_page_waits_while_the_service_is_away_and_goes_on(page: Page, service: Service) -> None:
     expect(page.locator("#service")).to_contain_text("2 workers")
     page.route("**/v1/**", lambda route: route.abort())
     expect(page.locator("#service")).to_have_text("The service does not answer.")
@@ -229,7 +230,7 @@ def test_while_the_service_is_away_the_page_waits_and_goes_on(page: Page, servic
     service.finished(job["id"])
 
 
-def test_what_is_no_answer_of_the_services_is_told_and_the_page_goes_on(page: Page) -> None:
+def test_an_answer_that_is_not_the_services_is_shown_and_the_page_goes_on(page: Page) -> None:
     expect(page.locator("#service")).to_contain_text("2 workers")
     page.route(
         "**/v1/jobs?**", lambda route: route.fulfill(content_type="text/html", body="<p>Log in")
@@ -243,15 +244,14 @@ def test_a_picture_that_is_refused_at_first_comes_later(page: Page) -> None:
     page.route("**/images/0", lambda route: route.fulfill(status=503))
     with page.expect_response("**/images/0"):
         job = sample(page, count=1, steps=2, seed=4)
-    expect(job).to_have_class("finished", timeout=30_000)
-    page.wait_for_timeout(1500)  # its status is asked for no more
+    expect(job).to_have_class("finished")
+    # By then the page no longer polls the job.
+    page.wait_for_timeout(1500)
     page.unroute("**/images/0")
     expect(job.locator(".tile.finished")).to_have_count(1)
 
 
-def test_pictures_that_have_expired_say_so_and_are_offered_no_more(
-    page: Page, service: Service
-) -> None:
+def test_expired_pictures_say_so_and_are_offered_no_more(page: Page, service: Service) -> None:
     ended = service.post(count=2, steps=2)["id"]
     service.finished(ended)
     job = page.locator(f"#job-{ended}")
@@ -266,7 +266,7 @@ def test_pictures_that_have_expired_say_so_and_are_offered_no_more(
 def test_a_picture_that_expires_before_it_is_fetched_says_so(page: Page) -> None:
     page.route("**/images/*", lambda route: route.fulfill(status=410))
     job = sample(page, count=2, steps=2)
-    expect(job.locator(".tile")).to_have_text(["expired", "expired"], timeout=30_000)
+    expect(job.locator(".tile")).to_have_text(["expired", "expired"])
     expect(job.locator(".archive")).to_be_hidden()
 
 
@@ -278,37 +278,34 @@ def test_the_reference_has_every_call_tries_it_and_loads_nothing_from_elsewhere(
     service.finished(job)
     page = opened(f"{base}/docs")
     paths = service.http.get("/openapi.json").json()["paths"]
-    expect(page.locator(".opblock")).to_have_count(
-        sum(len(operations) for operations in paths.values())
-    )
-    call = page.locator(
-        ".opblock", has=page.locator("[data-path='/v1/jobs/{job_id}/images/{index}']")
-    )
+    operations = sum(map(len, paths.values()))
+    expect(page.locator(".opblock")).to_have_count(operations)
+    path = page.locator("[data-path='/v1/jobs/{job_id}/images/{index}']")
+    call = page.locator(".opblock", has=path)
     call.locator(".opblock-summary-control").click()
     call.get_by_role("button", name="Try it out").click()
     call.get_by_placeholder("job_id").fill(job)
     call.get_by_placeholder("index").fill("0")
     call.get_by_role("button", name="Execute").click()
     expect(call.locator("img")).to_be_visible()
-    assert (
-        shown(call.locator("img"))
-        == Image.open(BytesIO(service.pngs(job)[0])).convert("RGBA").tobytes()
-    )
+    png = service.pngs(job)[0]
+    assert shown(call.locator("img")) == rgba(png)
     loaded = page.evaluate("performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert all(url.removeprefix("blob:").startswith(f"{base}/") for url in loaded), loaded
 
 
-def test_a_service_with_keys_is_asked_with_one(
+def test_a_service_with_keys_gets_the_key_of_the_page(
     service: Service, opened: Callable[[str], Page]
 ) -> None:
     key, entry = new_key("ann")
-    app = create_app(
-        ApiSettings(redis_url=service.redis_url, models_dir=service.models_dir, api_keys=entry)
+    settings = ApiSettings(
+        redis_url=service.redis_url, models_dir=service.models_dir, api_keys=entry
     )
-    with serve(app) as url:
+    with serve(create_app(settings)) as url:
         page = opened(url)
         expect(page.locator("#key")).to_be_visible()
-        page.fill("[name=key]", f"{key}\u200b")  # it could not be sent
+        # A header cannot hold it.
+        page.fill("[name=key]", f"{key}\u200b")
         page.click("#key button")
         expect(page.locator("#problem")).to_contain_text("perhaps unseen")
         assert page.evaluate("sessionStorage.length") == 0
@@ -319,6 +316,6 @@ def test_a_service_with_keys_is_asked_with_one(
         expect(page.locator("#key")).to_be_hidden()
         expect(page.locator("#problem")).to_have_text("")
         job = sample(page, count=2, steps=5)
-        expect(job.locator(".tile.finished")).to_have_count(2, timeout=30_000)
+        expect(job.locator(".tile.finished")).to_have_count(2)
         assert page.locator("article").count() == 1, "another owner's jobs"
         page.close()

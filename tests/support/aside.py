@@ -1,4 +1,7 @@
-"""Calls in a process with an environment of its own: Triton reads at its import whether it is to interpret kernels."""
+"""Calls in a process with an environment of its own.
+
+Triton reads at its import whether it is to interpret kernels.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ Aside = Callable[..., Any]
 
 @contextmanager
 def aside(**environment: str) -> Iterator[Aside]:
-    """What is called as `function, *args` there, one call after the other."""
+    """Yield what calls `function` with `*args` in that process, one call after the other."""
     with ProcessPoolExecutor(
         1, get_context("spawn"), initializer=_set, initargs=(environment,)
     ) as process:

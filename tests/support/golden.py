@@ -1,6 +1,6 @@
-"""Golden files: what the service has shown to others so far. WRITE_GOLDEN=1 writes them anew.
+"""Golden files: what the service has shown to others so far.
 
-WRITE_GOLDEN=1 .venv/bin/pytest tests/contract
+`WRITE_GOLDEN=1 .venv/bin/pytest tests/contract` writes them again.
 """
 
 from __future__ import annotations
@@ -18,51 +18,54 @@ from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "contract" / "golden"
 _WRITING = os.environ.get("WRITE_GOLDEN") == "1"
-_MOST_LINES = 200  # of a difference that is shown
-_MOST_LEVELS = 1  # of grey: CPUs differ in the last bits of what a network says
+# Lines of a difference that are shown.
+_MOST_LINES = 200
+# Grey levels that may differ, because CPUs differ in the last bits of a network's output.
+_MOST_LEVELS = 1
 
 
 def assert_golden(name: str, value: Any) -> None:
-    """What JSON makes of `value` is what the file holds, to the letter."""
+    """Assert that `value` as JSON is the text of the file, to the letter."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     if _WRITING:
         _write(name, text.encode())
-    kept = (FOLDER / name).read_text(encoding="utf-8")
-    if text == kept:
+    golden = (FOLDER / name).read_text(encoding="utf-8")
+    if text == golden:
         return
-    lines = kept.splitlines(), text.splitlines()
-    difference = list(difflib.unified_diff(*lines, f"golden/{name}", "now", lineterm=""))
+    before = golden.splitlines()
+    after = text.splitlines()
+    difference = list(difflib.unified_diff(before, after, f"golden/{name}", "now", lineterm=""))
     left_out = len(difference) - _MOST_LINES
     shown = difference[:_MOST_LINES] + ([f"... {left_out} lines more"] if left_out > 0 else [])
     pytest.fail("\n".join(shown), pytrace=False)
 
 
 def assert_golden_pictures(pngs: dict[str, bytes]) -> None:
-    """Of each the size and the texts are those of the file, and its grey levels nearly are."""
+    """Assert that each PNG has the size and texts of its file, and nearly its grey levels."""
     if _WRITING:
         for name, png in pngs.items():
             _write(name, png)
-    found = {name: _unlike((FOLDER / name).read_bytes(), png) for name, png in pngs.items()}
-    if unlike := [f"golden/{name}: {said}" for name, said in found.items() if said]:
-        pytest.fail("\n".join(unlike), pytrace=False)
+    found = {name: _difference((FOLDER / name).read_bytes(), png) for name, png in pngs.items()}
+    if differences := [f"golden/{name}: {fact}" for name, fact in found.items() if fact]:
+        pytest.fail("\n".join(differences), pytrace=False)
 
 
-def _unlike(kept: bytes, now: bytes) -> str:
-    """How the two pictures differ; empty where they do not."""
-    before, after = (Image.open(io.BytesIO(png)) for png in (kept, now))
+def _difference(golden: bytes, now: bytes) -> str:
+    """Describe how the two images differ; empty where they do not."""
+    before = Image.open(io.BytesIO(golden))
+    after = Image.open(io.BytesIO(now))
     if (before.mode, before.size) != (after.mode, after.size):
         return f"was {before.mode} of {before.size}, now it is {after.mode} of {after.size}"
-    texts = [_texts(picture) for picture in (before, after)]
-    if texts[0] != texts[1]:
-        return f"said {texts[0]}, now it says {texts[1]}"
+    if _texts(before) != _texts(after):
+        return f"said {_texts(before)}, now it says {_texts(after)}"
     levels = np.abs(np.asarray(before, np.int16) - np.asarray(after, np.int16))
     if levels.max() > _MOST_LEVELS:
         return f"{(levels > _MOST_LEVELS).sum()} values differ, by {levels.max()} grey levels"
     return ""
 
 
-def _texts(picture: Any) -> dict[str, Any]:
-    return {key: json.loads(text) for key, text in picture.text.items()}
+def _texts(image: Any) -> dict[str, Any]:
+    return {key: json.loads(text) for key, text in image.text.items()}
 
 
 def _write(name: str, content: bytes) -> None:

@@ -1,4 +1,7 @@
-"""An S3 on this machine: moto's server in a thread, and the environment that botocore reads."""
+"""An S3 on this machine.
+
+It is moto's server in a thread, and the environment in which botocore finds it.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,14 @@ BUCKET = "pictures"
 
 @contextmanager
 def s3_server() -> Iterator[ThreadedMotoServer]:
-    """Serve an empty bucket, and have fsspec find it."""
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it logs a line for each request
+    """Run a server with an empty bucket."""
+    # It would log a line for each request.
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
-    # What moto holds outlives its server.
+    # Moto keeps its objects when a server ends.
     httpx.post(f"{url}/moto-api/reset").raise_for_status()
     environment = {
         "AWS_ENDPOINT_URL": url,

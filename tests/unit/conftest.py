@@ -1,4 +1,4 @@
-"""What disks do to whoever writes."""
+"""Disks that are full."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def full_disk():
-    """`with full_disk():` no file grows beyond a kilobyte."""
+    """A context manager in which no file grows beyond a kilobyte: `with full_disk():`."""
 
     @contextmanager
     def full() -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The two Compose files, as files: what needs an engine is in tests/docker."""
+"""The two Compose files as files. Tests that need an engine are in tests/integration/docker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from app.settings import ApiSettings
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
-GPU, CPU = "docker-compose.yml", "docker-compose.cpu.yml"
+GPU = "docker-compose.yml"
+CPU = "docker-compose.cpu.yml"
 
 
 def read(name: str) -> dict[str, Any]:
@@ -23,33 +24,26 @@ def read(name: str) -> dict[str, Any]:
 
 def test_the_gpu_file_is_the_cpu_file_and_the_gpu() -> None:
     without = copy.deepcopy(read(GPU))
-    asked = without["services"]["worker"].pop("deploy")
+    deploy = without["services"]["worker"].pop("deploy")
     assert without == read(CPU)
-    assert asked == {
-        "resources": {
-            "reservations": {
-                "devices": [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
-            }
-        }
-    }
+    device = {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    assert deploy == {"resources": {"reservations": {"devices": [device]}}}
 
 
 @pytest.mark.parametrize("name", [GPU, CPU])
-def test_only_the_api_is_published_and_on_loopback_unless_told_otherwise(name: str) -> None:
+def test_the_api_alone_is_published_and_on_loopback_unless_set_otherwise(name: str) -> None:
     services = read(name)["services"]
-    assert {service: body["ports"] for service, body in services.items() if "ports" in body} == {
-        "api": ["${DDPM_PUBLISH:-127.0.0.1:8000}:8000"]
-    }
+    ports = {service: body["ports"] for service, body in services.items() if "ports" in body}
+    assert ports == {"api": ["${DDPM_PUBLISH:-127.0.0.1:8000}:8000"]}
 
 
 @pytest.mark.parametrize("name", [GPU, CPU])
-def test_without_keys_it_is_answered_as_localhost_only(name: str) -> None:
+def test_an_api_without_keys_answers_as_localhost_only(name: str) -> None:
     environment = read(name)["services"]["api"]["environment"]
     assert environment["DDPM_ANONYMOUS_HOSTS"] == "${DDPM_ANONYMOUS_HOSTS:-localhost}"
     assert environment["DDPM_API_KEYS"] is None, "the host's, where it has some"
-    assert environment["DDPM_PUBLISH"] == "${DDPM_PUBLISH:-127.0.0.1:8000}", (
-        "so that the API can refuse to be everybody's"
-    )
+    # The API needs it to refuse an address that everybody reaches.
+    assert environment["DDPM_PUBLISH"] == "${DDPM_PUBLISH:-127.0.0.1:8000}"
 
 
 @pytest.mark.parametrize("name", [GPU, CPU])
@@ -61,17 +55,20 @@ def test_every_service_is_confined(name: str) -> None:
         assert not body.get("privileged"), service
 
 
-def test_a_setting_that_a_service_is_handed_exists() -> None:
-    handed = {name: set(body["environment"]) for name, body in read(CPU)["services"].items()}
+def test_every_setting_in_the_compose_files_exists() -> None:
+    services = read(CPU)["services"]
     for service, settings in (("api", ApiSettings), ("worker", WorkerSettings)):
-        assert handed[service] <= {f"DDPM_{field}".upper() for field in settings.model_fields}
+        known = {f"DDPM_{field}".upper() for field in settings.model_fields}
+        assert set(services[service]["environment"]) <= known
 
 
 def test_the_page_on_containers_names_every_variable_that_compose_reads() -> None:
     text = (ROOT / CPU).read_text()
-    environments = [body["environment"] for body in read(CPU)["services"].values()]
     passed_on = {
-        name for environment in environments for name, value in environment.items() if value is None
+        name
+        for body in read(CPU)["services"].values()
+        for name, value in body["environment"].items()
+        if value is None
     }
     read_by_compose = set(re.findall(r"\$\{(\w+)", text)) | passed_on
     page = (ROOT / "docs" / "how-to" / "run-with-docker.md").read_text()

@@ -48,35 +48,35 @@ def test_a_transient_error_of_the_service_does_not_lose_the_job(
     assert files(tmp_path) == {"7-0.png": b"PNG 0", "7-1.png": b"PNG 1"}
 
 
-@pytest.mark.parametrize("hiccup", ["503, in 1 s", "429, in 1 s"])
+@pytest.mark.parametrize("fault", ["503, in 1 s", "429, in 1 s"])
 def test_a_busy_service_is_left_alone_for_as_long_as_it_asks(
-    service: Played, tmp_path: Path, hiccup: Fault
+    service: Played, tmp_path: Path, fault: Fault
 ) -> None:
-    service.faults = {"/v1/jobs/j": [hiccup]}
+    service.faults = {"/v1/jobs/j": [fault]}
     service.polls = [job("finished", 2)]
     began = time.monotonic()
     assert ddpm_sample(service, tmp_path).exit_code == 0
     assert time.monotonic() - began >= 1
 
 
-@pytest.mark.parametrize("hiccup", ["hang up", "503", "503, in an hour", "429, in an hour"])
+@pytest.mark.parametrize("fault", ["hang up", "503", "503, in an hour", "429, in an hour"])
 def test_a_service_that_stays_away_ends_with_the_jobs_name_and_how_to_read_it(
-    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hiccup: Fault
+    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     monkeypatch.setattr(client, "_PATIENCE_S", 2.0)
-    service.faults = {"/v1/jobs/j": [hiccup] * 9}
+    service.faults = {"/v1/jobs/j": [fault] * 9}
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
     assert f"look at job j with `curl {service.url}/v1/jobs/j`" in result.stderr
     asked_once = len(service.faults["/v1/jobs/j"]) == 8
-    assert asked_once == hiccup.endswith("in an hour"), "asked again too soon, or not at all"
+    assert asked_once == fault.endswith("in an hour"), "asked again too soon, or not at all"
 
 
-@pytest.mark.parametrize("hiccup", ["hang up", "503", "429, in 1 s"])
+@pytest.mark.parametrize("fault", ["hang up", "503", "429, in 1 s"])
 def test_a_job_is_posted_until_it_is_accepted_and_once(
-    service: Played, tmp_path: Path, hiccup: Fault
+    service: Played, tmp_path: Path, fault: Fault
 ) -> None:
-    service.faults = {"/v1/jobs": [hiccup]}
+    service.faults = {"/v1/jobs": [fault]}
     service.polls = [job("finished", 2)]
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 0, result.output
@@ -153,13 +153,11 @@ def test_a_proxy_serves_the_rest_of_the_world(
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs/j"])
-@pytest.mark.parametrize(
-    ("hiccup", "kind"), [("HTML", "text/html"), ("a list", "application/json")]
-)
+@pytest.mark.parametrize(("fault", "kind"), [("HTML", "text/html"), ("a list", "application/json")])
 def test_an_answer_that_is_no_job_is_reported_in_one_line(
-    service: Played, tmp_path: Path, path: str, hiccup: Fault, kind: str
+    service: Played, tmp_path: Path, path: str, fault: Fault, kind: str
 ) -> None:
-    service.faults = {path: [hiccup]}
+    service.faults = {path: [fault]}
     result = ddpm_sample(service, tmp_path)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert f"answered 200 with {kind} and no job; give the service's --url" in result.stderr
