@@ -10,6 +10,7 @@ import httpx
 from app.access.api_keys import is_loopback_host
 from cli.faults import Fault
 from cli.problem import detail
+from worker.jobs.backoff import Backoff
 
 # How long a request is repeated.
 _PATIENCE_S = 30.0
@@ -17,9 +18,8 @@ _PATIENCE_S = 30.0
 _ANSWER_TIMEOUT_S = 10.0
 # Patience after Ctrl-C; an API restarts in two seconds.
 LEAVING_S = 5.0
-# Between two tries; it doubles.
-_FIRST_PAUSE_S = 0.2
-_LONGEST_PAUSE_S = 5.0
+# Between two tries.
+_BACKOFF = Backoff(first_s=0.2, longest_s=5.0)
 # Errors of a connection to something that was there.
 _CUT_OFF = (httpx.NetworkError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.RemoteProtocolError)
 
@@ -66,16 +66,16 @@ class PatientClient:
             Fault: Any other error.
         """
         within_s = within_s or _PATIENCE_S
-        deadline, pause_s = time.monotonic() + within_s, _FIRST_PAUSE_S
+        deadline = time.monotonic() + within_s
+        pauses = _BACKOFF.pauses()
         while True:
             try:
                 return self.call(method, path, timeout=min(within_s, _ANSWER_TIMEOUT_S), **options)
             except TransientError as hiccup:
-                wait_s = max(pause_s, hiccup.retry_after_s)
+                wait_s = max(pauses.next_s(), hiccup.retry_after_s)
                 if not self._met or time.monotonic() + wait_s > deadline:
                     raise
             time.sleep(wait_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def call(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request once.

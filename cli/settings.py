@@ -5,7 +5,6 @@ Also how the command reads any process's settings, and checks them before it sta
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cli.faults import Fault
+from worker.redaction import scheme_only
 
 if TYPE_CHECKING:
     from app.access.api_keys import Keyring
@@ -78,18 +78,12 @@ def read(settings: type[S]) -> S:
         if secret:
             value = "***"
         elif field.endswith("_url"):
-            value = _without_password(first["input"])
+            value = scheme_only(first["input"])
         else:
             value = repr(first["input"])
         raise Fault(
             f"DDPM_{field.upper()}={value}: {first['msg']}; correct it or unset it"
         ) from None
-
-
-def _without_password(url: str) -> str:
-    """Its scheme, and nothing of what is behind it, or may be."""
-    scheme = re.match("[a-z]+://", url)
-    return f"{scheme[0] if scheme else ''}***"
 
 
 def check_models(folder: Path | None) -> None:

@@ -14,23 +14,11 @@ from typing import IO
 
 from cli.console import say
 from cli.serve import die_with_parent
+from worker.jobs.backoff import Backoff, Pauses
 
-FIRST_DELAY_S, LONGEST_DELAY_S, STEADY_S = 0.5, 10.0, 30.0
-
-
-@dataclass(slots=True)
-class Backoff:
-    """Delay before the next start: it doubles, and begins anew after a steady life."""
-
-    delay_s: float = 0.0
-
-    def after(self, lived_s: float) -> float:
-        """Return the seconds to wait after a process that lived for `lived_s` seconds."""
-        if lived_s >= STEADY_S:
-            self.delay_s = FIRST_DELAY_S
-        else:
-            self.delay_s = min(LONGEST_DELAY_S, max(FIRST_DELAY_S, 2 * self.delay_s))
-        return self.delay_s
+BACKOFF = Backoff(first_s=0.5, longest_s=10.0)
+# Seconds after which a process has lived so steadily that its delays begin anew.
+STEADY_S = 30.0
 
 
 @dataclass(slots=True)
@@ -51,7 +39,7 @@ class Child:
     keep_fds: tuple[int, ...] = ()
     patience_s: float = 10.0
     process: subprocess.Popen[str] | None = None
-    backoff: Backoff = field(default_factory=Backoff)
+    delays: Pauses = field(default_factory=BACKOFF.pauses)
     _started: float = 0.0
     _start_again: float = 0.0
     _relay: threading.Thread | None = None
@@ -97,13 +85,19 @@ class Child:
         if self.alive:
             return
         if self.process is not None:
-            delay_s = self.backoff.after(now - self._started)
+            delay_s = self.delay_after(now - self._started)
             lived = f"after {now - self._started:.1f} s"
             say(f"{self.name} {ending(self.process.returncode)} {lived}; restart in {delay_s:g} s")
             self.process = None
             self._start_again = now + delay_s
         elif now >= self._start_again:
             self.start()
+
+    def delay_after(self, lived_s: float) -> float:
+        """Return the seconds to wait before the next start, after a life of `lived_s` seconds."""
+        if lived_s >= STEADY_S:
+            self.delays.reset()
+        return self.delays.next_s()
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process, if it runs."""

@@ -16,10 +16,11 @@ from redis.exceptions import (
     TimeoutError,
 )
 
+from worker.jobs.backoff import Backoff
 from worker.results.store import StoreFault
 
 log = logging.getLogger(__name__)
-_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 3.0
+_BACKOFF = Backoff(first_s=0.2, longest_s=3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class BackgroundThreads:
         Raises:
             RedisError: an error that waiting does not mend.
         """
-        pause_s = _FIRST_PAUSE_S
+        pauses = _BACKOFF.pauses()
         while True:
             try:
                 turn()
@@ -92,10 +93,10 @@ class BackgroundThreads:
                     raise
                 if self.must_stop():
                     return
+                pause_s = pauses.next_s()
                 what = "" if isinstance(error, StoreFault) else "Redis does not answer: "
                 log.warning("%s: %s%s; again in %.1f s", name, what, error, pause_s)
             self.stopping.wait(pause_s)
-            pause_s = min(2 * pause_s, _LAST_PAUSE_S)
 
     def _repeat(self, task: BackgroundTask) -> None:
         try:

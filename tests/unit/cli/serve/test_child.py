@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from cli.serve.child import Backoff, Child, ending
+from cli.serve.child import Child, ending
 
 SUPERVISOR = """
 import sys, time
@@ -23,15 +23,15 @@ time.sleep(60)
 
 
 def test_the_delay_doubles_to_ten_seconds() -> None:
-    backoff = Backoff()
-    assert [backoff.after(lived_s=0.1) for _ in range(7)] == [0.5, 1, 2, 4, 8, 10, 10]
+    child = Child("api", [])
+    assert [child.delay_after(lived_s=0.1) for _ in range(7)] == [0.5, 1, 2, 4, 8, 10, 10]
 
 
 def test_the_delay_starts_over_after_a_steady_life() -> None:
-    backoff = Backoff()
+    child = Child("api", [])
     for _ in range(5):
-        backoff.after(lived_s=0.1)
-    assert [backoff.after(lived_s=31), backoff.after(lived_s=0.1)] == [0.5, 1]
+        child.delay_after(lived_s=0.1)
+    assert [child.delay_after(lived_s=31), child.delay_after(lived_s=0.1)] == [0.5, 1]
 
 
 @pytest.mark.parametrize(
