@@ -1,4 +1,4 @@
-"""What Sphinx makes the site of: `make docs`. Every asset is local, and the search works without a server."""
+"""Sphinx's configuration for `make docs`: every asset is local, and the search needs no server."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SECTIONS = {
 
 
 def setup(app: Any) -> None:
-    """Connect `add_order`: Sphinx calls this. So the pages are plain Markdown, and read well without Sphinx too."""
+    """Connect `add_order`, so that the pages stay plain Markdown. Sphinx calls this."""
     app.connect("source-read", add_order)
 
 

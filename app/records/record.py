@@ -167,7 +167,8 @@ class Record:
         path = self.image_url("")
         finished = self._finished(stored, now)
         images = [
-            f'{{"index":{index},"state":"{finished}","url":"{path}{index}","sha256":"{sha256.decode()}"}}'
+            f'{{"index":{index},"state":"{finished}","url":"{path}{index}",'
+            f'"sha256":"{sha256.decode()}"}}'
             if (sha256 := digests.get(b"%d" % index))
             else f'{{"index":{index},"state":"{unfinished}","url":"{path}{index}","sha256":null}}'
             for indices, unfinished in self._parts()

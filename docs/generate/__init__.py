@@ -1,1 +1,1 @@
-"""Write the reference pages that are made from the code: `python -m docs.generate`, or `make docs-reference`."""
+"""Write the reference pages that are made from the code: `make docs-reference`."""

@@ -141,7 +141,7 @@ def _parameters(call: Callable[..., Any]) -> Iterator[_Parameter]:
 
 
 def _flat(hint: Any) -> list[Any]:
-    """Return the types that a hint allows; of a Literal its values, of a list the type of its items."""
+    """Return the types that a hint allows: a Literal's values, the type of a list's items."""
     if get_origin(hint) is Literal or not get_args(hint):
         return list(get_args(hint)) or [hint]
     return [part for inner in get_args(hint) for part in _flat(inner)]

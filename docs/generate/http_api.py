@@ -16,13 +16,13 @@ Json = Mapping[str, Any]
 _ABOUT = """# HTTP API
 
 A running service describes itself.
-`/openapi.json` is its OpenAPI document, and `/docs` shows that document and lets you try the calls out.
+`/openapi.json` is its OpenAPI document. `/docs` shows it and lets you try the calls out.
 This page holds the same for the shipped model, with API keys and webhooks switched on.
 
 Requests and answers are JSON, unless a call says otherwise.
 With [API keys](../how-to/secure-the-api.md), send yours as `Authorization: Bearer KEY`.
 Without them, the service answers only under the names of its own machine.
-Every error has a body of the type `application/problem+json`: see [ProblemDetails](#problemdetails).
+The body of every error is `application/problem+json`: see [ProblemDetails](#problemdetails).
 `HEAD` works wherever `GET` does."""
 _VERIFY = "[Receive webhooks](../how-to/receive-webhooks.md) shows how to verify it."
 _PROBLEMS = """## Problem types
@@ -216,7 +216,8 @@ def _webhook(document: Json) -> Iterator[str]:
         for method, operation in operations.items():
             message = _body(operation["requestBody"]["content"])
             yield "## Webhook"
-            yield f"{operation['description']}.\nThe service sends `{method.upper()}` with {message}."
+            sent = f"The service sends `{method.upper()}` with {message}."
+            yield f"{operation['description']}.\n{sent}"
             yield f"Its name in the document is `{name}`.\n{_VERIFY}"
             rows = [
                 (status, answer["description"]) for status, answer in operation["responses"].items()

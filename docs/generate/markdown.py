@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 
-NOTICE = "<!-- Made from the code by `make docs-reference`. A test compares the two: change the code, then run it. -->"
+NOTICE = (
+    "<!-- Made from the code by `make docs-reference`. "
+    "A test compares the two: change the code, then run it. -->"
+)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table, or nothing without rows. A column in which every cell is empty is left out."""
+    """Return a table, or nothing without rows. It leaves out columns without a text."""
     cells = [[_cell(text) for text in row] for row in rows]
     used = [i for i in range(len(head)) if any(row[i] for row in cells)]
     lines = [

@@ -23,7 +23,7 @@ _TRY_AGAIN = {429, 503, 507}
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ClientOutcome:
     """The outcome of a POST: the job as it ended, and its PNGs by index."""
 
     job: dict[str, Any]
@@ -45,7 +45,7 @@ class Clients:
         self._closed = False
         self.setbacks: Counter[str] = Counter()
 
-    def draw(self, bodies: Sequence[dict[str, Any]]) -> list[Future[Outcome]]:
+    def draw(self, bodies: Sequence[dict[str, Any]]) -> list[Future[ClientOutcome]]:
         """Post jobs, and return the futures of their outcomes."""
         return [self._threads.submit(self._draw, body) for body in bodies]
 
@@ -74,13 +74,13 @@ class Clients:
         self._threads.shutdown(cancel_futures=True)
         self._http.close()
 
-    def _draw(self, body: dict[str, Any]) -> Outcome:
+    def _draw(self, body: dict[str, Any]) -> ClientOutcome:
         headers = {"Idempotency-Key": uuid4().hex}
         job = self.call("POST", "/v1/jobs", json=body, headers=headers).json()
         while job["state"] in ("queued", "running"):
             job = self.call("GET", job["links"]["self"], params={"wait": 5}).json()
         finished = [image for image in job["images"] if image["state"] == "finished"]
-        return Outcome(job, {image["index"]: self._png(image) for image in finished})
+        return ClientOutcome(job, {image["index"]: self._png(image) for image in finished})
 
     def _png(self, image: dict[str, Any]) -> bytes:
         png = self.call("GET", image["url"]).content

@@ -18,7 +18,7 @@ _SAMPLERS: tuple[dict[str, Any], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class JobSize:
     """The amount of work.
 
     Attributes:
@@ -32,11 +32,11 @@ class Size:
     shipped_jobs: int
 
 
-FULL = Size(jobs=54, steps=300, shipped_jobs=6)
-SHORT = Size(jobs=32, steps=60, shipped_jobs=0)
+FULL = JobSize(jobs=54, steps=300, shipped_jobs=6)
+SHORT = JobSize(jobs=32, steps=60, shipped_jobs=0)
 
 
-def draw_jobs(random: Random, size: Size) -> list[dict[str, Any]]:
+def draw_jobs(random: Random, size: JobSize) -> list[dict[str, Any]]:
     """Return bodies of POST /v1/jobs, in random order."""
     tiny = [_job(random, "tiny", _COUNTS, size.steps) for _ in range(size.jobs)]
     shipped = [_job(random, "fashion-mnist-28", (1, 2, 8), 15) for _ in range(size.shipped_jobs)]

@@ -10,10 +10,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.chaos.clients import Outcome
-from tests.chaos.jobs import Size, draw_jobs, image_steps
+from tests.chaos.clients import ClientOutcome
+from tests.chaos.jobs import JobSize, draw_jobs, image_steps
 from tests.chaos.leftovers import keys_of_jobs, leftovers
-from tests.chaos.stage import Stage, on_stage
+from tests.chaos.stage import ChaosStage, on_stage
 from tests.chaos.storm import Storm
 from tests.chaos.verdict import Verdict
 from worker.jobs.shard_queue import LEASE_S
@@ -23,7 +23,7 @@ _SETTLES_WITHIN_S = 3 * LEASE_S
 
 
 def storm(
-    seed: int, size: Size, patience_s: float, folder: Path, say: Callable[[str], None]
+    seed: int, size: JobSize, patience_s: float, folder: Path, say: Callable[[str], None]
 ) -> Verdict:
     """Run the same jobs in peace and in a storm, and return the verdict.
 
@@ -62,7 +62,9 @@ def storm(
         )
 
 
-def _in_peace(stage: Stage, bodies: Sequence[dict[str, Any]]) -> tuple[list[Outcome], float]:
+def _in_peace(
+    stage: ChaosStage, bodies: Sequence[dict[str, Any]]
+) -> tuple[list[ClientOutcome], float]:
     began = time.monotonic()
     drawn = stage.clients.draw(bodies)
     stage.tend_until(lambda: _share_ended(drawn) == 1)
@@ -72,8 +74,8 @@ def _in_peace(stage: Stage, bodies: Sequence[dict[str, Any]]) -> tuple[list[Outc
 
 
 def _in_storm(
-    stage: Stage, bodies: Sequence[dict[str, Any]], dice: Random
-) -> tuple[list[Outcome], float, Storm]:
+    stage: ChaosStage, bodies: Sequence[dict[str, Any]], dice: Random
+) -> tuple[list[ClientOutcome], float, Storm]:
     began = time.monotonic()
     drawn = stage.clients.draw(bodies)
     weather = Storm(stage.fleet, dice, lambda: _share_ended(drawn), stage.say)
@@ -81,11 +83,11 @@ def _in_storm(
     return [future.result() for future in drawn], time.monotonic() - began, weather
 
 
-def _share_ended(drawn: Sequence[Future[Outcome]]) -> float:
+def _share_ended(drawn: Sequence[Future[ClientOutcome]]) -> float:
     return sum(future.done() for future in drawn) / len(drawn)
 
 
-def _left(stage: Stage, outcomes: Sequence[Outcome]) -> list[str]:
+def _left(stage: ChaosStage, outcomes: Sequence[ClientOutcome]) -> list[str]:
     """Return what is left in the store once all has settled, and once the jobs are deleted."""
     with suppress(TimeoutError):
         stage.fleet.tend_until(lambda: not leftovers(stage.redis), _SETTLES_WITHIN_S)
@@ -94,6 +96,6 @@ def _left(stage: Stage, outcomes: Sequence[Outcome]) -> list[str]:
     return left + keys_of_jobs(stage.redis, [outcome.job["id"] for outcome in outcomes])
 
 
-def _delete(stage: Stage, outcomes: Sequence[Outcome]) -> None:
+def _delete(stage: ChaosStage, outcomes: Sequence[ClientOutcome]) -> None:
     for outcome in outcomes:
         stage.clients.call("DELETE", outcome.job["links"]["self"])

@@ -18,7 +18,7 @@ from tests.support.folders import write_model
 
 
 @dataclass(frozen=True)
-class Stage:
+class ChaosStage:
     """The service and its clients.
 
     Attributes:
@@ -55,7 +55,7 @@ def on_stage(
     *,
     workers: int = 3,
     apis: int = 2,
-) -> Iterator[Stage]:
+) -> Iterator[ChaosStage]:
     """Yield a stage whose processes are started by the first `tend_until`, and end them at the end.
 
     Args:
@@ -72,7 +72,7 @@ def on_stage(
     clients = Clients([f"http://127.0.0.1:{port}" for port in ports])
     with Redis(unix_socket_path=str(socket_path)) as redis:
         try:
-            yield Stage(fleet, clients, redis, patience_s, say)
+            yield ChaosStage(fleet, clients, redis, patience_s, say)
         finally:
             clients.close()
             fleet.end()

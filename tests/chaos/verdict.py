@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.chaos.clients import Outcome
+from tests.chaos.clients import ClientOutcome
 from tests.chaos.storm import PLANNED
 
 TWICE_AT_MOST = 0.15
@@ -33,8 +33,8 @@ class Verdict:
     """
 
     seed: int
-    undisturbed: Sequence[Outcome]
-    stormy: Sequence[Outcome]
+    undisturbed: Sequence[ClientOutcome]
+    stormy: Sequence[ClientOutcome]
     happened: Counter[str]
     setbacks: Counter[str]
     needed: int

@@ -36,7 +36,7 @@ MADE_BY = {  # sampler, steps, variance, eta
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """On a busy machine threads that wait for each other take many times as long."""
+    """Compute with one thread. On a busy machine two would wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

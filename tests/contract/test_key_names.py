@@ -49,7 +49,7 @@ END = "the end"
 
 
 def plain(name: str) -> str:
-    """With placeholders for what differs from run to run, and for numbers."""
+    """Put placeholders where names differ from run to run, and for numbers."""
     name = re.sub(r"[0-9a-f]{64}", "<sha256>", name)
     name = re.sub(r"[0-9a-f]{32}", "<id>", name)
     return re.sub(r"\b([kp]?)\d+\b", r"\1<n>", name)
@@ -133,7 +133,7 @@ def working(redis: Redis, model: HeldModel, results_url: str) -> Iterator[None]:
         thread.join()
 
 
-class Service:
+class ContractService:
     """What a client and the test's hands do."""
 
     def __init__(self, api: httpx.Client) -> None:
@@ -165,10 +165,10 @@ class Service:
 
 
 @contextmanager
-def serving(settings: ApiSettings) -> Iterator[Service]:
+def serving(settings: ApiSettings) -> Iterator[ContractService]:
     wait = {"timeout": WITHIN_S}
     with serve(create_app(settings)) as url, httpx.Client(base_url=url, **wait) as client:
-        yield Service(client)
+        yield ContractService(client)
 
 
 @pytest.mark.parametrize("golden", ["keys.json", "keys-with-results-store.json"])

@@ -14,7 +14,7 @@ from tests.support.golden import assert_golden
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the service's settings, in the environment of the tests."""
+    """Clear the service's settings from the environment."""
     for name in [name for name in os.environ if name.startswith("DDPM_")]:
         monkeypatch.delenv(name)
 

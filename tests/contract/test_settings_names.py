@@ -20,7 +20,7 @@ OF_A_PARAMETER = (*NAMES, *KIND, "required")
 
 
 def described(settings: Any) -> dict[str, Any]:
-    """By environment variable what JSON Schema says of type, default and bounds."""
+    """Return what JSON Schema says of type, default and bounds, by environment variable."""
     prefix = settings.model_config["env_prefix"]
     fields = settings.model_json_schema()["properties"]
     return {f"{prefix}{name}".upper(): without_text(schema) for name, schema in fields.items()}

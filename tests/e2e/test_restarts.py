@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from tests.chaos.actors import Actor
-from tests.chaos.clients import Outcome
-from tests.chaos.stage import Stage, on_stage
+from tests.chaos.clients import ClientOutcome
+from tests.chaos.stage import ChaosStage, on_stage
 
 pytestmark = [
     pytest.mark.redis,
@@ -33,7 +33,7 @@ BODIES = [
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
+def stage() -> Iterator[ChaosStage]:
     with (
         tempfile.TemporaryDirectory(prefix="restart-") as folder,
         on_stage(Path(folder), ["tiny"], 200, workers=2, apis=1) as stage,
@@ -41,19 +41,19 @@ def stage() -> Iterator[Stage]:
         yield stage
 
 
-def draw(stage: Stage, run_once: Callable[[], None] = lambda: None) -> list[Outcome]:
+def draw(stage: ChaosStage, run_once: Callable[[], None] = lambda: None) -> list[ClientOutcome]:
     """Post the jobs, wait until they have ended, and return their outcomes."""
     futures = stage.clients.draw(BODIES)
     stage.tend_until(lambda: all(future.done() for future in futures), run_once)
     return [future.result() for future in futures]
 
 
-def chains_are_saved(stage: Stage) -> bool:
+def chains_are_saved(stage: ChaosStage) -> bool:
     return stage.fleet.store.alive and any(stage.redis.scan_iter("ddpm:job:*:chains"))
 
 
 def test_every_job_resumes_where_it_was_saved_after_all_processes_were_killed(
-    stage: Stage,
+    stage: ChaosStage,
 ) -> None:
     undisturbed = draw(stage)
     killed: list[Actor] = []
@@ -71,7 +71,7 @@ def test_every_job_resumes_where_it_was_saved_after_all_processes_were_killed(
     assert any("resume" in worker.log.read_text() for worker in stage.fleet.workers)
 
 
-class Poller(threading.Thread):
+class StatusPoller(threading.Thread):
     """A client that reads a job again and again.
 
     Attributes:
@@ -102,13 +102,13 @@ def fraction(body: dict[str, Any]) -> float:
 
 
 def test_pollers_see_progress_never_go_back_while_api_and_store_are_killed(
-    stage: Stage,
+    stage: ChaosStage,
 ) -> None:
     stage.clients.draw([{"model": "tiny", "count": 130, "steps": 1000}])
     stage.tend_until(lambda: chains_are_saved(stage))
     (chains,) = stage.redis.scan_iter("ddpm:job:*:chains")
     pollers = [
-        Poller(f"{stage.clients.urls[0]}/v1/jobs/{chains.decode().split(':')[2]}")
+        StatusPoller(f"{stage.clients.urls[0]}/v1/jobs/{chains.decode().split(':')[2]}")
         for _ in range(20)
     ]
     for poller in pollers:
@@ -126,7 +126,7 @@ def test_pollers_see_progress_never_go_back_while_api_and_store_are_killed(
     assert {status for poller in pollers for status, _ in poller.seen} <= {0, 200, 503}
 
 
-def wait_for_answers(stage: Stage, pollers: list[Poller]) -> None:
+def wait_for_answers(stage: ChaosStage, pollers: list[StatusPoller]) -> None:
     """Wait until each poller has a 200, not counting its next three polls."""
     before = [len(poller.seen) for poller in pollers]
 

@@ -1,4 +1,4 @@
-"""The repository's Markdown, as its readers follow it: links, anchors, and the shell commands that it shows."""
+"""The repository's Markdown as its readers follow it: links, anchors and shell commands."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _targets(token: Token) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors of a page's headings, as GitHub and MyST name them, and those that are written out."""
+    """Return the anchors of a page: those of its headings and those that are written out."""
     found: set[str] = set()
     tokens = _tokens(text)
     for opening, content in pairwise(tokens):
@@ -81,9 +81,12 @@ def _numbered(slug: str) -> Iterator[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Return the words of every command in the shell blocks of a page. What is not known of a word before it runs is `0`.
+    """Return the words of every command in the shell blocks of a page.
 
-    Variables that a page sets are filled in. Raises ValueError for a block that no shell could read.
+    Variables that a page sets are filled in. What is not known of a word before it runs is `0`.
+
+    Raises:
+        ValueError: No shell could read a block.
     """
     known: dict[str, str] = {}
     fences = [
@@ -130,7 +133,7 @@ def _commands(script: str, known: dict[str, str]) -> Iterator[list[str]]:
 
 
 def _without_what_comes_first(words: Sequence[str], known: dict[str, str]) -> list[str]:
-    """Drop keywords and assignments, of which the values are kept in `known`, and fill in variables."""
+    """Drop keywords and assignments, keep the values in `known`, and fill in variables."""
     words = list(words)
     while words:
         if assignment := _ASSIGNMENT.fullmatch(words[0]):

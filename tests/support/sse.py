@@ -20,7 +20,7 @@ class Event:
     data: dict[str, Any]
 
 
-class Reader:
+class StreamReader:
     """An open stream."""
 
     def __init__(self, response: httpx.Response) -> None:
@@ -51,14 +51,14 @@ class Reader:
 @contextmanager
 def read(
     http: httpx.Client, job: str, after: str | None = None, previews: Sequence[int] = ()
-) -> Iterator[Reader]:
+) -> Iterator[StreamReader]:
     """Stream the events of a job, from the beginning or behind the one with the id `after`."""
     headers = {"Last-Event-ID": after} if after else {}
     with http.stream(
         "GET", f"/v1/jobs/{job}/events", headers=headers, params={"preview": previews}
     ) as response:
         assert response.status_code == 200, response.read()
-        yield Reader(response)
+        yield StreamReader(response)
 
 
 def states_and_images(events: list[Event]) -> list[Any]:

@@ -22,7 +22,10 @@ SCHEMA = TrainingRecipe.model_json_schema()
 def keys(
     schema: dict[str, Any], prefix: str = "", given: dict[str, Any] | None = None
 ) -> Iterator[tuple[str, str, Any]]:
-    """Name, type and default of every key. `given` is what a section holds if the recipe leaves it out."""
+    """Return name, type and default of every key.
+
+    `given` is what a section holds if the recipe leaves it out.
+    """
     for name, field in schema["properties"].items():
         default = (given or {}).get(name, field.get("default"))
         kind = next(

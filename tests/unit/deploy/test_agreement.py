@@ -76,7 +76,7 @@ def test_every_worker_has_the_overlays_device_and_one_precision(
     assert str(settings.cache_dir) == "/cache"
 
 
-def test_what_is_written_to_is_a_volume(manifests: list[Manifest]) -> None:
+def test_folders_that_are_written_to_are_volumes(manifests: list[Manifest]) -> None:
     mounts = {
         name: {mount["mountPath"] for mount in container(workload)["volumeMounts"]}
         for name, workload in workloads(manifests).items()

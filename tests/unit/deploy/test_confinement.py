@@ -146,7 +146,7 @@ def test_the_api_is_reached_by_keda_and_by_labelled_namespaces_and_workers_by_no
     ]
 
 
-def test_the_api_and_the_workers_reach_store_dns_and_public_addresses_and_the_store_nobody(
+def test_api_and_workers_reach_store_dns_and_public_addresses_and_the_store_nobody(
     manifests: list[Manifest],
 ) -> None:
     opening = [p for p in of_kind(manifests, "NetworkPolicy") if p["spec"].get("egress")]

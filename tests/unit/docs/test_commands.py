@@ -142,7 +142,8 @@ def _not_of_compose(arguments: Sequence[str]) -> str | None:
         "DDPM_KEY=x ddpm sample --url http://gpu-box:8000 --count 16",
         "ddpm models",
         "python -m json.tool --help",
-        "curl -s http://127.0.0.1:8000/v1/jobs -H 'Content-Type: application/json' -d '{\"seed\": 7}'",
+        "curl -s http://127.0.0.1:8000/v1/jobs -H 'Content-Type: application/json' "
+        "-d '{\"seed\": 7}'",
         "curl -sX POST $url/v1/jobs/$id/cancel",
         'curl "http://localhost:8000/v1/jobs/$id/images/$i/preview?x=1" > a.png',
         "curl http://127.0.0.1:8000",
@@ -180,5 +181,6 @@ def test_commands_that_do_not_exist_are_found(command: str) -> None:
 
 
 def test_of_a_console_block_only_what_is_typed_is_a_command() -> None:
-    text = "```console\n$ make \\\n  serve\nmake sreve\n$ ddpm models  # lists them\n```\n```text\nmake sreve\n```\n"
+    console = "```console\n$ make \\\n  serve\nmake sreve\n$ ddpm models  # lists them\n```\n"
+    text = f"{console}```text\nmake sreve\n```\n"
     assert commands(text) == [["make", "serve"], ["ddpm", "models"]]

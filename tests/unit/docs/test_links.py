@@ -35,5 +35,6 @@ def test_anchors_are_those_of_github() -> None:
 
 
 def test_links_are_those_of_text_pictures_and_html() -> None:
-    text = '[a](b.md#c) ![d](e%20f.png) <img src="g.svg">\n\n| |\n|---|\n| [h](i.md) |\n\n```\n[j](k.md)\n```\n'
+    table = "| |\n|---|\n| [h](i.md) |"
+    text = f'[a](b.md#c) ![d](e%20f.png) <img src="g.svg">\n\n{table}\n\n```\n[j](k.md)\n```\n'
     assert links(text) == ["b.md#c", "e f.png", "g.svg", "i.md"]

@@ -40,5 +40,5 @@ def test_a_url_is_shown_without_passwords_and_tokens(url: str, shown: str) -> No
     ("url", "shown"),
     [("redis://me:secret", "redis://***"), ("me:secret@host", "***"), ("", "***")],
 )
-def test_what_may_be_no_url_is_shown_by_its_scheme_only(url: str, shown: str) -> None:
+def test_a_text_that_may_be_no_url_is_shown_by_its_scheme_only(url: str, shown: str) -> None:
     assert scheme_only(url) == shown

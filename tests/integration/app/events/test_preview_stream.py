@@ -17,12 +17,12 @@ from tests.support import sse
 from tests.support.problems import problem
 from tests.support.processes import eventually
 from tests.support.server import serve
-from tests.support.sse import Event, Reader
+from tests.support.sse import Event, StreamReader
 from tests.support.worker import IdleWorker, png_of
 from worker.jobs.keys import preview_key
 
 Post = Callable[..., dict[str, Any]]
-Read = Callable[..., AbstractContextManager[Reader]]
+Read = Callable[..., AbstractContextManager[StreamReader]]
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ from redis import Redis
 from tests.support import sse
 from tests.support.problems import problem
 from tests.support.server import serve
-from tests.support.sse import Reader, states_and_images
+from tests.support.sse import StreamReader, states_and_images
 from tests.support.worker import IdleWorker
 
 Post = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def read(api: httpx.Client) -> Callable[..., AbstractContextManager[Reader]]:
+def read(api: httpx.Client) -> Callable[..., AbstractContextManager[StreamReader]]:
     return partial(sse.read, api)
 
 
@@ -92,7 +92,7 @@ def test_a_job_that_is_cancelled_while_queued_never_ran(
 
 def test_a_job_whose_last_worker_is_lost_is_queued_again(
     redis: Redis,
-    read: Callable[..., AbstractContextManager[Reader]],
+    read: Callable[..., AbstractContextManager[StreamReader]],
     worker: IdleWorker,
     post: Post,
 ) -> None:

@@ -61,7 +61,7 @@ def waiting(found: dict[Sample, float], unit: str, model: str = "tiny") -> float
     return found.get(sample(f"ddpm_waiting_image_{unit}", model=model))
 
 
-def test_what_waits_for_a_model_is_told_in_the_seconds_of_one_worker(
+def test_waiting_work_of_a_model_is_given_in_seconds_of_one_worker(
     api: httpx.Client, redis: Redis, post: Callable[..., dict[str, Any]]
 ):
     IdleWorker(redis).announce(image_steps_per_s=200)

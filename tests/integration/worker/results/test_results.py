@@ -214,7 +214,10 @@ def test_images_past_their_time_are_410_and_their_objects_go(
     assert api.get(f"/v1/jobs/{job}/images/1").status_code == 200
     end_long_ago(redis, job)
     paths = ("images/0", "images/1/preview", "grid", "archive")
-    statuses = lambda: [api.get(f"/v1/jobs/{job}/{rest}").status_code for rest in paths]  # noqa: E731
+
+    def statuses() -> list[int]:
+        return [api.get(f"/v1/jobs/{job}/{rest}").status_code for rest in paths]
+
     assert statuses() == [410] * 4, "before a worker has removed anything"
     assert {image["state"] for image in api.get(f"/v1/jobs/{job}").json()["images"]} == {"expired"}
     clear(redis, store)

@@ -21,7 +21,7 @@ PAPER = Schedule.linear()
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class GaussianData:
     mu: float
     s2: float
 
@@ -44,15 +44,15 @@ class Gaussian:
         return self.s2 * (1 - alpha_bar) / (alpha_bar * self.s2 + 1 - alpha_bar)
 
 
-DATA = [Gaussian(0.3, 0.25), Gaussian(0.3, 1.0)]
+DATA = [GaussianData(0.3, 0.25), GaussianData(0.3, 1.0)]
 
 
 def marginals(
-    plan: Plan, schedule: Schedule, data: Gaussian, start: tuple[float, float]
+    plan: Plan, schedule: Schedule, data: GaussianData, start: tuple[float, float]
 ) -> list[tuple[float, float]]:
     """Compute mean and variance after each row, in float64.
 
-    (x, x_0_hat_previous) is a Gaussian pair, which the rows map affinely.
+    (x, x_0_hat_previous) is a GaussianData pair, which the rows map affinely.
     """
     mean = np.array([start[0], 0.0])
     cov = np.diag([start[1], 0.0])
@@ -67,16 +67,16 @@ def marginals(
     return seen
 
 
-def end(plan: Plan, data: Gaussian) -> tuple[float, float]:
+def end(plan: Plan, data: GaussianData) -> tuple[float, float]:
     return marginals(plan, PAPER, data, (0.0, 1.0))[-1]
 
 
-def analytic(K: int, data: Gaussian) -> Plan:
+def analytic(K: int, data: GaussianData) -> Plan:
     residual = data.residual_variance(PAPER.alpha_bar)
     return ddpm(PAPER, linspace_grid(K, 1000), "analytic", clip=False, residual_variance=residual)
 
 
-def plan_named(name: str, K: int, data: Gaussian) -> Plan:
+def plan_named(name: str, K: int, data: GaussianData) -> Plan:
     if name == "analytic":
         return analytic(K, data)
     if name.startswith("fixed"):
@@ -98,12 +98,12 @@ def plan_named(name: str, K: int, data: Gaussian) -> Plan:
     ],
 )
 def test_a_thousand_steps_end_at_the_known_mean_and_variance(s2, name, mean, variance):
-    data = Gaussian(0.3, s2)
+    data = GaussianData(0.3, s2)
     found = end(plan_named(name, 1000, data), data)
     assert found == pytest.approx((mean, variance), abs=1.2e-6)
 
 
-def by_equation_12(name: str, K: int, data: Gaussian) -> tuple[float, float]:
+def by_equation_12(name: str, K: int, data: GaussianData) -> tuple[float, float]:
     """Compute the end of the chain without a plan or a posterior.
 
     x' = sqrt(ab') x_0_hat + sqrt(1 - ab' - tilde^2) eps + sigma z
@@ -240,7 +240,7 @@ def order_of_convergence(sampler: str, Ks: tuple[int, ...]) -> float:
     betas from 1e-4 falls by half a unit in the last steps, however small these are.
     """
     beta = torch.cat([torch.tensor([0.2]), torch.full((20_000,), 3e-4)]).double()
-    data = Gaussian(0.3, 0.25)
+    data = GaussianData(0.3, 0.25)
     schedule = Schedule(beta)
     errors = []
     for K in Ks:
