@@ -92,13 +92,8 @@ def objects(url: str) -> list[str]:
 
 
 def clear(redis: Redis, store: ResultsStore) -> None:
-    """Remove what is due, as a worker does, without waiting for the next time."""
-    ResultsCleanup(redis, store, _NoWait()).run_once()
-
-
-class _NoWait(Event):
-    def wait(self, timeout: float | None = None) -> bool:
-        return True
+    """Remove what is due, as a worker does."""
+    ResultsCleanup(redis, store, Event()).run_once()
 
 
 def end_long_ago(redis: Redis, job: str) -> None:
