@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tests.support.folders import write_model
 from tests.support.networks import one_by_one
 from worker.calibration import tune as tune_module
 from worker.calibration.cache import CalibrationCache
-from worker.calibration.calibrate import Calibration, Clock
+from worker.calibration.calibrate import Calibration, Clock, calibrate
 from worker.calibration.tune import TunedNetwork, tune
 from worker.engine.pool import Pool
 from worker.jobs.domain import Precision
@@ -40,12 +41,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Precision]:
     """List the precisions that were calibrated. Nothing is computed: steps take `SECONDS`."""
     kinds: list[Precision] = []
 
-    def calibrate(pool: Pool, T: int, sizes: Sequence[int], clock: Clock) -> Calibration:
+    def recorded(pool: Pool, T: int, sizes: Sequence[int], clock: Clock) -> Calibration:
         kinds.append("fp32" if pool.network.features.dtype == torch.float32 else "bf16")
         return Calibration({1: SECONDS[kinds[-1]]}, threads=1)
 
     monkeypatch.setattr(tune_module, "precisions", lambda device: ("fp32", "bf16"))
-    monkeypatch.setattr(tune_module, "calibrate", calibrate)
+    monkeypatch.setattr(tune_module, "calibrate", recorded)
     monkeypatch.setattr(tune_module, "is_beaten", lambda pool, T, saved, clock: False)
     monkeypatch.setattr(Pool, "prepare", lambda pool, size: None)
     return kinds
@@ -173,8 +174,9 @@ def test_a_worker_whose_memory_holds_no_shard_does_not_start(tiny, measured, mon
 def test_a_saved_batch_size_that_does_not_fit_any_more_is_not_used(
     tiny, monkeypatch, tmp_path: Path
 ):
+    monkeypatch.setattr(tune_module, "calibrate", partial(calibrate, cores=1))
     cache = CalibrationCache(tmp_path)
-    first = tuned(tiny, "fp32", cache, capacity=256).calibration.batch_sizes
+    first = tuned(tiny, "fp32", cache, capacity=8).calibration.batch_sizes
     step = Pool.step
 
     def full(pool: Pool, columns: Tensor) -> None:
@@ -183,7 +185,7 @@ def test_a_saved_batch_size_that_does_not_fit_any_more_is_not_used(
         step(pool, columns)
 
     monkeypatch.setattr(Pool, "step", full)
-    fitting = tuned(tiny, "fp32", cache, capacity=256).calibration.batch_sizes
+    fitting = tuned(tiny, "fp32", cache, capacity=8).calibration.batch_sizes
     assert fitting == tuple(size for size in first if size <= 2)
     assert len(fitting) < len(first)
 
