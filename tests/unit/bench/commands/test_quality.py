@@ -65,7 +65,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadedMod
     before = torch.get_num_threads()
     write_model(tmp_path, "tiny")
     monkeypatch.setattr(
-        "worker.calibration.tune.calibrate", lambda *_: Calibration({2: 1.0}, threads=1)
+        "worker.calibration.tune.calibrate", lambda *_, **__: Calibration({2: 1.0}, threads=1)
     )
     yield LoadedModel(Catalog.read(tmp_path), "tiny", torch.device("cpu"), 4, "fp32")
     torch.set_num_threads(before)

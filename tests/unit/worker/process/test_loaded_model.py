@@ -36,7 +36,7 @@ def model(
     write_model(tmp_path, "tiny")
     monkeypatch.setattr(
         "worker.calibration.tune.calibrate",
-        lambda pool, T, sizes: Calibration({1: 1e-9}, threads=2, fewer=1, by_fewer={1: 2e-9}),
+        lambda *_, **__: Calibration({1: 1e-9}, threads=2, fewer=1, by_fewer={1: 2e-9}),
     )
     model = LoadedModel(Catalog.read(tmp_path), "tiny", torch.device("cpu"), 4, "fp32")
     network = model.engine.pool.network
