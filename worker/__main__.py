@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from redis import Redis
@@ -59,7 +60,8 @@ def main() -> int:
     except (CatalogError, BadCheckpoint, ValueError) as error:
         log.error("%s", error)
         return 1
-    worker = build(connect(str(settings.redis_url)), models, str(device), store)
+    redis = connect(str(settings.redis_url))
+    worker = build(redis, models, str(device), store, heartbeat_file=settings.heartbeat_file)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.request_stop())
     worker.run()
@@ -86,6 +88,7 @@ def build(
     store: ResultsStore,
     *,
     writer: JobWriter | None = None,
+    heartbeat_file: Path | None = None,
     clock: Callable[[], float] = time.monotonic,
     cpu_clock: Callable[[], float] = time.thread_time,
 ) -> WorkerLoop:
@@ -99,6 +102,7 @@ def build(
         device: the name of the device that they run on.
         store: where finished images lie.
         writer: takes the place of `JobWriter(redis, store)`.
+        heartbeat_file: is touched at every heartbeat.
         clock: the time in seconds, from any beginning.
         cpu_clock: seconds of processor time of the calling thread.
     """
@@ -121,7 +125,7 @@ def build(
         infos = {name: model.info for name, model in models.items()}
         return WorkerInfo(shards.name, device, infos, slowdown.slowed)
 
-    heartbeat = Heartbeat(redis, shards, messages, describe)
+    heartbeat = Heartbeat(redis, shards, messages, describe, heartbeat_file)
     tasks = [
         BackgroundTask("heartbeat", heartbeat.run_once, HEARTBEAT_EVERY_S),
         BackgroundTask("watchdog", watchdog.run_once, CHECK_EVERY_S),
