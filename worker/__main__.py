@@ -26,6 +26,7 @@ from worker.calibration.slowdown import Slowdown
 from worker.jobs.domain import Priority
 from worker.jobs.keys import queue_name
 from worker.jobs.reaper import REAP_EVERY_S, Reaper
+from worker.jobs.server_check import ClusterMode
 from worker.jobs.worker_registry import WorkerInfo
 from worker.process.background_threads import BackgroundTask, BackgroundThreads
 from worker.process.heartbeat import HEARTBEAT_EVERY_S, Heartbeat
@@ -64,7 +65,11 @@ def main() -> int:
     worker = build(redis, models, str(device), store, heartbeat_file=settings.heartbeat_file)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.request_stop())
-    worker.run()
+    try:
+        worker.run()
+    except ClusterMode as refused:
+        log.error("%s", refused)
+        return 1
     return 0
 
 
