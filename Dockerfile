@@ -58,6 +58,7 @@ ENV PATH=/opt/ddpm/bin:/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp \
     DDPM_HOST=0.0.0.0 \
+    DDPM_HEARTBEAT_FILE=/tmp/heartbeat \
     DDPM_MODELS_DIR=/models
 WORKDIR /tmp
 USER 10001:10001

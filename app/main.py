@@ -24,6 +24,7 @@ from app.jobs.images import JobImages
 from app.jobs.queries import JobQueries
 from app.operation import redis_client
 from app.operation.reaper import ReaperTask
+from app.operation.server_check import ServerCheck
 from app.problems import exception_handlers
 from app.problems.problems import Internal, problems
 from app.records.notifier import Notifier
@@ -100,6 +101,7 @@ def _assemble(state: State, settings: ApiSettings, webhook_secret: str) -> None:
     state.image_reader = ImageReader(state.redis, results_store)
     state.contact_sheets = ContactSheets(state.image_reader)
     state.reaper = ReaperTask(redis_client.connect_in_thread(redis_url))
+    state.server_check = ServerCheck(redis_client.connect_in_thread(redis_url))
     reach = Reach(settings.webhook_networks)
     state.delivery = Delivery(state.redis, Sender(reach), webhook_secret)
     state.queries = JobQueries(state.redis, state.notifier)
@@ -125,6 +127,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Run the background tasks while the app serves, and close what it has opened."""
     try:
         async with (
+            app.state.server_check.running(),
             app.state.notifier.running(),
             app.state.watcher.running(),
             app.state.reaper.running(),

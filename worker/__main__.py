@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from redis import Redis
@@ -25,6 +26,7 @@ from worker.calibration.slowdown import Slowdown
 from worker.jobs.domain import Priority
 from worker.jobs.keys import queue_name
 from worker.jobs.reaper import REAP_EVERY_S, Reaper
+from worker.jobs.server_check import ClusterMode
 from worker.jobs.worker_registry import WorkerInfo
 from worker.process.background_threads import BackgroundTask, BackgroundThreads
 from worker.process.heartbeat import HEARTBEAT_EVERY_S, Heartbeat
@@ -59,10 +61,15 @@ def main() -> int:
     except (CatalogError, BadCheckpoint, ValueError) as error:
         log.error("%s", error)
         return 1
-    worker = build(connect(str(settings.redis_url)), models, str(device), store)
+    redis = connect(str(settings.redis_url))
+    worker = build(redis, models, str(device), store, heartbeat_file=settings.heartbeat_file)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.request_stop())
-    worker.run()
+    try:
+        worker.run()
+    except ClusterMode as refused:
+        log.error("%s", refused)
+        return 1
     return 0
 
 
@@ -86,6 +93,7 @@ def build(
     store: ResultsStore,
     *,
     writer: JobWriter | None = None,
+    heartbeat_file: Path | None = None,
     clock: Callable[[], float] = time.monotonic,
     cpu_clock: Callable[[], float] = time.thread_time,
 ) -> WorkerLoop:
@@ -99,6 +107,7 @@ def build(
         device: the name of the device that they run on.
         store: where finished images lie.
         writer: takes the place of `JobWriter(redis, store)`.
+        heartbeat_file: is touched at every heartbeat.
         clock: the time in seconds, from any beginning.
         cpu_clock: seconds of processor time of the calling thread.
     """
@@ -121,7 +130,7 @@ def build(
         infos = {name: model.info for name, model in models.items()}
         return WorkerInfo(shards.name, device, infos, slowdown.slowed)
 
-    heartbeat = Heartbeat(redis, shards, messages, describe)
+    heartbeat = Heartbeat(redis, shards, messages, describe, heartbeat_file)
     tasks = [
         BackgroundTask("heartbeat", heartbeat.run_once, HEARTBEAT_EVERY_S),
         BackgroundTask("watchdog", watchdog.run_once, CHECK_EVERY_S),

@@ -69,6 +69,11 @@ class WorkerSettings(BaseSettings):
         ),
     )
 
+    heartbeat_file: Path | None = Field(
+        default=None,
+        description="File to touch at every heartbeat, for a health check; empty: none",
+    )
+
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

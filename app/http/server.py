@@ -9,6 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.http.connection import Connection
+from worker.jobs.server_check import ClusterMode
 
 
 class Server(uvicorn.Server):
@@ -24,6 +25,15 @@ class Server(uvicorn.Server):
         """Take the app, the protocol of its connections, and uvicorn's own options."""
         super().__init__(uvicorn.Config(app, http=connection, ws="none", **options))
         self._app = app
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, unless the job store cannot be used. The log says why, without a traceback."""
+        try:
+            await self._app.state.server_check.first()
+        except ClusterMode:
+            self.should_exit = True
+            return
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End streams and waits, let requests finish, and close all connections."""

@@ -25,7 +25,7 @@ _DURABLE = ("--save", "", "--appendonly", "yes")
 # A URL must have these characters quoted.
 _PASSWORD = "p@ss/word:with%all"
 # The rights that the service needs; docs/how-to/use-your-own-redis.md has the same line.
-USER_RULES = "~ddpm:* ~rq:* &ddpm:* +@all -@admin -@dangerous"
+USER_RULES = "~ddpm:* ~rq:* &ddpm:* +@all -@admin -@dangerous +info"
 
 
 class NoSuchServer(Exception):

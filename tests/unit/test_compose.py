@@ -62,6 +62,16 @@ def test_every_setting_in_the_compose_files_exists() -> None:
         assert set(services[service]["environment"]) <= known
 
 
+@pytest.mark.parametrize("name", [GPU, CPU])
+def test_a_worker_writes_its_heartbeat_where_its_health_check_reads_it(name: str) -> None:
+    worker = read(name)["services"]["worker"]
+    (file,) = re.findall(r"DDPM_HEARTBEAT_FILE=(\S+)", (ROOT / "Dockerfile").read_text())
+    assert worker["healthcheck"]["test"] == ["CMD", "python", "-m", "healthy", "worker"]
+    assert file.startswith("/tmp/"), "the one folder of a container that can be written"
+    assert worker["tmpfs"] == ["/tmp:size=64m,mode=1777"]
+    assert "DDPM_HEARTBEAT_FILE" not in worker["environment"]
+
+
 def test_the_page_on_containers_names_every_variable_that_compose_reads() -> None:
     text = (ROOT / CPU).read_text()
     passed_on = {

@@ -84,6 +84,18 @@ def memory_bytes(device: torch.device, cgroup: Path = CGROUP) -> int:
     return host_memory_bytes(cgroup)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether the device or the host had no memory for a tensor.
+
+    PyTorch has a class for the device's own memory only. Of pinned and of ordinary memory it says
+    the rest in words.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in words)
+
+
 def description(device: torch.device) -> str:
     """Name what times and bits depend on.
 

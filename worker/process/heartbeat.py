@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from redis import Redis
 
@@ -31,6 +32,7 @@ class Heartbeat:
         shards: ShardLeases,
         messages: MessageQueue,
         describe: Callable[[], WorkerInfo],
+        file: Path | None = None,
     ) -> None:
         """Make a heartbeat that has not beaten yet.
 
@@ -39,16 +41,18 @@ class Heartbeat:
             shards: whose leases are prolonged.
             messages: where lost leases are reported.
             describe: what the worker says of itself now.
+            file: is touched whenever Redis has taken a heartbeat. docker/healthy.py reads its age.
         """
         self._redis = redis
         self._shards = shards
         self._messages = messages
         self._describe = describe
+        self._file = file
         # Names of the workers that this one was compared with.
         self._compared: set[str] = set()
 
     def run_once(self) -> None:
-        """Prolong all leases, report the lost ones, and announce the worker.
+        """Prolong all leases, report the lost ones, announce the worker, and touch its file.
 
         Raises:
             RedisError: Redis did not answer, or refused.
@@ -56,6 +60,7 @@ class Heartbeat:
         for lease in self._shards.heartbeat():
             self._messages.put(LeaseLost(lease))
         self.announce()
+        self._touch()
 
     def announce(self) -> None:
         """Publish what the worker says of itself, and compare it with what the others say.
@@ -76,6 +81,21 @@ class Heartbeat:
             RedisError: Redis did not answer, or refused.
         """
         self._redis.hdel(WORKERS, self._shards.name)
+
+    def _touch(self) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.touch()
+        # The health check then fails, and this line says why.
+        except OSError as error:
+            log.warning(
+                "DDPM_HEARTBEAT_FILE=%s cannot be written (%s), so a health check that reads it "
+                "fails; name a file in a folder that the worker may write",
+                self._file,
+                error.strerror,
+            )
+            self._file = None
 
     def _compare(self, info: WorkerInfo, others: Iterable[WorkerInfo]) -> None:
         """Warn once of each other worker from which one seed gets other bytes."""

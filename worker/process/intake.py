@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -16,13 +17,18 @@ from worker.process.load import WorkerLoad, wanted_classes
 from worker.process.loaded_model import LoadedModel
 from worker.process.messages import JobEnded, MessageQueue, ShardTaken
 from worker.process.previews import PreviewSender
-from worker.process.shard_leases import BadShard, Lease, OwnerLimit, ShardLeases
+from worker.process.shard_leases import BadShard, ForeignShard, Lease, OwnerLimit, ShardLeases
 from worker.results.store import StoreFault
 
 log = logging.getLogger(__name__)
 # How long a published change may go unnoticed if the listener missed it.
 POLL_EVERY_S = 0.5
 SAVED_WITHIN_S = 30.0
+# How long a queue is not asked when all that waits in it is for workers of another version.
+FOREIGN_PAUSE_S = 10.0
+FOREIGN_WARNING_EVERY_S = 60.0
+# Shards of another version that are put back before the pause, at most.
+_MOST_FOREIGN = 1000
 
 
 class Intake:
@@ -30,6 +36,10 @@ class Intake:
 
     It takes a suspect alone: the next shard waits until the suspect has passed the point where
     workers were lost.
+
+    While a fleet is upgraded, the queue holds shards that only newer workers can read. The intake
+    puts them at the back. When it meets one again, the whole queue has passed, and it leaves that
+    queue to the others for a while.
     """
 
     def __init__(
@@ -72,6 +82,11 @@ class Intake:
         self._unread_since: float | None = None
         # The shard that is not handed on yet. Its lease is prolonged, so no other worker takes it.
         self._taken: Lease | None = None
+        # By queue: the shards of another version that were met since its last pause.
+        self._foreign: dict[str, set[str]] = {}
+        # By queue: when it is asked again.
+        self._paused_until: dict[str, float] = {}
+        self._warned_at = -math.inf
 
     def run_once(self) -> None:
         """Take one shard and hand it on, or wait a moment for one.
@@ -94,7 +109,8 @@ class Intake:
         """Return the queues to take a shard of, each with its limit for one owner's shards."""
         if self._is_held_back() or self._load.suspect:
             return {}
-        return {
+        now = self._clock()
+        wanted = {
             queue_name(priority, name): limit
             for name, model in self._models.items()
             for priority, limit in wanted_classes(
@@ -104,11 +120,19 @@ class Intake:
                 model.low_water,
             ).items()
         }
+        return {
+            name: limit
+            for name, limit in wanted.items()
+            if now >= self._paused_until.get(name, -math.inf)
+        }
 
     def _take(self) -> Lease | None:
         wanted = self.wanted()
         try:
             return self._shards.take(wanted, self._load.interactive_by_owner(), wanted)
+        except ForeignShard as foreign:
+            foreign.put_back()
+            self._note_foreign(foreign.shard_id, foreign.queue_name)
         except BadShard as bad:
             message = (
                 "the job was written by another version of the service than the worker's; "
@@ -116,11 +140,32 @@ class Intake:
             )
             self._writer.fail(job_of(bad.shard_id), "unknown_version", message)
             bad.discard()
-            return None
+        return None
+
+    def _note_foreign(self, shard_id: str, queue: str) -> None:
+        """Pause the queue if the shard was met before, and so all of the queue has been."""
+        now = self._clock()
+        met = self._foreign.setdefault(queue, set())
+        if shard_id in met or len(met) >= _MOST_FOREIGN:
+            met.clear()
+            self._paused_until[queue] = now + FOREIGN_PAUSE_S
+        else:
+            met.add(shard_id)
+        if now - self._warned_at >= FOREIGN_WARNING_EVERY_S:
+            self._warned_at = now
+            log.warning(
+                "shard %s was written by another version of the service; it waits for a worker of "
+                "that version; install one version everywhere",
+                shard_id,
+            )
 
     def _hand_on(self, lease: Lease) -> None:
         # The lease may have been lost while Redis was away.
         if not self._shards.holds(lease):
+            return
+        if not self._models[lease.shard.recipe.model].knows(lease.shard.recipe):
+            self._shards.give_back(lease, "back")
+            self._note_foreign(lease.shard.id, lease.queue.name)
             return
         if not self._writer.start(lease.shard, lease.attempt, lease.fence):
             self._shards.finish(lease)

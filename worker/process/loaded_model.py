@@ -8,7 +8,7 @@ import time
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -165,6 +165,10 @@ class LoadedModel:
     def chain_bytes(self) -> int:
         """Bytes of x and x_0_hat of one chain."""
         return 2 * self.engine.pool.x[0].nbytes
+
+    def knows(self, recipe: Recipe) -> bool:
+        """Tell whether this version of the service has the recipe's sampler and variance."""
+        return recipe.sampler in get_args(Sampler) and recipe.variance in get_args(Variance)
 
     def admit(self, shard: Shard, indices: list[int], saved: bytes | None) -> None:
         """Submit the shard's images to the engine, each from where it was saved.

@@ -17,6 +17,7 @@ from torch import Tensor
 from worker.calibration.slowdown import Slowdown
 from worker.engine.chain import Finished
 from worker.engine.model_scheduler import ModelScheduler
+from worker.jobs.server_check import check_server
 from worker.process.active_shard import ActiveShard
 from worker.process.background_threads import BackgroundTask, BackgroundThreads
 from worker.process.heartbeat import Heartbeat
@@ -112,10 +113,12 @@ class WorkerLoop:
         """Serve until a stop is requested, and give the shards back.
 
         Raises:
+            ClusterMode: the job store is a node of a cluster.
             Exception: what made a step or a thread fail. The shards have been given back then, but
                 those that may be at fault count a loss.
         """
         threads, name = self.parts.threads, self.parts.shards.name
+        threads.with_retry("start", lambda: check_server(self.parts.shards.connection))
         threads.with_retry("start", self.parts.shards.heartbeat)
         for task in self.parts.tasks:
             threads.start(task)

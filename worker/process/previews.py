@@ -14,10 +14,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-import torch
 from redis import Redis
 
 from models.diffusion.sampling import to_bytes
+from worker.backends.host import is_out_of_memory
 from worker.engine.chain import Preview
 from worker.jobs.keys import PREVIEW_LIVES_MS, preview_key
 from worker.process.active_shard import ActiveShard
@@ -105,8 +105,10 @@ class PreviewSender:
             self.ask(shard.lease.shard.job, index)
         try:
             self._copies = _copied(here[:most])
-        # A preview is worth no chain.
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            # A preview is worth no chain.
+            if not is_out_of_memory(error):
+                raise
             log.warning("there is no memory left on the device to show %d images", most)
         if self._copies:
             self._work.set()

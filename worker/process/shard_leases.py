@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 from uuid import uuid4
@@ -96,17 +96,31 @@ class Lease:
 
 
 class BadShard(Exception):
-    """The queue held something that is no shard of this version.
+    """The queue held something that this worker cannot read.
 
     Attributes:
         shard_id: its id, which names the job.
+        queue_name: the queue that it came from.
         discard: removes it from Redis. Call this when the job has been failed.
+        put_back: puts it at the back of its queue.
     """
 
-    def __init__(self, shard_id: str, discard: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        shard_id: str,
+        queue_name: str,
+        discard: Callable[[], object],
+        put_back: Callable[[], object],
+    ) -> None:
         super().__init__(shard_id)
         self.shard_id = shard_id
+        self.queue_name = queue_name
         self.discard = discard
+        self.put_back = put_back
+
+
+class ForeignShard(BadShard):
+    """The shard is sound, but has the fields of another version of the service."""
 
 
 class _RqWorker(BaseWorker):
@@ -185,7 +199,8 @@ class ShardLeases:
             The lease; None if there is no such shard.
 
         Raises:
-            BadShard: what was taken is no shard of this version.
+            ForeignShard: what was taken is a shard of another version.
+            BadShard: what was taken is no shard at all.
         """
         wanted = [queue for queue in self.queues if queue.name in queue_names]
         if not (wanted or self._asking):
@@ -227,15 +242,15 @@ class ShardLeases:
         """
         return self._end(lease, "delete")
 
-    def give_back(self, lease: Lease) -> bool:
-        """Put the shard at the front of its queue for another worker.
+    def give_back(self, lease: Lease, end: Literal["front", "back"] = "front") -> bool:
+        """Put the shard into its queue for another worker, at the front unless `end` is "back".
 
         A withdrawn shard is deleted instead.
 
         Returns:
             False if the shard had been taken from us; then nothing was done.
         """
-        return self._end(lease, "front")
+        return self._end(lease, end)
 
     def abandon(self, leases: Iterable[Lease] | None, reason: str) -> None:
         """Count this worker as lost, without waiting for the leases to lapse.
@@ -291,8 +306,10 @@ class ShardLeases:
 
     def close(self) -> None:
         """Give everything back, also what an unanswered take got, and sign off."""
-        with suppress(BadShard):
+        try:
             self.take([])
+        except BadShard as bad:
+            bad.put_back()
         # The last taken is pushed first, so that the queue keeps their order.
         for lease in reversed(self.leases):
             self.give_back(lease)
@@ -306,17 +323,20 @@ class ShardLeases:
             lease = Lease(
                 Shard.from_json(job.kwargs), job, queue, execution, int(fields.get(b"reached", 0))
             )
-        except (DeserializationError, KeyError, TypeError, ValueError):
-            log.exception("%s in %s is no shard of this version", execution.job_id, queue.name)
-            started_key = StartedJobRegistry(queue=queue).key
-            raise BadShard(
-                execution.job_id, lambda: self._fence(started_key, job, queue, execution, "delete")
+        except (DeserializationError, KeyError, TypeError, ValueError) as error:
+            end = partial(self._fence, StartedJobRegistry(queue=queue).key, job, queue, execution)
+            # `Shard.from_json` raises these two; RQ has read the job by then.
+            kind = ForeignShard if isinstance(error, KeyError | TypeError) else BadShard
+            if kind is BadShard:
+                log.exception("%s in %s is no shard", execution.job_id, queue.name)
+            raise kind(
+                execution.job_id, queue.name, partial(end, "delete"), partial(end, "back")
             ) from None
         with self._lock:
             self._leases[execution.id] = lease
         return lease
 
-    def _end(self, lease: Lease, mode: Literal["delete", "front"]) -> bool:
+    def _end(self, lease: Lease, mode: Literal["delete", "front", "back"]) -> bool:
         with self._lock:
             self._leases.pop(lease.execution.id, None)
         return self._fence(lease.started_key, lease.job, lease.queue, lease.execution, mode)

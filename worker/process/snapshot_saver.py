@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from worker.backends.host import is_out_of_memory
 from worker.engine.chain import Snapshot
 from worker.engine.snapshot_codec import pack
 from worker.process.active_shard import ActiveShard
@@ -20,6 +21,7 @@ from worker.process.job_writer import JobWriter
 from worker.process.loaded_model import LoadedModel
 from worker.process.messages import JobEnded, MessageQueue
 from worker.process.shard_leases import ShardLeases
+from worker.redaction import client_reason
 
 log = logging.getLogger(__name__)
 # What a kill costs, at most.
@@ -29,7 +31,7 @@ SUSPECT_EVERY_S = 0.2
 POLL_EVERY_S = 0.1
 # At most this part of the loop's time: a copy that took long delays the next one.
 TIME_SHARE = 0.01
-# Bytes that are copied together, unless one shard is larger.
+# Bytes that are copied together; at least one chain.
 COPY_BYTES = 64 * 1024 * 1024
 # Redis takes 5 ms for a megabyte and serves nobody meanwhile, so large chains are saved less often.
 REDIS_BYTES_PER_S = 10e6
@@ -54,7 +56,8 @@ class SnapshotSaver:
     """Copies chains when they are due, and sends the copies.
 
     `save` never waits for a store. While copies wait to be sent no others are made, so that memory
-    is bounded.
+    is bounded. If there is no memory for a copy, it is skipped, and from then on half as much is
+    copied together.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class SnapshotSaver:
         *,
         time_share: float = TIME_SHARE,
         redis_bytes_per_s: float = REDIS_BYTES_PER_S,
+        copy_bytes: int = COPY_BYTES,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
@@ -76,6 +80,7 @@ class SnapshotSaver:
             messages: where ended jobs are reported.
             time_share: part of the loop's time that copies may take.
             redis_bytes_per_s: packed chains that may be sent to Redis, in bytes a second.
+            copy_bytes: bytes that are copied together; at least one chain.
             clock: the time in seconds, from any beginning.
             cpu_clock: seconds of processor time of the calling thread. It measures what a copy
                 costs, because on a busy machine a copy is interrupted.
@@ -85,6 +90,9 @@ class SnapshotSaver:
         self._messages = messages
         self._time_share = time_share
         self._redis_bytes_per_s = redis_bytes_per_s
+        self._copy_bytes = copy_bytes
+        # No copy has been made since the log spoke of memory.
+        self._warned = False
         self._clock = clock
         self._cpu_clock = cpu_clock
         self._copies: Sequence[ShardCopy] = ()
@@ -97,6 +105,11 @@ class SnapshotSaver:
         """The copies that wait to be sent."""
         return self._copies
 
+    @property
+    def copy_bytes(self) -> int:
+        """Bytes that are copied together now."""
+        return self._copy_bytes
+
     def due(self, active: Iterable[ActiveShard]) -> list[ActiveShard]:
         """Return the shards to save now, those with the oldest copy first.
 
@@ -107,15 +120,17 @@ class SnapshotSaver:
         if self._copies or now < self._not_before:
             return []
         self._not_before = now + POLL_EVERY_S
-        return list(_first_bytes(s for s in _oldest_copy_first(active) if _is_due(s, now)))
+        due = (s for s in _oldest_copy_first(active) if _is_due(s, now))
+        return list(_first_bytes(due, self._copy_bytes))
 
     def save(self, shards: Sequence[ActiveShard]) -> None:
         """Copy the chains of the shards, and have them sent.
 
-        None of the chains may be leaving its engine.
+        None of the chains may be leaving its engine. Without memory nothing is copied; the shards
+        are due again later.
         """
         began, cpu_began = self._clock(), self._cpu_clock()
-        self._copies = _copied(shards, began)
+        self._copies = self._copied(shards, began) or ()
         cost_s = self._cpu_clock() - cpu_began
         self._not_before = max(self._not_before, began + cost_s / self._time_share)
         self._work.set()
@@ -140,6 +155,7 @@ class SnapshotSaver:
             within_s: seconds after which no more copies are made.
 
         Raises:
+            MemoryError: there is no memory for a copy of one chain.
             RedisError: Redis did not answer, or refused.
             StoreFault: the results store did not take large chains.
         """
@@ -148,9 +164,14 @@ class SnapshotSaver:
         if self._sending.acquire(timeout=within_s):
             try:
                 while left and self._clock() < until:
-                    batch = list(_first_bytes(left))
+                    batch = list(_first_bytes(left, self._copy_bytes))
+                    copies = self._copied(batch, self._clock())
+                    if copies is None:
+                        if self._copy_bytes > 1:
+                            continue
+                        raise MemoryError("there is no memory for a copy of one chain")
                     left = left[len(batch) :]
-                    self._copies = _copied(batch, self._clock())
+                    self._copies = copies
                     self._send()
             finally:
                 self._sending.release()
@@ -160,6 +181,27 @@ class SnapshotSaver:
                 "again",
                 len(left),
             )
+
+    def _copied(self, shards: Sequence[ActiveShard], now: float) -> list[ShardCopy] | None:
+        """Copy the shards' chains; None if there is no memory for that."""
+        try:
+            copies = _copied(shards, now, self._copy_bytes)
+        except Exception as error:
+            # A snapshot is worth no worker.
+            if not is_out_of_memory(error):
+                raise
+            self._copy_bytes = max(1, self._copy_bytes // 2)
+            if not self._warned:
+                log.warning(
+                    "there is no memory to copy the chains of %d shards for a save (%s); it is "
+                    "tried again with half as many at once; a smaller DDPM_POOL_IMAGES leaves more",
+                    len(shards),
+                    client_reason(error),
+                )
+            self._warned = True
+            return None
+        self._warned = False
+        return copies
 
     def _send(self) -> None:
         try:
@@ -199,17 +241,17 @@ def _is_due(shard: ActiveShard, now: float) -> bool:
     return shard.progress()[1] > shard.saved_steps
 
 
-def _first_bytes(shards: Iterable[ActiveShard]) -> Iterator[ActiveShard]:
+def _first_bytes(shards: Iterable[ActiveShard], most_bytes: int) -> Iterator[ActiveShard]:
     """Yield as many shards as may be copied together; at least one."""
     size_bytes = 0
     for shard in shards:
         yield shard
         size_bytes += len(shard.left) * shard.model.chain_bytes
-        if size_bytes >= COPY_BYTES:
+        if size_bytes >= most_bytes:
             return
 
 
-def _copied(shards: Sequence[ActiveShard], now: float) -> list[ShardCopy]:
+def _copied(shards: Sequence[ActiveShard], now: float, most_bytes: int) -> list[ShardCopy]:
     """Copy all chains of a model together.
 
     Otherwise a thousand shards of one image each would take a thousand copies.
@@ -218,12 +260,23 @@ def _copied(shards: Sequence[ActiveShard], now: float) -> list[ShardCopy]:
     for shard in shards:
         shard.copied_at = now
         by_model[shard.model].append(shard)
-    return [copy for model, of_model in by_model.items() for copy in _copied_of(model, of_model)]
+    return [
+        copy
+        for model, of_model in by_model.items()
+        for copy in _copied_of(model, of_model, most_bytes)
+    ]
 
 
-def _copied_of(model: LoadedModel, shards: Sequence[ActiveShard]) -> Iterator[ShardCopy]:
+def _copied_of(
+    model: LoadedModel, shards: Sequence[ActiveShard], most_bytes: int
+) -> Iterator[ShardCopy]:
     chains = [chain for shard in shards for chain in shard.chains()]
-    snapshots = iter(model.engine.snapshot(chains))
+    at_once = max(1, most_bytes // model.chain_bytes)
+    snapshots = (
+        snapshot
+        for first in range(0, len(chains), at_once)
+        for snapshot in model.engine.snapshot(chains[first : first + at_once])
+    )
     for shard in shards:
         # A chain whose image could not leave the engine has no row left to take. It is computed
         # again, and is no other chain's loss.

@@ -6,15 +6,15 @@ Each is a process that exits with 0, or says why not.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from tests.support.processes import ROOT
-from tests.support.worker import IdleWorker
+from worker.jobs.shard_queue import LEASE_S
 
 
 def complaint(process: str, **settings: str) -> str:
@@ -38,17 +38,29 @@ def test_an_api_is_asked_without_the_proxy_that_docker_hands_to_containers(url: 
 
 
 @pytest.mark.parametrize(
-    ("host", "lives_s", "expected"),
-    [
-        (socket.gethostname(), 60, ""),
-        ("elsewhere", 60, "not heard of"),
-        (socket.gethostname(), -1, "not heard of"),
-    ],
-    ids=["here", "elsewhere", "gone"],
+    ("age_s", "expected"),
+    [(0, ""), (LEASE_S - 5, ""), (LEASE_S + 0.1, "not heard of"), (-3600, "not heard of")],
+    ids=["now", "within its lease", "gone", "clock set back"],
 )
-def test_a_worker_is_healthy_if_it_runs_here_and_has_been_heard_of(
-    redis: Redis, valkey_url: str, worker: IdleWorker, host: str, lives_s: float, expected: str
+def test_a_worker_is_healthy_for_a_lease_after_its_last_heartbeat(
+    tmp_path: Path, age_s: float, expected: str
 ) -> None:
-    worker.announce(lives_s=lives_s)
-    redis.hset("rq:worker:worker-1", "hostname", host)
-    assert complaint("worker", DDPM_REDIS_URL=valkey_url) == expected
+    file = tmp_path / "heartbeat"
+    file.touch()
+    at = time.time() - age_s
+    os.utime(file, (at, at))
+    assert complaint("worker", DDPM_HEARTBEAT_FILE=str(file)) == expected
+
+
+def test_a_worker_is_not_healthy_before_its_first_heartbeat(tmp_path: Path) -> None:
+    missing = str(tmp_path / "heartbeat")
+    assert complaint("worker", DDPM_HEARTBEAT_FILE=missing).startswith("FileNotFoundError")
+
+
+def test_a_workers_check_imports_nothing_but_the_standard_library(tmp_path: Path) -> None:
+    """It runs every ten seconds; redis and pydantic cost a second of processor each time."""
+    file = tmp_path / "heartbeat"
+    file.touch()
+    command = [sys.executable, "-I", "-S", str(ROOT / "docker" / "healthy.py"), "worker"]
+    environment = {"DDPM_HEARTBEAT_FILE": str(file)}
+    assert subprocess.run(command, env=environment).returncode == 0

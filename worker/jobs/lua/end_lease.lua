@@ -1,4 +1,4 @@
--- Ends the lease of a shard: deletes the shard, or puts it back at the front of its queue.
+-- Ends the lease of a shard: deletes the shard, or puts it back into its queue.
 -- A shard that was withdrawn is deleted in either case.
 --
 -- KEYS:
@@ -11,7 +11,7 @@
 -- ARGV:
 --   member: the execution in `started` and `executions`
 --   id: of the shard
---   mode: 'front' to put it back, 'delete' to delete it
+--   mode: 'front' or 'back' to put it there in its queue, 'delete' to delete it
 --   shard_prefix: of the keys of shards
 --   record_prefix: of the keys of jobs' records
 -- RESULT:
@@ -26,9 +26,9 @@ if not call('ZSCORE', started, member) then return 0 end
 call('ZREM', started, member)
 call('DEL', index, execution)
 call('SREM', executions, member)
-if mode == 'front' and call('HGET', shard, 'status') == 'started' then
+if mode ~= 'delete' and call('HGET', shard, 'status') == 'started' then
   call('HSET', shard, 'status', 'queued', 'started_at', '', 'worker_name', '')
-  call('LPUSH', waiting, id)
+  call(mode == 'front' and 'LPUSH' or 'RPUSH', waiting, id)
 else
   call('DEL', shard)
 end

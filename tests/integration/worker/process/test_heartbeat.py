@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
 from redis import Redis
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import ConnectionError, OutOfMemoryError
 
 from tests.support.shards import QUEUES, post, shard
 from tests.support.worker import publish_info
@@ -72,6 +74,30 @@ def test_the_servers_clock_decides_whether_a_worker_lives(
             patch.setattr(time, "time", lambda now=now: now)
             heartbeat.run_once()
         assert parse_workers(living(redis)) == [info("mine"), info("other")]
+
+
+def test_a_heartbeat_touches_its_file_only_when_redis_has_taken_it(
+    redis: Redis, shards: ShardLeases, tmp_path: Path
+) -> None:
+    file = tmp_path / "heartbeat"
+    Heartbeat(redis, shards, MessageQueue(), lambda: info("mine"), file).run_once()
+    os.utime(file, (0, 0))
+    away = Redis(port=9)
+    lost = Heartbeat(away, ShardLeases(away, QUEUES), MessageQueue(), lambda: info("mine"), file)
+    with pytest.raises(ConnectionError):
+        lost.run_once()
+    assert file.stat().st_mtime == 0
+
+
+def test_a_heartbeats_file_that_cannot_be_written_is_named_once_in_the_log(
+    redis: Redis, shards: ShardLeases, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "missing" / "heartbeat"
+    heartbeat = Heartbeat(redis, shards, MessageQueue(), lambda: info("mine"), file)
+    for _ in range(2):
+        heartbeat.run_once()
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert f"DDPM_HEARTBEAT_FILE={file} cannot be written" in warning
 
 
 def test_a_worker_stays_known_while_the_server_is_full(redis: Redis, heartbeat: Heartbeat) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import TimeoutError
 
 from tests.support.clock import SimulatedClock
+from tests.support.jobs import state_of
 from tests.support.loaded import load_tiny
-from tests.support.parts import build_worker, post, raising
-from worker.jobs.domain import Priority
-from worker.process.intake import Intake
+from tests.support.parts import build_worker, post, raising, run_to_the_end, take
+from worker.jobs.domain import Priority, Shard
+from worker.jobs.keys import queue_name
+from worker.process.intake import FOREIGN_PAUSE_S, Intake
 from worker.process.loaded_model import LoadedModel
 from worker.process.loop import WorkerLoop
 from worker.results.store import StoreFault
@@ -79,6 +84,100 @@ def test_a_worker_takes_no_more_of_a_big_job_than_it_can_soon_run(redis, model, 
     held = worker.parts.load.images("tiny", Priority.BULK)
     assert model.low_water <= held < model.low_water + 64
     assert redis.llen("rq:queue:bulk:tiny") >= 12
+
+
+def make_foreign(redis: Redis, shard: Shard) -> dict[bytes, bytes]:
+    """Give the shard fields of tomorrow; return RQ's hash as it was."""
+    before = redis.hgetall(f"rq:job:{shard.id}")
+    fields = shard.to_json() | {"tomorrow": 1}
+    data = json.dumps(["worker.sample", None, [], fields]).encode()
+    redis.hset(f"rq:job:{shard.id}", "data", zlib.compress(data))
+    return before
+
+
+def test_a_shard_of_another_version_is_left_to_a_worker_that_can_read_it(
+    redis, model, worker, caplog
+):
+    shard = post(redis, model, steps=2)
+    readable = make_foreign(redis, shard)
+    intake = intake_of(worker)
+    for _ in range(5):
+        intake.run_once()
+    assert state_of(redis, shard.job) == "queued"
+    assert redis.lrange(f"rq:queue:{shard.queue}", 0, -1) == [shard.id.encode()]
+    assert redis.hget(f"rq:job:{shard.id}", "retries_left") == readable[b"retries_left"]
+    assert not worker.parts.shards.leases
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert f"shard {shard.id} was written by another version" in warning
+    redis.hset(f"rq:job:{shard.id}", mapping={b"data": readable[b"data"]})
+    newer = build_worker(redis, model)
+    take(newer)
+    run_to_the_end(newer)
+    assert state_of(redis, shard.job) == "finished"
+
+
+def test_shards_of_another_version_hold_up_no_other_and_are_not_taken_all_the_time(
+    redis, model, worker, monkeypatch
+):
+    clock = SimulatedClock()
+    for number in range(3):
+        make_foreign(redis, post(redis, model, job=f"foreign{number}"))
+    post(redis, model, job="ours")
+    takes = []
+    take_shard = worker.parts.shards.take
+    monkeypatch.setattr(
+        worker.parts.shards,
+        "take",
+        lambda wanted, *rest: takes.append(wanted) or take_shard(wanted, *rest),
+    )
+    intake = intake_of(worker, clock=clock)
+    for _ in range(20):
+        intake.run_once()
+    assert taken(worker) == ["ours-0"]
+    interactive = queue_name("interactive", "tiny")
+    # Three foreign shards, ours, and the first foreign one again.
+    assert sum(interactive in wanted for wanted in takes) == 5
+    assert interactive not in intake.wanted()
+    clock.pass_s(FOREIGN_PAUSE_S)
+    assert interactive in intake.wanted()
+    post(redis, model, job="ours-too")
+    for _ in range(5):
+        intake.run_once()
+    assert taken(worker) == ["ours-too-0"]
+    waiting = redis.lrange(f"rq:queue:{interactive}", 0, -1)
+    assert sorted(waiting) == [b"foreign0-0", b"foreign1-0", b"foreign2-0"]
+
+
+def test_a_sampler_of_tomorrow_is_left_to_a_worker_that_has_it(redis, model, worker):
+    shard = post(redis, model, sampler="euler")
+    intake = intake_of(worker)
+    for _ in range(5):
+        intake.run_once()
+    assert worker.parts.messages.empty()
+    assert state_of(redis, shard.job) == "queued"
+    assert redis.lrange(f"rq:queue:{shard.queue}", 0, -1) == [shard.id.encode()]
+
+
+def test_a_worker_that_stops_gives_back_what_it_cannot_read(redis, model, worker, monkeypatch):
+    shard = post(redis, model)
+    make_foreign(redis, shard)
+    client, called = redis.__class__, []
+    execute = client.execute_command
+
+    def lose_answer(self, *command, **options):
+        answer = execute(self, *command, **options)
+        if command[0].startswith("EVAL") and not called:
+            called.append(command)
+            raise TimeoutError("no answer")
+        return answer
+
+    with monkeypatch.context() as lost:
+        lost.setattr(client, "execute_command", lose_answer)
+        with pytest.raises(TimeoutError):
+            worker.parts.shards.take([shard.queue])
+    assert not redis.llen(f"rq:queue:{shard.queue}")
+    worker.parts.shards.close()
+    assert redis.lrange(f"rq:queue:{shard.queue}", 0, -1) == [shard.id.encode()]
 
 
 def test_nothing_is_wanted_while_results_wait_to_be_sent(worker):

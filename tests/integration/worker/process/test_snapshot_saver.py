@@ -203,6 +203,67 @@ def test_chains_that_cannot_be_saved_at_the_end_keep_back_no_picture_and_no_shar
     assert state_of(redis, shard.job) == "queued"
 
 
+def full_device(model: LoadedModel, monkeypatch: pytest.MonkeyPatch, room: int) -> list[int]:
+    """Leave memory for copies of so many chains together; return how many each copy was of."""
+    pool, tried = model.engine.pool, []
+    read = pool.read
+
+    def read_if_it_fits(slots):
+        tried.append(len(slots))
+        if len(slots) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(slots)
+
+    monkeypatch.setattr(pool, "read", read_if_it_fits)
+    return tried
+
+
+def test_a_save_without_memory_is_skipped_and_halved_until_it_fits(
+    redis, models, clock, monkeypatch, caplog
+):
+    expected = undisturbed(redis, models[0], "ddpm")
+    writer = JobWriter(redis, IN_REDIS)
+    worker = worker_with(redis, models[0], clock=clock)
+    shard = start(redis, worker)
+    redis.delete(chains_key(shard.job))
+    tried = full_device(models[0], monkeypatch, room=1)
+    saver = SnapshotSaver(
+        worker.parts.shards,
+        writer,
+        worker.parts.messages,
+        copy_bytes=4 * models[0].chain_bytes,
+        clock=clock,
+        cpu_clock=lambda: 0.0,
+    )
+    for active in worker.active:
+        active.saved_steps = 0
+    for _ in range(3):
+        clock.pass_s(10)
+        saver.save(saver.due(worker.active))
+        saver.run_once()
+    assert tried == [3, 2, 1, 1, 1]
+    assert saver.copy_bytes == models[0].chain_bytes
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "no memory to copy the chains of 1 shards" in warning
+    assert writer.saved(shard)
+    take_over(redis, worker, worker_with(redis, models[1]))
+    assert hashes(redis, shard) == expected
+
+
+def test_a_worker_that_never_has_memory_for_a_save_serves_on(redis, models, clock, monkeypatch):
+    expected = undisturbed(redis, models[0], "ddpm")
+    worker = worker_with(redis, models[0], clock=clock)
+    shard = start(redis, worker, turns=2)
+    tried = full_device(models[0], monkeypatch, room=0)
+    for _ in range(4):
+        turn_later(worker, clock)
+    assert tried, "a save was tried"
+    with pytest.raises(MemoryError):
+        worker.save_all()
+    run_to_the_end(worker)
+    assert hashes(redis, shard) == expected
+
+
 def test_a_picture_that_could_not_leave_the_engine_is_no_other_pictures_loss(
     redis, models, monkeypatch
 ):

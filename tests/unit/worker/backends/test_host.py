@@ -14,6 +14,7 @@ from worker.backends.host import (
     available_cores,
     choose_device,
     description,
+    is_out_of_memory,
     memory_bytes,
 )
 
@@ -93,3 +94,19 @@ print(new_pages())
 keep_freed_memory()
 print(new_pages())
 """
+
+
+@pytest.mark.parametrize(
+    ("error", "is_it"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+    ids=repr,
+)
+def test_an_error_is_told_from_a_lack_of_memory(error: Exception, is_it: bool) -> None:
+    assert is_out_of_memory(error) is is_it
