@@ -198,7 +198,7 @@ def test_the_keys_of_jobs_from_post_to_delete_are_the_golden_ones(
             keys.look()
             service.cancel(cancelled)
             service.delete(deleted)
-            model.let(1000)
+            model.let(100_000)
             service.is_in(job, "finished")
             eventually(lambda: service.is_told(job), WITHIN_S, "its webhook is delivered")
             monkeypatch.setattr(model.engine.pool, "network", lambda x, t: x * torch.nan)
