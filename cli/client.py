@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -45,8 +46,23 @@ _LATER: dict[int, type[TransientError]] = {
 class PatientClient:
     """An HTTP client whose failures are Faults with the service's own words."""
 
-    def __init__(self, http: httpx.Client) -> None:
+    def __init__(
+        self,
+        http: httpx.Client,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """Wrap `http`.
+
+        Args:
+            http: Client with the base URL of the service.
+            clock: Returns the time in seconds.
+            sleep: Waits for so many seconds.
+        """
         self._http = http
+        self._clock = clock
+        self._sleep = sleep
         # Whether something has answered at this address. Until then an error is raised at once.
         self._met = False
 
@@ -66,16 +82,16 @@ class PatientClient:
             Fault: Any other error.
         """
         within_s = within_s or _PATIENCE_S
-        deadline = time.monotonic() + within_s
+        deadline = self._clock() + within_s
         pauses = _BACKOFF.pauses()
         while True:
             try:
                 return self.call(method, path, timeout=min(within_s, _ANSWER_TIMEOUT_S), **options)
-            except TransientError as hiccup:
-                wait_s = max(pauses.next_s(), hiccup.retry_after_s)
-                if not self._met or time.monotonic() + wait_s > deadline:
+            except TransientError as error:
+                wait_s = max(pauses.next_s(), error.retry_after_s)
+                if not self._met or self._clock() + wait_s > deadline:
                     raise
-            time.sleep(wait_s)
+            self._sleep(wait_s)
 
     def call(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request once.

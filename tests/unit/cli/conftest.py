@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from cli.client import PatientClient
+from cli.commands import sample
 from models.checkpoints import diffusers_format
 from models.checkpoints.catalog import ScheduleCard
 from models.networks.unet import UNet
+from tests.support.clock import SimulatedClock
 from tests.support.networks import TINY
 from tests.support.played import Played, playing
 
@@ -28,3 +32,12 @@ def tiny_model(tmp_path: Path) -> Path:
 def service() -> Iterator[Played]:
     with playing() as played:
         yield played
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
+    """Simulate the time of `ddpm sample`: it only passes while the command waits to try again."""
+    clock = SimulatedClock()
+    simulated = partial(PatientClient, clock=clock, sleep=clock.pass_s)
+    monkeypatch.setattr(sample, "PatientClient", simulated)
+    return clock

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import httpx
 import pytest
 
-from cli import client
+from cli.client import PatientClient
+from tests.support.clock import SimulatedClock
 from tests.support.played import Fault, Played, ddpm_sample, files, job
 
 
-@pytest.fixture
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail the test if the command pauses before another try."""
-    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"paused for {seconds} s"))
+@pytest.fixture(autouse=True)
+def began_s(clock: SimulatedClock) -> float:
+    """Return the simulated time at which the test begins."""
+    return clock.now_s
 
 
 def test_a_missing_service_has_the_remedy_to_start_one(
-    service: Played, tmp_path: Path, no_pause: None
+    service: Played, tmp_path: Path, clock: SimulatedClock, began_s: float
 ) -> None:
     service.url = "http://127.0.0.1:9"
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
     assert "make serve" in result.stderr
+    assert clock.now_s == began_s, "it was waited for"
 
 
 @pytest.mark.parametrize("url", ["nonsense", "ftp://gpu-box", "http://gpu-box:none"])
 def test_a_url_that_is_none_is_reported_at_once(
-    service: Played, tmp_path: Path, url: str, no_pause: None
+    service: Played, tmp_path: Path, url: str, clock: SimulatedClock, began_s: float
 ) -> None:
     service.url = url
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
     assert result.stderr.startswith("ddpm: ")
+    assert clock.now_s == began_s, "it was waited for"
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs/j", "/v1/jobs/j/images/0"])
@@ -50,26 +52,26 @@ def test_a_transient_error_of_the_service_does_not_lose_the_job(
 
 @pytest.mark.parametrize("fault", ["503, in 1 s", "429, in 1 s"])
 def test_a_busy_service_is_left_alone_for_as_long_as_it_asks(
-    service: Played, tmp_path: Path, fault: Fault
+    service: Played, tmp_path: Path, fault: Fault, clock: SimulatedClock, began_s: float
 ) -> None:
     service.faults = {"/v1/jobs/j": [fault]}
     service.polls = [job("finished", 2)]
-    began = time.monotonic()
     assert ddpm_sample(service, tmp_path).exit_code == 0
-    assert time.monotonic() - began >= 1
+    assert clock.now_s - began_s == 1
 
 
-@pytest.mark.parametrize("fault", ["hang up", "503", "503, in an hour", "429, in an hour"])
+@pytest.mark.parametrize(
+    ("fault", "tries"),
+    [("hang up", 10), ("503", 10), ("503, in an hour", 1), ("429, in an hour", 1)],
+)
 def test_a_service_that_stays_away_ends_with_the_jobs_name_and_how_to_read_it(
-    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+    service: Played, tmp_path: Path, fault: Fault, tries: int
 ) -> None:
-    monkeypatch.setattr(client, "_PATIENCE_S", 2.0)
-    service.faults = {"/v1/jobs/j": [fault] * 9}
+    service.faults = {"/v1/jobs/j": [fault] * 99}
     result = ddpm_sample(service, tmp_path)
     assert result.exit_code == 1
     assert f"look at job j with `curl {service.url}/v1/jobs/j`" in result.stderr
-    asked_once = len(service.faults["/v1/jobs/j"]) == 8
-    assert asked_once == fault.endswith("in an hour"), "asked again too soon, or not at all"
+    assert 99 - len(service.faults["/v1/jobs/j"]) == tries
 
 
 @pytest.mark.parametrize("fault", ["hang up", "503", "429, in 1 s"])
@@ -101,7 +103,9 @@ def test_a_queue_that_is_full_for_longer_than_patience_is_reported_at_once(
     assert "429 Too Many Requests" in result.stderr
 
 
-def test_a_service_that_restarts_while_a_job_is_posted_is_waited_for() -> None:
+def test_a_service_that_restarts_while_a_job_is_posted_is_waited_for(
+    clock: SimulatedClock,
+) -> None:
     faults = [
         httpx.ReadError("reset"),
         httpx.ConnectError("refused"),
@@ -114,7 +118,8 @@ def test_a_service_that_restarts_while_a_job_is_posted_is_waited_for() -> None:
         return httpx.Response(202)
 
     with httpx.Client(base_url="http://gpu-box", transport=httpx.MockTransport(restarting)) as http:
-        assert client.PatientClient(http).with_retry("POST", "/v1/jobs").status_code == 202
+        client = PatientClient(http, clock=clock, sleep=clock.pass_s)
+        assert client.with_retry("POST", "/v1/jobs").status_code == 202
 
 
 def test_a_service_that_is_elsewhere_is_reported_with_its_url(

@@ -16,11 +16,7 @@ from cli.commands import sample as module
 from cli.faults import Fault
 from tests.support.played import Played, ddpm_sample, files, job
 
-
-@pytest.fixture
-def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the patience after Ctrl-C: four tries with 1.4 s between them, or fewer."""
-    monkeypatch.setattr(module, "LEAVING_S", 2.0)
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 def test_the_images_are_saved_under_seed_and_index(service: Played, tmp_path: Path) -> None:
@@ -113,7 +109,7 @@ def test_ctrl_c_cancels_the_job_and_saves_what_was_finished_by_then(
 
 
 def test_ctrl_c_gives_up_soon_on_a_lost_service_and_says_the_job_may_go_on(
-    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_a_hurry: None
+    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.faults = {"/v1/jobs/j/cancel": ["503"] * 99}
     interrupt_after(0, monkeypatch)
@@ -121,7 +117,7 @@ def test_ctrl_c_gives_up_soon_on_a_lost_service_and_says_the_job_may_go_on(
     assert result.exit_code == 1
     assert "job j may go on" in result.stderr
     tries = [path for _, path, _ in service.asked].count("/v1/jobs/j/cancel")
-    assert 1 <= tries <= 4, "the patience of any other request is ten tries"
+    assert tries == 5, "any other request is tried ten times"
 
 
 def interrupt_the_post(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +153,7 @@ def test_ctrl_c_before_the_post_is_answered_cancels_what_was_posted(
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs/j/cancel"])
 def test_ctrl_c_before_an_answer_from_a_lost_service_says_what_may_go_on(
-    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, in_a_hurry: None
+    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     service.faults = {path: ["hang up"] * 9}
     interrupt_the_post(monkeypatch)
