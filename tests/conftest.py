@@ -60,7 +60,7 @@ def shared_valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 @pytest.fixture
 def redis(shared_valkey_url: str) -> Iterator[redis_py.Redis]:
     """A client of a server that holds nothing."""
-    with redis_py.Redis.from_url(shared_valkey_url) as client:
+    with redis_py.Redis.from_url(shared_valkey_url, socket_timeout=60) as client:
         client.flushall()
         yield client
 

@@ -16,7 +16,7 @@ from cli.device import device_option
 from cli.faults import Fault
 from models.checkpoints import diffusers_format
 from models.checkpoints.diffusers_format import Checkpoint
-from models.checkpoints.png import sheet
+from models.checkpoints.images import sheet
 from models.diffusion.interpolation import interpolate
 from models.diffusion.options import FixedVariance
 from models.diffusion.plans import Plan, ddpm

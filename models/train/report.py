@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from models.checkpoints import diffusers_format
-from models.checkpoints.png import sheet
+from models.checkpoints.images import sheet
 from models.diffusion.plans import compile_plan
 from models.diffusion.sampling import sample, to_bytes
 from models.train.output import written

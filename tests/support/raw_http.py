@@ -43,7 +43,7 @@ class Wire:
 
 
 @contextmanager
-def connection(url: str, timeout_s: float = 10) -> Iterator[Wire]:
+def connection(url: str, timeout_s: float = 60) -> Iterator[Wire]:
     """Open a connection to the server at `url`. `timeout_s` limits each call on it."""
     where = urlsplit(url)
     with socket.create_connection((where.hostname, where.port), timeout_s) as opened:

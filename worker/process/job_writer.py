@@ -10,10 +10,11 @@ from redis import Redis
 from redis.client import Pipeline
 from torch import Tensor
 
-from models.checkpoints.png import png_with_recipe
+from models.checkpoints.images import to_image
 from worker.jobs import transitions
 from worker.jobs.domain import Precision, Recipe, Shard, State
 from worker.jobs.keys import chains_key, job_key, progress_field, sha256_key
+from worker.results.png import png_with_recipe
 from worker.results.store import ResultsStore, StoreFault
 
 # Saved chains of this size go to the results store, if there is one. 64 of 32x32 RGB are smaller.
@@ -37,7 +38,7 @@ def encode(
     made_by = {**recipe.fields, "index": index, "precision": precision}
     if step is not None:
         made_by["step"] = step
-    return png_with_recipe(pixels, made_by)
+    return png_with_recipe(to_image(pixels), made_by)
 
 
 class JobWriter:
