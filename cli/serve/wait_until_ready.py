@@ -13,6 +13,8 @@ from cli.problem import detail
 _ASK_EVERY_S = 0.5
 _COMPLAIN_EVERY_S = 30.0
 
+_STILL_STARTING = "the workers load their models; the first start also measures the machine"
+
 
 @dataclass(slots=True)
 class WaitUntilReady:
@@ -52,7 +54,10 @@ class WaitUntilReady:
             )
         except httpx.HTTPError as error:
             return f"no answer from {self.url} ({error})"
-        return None if answer.status_code == 200 else detail(answer)
+        if answer.status_code == 200:
+            return None
+        # The API's advice is to start a worker. Here the supervisor has started some.
+        return _STILL_STARTING if "no-worker" in answer.text else detail(answer)
 
 
 def example(url: str, keyed: bool) -> str:
