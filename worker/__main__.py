@@ -20,7 +20,7 @@ from redis.retry import Retry
 
 from models.checkpoints.catalog import SHIPPED, Catalog, CatalogError
 from models.checkpoints.diffusers_format import BadCheckpoint
-from worker.backends.host import UnusableDevice, choose_device
+from worker.backends.host import UnusableDevice, choose_device, is_out_of_memory
 from worker.calibration.cache import CalibrationCache
 from worker.calibration.slowdown import Slowdown
 from worker.jobs.domain import Priority
@@ -42,12 +42,14 @@ from worker.process.results_cleanup import POLL_EVERY_S, ResultsCleanup
 from worker.process.shard_leases import ShardLeases
 from worker.process.snapshot_saver import SnapshotSaver
 from worker.process.watchdog import CHECK_EVERY_S, Watchdog
+from worker.redaction import client_reason
 from worker.results.store import ResultsStore
 from worker.results.url import open_store
 from worker.settings import WorkerSettings
 
 log = logging.getLogger("worker")
 _REDIS_TIMEOUT_S = 2.0
+_NOT_SERVED = "%s; until then this worker serves its other models only"
 
 
 def main() -> int:
@@ -176,22 +178,51 @@ def device_setting(asked: str) -> torch.device:
 def load_models(settings: WorkerSettings, device: torch.device) -> dict[str, LoadedModel]:
     """Load the models that DDPM_MODELS names, or all of the catalog, by name.
 
+    A model that cannot be served is left out, and the log names it.
+
     Raises:
-        CatalogError: A card cannot be read, or there is none.
-        BadCheckpoint: A model cannot be loaded.
-        ValueError: The catalog lacks a model, or a model cannot be run as the settings ask.
+        CatalogError: No card can be read.
+        BadCheckpoint: No model can be loaded.
+        ValueError: The catalog lacks a model, or none can be run as the settings ask.
     """
-    catalog = Catalog.read(*(root for root in (SHIPPED, settings.models_dir) if root))
+    roots = [root for root in (SHIPPED, settings.models_dir) if root]
+    catalog = Catalog.read(*roots, skip=lambda fault: log.error(_NOT_SERVED, fault))
     names = settings.models or tuple(catalog)
     for name in names:
         if name not in catalog:
             raise ValueError(f"DDPM_MODELS names {name!r}, the catalog holds {', '.join(catalog)}")
     cache = CalibrationCache(settings.cache_dir)
     os.environ.setdefault("TRITON_CACHE_DIR", str(settings.cache_dir / "triton"))
-    return {
-        name: LoadedModel(catalog, name, device, settings.pool_images, settings.precision, cache)
-        for name in names
-    }
+    models: dict[str, LoadedModel] = {}
+    faults: list[Exception] = []
+    for name in names:
+        try:
+            models[name] = LoadedModel(
+                catalog, name, device, settings.pool_images, settings.precision, cache
+            )
+        except Exception as error:
+            faults.append(_model_fault(name, device, error))
+    if not models:
+        raise faults[0]
+    for fault in faults:
+        log.error(_NOT_SERVED, fault)
+    return models
+
+
+def _model_fault(name: str, device: torch.device, error: Exception) -> Exception:
+    """Return what is wrong with the model.
+
+    Raises:
+        Exception: the error is none that one model has.
+    """
+    if is_out_of_memory(error):
+        return ValueError(
+            f"the model {name!r} does not fit the memory of {device} ({client_reason(error)}); "
+            "leave it out of DDPM_MODELS, or give it a larger device"
+        )
+    if not isinstance(error, BadCheckpoint | CatalogError | ValueError):
+        raise error
+    return error
 
 
 if __name__ == "__main__":

@@ -45,8 +45,14 @@ def lock(folder: Path, wait_s: float = WAIT_S) -> int:
     """
     try:
         return take(folder / "lock", wait_s)
-    except AlreadyLocked as pid:
+    except AlreadyLocked as holder:
+        if holder.heir:
+            raise Fault(
+                f"{folder.parent} is in use by the job store (pid {holder.heir}) of a `ddpm up` "
+                f"that has ended (pid {holder}); stop it with `kill {holder.heir}`, or set another "
+                "DDPM_DATA_DIR"
+            ) from None
         raise Fault(
-            f"{folder.parent} is in use by another `ddpm up` (pid {pid}); "
+            f"{folder.parent} is in use by another `ddpm up` (pid {holder}); "
             "stop it, or set another DDPM_DATA_DIR"
         ) from None

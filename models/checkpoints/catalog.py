@@ -7,7 +7,7 @@ of such folders.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -134,21 +134,37 @@ class Catalog(Mapping[str, Card]):
         self._cards = dict(cards)
 
     @classmethod
-    def read(cls, *roots: Path) -> Catalog:
+    def read(cls, *roots: Path, skip: Callable[[CatalogError], object] | None = None) -> Catalog:
         """Read every folder with a card below `roots`.
 
         A later root's model replaces an earlier one's of the same name.
 
+        Args:
+            roots: Folders of model folders.
+            skip: Takes the fault of each card that cannot be read, which is then left out. None:
+                the first fault is raised.
+
         Raises:
             CatalogError: A card cannot be read, or there is none.
         """
-        folders = {read_card(folder).name: folder for folder in _card_folders(roots)}
+        folders: dict[str, Path] = {}
+        cards: dict[str, Card] = {}
+        for folder in _card_folders(roots):
+            try:
+                card = read_card(folder)
+            except CatalogError as fault:
+                if skip is None:
+                    raise
+                skip(fault)
+            else:
+                folders[card.name] = folder
+                cards[card.name] = card
         if not folders:
             raise CatalogError(
                 f"no {CARD} below {', '.join(map(str, roots))};"
                 " add a model with `ddpm models add FOLDER`"
             )
-        return cls(folders, {name: read_card(folder) for name, folder in folders.items()})
+        return cls(folders, cards)
 
     def __getitem__(self, name: str) -> Card:
         return self._cards[name]

@@ -43,7 +43,7 @@ def interpolate(
     Returns:
         x_0, float32 (N, C, H, W).
     """
-    x_t = encode(schedule, pair, plan.timesteps[0], seed)
+    x_t = encode(schedule, pair, int(plan.t[0]), seed)
     between = torch.stack([torch.lerp(x_t[0], x_t[1], weight) for weight in weights])
     for x, _ in chain(net, plan, seed, [0] * len(weights), _shape(pair), pair.device, between):
         decoded = x

@@ -106,5 +106,5 @@ def test_the_plans_of_the_samplers_are_the_golden_ones(plans):
 
 
 def lines(plan: Plan) -> list[str]:
-    rows = zip(plan.timesteps, plan.numbers, strict=True)
+    rows = zip(plan.t.tolist(), plan.rows.tolist(), strict=True)
     return [f"{t}: {' '.join(map(repr, row))}" for t, row in rows]

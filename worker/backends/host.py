@@ -10,7 +10,13 @@ from pathlib import Path
 
 import torch
 
-from worker.backends.memory import CGROUP, host_memory_bytes, text_of
+from worker.backends.memory import (
+    CGROUP,
+    OWN_GROUPS,
+    group_folders,
+    host_memory_bytes,
+    text_of,
+)
 
 # parameters of mallopt, in malloc.h
 _M_TRIM_THRESHOLD = -1
@@ -64,17 +70,29 @@ def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0]
 
 
-def available_cores(cgroup: Path = CGROUP, physical: int | None = None) -> int:
+def available_cores(
+    cgroup: Path = CGROUP, physical: int | None = None, own: Path = OWN_GROUPS
+) -> int:
     """Count the cores that this process may use, one at least.
 
     Args:
-        cgroup: The control group's folder, which holds a container's limit.
+        cgroup: Where control groups are mounted, which hold limits of containers and units.
         physical: The machine's cores. None: PyTorch's count of them.
+        own: The file that names this process' groups.
     """
     physical = PHYSICAL_CORES if physical is None else physical
-    quota, _, period = text_of(cgroup / "cpu.max").partition(" ")
-    limit = math.ceil(int(quota) / int(period)) if quota.isdigit() else physical
-    return max(1, min(physical, limit))
+    limits = [_core_limit(folder) for folder in group_folders("cpu", cgroup, own)]
+    return max(1, min(physical, *(physical if limit is None else limit for limit in limits)))
+
+
+def _core_limit(group: Path) -> int | None:
+    """Return the cores' worth of time that a control group may use, rounded up."""
+    quota, _, period = text_of(group / "cpu.max").partition(" ")
+    if not quota:
+        quota = text_of(group / "cpu.cfs_quota_us")
+        period = text_of(group / "cpu.cfs_period_us")
+    # Without a limit it is `max`, or -1.
+    return math.ceil(int(quota) / int(period)) if quota.isdigit() and period.isdigit() else None
 
 
 def memory_bytes(device: torch.device, cgroup: Path = CGROUP) -> int:

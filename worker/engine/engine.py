@@ -37,15 +37,10 @@ class _Chain:
     @property
     def numbers(self) -> tuple[float, ...]:
         """The chain's column in the next step (worker/engine/pool.py): address and plan row."""
-        plan = self.request.plan
-        return (
-            self.slot,
-            plan.timesteps[self.row],
-            self.request.seed,
-            self.request.index,
-            self.row + 1,
-            *plan.numbers[self.row],
-        )
+        request = self.request
+        t, p, q, bound, a, b, d, s = request.plan.row(self.row)
+        address = self.slot, t, request.seed, request.index, self.row + 1
+        return (*address, p, q, bound, a, b, d, s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Hashable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -25,6 +24,7 @@ from worker.calibration.tune import tune
 from worker.engine.batch_sizes import BatchSizes
 from worker.engine.chain import ChainRequest, Finished, Snapshot
 from worker.engine.engine import Engine
+from worker.engine.plan_cache import PlanCache
 from worker.engine.snapshot_codec import BadSnapshot, unpack
 from worker.jobs.domain import Precision, Recipe, Shard
 from worker.jobs.policy import HOLDS
@@ -99,7 +99,7 @@ class LoadedModel:
             for n in (self.calibration.threads, self.calibration.fewer)
         }
         self.engine = Engine(tuned.pool, self.calibration.seconds)
-        self.plan = lru_cache(maxsize=256)(self._plan)
+        self.plan = PlanCache(self._plan)
         log.info(
             "%s on %s in %s by %s: %s", name, device, self.precision, self.kernels, self.calibration
         )

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from models.checkpoints import diffusers_format
 from tests.support.folders import write_model
-from worker.__main__ import build, main
+from worker.__main__ import build, load_models, main
+from worker.process.loaded_model import LoadedModel
 from worker.results.in_redis import InRedis
 from worker.results.url import open_store
+from worker.settings import WorkerSettings
 
 
 def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -65,6 +67,44 @@ def test_a_checkpoint_unlike_its_card_ends_the_worker_with_file_and_remedy(
     (line,) = [record.getMessage() for record in caplog.records]
     assert str(tmp_path / "tiny") in line
     assert [part for part in says if part not in line] == []
+
+
+def served(root: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> dict[str, LoadedModel]:
+    """Return the models of the folder that a worker on the CPU would serve."""
+    monkeypatch.setattr("worker.__main__.SHIPPED", root / "none")
+    settings = WorkerSettings(models_dir=root, models=names)
+    return load_models(settings, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "fault", [truncate, pickle_only, lambda f: (f / "card.json").write_text("{")]
+)
+def test_a_bad_model_keeps_a_worker_from_no_other(tmp_path, monkeypatch, caplog, fault):
+    for name in ("bad", "tiny"):
+        write_model(tmp_path, name)
+    fault(tmp_path / "bad")
+    assert set(served(tmp_path, monkeypatch)) == {"tiny"}
+    (line,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert str(tmp_path / "bad") in line
+    assert "serves its other models only" in line
+
+
+def test_a_model_that_is_too_large_keeps_a_worker_from_no_other(tmp_path, monkeypatch, caplog):
+    for name in ("large", "tiny"):
+        write_model(tmp_path, name)
+    make = LoadedModel.__init__
+
+    def make_if_small(model, catalog, name, *rest):
+        if name == "large":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        make(model, catalog, name, *rest)
+
+    monkeypatch.setattr(LoadedModel, "__init__", make_if_small)
+    assert set(served(tmp_path, monkeypatch)) == {"tiny"}
+    (line,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert line.startswith("the model 'large' does not fit the memory of cpu")
+    with pytest.raises(ValueError, match="the model 'large' does not fit"):
+        served(tmp_path, monkeypatch, "large")
 
 
 def test_a_wrong_url_is_reported_without_its_password(monkeypatch, caplog):

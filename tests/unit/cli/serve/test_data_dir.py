@@ -31,7 +31,7 @@ def test_a_server_that_outlives_its_supervisor_keeps_the_folder(tmp_path: Path) 
         [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(fd,)
     ) as server:
         os.close(fd)
-        with pytest.raises(Fault):
+        with pytest.raises(Fault, match=rf"job store \(pid {server.pid}\).*`kill {server.pid}`"):
             data_dir.lock(tmp_path, wait_s=0)
         server.communicate(b"\n")
     os.close(data_dir.lock(tmp_path))

@@ -296,3 +296,11 @@ def test_plans_of_any_schedule_are_finite(T, cosine, data):
 def test_no_plan_takes_more_steps_than_the_schedule_has(sampler, steps):
     with pytest.raises(ValueError, match="use 1 to 1000"):
         compile_plan(PAPER, steps, sampler)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
+def test_a_row_is_read_as_the_numbers_of_the_tensors(sampler: str):
+    plan = compile_plan(Schedule.linear(), 7, sampler)
+    expected = [(t, *row) for t, row in zip(plan.t.tolist(), plan.rows.tolist(), strict=True)]
+    assert [plan.row(number) for number in range(len(plan))] == expected
+    assert len(plan.packed) == 7 * 36

@@ -17,6 +17,7 @@ from worker.backends.host import (
     is_out_of_memory,
     memory_bytes,
 )
+from worker.backends.memory import host_memory_bytes
 
 CPU = torch.device("cpu")
 
@@ -45,6 +46,53 @@ def test_a_containers_limit_on_memory_is_respected(tmp_path: Path):
     assert memory_bytes(CPU, tmp_path) == 2**28
     (tmp_path / "memory.max").write_text("max\n")
     assert memory_bytes(CPU, tmp_path) > 2**28
+
+
+V2 = "0::/system.slice/ddpm.service\n"
+V1 = "4:memory:/docker/a\n1:cpu,cpuacct:/docker/a\n0::/\n"
+
+
+def write(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("_", ".", 1)).write_text(f"{text}\n")
+
+
+def own_groups(tmp_path: Path, text: str) -> Path:
+    own = tmp_path / "own"
+    own.write_text(text)
+    return own
+
+
+@pytest.mark.parametrize("group", ["system.slice", "system.slice/ddpm.service"])
+def test_the_limits_of_a_systemd_unit_and_its_slice_are_respected(tmp_path: Path, group: str):
+    own = own_groups(tmp_path, V2)
+    write(tmp_path / "system.slice/ddpm.service", memory_max="max", cpu_max="max 100000")
+    write(tmp_path / group, memory_max="268435456", cpu_max="300000 100000")
+    assert host_memory_bytes(tmp_path, own) == 2**28
+    assert available_cores(tmp_path, physical=8, own=own) == 3
+
+
+@pytest.mark.parametrize("group", ["", "docker/a"], ids=["namespaced", "by path"])
+def test_the_limits_of_version_1_are_respected(tmp_path: Path, group: str):
+    own = own_groups(tmp_path, V1)
+    for controller in ("memory", "cpu"):
+        write(
+            tmp_path / controller,
+            memory_limit_in_bytes="9223372036854771712",
+            cpu_cfs_quota_us="-1",
+            cpu_cfs_period_us="100000",
+        )
+    write(tmp_path / "memory" / group, memory_limit_in_bytes="268435456")
+    write(tmp_path / "cpu" / group, cpu_cfs_quota_us="250000", cpu_cfs_period_us="100000")
+    assert host_memory_bytes(tmp_path, own) == 2**28
+    assert available_cores(tmp_path, physical=8, own=own) == 3
+
+
+def test_a_group_outside_the_namespace_is_passed_over(tmp_path: Path):
+    own = own_groups(tmp_path, "0::/../other\n")
+    write(tmp_path, memory_max="268435456")
+    assert host_memory_bytes(tmp_path, own) == 2**28
 
 
 def test_the_description_names_what_times_depend_on():
