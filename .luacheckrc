@@ -23,7 +23,9 @@ read_globals = {
 files["worker/jobs/lua"] = {
   read_globals = {
     -- constants of worker/jobs/scripts.py
-    "CHANGES", "PREVIEWS", "RECORD_TTL_S", "REMOVED_AGAIN_S", "SHARD_IMAGES", "UNFINISHED_TTL_S",
+    "CHANGES", "EXECUTIONS_PREFIX", "EXECUTION_PREFIX", "FAILED_SHARDS", "LEASES", "PREVIEWS",
+    "QUEUES", "QUEUE_PREFIX", "RECORD_PREFIX", "RECORD_TTL_S", "REMOVED_AGAIN_S", "SHARD_IMAGES",
+    "SHARD_PREFIX", "STARTED_PREFIX", "UNFINISHED_TTL_S",
     -- shared/
     "alive", "claim_due", "is_claimed", "now", "queue_place", "requeue_if_idle", "settle",
     -- shared/transition.lua

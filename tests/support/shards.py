@@ -7,7 +7,7 @@ from redis import Redis
 from tests.support.jobs import enqueue_shards, make_recipe
 from worker.jobs.domain import Priority, Shard
 from worker.jobs.keys import queue_name
-from worker.jobs.shard_queue import make_queue, reap
+from worker.jobs.shard_queue import make_queue, reap, sweep
 from worker.process.shard_leases import ShardLeases
 
 LEASE_S = 1.0
@@ -30,7 +30,8 @@ def worker(redis: Redis, lease_s: float = LEASE_S) -> ShardLeases:
 
 
 def rescue(redis: Redis, lease_s: float = LEASE_S) -> list[tuple[str, str]]:
-    return reap([make_queue(name, redis) for name in QUEUES], lease_s)
+    sweep(redis, lease_s)
+    return reap(redis)
 
 
 def waiting(redis: Redis, priority: str = "interactive") -> list[str]:

@@ -41,8 +41,22 @@ PREVIEW_LIVES_MS = 500
 EXPIRING = "ddpm:expiring"
 # Sorted set: job that has ended -> when its webhook is to be sent next. It empties itself.
 WEBHOOKS = "ddpm:webhooks"
+# Sorted set: "<shard>:<execution>" -> when the lease lapses, in the server's time.
+LEASES = "ddpm:leases"
+# Set: shards that lost every worker, until their jobs have been failed. It empties itself.
+FAILED_SHARDS = "ddpm:failed"
 # Hash: worker's name -> when the entry lapses, and JSON of its WorkerInfo (worker_registry.py).
 WORKERS = "ddpm:workers"
+
+# RQ's keys, as RQ names them: the set of its queues' keys, and what comes before the name of a
+# queue, a job or an execution. A started job's score in RQ's set is +inf, which RQ never cleans.
+QUEUES = "rq:queues"
+QUEUE_PREFIX = "rq:queue:"
+STARTED_PREFIX = "rq:wip:"
+SHARD_PREFIX = "rq:job:"
+EXECUTION_PREFIX = "rq:execution:"
+EXECUTIONS_PREFIX = "rq:executions:"
+RECORD_PREFIX = "ddpm:job:"
 
 
 def job_key(job: str) -> str:

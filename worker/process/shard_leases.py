@@ -2,8 +2,8 @@
 
 No other file knows RQ's worker, whose `work()` runs one job at a time, in a fork. This class uses
 RQ's registration and keys, so that RQ's own tools see every execution. It moves shards by the
-scripts of worker/jobs/lua. A lease is the score of an execution in RQ's set of started jobs, in the
-server's time, so that clocks need not agree.
+scripts of worker/jobs/lua. A lease is an entry of `keys.LEASES`, in the server's time, so that
+clocks need not agree. In RQ's set of started jobs an execution never lapses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from uuid import uuid4
 from redis import Redis
 from rq import Queue
 from rq.exceptions import DeserializationError
-from rq.executions import Execution, ExecutionRegistry
+from rq.executions import Execution
 from rq.job import Job
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
@@ -28,7 +28,7 @@ from rq.utils import now, utcformat
 from rq.worker import BaseWorker
 
 from worker.jobs.domain import Shard
-from worker.jobs.keys import job_key
+from worker.jobs.keys import LEASES
 from worker.jobs.scripts import load
 from worker.jobs.shard_queue import LEASE_S, MAX_LOSSES, make_queue
 
@@ -87,12 +87,7 @@ class Lease:
     @property
     def fence(self) -> tuple[str, str]:
         """Key of a sorted set, and the member that is in it as long as the lease is ours."""
-        return self.started_key, self.execution.composite_key
-
-    @property
-    def started_key(self) -> str:
-        """Key of RQ's set of started jobs, which holds the lease."""
-        return StartedJobRegistry(queue=self.queue).key
+        return LEASES, self.execution.composite_key
 
 
 class BadShard(Exception):
@@ -192,7 +187,6 @@ class ShardLeases:
             return None
         execution_id = self._asking = self._asking or uuid4().hex
         queues = [*wanted, *(queue for queue in self.queues if queue not in wanted)]
-        nobody = Execution("", "", self.connection)
         got = _TAKE.call(
             self.connection,
             executions=self.executions_key,
@@ -201,9 +195,6 @@ class ShardLeases:
             worker=self.name,
             lease_s=self.lease_s,
             iso_now=utcformat(now()),
-            shard_prefix=Job.key_for(""),
-            execution_prefix=nobody.key[:-1],
-            index_prefix=ExecutionRegistry("", self.connection).key,
             wanted=len(wanted),
             most_read=_LOOKED_AT,
             limits=[limits.get(queue.name, OwnerLimit()) for queue in wanted],
@@ -251,7 +242,7 @@ class ShardLeases:
             ]
         _ABANDON.call(
             self.connection,
-            shards=[(lease.started_key, lease.job.key) for lease in lost],
+            shards=[lease.job.key for lease in lost],
             reason=reason,
             members=[lease.execution.composite_key for lease in lost],
         )
@@ -268,8 +259,8 @@ class ShardLeases:
             worker=self.key,
             executions=self.executions_key,
             shards=[
-                (le.started_key, le.job.key, le.execution.key, le.job.execution_registry.key)
-                for le in leases
+                (lease.job.key, lease.execution.key, lease.job.execution_registry.key)
+                for lease in leases
             ],
             worker_ttl_s=self.worker_ttl,
             lease_s=self.lease_s,
@@ -308,9 +299,8 @@ class ShardLeases:
             )
         except (DeserializationError, KeyError, TypeError, ValueError):
             log.exception("%s in %s is no shard of this version", execution.job_id, queue.name)
-            started_key = StartedJobRegistry(queue=queue).key
             raise BadShard(
-                execution.job_id, lambda: self._fence(started_key, job, queue, execution, "delete")
+                execution.job_id, lambda: self._fence(job, queue, execution, "delete")
             ) from None
         with self._lock:
             self._leases[execution.id] = lease
@@ -319,14 +309,12 @@ class ShardLeases:
     def _end(self, lease: Lease, mode: Literal["delete", "front"]) -> bool:
         with self._lock:
             self._leases.pop(lease.execution.id, None)
-        return self._fence(lease.started_key, lease.job, lease.queue, lease.execution, mode)
+        return self._fence(lease.job, lease.queue, lease.execution, mode)
 
-    def _fence(
-        self, started_key: str, job: Job, queue: Queue, execution: Execution, mode: str
-    ) -> bool:
+    def _fence(self, job: Job, queue: Queue, execution: Execution, mode: str) -> bool:
         ended = _END.call(
             self.connection,
-            started=started_key,
+            started=StartedJobRegistry(queue=queue).key,
             waiting=queue.key,
             shard=job.key,
             index=job.execution_registry.key,
@@ -335,7 +323,5 @@ class ShardLeases:
             member=execution.composite_key,
             id=job.id,
             mode=mode,
-            shard_prefix=Job.key_for(""),
-            record_prefix=job_key(""),
         )
         return bool(ended)

@@ -9,20 +9,19 @@
 --   execution: hash of the execution
 --   executions: set of the worker's executions
 -- ARGV:
---   member: the execution in `started` and `executions`
+--   member: the lease, and the execution in `started` and `executions`
 --   id: of the shard
 --   mode: 'front' to put it back, 'delete' to delete it
---   shard_prefix: of the keys of shards
---   record_prefix: of the keys of jobs' records
 -- RESULT:
 --   1, or 0 if the lease had lapsed: the worker is late, and the shard is somebody else's by now
 -- include: requeue
+-- constants: LEASES
 
 local call = redis.call
 local started, waiting, shard, index, execution, executions = unpack(KEYS)
-local member, id, mode, shard_prefix, record_prefix = unpack(ARGV)
+local member, id, mode = unpack(ARGV)
 
-if not call('ZSCORE', started, member) then return 0 end
+if call('ZREM', LEASES, member) == 0 then return 0 end
 call('ZREM', started, member)
 call('DEL', index, execution)
 call('SREM', executions, member)
@@ -32,5 +31,5 @@ if mode == 'front' and call('HGET', shard, 'status') == 'started' then
 else
   call('DEL', shard)
 end
-requeue_if_idle(id, shard_prefix, record_prefix)
+requeue_if_idle(id)
 return 1

@@ -13,9 +13,6 @@
 --   worker: its name
 --   lease_s: seconds until the lease lapses
 --   iso_now: time for RQ's fields
---   shard_prefix: of the keys of shards, which are RQ's jobs
---   execution_prefix: of the keys of executions
---   index_prefix: of the keys of a shard's executions
 --   wanted: number of queues that a shard is wanted of
 --   most_read: shards of a queue that are read
 --   limits*(most, small): for each wanted queue, the images that an owner may hold already, and
@@ -24,16 +21,16 @@
 -- RESULT:
 --   {number of the queue from 0, id of the shard, its hash}, or false if nothing waits
 -- include: now
+-- constants: EXECUTIONS_PREFIX, EXECUTION_PREFIX, LEASES, SHARD_PREFIX
 
 local call = redis.call
 local executions = KEYS[1]
 local execution, worker, lease_s, iso_now = unpack(ARGV, 1, 4)
-local shard_prefix, execution_prefix, index_prefix = unpack(ARGV, 5, 7)
-local wanted, most_read = tonumber(ARGV[8]), tonumber(ARGV[9])
+local wanted, most_read = tonumber(ARGV[5]), tonumber(ARGV[6])
 local at = now()
 
 local held = {}
-for i = 10 + 2 * wanted, #ARGV, 2 do held[ARGV[i]] = tonumber(ARGV[i + 1]) end
+for i = 7 + 2 * wanted, #ARGV, 2 do held[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
 local function pop(waiting, most, small)
   if not (next(held) and string.find(waiting, ':interactive:', 1, true)) then
@@ -41,7 +38,7 @@ local function pop(waiting, most, small)
   end
   local chosen, least
   for _, id in ipairs(call('LRANGE', waiting, 0, most_read - 1)) do
-    local owner, images = unpack(call('HMGET', shard_prefix .. id, 'owner', 'images'))
+    local owner, images = unpack(call('HMGET', SHARD_PREFIX .. id, 'owner', 'images'))
     local owned = owner and held[owner] or 0
     local is_allowed = owned <= most or tonumber(images or 0) <= small
     if is_allowed and (not least or owned < least) then chosen, least = id, owned end
@@ -53,11 +50,14 @@ end
 
 local function lease(id, shard, started)
   local member = id .. ':' .. execution
-  local key, index, ttl = execution_prefix .. member, index_prefix .. id, math.ceil(lease_s * 4)
-  call('ZADD', started, string.format('%.3f', at + lease_s), member)
+  local key, index = EXECUTION_PREFIX .. member, EXECUTIONS_PREFIX .. id
+  local ttl = math.ceil(lease_s * 4)
+  call('ZADD', LEASES, string.format('%.3f', at + lease_s), member)
+  -- RQ's tools show it, and their clean-up, by the caller's clock, never takes it away
+  call('ZADD', started, '+inf', member)
   call('HSET', key, 'id', execution, 'job_id', id, 'worker_name', worker,
     'created_at', string.format('%.6f', at), 'last_heartbeat', string.format('%.6f', at))
-  call('ZADD', index, string.format('%.3f', at + ttl), execution)
+  call('ZADD', index, '+inf', execution)
   -- outlive the lease: RQ's Job.cancel and delete raise if the index outlives the hash
   call('EXPIRE', key, ttl)
   call('EXPIRE', index, ttl)
@@ -71,18 +71,18 @@ end
 for _, member in ipairs(call('SMEMBERS', executions)) do
   local id = string.match(member, '^(.*):' .. execution .. '$')
   for i = 2, id and #KEYS or 0, 2 do
-    if call('ZSCORE', KEYS[i + 1], member) then
-      return {(i - 2) / 2, id, call('HGETALL', shard_prefix .. id)}
+    if call('ZSCORE', KEYS[i + 1], member) and call('ZSCORE', LEASES, member) then
+      return {(i - 2) / 2, id, call('HGETALL', SHARD_PREFIX .. id)}
     end
   end
 end
 
 for i = 2, 2 * wanted, 2 do
   local waiting, started = KEYS[i], KEYS[i + 1]
-  local most, small = tonumber(ARGV[8 + i]), tonumber(ARGV[9 + i])
+  local most, small = tonumber(ARGV[5 + i]), tonumber(ARGV[6 + i])
   local id = pop(waiting, most, small)
   while id do
-    local shard = shard_prefix .. id
+    local shard = SHARD_PREFIX .. id
     -- anything but 'queued' is a deleted, cancelled or doubly pushed id: drop it (RQ would run it)
     if call('HGET', shard, 'status') == 'queued' then
       lease(id, shard, started)

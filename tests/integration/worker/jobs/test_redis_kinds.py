@@ -21,8 +21,8 @@ from tests.support.server import serve
 from tests.support.stores import KINDS, USER_RULES, NoSuchServer, running
 from worker.__main__ import build, connect
 from worker.jobs.domain import Shard
-from worker.jobs.keys import queue_name
-from worker.jobs.shard_queue import make_queue, reap
+from worker.jobs.keys import LEASES, queue_name
+from worker.jobs.shard_queue import reap
 from worker.process.job_writer import JobWriter
 from worker.process.loaded_model import LoadedModel
 from worker.process.shard_leases import Lease, ShardLeases
@@ -86,8 +86,8 @@ def test_a_shard_that_a_worker_lost_is_taken_up_where_it_was_saved_and_finished(
     assert results.progress([(lost.shard, 3, 6)]) == [True]
     assert results.save([(lost.shard, b"chains", 6)]) == [True]
 
-    redis.zadd(lost.started_key, {lost.execution.composite_key: 0})
-    assert reap([make_queue(QUEUE, redis)]) == [(lost.shard.id, "requeued")]
+    redis.zadd(LEASES, {lost.execution.composite_key: 0})
+    assert reap(redis) == [(lost.shard.id, "requeued")]
     assert shards.heartbeat() == [lost]
     again = take(shards, results)
     assert results.saved(again.shard) == b"chains"

@@ -12,7 +12,7 @@ from redis import Redis
 from tests.support.processes import eventually, later
 from tests.support.worker import IdleWorker
 from worker.jobs.domain import Priority
-from worker.jobs.keys import queue_name
+from worker.jobs.keys import LEASES, queue_name
 from worker.jobs.reaper import REAP_EVERY_S
 from worker.process.shard_leases import Lease, ShardLeases
 
@@ -41,7 +41,7 @@ def take(shards: ShardLeases, idle: IdleWorker) -> Lease:
 
 def lose(redis: Redis, lease: Lease) -> None:
     """As if its worker had not been heard of for 15 s."""
-    redis.zadd(lease.started_key, {lease.execution.composite_key: 0}, xx=True)
+    redis.zadd(LEASES, {lease.execution.composite_key: 0}, xx=True)
 
 
 def state(api: httpx.Client, job: dict[str, Any]) -> str:

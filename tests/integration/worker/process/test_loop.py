@@ -23,9 +23,9 @@ from tests.support.parts import (
 )
 from worker.__main__ import build
 from worker.jobs.domain import Shard
-from worker.jobs.keys import job_key, png_key, sha256_key
+from worker.jobs.keys import LEASES, job_key, png_key, sha256_key
 from worker.jobs.reaper import Reaper
-from worker.jobs.shard_queue import MAX_LOSSES, make_queue, reap
+from worker.jobs.shard_queue import MAX_LOSSES, reap
 from worker.process.loaded_model import LoadedModel
 from worker.process.loop import WorkerLoop
 from worker.process.messages import LeaseLost, ShardTaken
@@ -95,9 +95,9 @@ def test_a_bad_shards_job_fails_even_if_redis_goes_away_meanwhile(
         away.setattr(worker.parts.writer, "fail", raising(GONE))
         with pytest.raises(ConnectionError):
             worker.parts.intake.run_once()
-    [lease] = redis.zrange(f"rq:wip:{shard.queue}", 0, -1)
-    redis.zadd(f"rq:wip:{shard.queue}", {lease: 0})
-    assert reap([make_queue(shard.queue, redis)]) == [(shard.id, "requeued")]
+    [lease] = redis.zrange(LEASES, 0, -1)
+    redis.zadd(LEASES, {lease: 0})
+    assert reap(redis) == [(shard.id, "requeued")]
     worker.parts.intake.run_once()
     assert state_of(redis, shard.job) == "failed"
     assert redis.hget(job_key(shard.job), "error_code") == b"unknown_version"
@@ -137,8 +137,8 @@ def test_a_job_whose_shard_lost_every_worker_fails_and_says_why(redis, model):
     for _ in range(MAX_LOSSES):
         assert state_of(redis, shard.job) == "queued"
         lease = shards.take([shard.queue])
-        redis.zadd(lease.started_key, {lease.execution.composite_key: 0})
-        reap([make_queue(shard.queue, redis)])
+        redis.zadd(LEASES, {lease.execution.composite_key: 0})
+        reap(redis)
     Reaper(redis).run_once()
     assert state_of(redis, shard.job) == "failed"
     assert redis.hget(job_key(shard.job), "error_code") == b"workers_lost"

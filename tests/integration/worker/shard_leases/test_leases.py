@@ -26,6 +26,7 @@ from tests.support.shards import (
     waiting,
     worker,
 )
+from worker.jobs.keys import LEASES
 from worker.jobs.policy import UNFINISHED_TTL_S
 from worker.jobs.reaper import Reaper
 from worker.jobs.shard_queue import MAX_LOSSES, shard_queues, withdraw
@@ -153,11 +154,11 @@ def test_shards_of_a_model_that_no_catalog_has_any_more_go_back_too_and_leave_no
     post(redis, shard("a"), shard("b"))
     lost = worker(redis)
     for _ in range(2):
-        redis.zadd((lease := lost.take(QUEUES)).started_key, {lease.execution.composite_key: 0})
-    assert withdraw(shard("b"), redis) == b"signalled"
+        redis.zadd(LEASES, {lost.take(QUEUES).execution.composite_key: 0})
+    assert withdraw("b-0", redis) == b"signalled"
     Reaper(redis, LEASE_S).run_once()
     assert waiting(redis) == ["a-0"]
-    assert withdraw(shard("a"), redis) == b"removed"
+    assert withdraw("a-0", redis) == b"removed"
     lost.close()
     assert not [key for key in left(redis) if "wip" in key or "rq:job" in key]
 
@@ -172,13 +173,13 @@ def test_a_worker_keeps_its_leases_while_the_server_is_full(redis):
     post(redis, shard("a"))
     w = worker(redis, lease_s=60)
     lease = w.take(QUEUES)
-    redis.zadd(lease.started_key, {lease.execution.composite_key: time.time() + 1})
+    redis.zadd(LEASES, {lease.execution.composite_key: time.time() + 1})
     redis.config_set("maxmemory", 1)
     try:
         assert w.heartbeat() == []
     finally:
         redis.config_set("maxmemory", 0)
-    assert redis.zscore(lease.started_key, lease.execution.composite_key) > time.time() + 30
+    assert redis.zscore(LEASES, lease.execution.composite_key) > time.time() + 30
 
 
 def test_a_late_worker_changes_nothing(redis):
@@ -214,8 +215,8 @@ def test_a_finished_shard_leaves_no_key(redis):
 
 def test_a_withdrawn_shard_is_not_taken(redis):
     post(redis, shard("a"), shard("b"))
-    assert withdraw(shard("a"), redis) == b"removed"
-    assert withdraw(shard("a"), redis) == b"absent"
+    assert withdraw("a-0", redis) == b"removed"
+    assert withdraw("a-0", redis) == b"absent"
     w = worker(redis)
     assert taken(w) == "b"
 
@@ -224,14 +225,14 @@ def test_a_shard_withdrawn_while_it_runs_is_told_to_its_worker_and_outlives_nobo
     post(redis, shard("told"), shard("closed"), shard("killed"))
     w = worker(redis, 0.3)
     told, _, _ = (w.take(QUEUES) for _ in range(3))
-    assert withdraw(shard("told"), redis) == b"signalled"
+    assert withdraw("told-0", redis) == b"signalled"
     assert w.heartbeat() == [told]
     assert w.finish(told)
-    withdraw(shard("killed"), redis)
+    withdraw("killed-0", redis)
     time.sleep(0.4)
     assert rescue(redis, 0.3) == [("closed-0", "requeued")]
     lease = w.take(QUEUES)
-    withdraw(shard("closed"), redis)
+    withdraw("closed-0", redis)
     w.give_back(lease)
     w.close()
     assert left(redis) == set()
@@ -268,6 +269,7 @@ def test_a_pickle_in_the_queue_is_removed_and_never_opened(redis, tmp_path, monk
 
 
 def test_a_worker_that_was_stopped_past_its_lease_comes_back(redis):
+    post(redis, shard("a"))
     w = worker(redis, 0.5)
     time.sleep(1.2)
     rescue(redis, 0.5)

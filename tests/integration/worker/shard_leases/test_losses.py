@@ -6,8 +6,8 @@ import pytest
 from redis import Redis
 
 from tests.support.shards import QUEUES, post, shard, worker
-from worker.jobs.keys import job_key
-from worker.jobs.shard_queue import MAX_LOSSES, make_queue, reap
+from worker.jobs.keys import LEASES, job_key
+from worker.jobs.shard_queue import MAX_LOSSES, reap
 from worker.process.shard_leases import Lease
 
 SHARD = shard("a" * 32, number=0)
@@ -18,8 +18,8 @@ def lose(redis: Redis, *, reached: int = 0, kept: int = 0) -> tuple[Lease, list[
     lease = worker(redis).take(QUEUES)
     assert lease, "the shard has been given up"
     redis.hset(job_key(SHARD.job), mapping={"p0": f"0,{reached}", "k0": kept})
-    redis.zadd(lease.started_key, {lease.execution.composite_key: 0})
-    return lease, [outcome for _, outcome in reap([make_queue(name, redis) for name in QUEUES])]
+    redis.zadd(LEASES, {lease.execution.composite_key: 0})
+    return lease, [outcome for _, outcome in reap(redis)]
 
 
 def test_a_job_that_loses_ten_workers_and_gets_further_with_each_is_never_given_up(redis):
