@@ -23,7 +23,7 @@ from worker.backends.host import UnusableDevice, choose_device
 from worker.calibration.cache import CalibrationCache
 from worker.calibration.slowdown import Slowdown
 from worker.jobs.domain import Priority
-from worker.jobs.keys import queue_name
+from worker.jobs.keys import rotation_name
 from worker.jobs.reaper import REAP_EVERY_S, Reaper
 from worker.jobs.worker_registry import WorkerInfo
 from worker.process.background_threads import BackgroundTask, BackgroundThreads
@@ -107,7 +107,7 @@ def build(
     load = WorkerLoad()
     slowdown = Slowdown()
     writer = writer or JobWriter(redis, store)
-    shards = ShardLeases(redis, [queue_name(p, name) for p in Priority for name in models])
+    shards = ShardLeases(redis, [rotation_name(p, name) for p in Priority for name in models])
     sender = ResultSender(shards, writer, messages, clock=clock)
     saver = SnapshotSaver(shards, writer, messages, clock=clock, cpu_clock=cpu_clock)
     previews = PreviewSender(redis)

@@ -63,7 +63,7 @@ def handle_all(worker: WorkerLoop) -> None:
 
 def begin(worker: WorkerLoop, shard: Shard, indices: list[int]) -> Lease:
     """Take the shard and admit these images of it, as the intake and the loop do."""
-    lease = worker.parts.shards.take([shard.queue])
+    lease = worker.parts.shards.take([shard.rotation])
     worker.parts.writer.start(shard, 1)
     worker.handle(ShardTaken(lease, indices, None))
     return lease

@@ -6,13 +6,13 @@ from redis import Redis
 
 from tests.support.jobs import enqueue_shards, make_recipe
 from worker.jobs.domain import Priority, Shard
-from worker.jobs.keys import queue_name
+from worker.jobs.keys import queue_name, rotation_name
 from worker.jobs.shard_queue import make_queue, reap, sweep
 from worker.process.shard_leases import ShardLeases
 
 LEASE_S = 1.0
 MODEL = "of-these-tests"
-QUEUES = [queue_name(priority, MODEL) for priority in Priority]
+QUEUES = [rotation_name(priority, MODEL) for priority in Priority]
 RECIPE = make_recipe(model=MODEL, steps=10)
 
 
@@ -35,7 +35,7 @@ def rescue(redis: Redis, lease_s: float = LEASE_S) -> list[tuple[str, str]]:
 
 
 def waiting(redis: Redis, priority: str = "interactive") -> list[str]:
-    return make_queue(queue_name(priority, MODEL), redis).get_job_ids()
+    return make_queue(queue_name(priority, MODEL, "local"), redis).get_job_ids()
 
 
 def left(redis: Redis) -> set[str]:

@@ -40,10 +40,6 @@ class Reaper:
         Raises:
             RedisError: what redis-py raises.
         """
-        if self._rounds % SWEEP_EVERY == 0:
-            for shard_id in sweep(self._redis, self._lease_s):
-                log.warning("shard %s was left by a worker of RQ's: requeued", shard_id)
-        self._rounds += 1
         for shard_id, outcome in reap(self._redis):
             log.warning("shard %s was lost by its worker: %s", shard_id, outcome)
         # All failed shards, not only those of this call: a kill may have come in between.
@@ -52,6 +48,11 @@ class Reaper:
         for priority in Priority:
             keys = transitions.transition_keys("", priority)
             transitions.FORGET_EXPIRED.eval(self._redis, **keys)
+        # Last, since a full server may refuse it.
+        if self._rounds % SWEEP_EVERY == 0:
+            for shard_id in sweep(self._redis, self._lease_s):
+                log.warning("shard %s was left by a worker of RQ's: requeued", shard_id)
+        self._rounds += 1
 
     def _fail_job(self, shard_id: str, reason: str) -> None:
         last = f" (the last said: {reason})" if reason else ""

@@ -17,7 +17,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from worker.jobs.domain import Priority, Shard
-from worker.jobs.keys import FAILED_SHARDS, SHARD_PREFIX, queue_name
+from worker.jobs.keys import FAILED_SHARDS, SHARD_PREFIX, rotation_name
 from worker.jobs.policy import UNFINISHED_TTL_S
 from worker.jobs.scripts import Client, load
 
@@ -34,6 +34,9 @@ _NO_CONNECTION = Redis()
 _WITHDRAW = load("withdraw_shard")
 _REAP = load("reap_shards")
 _SWEEP = load("sweep_queues")
+_JOIN = load("join_rotations")
+# Ten milliseconds of Redis.
+_MOVED_AT_ONCE = 1000
 
 
 def make_queue(name: str, connection: Any) -> Queue:
@@ -60,8 +63,9 @@ def shard_queues(redis: Redis) -> list[Queue]:
 def enqueue(shards: Iterable[Shard], pipe: Any) -> None:
     """Buffer the commands that post shards on a pipeline, sync or asyncio.
 
-    The caller decides whether they are one transaction. `Queue.enqueue_job` would call
-    `pipe.multi()` in between, and its `unique` ignores the pipeline.
+    The shards' owners must then be let wait for their turn: by `join_rotations`, or by the script
+    that runs the commands. The caller decides whether they are one transaction.
+    `Queue.enqueue_job` would call `pipe.multi()` in between, and its `unique` ignores the pipeline.
     """
     for shard in shards:
         data = Queue.prepare_data(
@@ -78,10 +82,20 @@ def enqueue(shards: Iterable[Shard], pipe: Any) -> None:
         )
         make_queue(shard.queue, _NO_CONNECTION).enqueue_many([data], pipeline=pipe)
         key = Job.key_for(shard.id)
-        # take_shard.lua reads these two.
+        # take_shards.lua reads these two.
         pipe.hset(key, mapping={"owner": shard.owner, "images": len(shard.indices)})
         # A shard that nobody ever runs expires as its job's record does.
         pipe.expire(key, UNFINISHED_TTL_S)
+
+
+def queues_of(shards: Iterable[Shard]) -> list[str]:
+    """Return the names of the queues that the shards wait in, each once."""
+    return list(dict.fromkeys(shard.queue for shard in shards))
+
+
+def join_rotations(shards: Iterable[Shard], client: Client) -> Any:
+    """Let the owners of shards that were posted wait for their turn, if they do not yet."""
+    return _JOIN.eval(client, queues=queues_of(shards))
 
 
 def withdraw(shard_id: str, client: Client) -> Any:
@@ -116,13 +130,21 @@ def reap(redis: Redis) -> list[tuple[str, str]]:
 def sweep(redis: Redis, lease_s: float = LEASE_S) -> list[str]:
     """Take up what RQ's own workers, and versions before decision 32, left in RQ's keys.
 
+    It also tidies queues that are long and half empty, and sets right what RQ's tools changed.
+
     Returns:
         The ids of the shards that went back to the front of their queue. Leases that were found are
         for `reap`.
     """
-    ids: list[bytes] = _SWEEP.call(redis, lease_s=lease_s, classes=list(Priority))
+    ids: list[bytes] = []
+    is_more = 1
+    while is_more:
+        is_more, *more = _SWEEP.call(
+            redis, lease_s=lease_s, most_moved=_MOVED_AT_ONCE, classes=list(Priority)
+        )
+        ids += more
     models = {queue.name.split(":")[1] for queue in shard_queues(redis)}
-    for name in (queue_name(priority, model) for priority in Priority for model in models):
+    for name in (rotation_name(priority, model) for priority in Priority for model in models):
         # Names of killed workers go once their hash has expired.
         worker_registration.clean_worker_registry(make_queue(name, redis))
     return [shard_id.decode() for shard_id in ids]

@@ -10,13 +10,13 @@ from redis import Redis
 from redis.client import PubSub
 
 from worker.jobs.domain import Priority, Shard, job_of
-from worker.jobs.keys import CHANGES, PREVIEWS, queue_name
+from worker.jobs.keys import CHANGES, PREVIEWS, rotation_name
 from worker.process.job_writer import JobWriter
 from worker.process.load import WorkerLoad, wanted_classes
 from worker.process.loaded_model import LoadedModel
 from worker.process.messages import JobEnded, MessageQueue, ShardTaken
 from worker.process.previews import PreviewSender
-from worker.process.shard_leases import BadShard, Lease, OwnerLimit, ShardLeases
+from worker.process.shard_leases import BadShard, Lease, ShardLeases
 from worker.results.store import StoreFault
 
 log = logging.getLogger(__name__)
@@ -90,14 +90,14 @@ class Intake:
             self._hand_on(self._taken)
             self._taken = None
 
-    def wanted(self) -> dict[str, OwnerLimit]:
-        """Return the queues to take a shard of, each with its limit for one owner's shards."""
+    def wanted(self) -> dict[str, int]:
+        """Return the rotations to take a shard of, with the images that there is room for."""
         if self._is_held_back() or self._load.suspect:
             return {}
         return {
-            queue_name(priority, name): limit
+            rotation_name(priority, name): room
             for name, model in self._models.items()
-            for priority, limit in wanted_classes(
+            for priority, room in wanted_classes(
                 model.capacity,
                 self._load.images(name, Priority.INTERACTIVE),
                 self._load.images(name, Priority.BULK),
@@ -106,9 +106,8 @@ class Intake:
         }
 
     def _take(self) -> Lease | None:
-        wanted = self.wanted()
         try:
-            return self._shards.take(wanted, self._load.interactive_by_owner(), wanted)
+            return self._shards.take(self.wanted())
         except BadShard as bad:
             message = (
                 "the job was written by another version of the service than the worker's; "

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal
 from uuid import uuid4
 
 from redis import Redis
@@ -27,30 +26,16 @@ from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 from rq.worker import BaseWorker
 
-from worker.jobs.domain import Shard
-from worker.jobs.keys import LEASES
+from worker.jobs.domain import SHARD_IMAGES, Priority, Shard
+from worker.jobs.keys import LEASES, QUEUES, take_key
 from worker.jobs.scripts import load
 from worker.jobs.shard_queue import LEASE_S, MAX_LOSSES, make_queue
 
 log = logging.getLogger(__name__)
-# Shards of a queue that are compared for the next one: half a microsecond of Redis each.
-_LOOKED_AT = 1000
-_TAKE = load("take_shard")
+_TAKE = load("take_shards")
 _END = load("end_lease")
 _EXTEND = load("extend_leases")
 _ABANDON = load("abandon_shards")
-
-
-class OwnerLimit(NamedTuple):
-    """A limit on the shards that one owner gets.
-
-    Attributes:
-        most: interactive images of one owner above which only small shards of it are taken.
-        small: images of a small shard, at most.
-    """
-
-    most: int = 1 << 30
-    small: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +110,21 @@ class ShardLeases:
     Attributes:
         lease_s: seconds after its last heartbeat when a lease lapses.
         name: the worker's name in RQ's registry.
-        queues: the queues to take shards from, the first ones first.
     """
 
     def __init__(
-        self, connection: Redis, queue_names: Sequence[str], lease_s: float = LEASE_S
+        self, connection: Redis, rotations: Sequence[str], lease_s: float = LEASE_S
     ) -> None:
+        """Make a worker's side of the queue.
+
+        Args:
+            connection: the job store.
+            rotations: names of the rotations (`keys.rotation_name`) to take shards from. RQ's tools
+                show them as the worker's queues.
+            lease_s: seconds after its last heartbeat when a lease lapses.
+        """
         self._rq_worker = _RqWorker(
-            [make_queue(name, connection) for name in queue_names],
+            [make_queue(name, connection) for name in rotations],
             connection=connection,
             serializer=JSONSerializer,
             worker_ttl=max(1, round(lease_s)),
@@ -142,10 +134,14 @@ class ShardLeases:
         self.name = self._rq_worker.name
         self.key = str(self._rq_worker.key)
         self.executions_key = self._rq_worker.executions_key
-        self.queues = self._rq_worker.queues
         self.worker_ttl = self._rq_worker.worker_ttl
         self._leases: dict[str, Lease] = {}
-        # Execution id of a take that has not been answered.
+        # The rotations, the one that a shard was taken from longest ago first.
+        self._turns = list(rotations)
+        # Interactive shards that were taken after the last bulk shard.
+        self._since_bulk = 0
+        # Number of the last take, and its execution id if it has not been answered.
+        self._number = 0
         self._asking: str | None = None
         self._lock = threading.Lock()
 
@@ -157,24 +153,16 @@ class ShardLeases:
 
     def holds(self, lease: Lease) -> bool:
         """Tell whether, as far as we know, the lease is still ours."""
-        return lease.execution.id in self._leases
+        return lease.execution.composite_key in self._leases
 
-    def take(
-        self,
-        queue_names: Collection[str],
-        held: Mapping[str, int] = MappingProxyType({}),
-        limits: Mapping[str, OwnerLimit] = MappingProxyType({}),
-    ) -> Lease | None:
-        """Take and lease a shard of the first queue that has one.
+    def take(self, rotations: Collection[str]) -> Lease | None:
+        """Take and lease the shard whose turn it is.
 
         One script does it, so that a kill at any moment loses no shard. After an error, the next
         call finds the shard that this one may have got.
 
         Args:
-            queue_names: the queues to take a shard from.
-            held: interactive images that the worker holds, by owner. Of the interactive shards, one
-                whose owner has fewest goes first.
-            limits: the limit for one owner's shards, by queue.
+            rotations: names of the rotations to take a shard from.
 
         Returns:
             The lease; None if there is no such shard.
@@ -182,33 +170,32 @@ class ShardLeases:
         Raises:
             BadShard: what was taken is no shard of this version.
         """
-        wanted = [queue for queue in self.queues if queue.name in queue_names]
-        if not (wanted or self._asking):
-            return None
-        execution_id = self._asking = self._asking or uuid4().hex
-        queues = [*wanted, *(queue for queue in self.queues if queue not in wanted)]
-        got = _TAKE.call(
-            self.connection,
-            executions=self.executions_key,
-            queues=[(queue.key, StartedJobRegistry(queue=queue).key) for queue in queues],
-            execution=execution_id,
-            worker=self.name,
-            lease_s=self.lease_s,
-            iso_now=utcformat(now()),
-            wanted=len(wanted),
-            most_read=_LOOKED_AT,
-            limits=[limits.get(queue.name, OwnerLimit()) for queue in wanted],
-            held=held.items(),
-        )
-        self._asking = None
-        if not got:
-            return None
-        queue, job_id, flat = queues[got[0]], got[1].decode(), got[2]
-        return self._lease(
-            queue,
-            Execution(execution_id, job_id, self.connection, self.name),
-            dict(zip(flat[::2], flat[1::2], strict=True)),
-        )
+        wanted = [(name, SHARD_IMAGES) for name in self._turns if name in rotations]
+        while wanted or self._asking:
+            if not self._asking:
+                self._number += 1
+                self._asking = uuid4().hex
+            got = _TAKE.call(
+                self.connection,
+                executions=self.executions_key,
+                taken=take_key(self.name),
+                number=self._number,
+                execution=self._asking,
+                worker=self.name,
+                lease_s=self.lease_s,
+                iso_now=utcformat(now()),
+                most=1,
+                most_losses=MAX_LOSSES,
+                since_bulk=self._since_bulk,
+                wanted=wanted,
+            )
+            execution_id, self._asking = self._asking, None
+            if got:
+                queue, shard_id, fields = got
+                return self._taken(execution_id, queue.decode(), shard_id.decode(), fields)
+            if got is None:
+                break
+        return None
 
     def finish(self, lease: Lease) -> bool:
         """Delete every key of the shard.
@@ -237,7 +224,7 @@ class ShardLeases:
         """
         with self._lock:
             lost = [
-                self._leases.pop(lease.execution.id, lease)
+                self._leases.pop(lease.execution.composite_key, lease)
                 for lease in (leases or list(self._leases.values()))
             ]
         _ABANDON.call(
@@ -273,10 +260,12 @@ class ShardLeases:
             self._rq_worker.register_birth()  # type: ignore[no-untyped-call]
             # RQ's own time to live would be a minute longer.
             self.connection.expire(self.key, self.worker_ttl)
+            # RQ's tools show the workers of queues that are listed.
+            self.connection.sadd(QUEUES, *self._rq_worker.queue_keys())
         gone = [lease for lease, state in zip(leases, states, strict=True) if state == b"lost"]
         with self._lock:
             for lease in gone:
-                self._leases.pop(lease.execution.id, None)
+                self._leases.pop(lease.execution.composite_key, None)
         cancelled = [le for le, state in zip(leases, states, strict=True) if state == b"cancelled"]
         return gone + cancelled
 
@@ -288,7 +277,22 @@ class ShardLeases:
         for lease in reversed(self.leases):
             self.give_back(lease)
         self._rq_worker.register_death()  # type: ignore[no-untyped-call]
-        self.connection.delete(self.key)
+        self.connection.delete(self.key, take_key(self.name))
+
+    def _taken(
+        self, execution_id: str, queue_name: str, shard_id: str, flat: Sequence[bytes]
+    ) -> Lease:
+        rotation = queue_name.rpartition(":")[0]
+        if rotation in self._turns:
+            self._turns.remove(rotation)
+            self._turns.append(rotation)
+        is_bulk = rotation.startswith(Priority.BULK)
+        self._since_bulk = 0 if is_bulk else self._since_bulk + 1
+        return self._lease(
+            make_queue(queue_name, self.connection),
+            Execution(execution_id, shard_id, self.connection, self.name),
+            dict(zip(flat[::2], flat[1::2], strict=True)),
+        )
 
     def _lease(self, queue: Queue, execution: Execution, fields: dict[bytes, bytes]) -> Lease:
         job = Job(execution.job_id, connection=self.connection, serializer=JSONSerializer)
@@ -303,19 +307,18 @@ class ShardLeases:
                 execution.job_id, lambda: self._fence(job, queue, execution, "delete")
             ) from None
         with self._lock:
-            self._leases[execution.id] = lease
+            self._leases[execution.composite_key] = lease
         return lease
 
     def _end(self, lease: Lease, mode: Literal["delete", "front"]) -> bool:
         with self._lock:
-            self._leases.pop(lease.execution.id, None)
+            self._leases.pop(lease.execution.composite_key, None)
         return self._fence(lease.job, lease.queue, lease.execution, mode)
 
     def _fence(self, job: Job, queue: Queue, execution: Execution, mode: str) -> bool:
         ended = _END.call(
             self.connection,
             started=StartedJobRegistry(queue=queue).key,
-            waiting=queue.key,
             shard=job.key,
             index=job.execution_registry.key,
             execution=execution.key,

@@ -3,7 +3,6 @@
 --
 -- KEYS:
 --   started: sorted set of the queue's executions that run
---   waiting: list of the queue's shards that wait
 --   shard: hash of the shard, which is RQ's job
 --   index: sorted set of the shard's executions
 --   execution: hash of the execution
@@ -14,11 +13,11 @@
 --   mode: 'front' to put it back, 'delete' to delete it
 -- RESULT:
 --   1, or 0 if the lease had lapsed: the worker is late, and the shard is somebody else's by now
--- include: requeue
+-- include: requeue, waiting
 -- constants: LEASES
 
 local call = redis.call
-local started, waiting, shard, index, execution, executions = unpack(KEYS)
+local started, shard, index, execution, executions = unpack(KEYS)
 local member, id, mode = unpack(ARGV)
 
 if call('ZREM', LEASES, member) == 0 then return 0 end
@@ -27,7 +26,7 @@ call('DEL', index, execution)
 call('SREM', executions, member)
 if mode == 'front' and call('HGET', shard, 'status') == 'started' then
   call('HSET', shard, 'status', 'queued', 'started_at', '', 'worker_name', '')
-  call('LPUSH', waiting, id)
+  put(id, true)
 else
   call('DEL', shard)
 end

@@ -12,7 +12,7 @@
 --   most_losses: losses after which a shard fails
 -- RESULT:
 --   {id, 'requeued', 'failed' or 'dropped', ...}
--- include: now, requeue
+-- include: now, requeue, waiting
 -- constants: EXECUTIONS_PREFIX, EXECUTION_PREFIX, FAILED_SHARDS, LEASES, QUEUES, QUEUE_PREFIX
 -- constants: RECORD_PREFIX, SHARD_PREFIX, STARTED_PREFIX
 
@@ -87,8 +87,7 @@ table.sort(back, function(a, b) return a.age > b.age end)
 for _, lost in ipairs(back) do
   local shard = SHARD_PREFIX .. lost.id
   call('HSET', shard, 'status', 'queued', 'started_at', '', 'worker_name', '')
-  call('LPUSH', QUEUE_PREFIX .. call('HGET', shard, 'origin'), lost.id)
-  note(lost.id, 'requeued')
+  note(lost.id, pcall(put, lost.id, true) and 'requeued' or 'dropped')
 end
 
 for i = 1, #outcomes, 2 do pcall(requeue_if_idle, outcomes[i]) end

@@ -21,7 +21,7 @@ from tests.support.server import serve
 from tests.support.stores import KINDS, USER_RULES, NoSuchServer, running
 from worker.__main__ import build, connect
 from worker.jobs.domain import Shard
-from worker.jobs.keys import LEASES, queue_name
+from worker.jobs.keys import LEASES, rotation_name
 from worker.jobs.shard_queue import reap
 from worker.process.job_writer import JobWriter
 from worker.process.loaded_model import LoadedModel
@@ -29,7 +29,7 @@ from worker.process.shard_leases import Lease, ShardLeases
 from worker.results.in_redis import InRedis
 
 pytestmark = pytest.mark.redis
-QUEUE = queue_name("interactive", "tiny")
+QUEUE = rotation_name("interactive", "tiny")
 
 
 @pytest.fixture(
@@ -116,7 +116,7 @@ def test_a_job_that_runs_is_cancelled_and_one_that_waits_is_deleted(
     assert results.progress([(lease.shard, 1, 1)]) == [False]
     assert shards.finish(lease)
     assert api.delete(f"/v1/jobs/{waits}").status_code == 204
-    assert shards.take([QUEUE, queue_name("bulk", "tiny")]) is None
+    assert shards.take([QUEUE, rotation_name("bulk", "tiny")]) is None
     shards.close()
     assert not of_shard(redis, lease.shard)
     assert not any(waits in key.decode() for key in redis.scan_iter())

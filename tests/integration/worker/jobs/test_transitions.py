@@ -12,12 +12,12 @@ from redis import Redis
 from tests.support.processes import eventually, later
 from tests.support.worker import IdleWorker
 from worker.jobs.domain import Priority
-from worker.jobs.keys import LEASES, queue_name
+from worker.jobs.keys import LEASES, rotation_name
 from worker.jobs.reaper import REAP_EVERY_S
 from worker.process.shard_leases import Lease, ShardLeases
 
 Post = Callable[..., dict[str, Any]]
-QUEUES = [queue_name(priority, "tiny") for priority in Priority]
+QUEUES = [rotation_name(priority, "tiny") for priority in Priority]
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from tests.support.shards import (
 from worker.jobs.keys import LEASES
 from worker.jobs.policy import UNFINISHED_TTL_S
 from worker.jobs.reaper import Reaper
-from worker.jobs.shard_queue import MAX_LOSSES, shard_queues, withdraw
+from worker.jobs.shard_queue import MAX_LOSSES, shard_queues, sweep, withdraw
 from worker.process.shard_leases import BadShard, Lease, ShardLeases
 
 
@@ -259,6 +259,7 @@ def test_a_pickle_in_the_queue_is_removed_and_never_opened(redis, tmp_path, monk
     Queue(QUEUES[0], connection=redis).enqueue(
         "x.y", job_id="evil", description="evil", kwargs={"x": _Bomb()}
     )
+    sweep(redis)
     w = worker(redis)
     with pytest.raises(BadShard, match="evil") as bad:
         w.take(QUEUES)

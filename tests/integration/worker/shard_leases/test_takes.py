@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from redis import Redis
 
-from tests.support.shards import LEASE_S, QUEUES, post, rescue, shard, taken, waiting, worker
-from worker.jobs.domain import Shard
-from worker.process.shard_leases import OwnerLimit, ShardLeases
+from tests.support.shards import (
+    LEASE_S,
+    MODEL,
+    QUEUES,
+    RECIPE,
+    post,
+    rescue,
+    shard,
+    taken,
+    waiting,
+    worker,
+)
+from worker.jobs.domain import Priority, Shard
+from worker.jobs.keys import LEASES, ROTATION_PREFIX, STONES, rotation_name
+from worker.jobs.policy import FLOOR
+from worker.jobs.reaper import Reaper
+from worker.jobs.shard_queue import reap, sweep, withdraw
+from worker.process.shard_leases import ShardLeases
 
 
 def lose_the_answer(w: ShardLeases, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,42 +100,153 @@ def test_a_shard_that_lapsed_before_its_taker_asked_again_is_not_held_by_it(redi
     assert w.take(QUEUES) is None
 
 
-def of(owner: str, job: str) -> Shard:
-    return replace(shard(job), owner=owner)
+def of(owner: str, job: str, model: str = MODEL, priority: str = "interactive") -> Shard:
+    return replace(shard(job, priority), owner=owner, recipe=replace(RECIPE, model=model))
 
 
-def test_of_interactive_shards_one_whose_owner_has_least_goes_first(redis):
-    post(redis, *(of("ann", f"ann{n}") for n in range(100)), of("bob", "bob"), of("eve", "eve"))
+def takes(w: ShardLeases, count: int, rotations: list[str] = QUEUES) -> list[str]:
+    """Take so many shards, finish each, and return their jobs."""
+    leases = [w.take(rotations) for _ in range(count)]
+    return [lease.shard.job for lease in leases if lease and w.finish(lease)]
+
+
+def rotation(redis: Redis) -> list[str]:
+    return [owner.decode() for owner in redis.zrange(ROTATION_PREFIX + QUEUES[0], 0, -1)]
+
+
+def test_owners_take_turns(redis):
+    post(redis, *(of("ann", f"ann{n}") for n in range(1500)), of("bob", "bob"), of("eve", "eve"))
+    assert rotation(redis) == ["ann", "bob", "eve"]
     w = worker(redis)
-    assert w.take(QUEUES, {}).shard.job == "ann0"
-    assert w.take(QUEUES, {"ann": 64}).shard.job == "bob"
-    assert w.take(QUEUES, {"ann": 64, "bob": 64}).shard.job == "eve"
-    assert w.take(QUEUES, {"ann": 64, "bob": 64, "eve": 1}).shard.job == "ann1"
-    assert waiting(redis) == [f"ann{n}-0" for n in range(2, 100)]
+    assert takes(w, 5) == ["ann0", "bob", "eve", "ann1", "ann2"]
+    post(redis, of("bob", "bob1"), of("bob", "bob2"))
+    assert takes(w, 4) == ["ann3", "bob1", "ann4", "bob2"]
 
 
-def test_of_an_owner_who_holds_more_than_the_limit_only_small_shards_are_taken(redis):
-    sizes = {"big": 64, "middling": 3, "small": 2}
-    post(
-        redis,
-        *(replace(of("ann", job), count=count) for job, count in sizes.items()),
-        of("bob", "bob"),
-    )
-    w, limits = worker(redis), dict.fromkeys(QUEUES, OwnerLimit(most=64, small=2))
-    assert w.take(QUEUES, {"ann": 65}, limits).shard.job == "bob"
-    assert w.take(QUEUES, {"ann": 65, "bob": 1}, limits).shard.job == "small"
-    assert w.take(QUEUES, {"ann": 65}, limits) is None
-    assert w.take(QUEUES, {"ann": 64}, limits).shard.job == "big"
+def test_an_owner_is_in_the_rotation_exactly_while_shards_of_it_wait(redis):
+    post(redis, of("ann", "ann"), of("bob", "bob"))
+    w = worker(redis, lease_s=60)
+    ann = w.take(QUEUES)
+    assert rotation(redis) == ["bob"]
+    assert w.give_back(ann)
+    assert rotation(redis) == ["ann", "bob"], "its turn comes back with the shard"
+    ann = w.take(QUEUES)
+    redis.zadd(LEASES, {ann.execution.composite_key: 0})
+    assert reap(redis) == [("ann-0", "requeued")]
+    assert rotation(redis) == ["ann", "bob"]
+    assert withdraw("ann-0", redis) == b"removed"
+    assert rotation(redis) == ["bob"]
+    assert takes(w, 2) == ["bob"]
+    assert rotation(redis) == []
 
 
-def test_of_one_owners_shards_the_first_goes_first_and_withdrawn_ones_are_passed_over(redis):
+def test_a_shard_that_comes_back_is_the_next_one_of_its_owner(redis):
+    post(redis, *(of("ann", f"ann{n}") for n in range(3)), of("bob", "bob"))
+    w = worker(redis)
+    first = w.take(QUEUES)
+    assert w.give_back(first)
+    assert takes(w, 4) == ["bob", "ann0", "ann1", "ann2"]
+
+
+def test_withdrawn_shards_are_passed_over(redis):
     post(redis, *(of("ann", f"ann{n}") for n in range(4)))
     redis.hset("rq:job:ann0-0", "status", "canceled")
     redis.delete("rq:job:ann1-0")
-    assert worker(redis).take(QUEUES, {"ann": 64}).shard.job == "ann2"
-    assert waiting(redis) == ["ann3-0"]
+    assert takes(worker(redis), 1) == ["ann2"]
 
 
-def test_bulk_shards_go_as_they_came(redis):
-    post(redis, *(replace(of(owner, owner), job_priority="bulk") for owner in ("ann", "bob")))
-    assert worker(redis).take(QUEUES, {"ann": 64}).shard.job == "ann"
+def test_a_take_steps_over_thousands_of_stones(redis):
+    shards = [of("ann", f"ann{n}") for n in range(3000)]
+    post(redis, *shards, of("bob", "bob"))
+    for stone in shards[:-1]:
+        assert withdraw(stone.id, redis) == b"removed"
+    assert redis.llen(f"rq:queue:{shards[0].queue}") == 3000, "nothing was searched for"
+    assert redis.hget(STONES, shards[0].queue) == b"2999"
+    assert takes(worker(redis), 3) == ["ann2999", "bob"]
+    assert not redis.exists(STONES)
+
+
+def test_the_reaper_clears_a_long_queue_of_stones(redis):
+    shards = [of("ann", f"ann{n}") for n in range(1000)]
+    post(redis, *shards)
+    for stone in shards[:501]:
+        withdraw(stone.id, redis)
+    sweep(redis)
+    assert waiting_of(redis, shards[0]) == [shard.id for shard in shards[501:]]
+    for stone in shards[501:751]:
+        withdraw(stone.id, redis)
+    sweep(redis)
+    assert len(waiting_of(redis, shards[0])) == 499, "not for so few"
+    for stone in shards[751:]:
+        withdraw(stone.id, redis)
+    sweep(redis)
+    assert (rotation(redis), redis.exists(STONES)) == ([], 0)
+
+
+def waiting_of(redis: Redis, shard: Shard) -> list[str]:
+    return [id.decode() for id in redis.lrange(f"rq:queue:{shard.queue}", 0, -1)]
+
+
+def test_what_rqs_tools_put_into_a_queue_or_take_out_of_it_sets_the_rotation(redis):
+    ann, bob = of("ann", "ann"), of("bob", "bob")
+    post(redis, ann, bob)
+    redis.delete(f"rq:queue:{ann.queue}")
+    redis.delete(ROTATION_PREFIX + QUEUES[0])
+    sweep(redis)
+    assert rotation(redis) == ["bob"]
+
+
+def test_queues_of_before_owners_had_their_own_are_taken_over(redis):
+    """A service that was upgraded while it stood still: nothing is lost, and the order stays."""
+    shards = [of(("ann", "bob")[n % 2], f"j{n:04}") for n in range(2500)]
+    post(redis, *shards)
+    old = f"rq:queue:{QUEUES[0]}"
+    for waits in shards:
+        redis.hset(f"rq:job:{waits.id}", "origin", QUEUES[0])
+        redis.rpush(old, waits.id)
+    redis.delete(*(f"rq:queue:{QUEUES[0]}:{name}" for name in ("ann", "bob")))
+    redis.delete("rq:queues", ROTATION_PREFIX + QUEUES[0])
+    redis.sadd("rq:queues", old)
+    held = shards[-1]
+    redis.lrem(old, 1, held.id)
+    redis.hset(f"rq:job:{held.id}", "status", "started")
+    redis.zadd(f"rq:wip:{QUEUES[0]}", {f"{held.id}:{'0' * 32}": time.time() - 1})
+    reaper = Reaper(redis)
+    for _ in range(2):
+        reaper.run_once()
+    assert not redis.exists(old, f"rq:wip:{QUEUES[0]}")
+    w = worker(redis)
+    assert takes(w, 4) == ["j0000", held.job, "j0002", "j0001"]
+    assert sorted(takes(w, 3000)) == [waits.job for waits in shards[3:-1]]
+
+
+MODELS = ["first", "second", "third"]
+ROTATIONS = [rotation_name(priority, model) for priority in Priority for model in MODELS]
+
+
+def test_what_waits_anywhere_is_taken_in_its_turn(redis):
+    """Behind 900 jobs of the first model, which are refilled all the time."""
+    post(redis, *(of("ann", f"ann{n}", "first") for n in range(900)))
+    post(redis, of("bob", "bob", "second"), of("cy", "cy", "third", "bulk"))
+    w = ShardLeases(redis, ROTATIONS)
+    jobs = []
+    for n in range(50):
+        post(redis, of("ann", f"more{n}", "first"))
+        jobs += takes(w, 1, ROTATIONS)
+    assert jobs.index("bob") <= 1
+    assert jobs.index("cy") == FLOOR - 1
+
+
+def test_one_take_in_eight_is_bulk_while_both_wait_and_models_share_each_class(redis):
+    for priority in Priority:
+        for model in ("first", "second"):
+            post(redis, *(of("ann", f"{priority}-{model}-{n}", model, priority) for n in range(99)))
+    jobs = takes(ShardLeases(redis, ROTATIONS), 64, ROTATIONS)
+    kinds = Counter(job.rpartition("-")[0] for job in jobs)
+    assert kinds == {
+        "interactive-first": 28,
+        "interactive-second": 28,
+        "bulk-first": 4,
+        "bulk-second": 4,
+    }
+    assert [n for n, job in enumerate(jobs) if job.startswith("bulk")] == list(range(7, 64, 8))
