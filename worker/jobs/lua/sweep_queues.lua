@@ -61,15 +61,23 @@ local function rescue(key)
   end
 end
 
+-- Appends to `live` those of up to 64 ids whose shard is there. Most lists of 64 are all or none.
+local function append_live(live, ids)
+  local shards = {}
+  for i, id in ipairs(ids) do shards[i] = SHARD_PREFIX .. id end
+  local count = call('EXISTS', unpack(shards))
+  for i, id in ipairs(count > 0 and ids or {}) do
+    if count == #ids or call('EXISTS', shards[i]) == 1 then live[#live + 1] = id end
+  end
+end
+
 -- Removes the stones of a queue that is long, and half of which they are.
 local function compact(key, queue)
   local stones, length = tonumber(call('HGET', STONES, queue) or 0), call('LLEN', key)
   if stones <= SHORT_QUEUE or stones <= length / 2 then return end
-  local ids, live = call('LRANGE', key, 0, -1), {}
+  local live = {}
+  for i = 0, length - 1, 64 do append_live(live, call('LRANGE', key, i, i + 63)) end
   call('DEL', key)
-  for _, id in ipairs(ids) do
-    if call('EXISTS', SHARD_PREFIX .. id) == 1 then live[#live + 1] = id end
-  end
   for i = 1, #live, 1000 do call('RPUSH', key, unpack(live, i, math.min(i + 999, #live))) end
   call('HDEL', STONES, queue)
 end

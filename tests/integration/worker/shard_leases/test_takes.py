@@ -187,7 +187,7 @@ def waiting_of(redis: Redis, shard: Shard) -> list[str]:
     return [id.decode() for id in redis.lrange(f"rq:queue:{shard.queue}", 0, -1)]
 
 
-def test_what_rqs_tools_put_into_a_queue_or_take_out_of_it_sets_the_rotation(redis):
+def test_the_rotation_follows_ids_that_rqs_tools_put_in_or_take_out(redis):
     ann, bob = of("ann", "ann"), of("bob", "bob")
     post(redis, ann, bob)
     redis.delete(f"rq:queue:{ann.queue}")
@@ -224,8 +224,8 @@ MODELS = ["first", "second", "third"]
 ROTATIONS = [rotation_name(priority, model) for priority in Priority for model in MODELS]
 
 
-def test_what_waits_anywhere_is_taken_in_its_turn(redis):
-    """Behind 900 jobs of the first model, which are refilled all the time."""
+def test_a_job_of_any_model_and_class_is_taken_in_its_turn(redis):
+    """The first model has 900 jobs before them, and is refilled all the time."""
     post(redis, *(of("ann", f"ann{n}", "first") for n in range(900)))
     post(redis, of("bob", "bob", "second"), of("cy", "cy", "third", "bulk"))
     w = ShardLeases(redis, ROTATIONS)
