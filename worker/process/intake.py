@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 # How long a published change may go unnoticed if the listener missed it.
 POLL_EVERY_S = 0.5
 SAVED_WITHIN_S = 30.0
+# Shards that one round trip takes at most, and no more than a whole one's images.
+TAKEN_AT_ONCE = 16
 
 
 class Intake:
@@ -70,25 +72,24 @@ class Intake:
         self._clock = clock
         # Since when the results store has not given the chains of the shard that was taken.
         self._unread_since: float | None = None
-        # The shard that is not handed on yet. Its lease is prolonged, so no other worker takes it.
-        self._taken: Lease | None = None
+        # Shards that are not handed on yet. Their leases are prolonged, so no other worker takes
+        # them.
+        self._taken: list[Lease] = []
 
     def run_once(self) -> None:
-        """Take one shard and hand it on, or wait a moment for one.
+        """Take some shards and hand them on, or wait a moment for one.
 
-        After an error, the next call goes on with the shard that was taken.
+        After an error, the next call goes on with the shards that were taken.
 
         Raises:
             RedisError: Redis did not answer, or refused.
-            StoreFault: the results store does not give the shard's saved chains.
+            StoreFault: the results store does not give a shard's saved chains.
         """
         self._load.changed.clear()
-        self._taken = self._taken or self._take()
-        if self._taken is None:
-            self._load.changed.wait(self._poll_every_s)
+        if self._taken or self._take():
+            self._hand_on()
         else:
-            self._hand_on(self._taken)
-            self._taken = None
+            self._load.changed.wait(self._poll_every_s)
 
     def wanted(self) -> dict[str, int]:
         """Return the rotations to take a shard of, with the images that there is room for."""
@@ -105,32 +106,36 @@ class Intake:
             ).items()
         }
 
-    def _take(self) -> Lease | None:
-        try:
-            return self._shards.take(self.wanted())
-        except BadShard as bad:
-            message = (
-                "the job was written by another version of the service than the worker's; "
-                "post it again"
-            )
-            self._writer.fail(job_of(bad.shard_id), "unknown_version", message)
-            bad.discard()
-            return None
+    def _take(self) -> bool:
+        """Take shards; False if there are none."""
+        taken = self._shards.take_up_to(TAKEN_AT_ONCE, self.wanted())
+        self._taken = [lease for lease in taken if isinstance(lease, Lease)]
+        for bad in taken:
+            if isinstance(bad, BadShard):
+                message = (
+                    "the job was written by another version of the service than the worker's; "
+                    "post it again"
+                )
+                self._writer.fail(job_of(bad.shard_id), "unknown_version", message)
+                bad.discard()
+        return bool(taken)
 
-    def _hand_on(self, lease: Lease) -> None:
-        # The lease may have been lost while Redis was away.
-        if not self._shards.holds(lease):
-            return
-        if not self._writer.start(lease.shard, lease.attempt, lease.fence):
-            self._shards.finish(lease)
-            return
-        finished = self._writer.finished_indices(lease.shard)
-        saved = self._saved(lease.shard)
-        indices = [i for i in lease.shard.indices if i not in finished]
-        self._load.add(lease.shard, len(indices))
-        if lease.suspect:
-            self._load.suspect = lease
-        self._messages.put(ShardTaken(lease, indices, saved))
+    def _hand_on(self) -> None:
+        # Leases may have been lost while Redis was away.
+        self._taken = [lease for lease in self._taken if self._shards.holds(lease)]
+        starts = [(lease.shard, lease.attempt, lease.fence) for lease in self._taken]
+        for started in self._writer.start_all(starts):
+            lease = self._taken[0]
+            if started is None:
+                self._shards.finish(lease)
+            else:
+                saved = self._saved(lease.shard) if started.has_chains else None
+                indices = [i for i in lease.shard.indices if i not in started.finished]
+                self._load.add(lease.shard, len(indices))
+                if lease.suspect:
+                    self._load.suspect = lease
+                self._messages.put(ShardTaken(lease, indices, saved))
+            del self._taken[0]
 
     def _saved(self, shard: Shard) -> bytes | None:
         """Return the shard's saved chains.

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from uuid import uuid4
@@ -156,21 +155,36 @@ class ShardLeases:
         return lease.execution.composite_key in self._leases
 
     def take(self, rotations: Collection[str]) -> Lease | None:
-        """Take and lease the shard whose turn it is.
-
-        One script does it, so that a kill at any moment loses no shard. After an error, the next
-        call finds the shard that this one may have got.
+        """Take and lease the shard whose turn it is; None if there is none.
 
         Args:
             rotations: names of the rotations to take a shard from.
 
-        Returns:
-            The lease; None if there is no such shard.
-
         Raises:
             BadShard: what was taken is no shard of this version.
         """
-        wanted = [(name, SHARD_IMAGES) for name in self._turns if name in rotations]
+        for taken in self.take_up_to(1, dict.fromkeys(rotations, SHARD_IMAGES)):
+            if isinstance(taken, BadShard):
+                raise taken
+            return taken
+        return None
+
+    def take_up_to(self, most: int, rooms: Mapping[str, int]) -> list[Lease | BadShard]:
+        """Take and lease the shards whose turn it is, in one round trip.
+
+        One script does it, so that a kill at any moment loses no shard. After an error, the next
+        call finds the shards that this one may have got. A suspect is the last one, and so is the
+        shard with which they have the images of a whole one: large shards are left to others.
+
+        Args:
+            most: shards to take at most.
+            rooms: rotations to take shards from, and images that there is room for. Another shard
+                is taken while the room is that of a whole one.
+
+        Returns:
+            The leases, and a BadShard for each that is no shard of this version.
+        """
+        wanted = [(name, rooms[name]) for name in self._turns if name in rooms]
         while wanted or self._asking:
             if not self._asking:
                 self._number += 1
@@ -184,18 +198,20 @@ class ShardLeases:
                 worker=self.name,
                 lease_s=self.lease_s,
                 iso_now=utcformat(now()),
-                most=1,
+                most=most,
                 most_losses=MAX_LOSSES,
                 since_bulk=self._since_bulk,
                 wanted=wanted,
             )
             execution_id, self._asking = self._asking, None
-            if got:
-                queue, shard_id, fields = got
-                return self._taken(execution_id, queue.decode(), shard_id.decode(), fields)
             if got is None:
                 break
-        return None
+            if got:
+                return [
+                    self._taken(execution_id, queue.decode(), shard_id.decode(), fields)
+                    for queue, shard_id, fields in zip(got[::3], got[1::3], got[2::3], strict=True)
+                ]
+        return []
 
     def finish(self, lease: Lease) -> bool:
         """Delete every key of the shard.
@@ -271,8 +287,7 @@ class ShardLeases:
 
     def close(self) -> None:
         """Give everything back, also what an unanswered take got, and sign off."""
-        with suppress(BadShard):
-            self.take([])
+        self.take_up_to(1, {})
         # The last taken is pushed first, so that the queue keeps their order.
         for lease in reversed(self.leases):
             self.give_back(lease)
@@ -281,34 +296,31 @@ class ShardLeases:
 
     def _taken(
         self, execution_id: str, queue_name: str, shard_id: str, flat: Sequence[bytes]
-    ) -> Lease:
-        rotation = queue_name.rpartition(":")[0]
-        if rotation in self._turns:
-            self._turns.remove(rotation)
-            self._turns.append(rotation)
-        is_bulk = rotation.startswith(Priority.BULK)
-        self._since_bulk = 0 if is_bulk else self._since_bulk + 1
-        return self._lease(
-            make_queue(queue_name, self.connection),
-            Execution(execution_id, shard_id, self.connection, self.name),
-            dict(zip(flat[::2], flat[1::2], strict=True)),
-        )
-
-    def _lease(self, queue: Queue, execution: Execution, fields: dict[bytes, bytes]) -> Lease:
-        job = Job(execution.job_id, connection=self.connection, serializer=JSONSerializer)
+    ) -> Lease | BadShard:
+        self._note_turn(queue_name.rpartition(":")[0])
+        queue = make_queue(queue_name, self.connection)
+        execution = Execution(execution_id, shard_id, self.connection, self.name)
+        job = Job(shard_id, connection=self.connection, serializer=JSONSerializer)
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
         try:
             job.restore(fields)
             lease = Lease(
                 Shard.from_json(job.kwargs), job, queue, execution, int(fields.get(b"reached", 0))
             )
         except (DeserializationError, KeyError, TypeError, ValueError):
-            log.exception("%s in %s is no shard of this version", execution.job_id, queue.name)
-            raise BadShard(
-                execution.job_id, lambda: self._fence(job, queue, execution, "delete")
-            ) from None
+            log.exception("%s in %s is no shard of this version", shard_id, queue_name)
+            return BadShard(shard_id, lambda: self._fence(job, queue, execution, "delete"))
         with self._lock:
             self._leases[execution.composite_key] = lease
         return lease
+
+    def _note_turn(self, rotation: str) -> None:
+        """Remember that a shard was taken from a rotation: the other ones have the next turns."""
+        if rotation in self._turns:
+            self._turns.remove(rotation)
+            self._turns.append(rotation)
+        is_bulk = rotation.startswith(Priority.BULK)
+        self._since_bulk = 0 if is_bulk else self._since_bulk + 1
 
     def _end(self, lease: Lease, mode: Literal["delete", "front"]) -> bool:
         with self._lock:

@@ -3,6 +3,8 @@
 -- interactive and the bulk shards, a worker takes one bulk shard in `FLOOR` while both wait.
 -- A take that is asked again gets what it got before and still holds: the answer was lost.
 -- One that comes after a later take was delayed on its way, and gets nothing.
+-- It ends with the shard that makes it as many images as a whole shard has: of large shards, other
+-- workers get theirs.
 -- Stones are stepped over, so many in one call that the server is not held up for long.
 --
 -- KEYS:
@@ -78,7 +80,8 @@ local function pop_of(class)
     if turn.class == class and turn.room >= SHARD_IMAGES then
       local id, queue = pop_in_turn(turn.name)
       if id then
-        turns[#turns + 1] = table.remove(turns, i)
+        table.remove(turns, i)
+        turns[#turns + 1] = turn
         return id, queue, turn
       end
     end
@@ -114,8 +117,8 @@ if last and tonumber(last) >= tonumber(number) then
   return #answer > 0 and answer
 end
 
-local ids = {}
-while #ids < most do
+local ids, images = {}, 0
+while #ids < most and images < SHARD_IMAGES do
   local is_bulk_first = since_bulk >= FLOOR - 1
   local id, queue, turn = pop_of(is_bulk_first and 'bulk' or 'interactive')
   if not id then id, queue, turn = pop_of(is_bulk_first and 'interactive' or 'bulk') end
@@ -124,10 +127,12 @@ while #ids < most do
   add(queue, id)
   ids[#ids + 1] = id
   since_bulk = turn.class == 'bulk' and 0 or since_bulk + 1
-  local images, left = unpack(call('HMGET', SHARD_PREFIX .. id, 'images', 'retries_left'))
+  local its_images, left = unpack(call('HMGET', SHARD_PREFIX .. id, 'images', 'retries_left'))
   if tonumber(left or 0) < most_losses then break end
+  its_images = tonumber(its_images or SHARD_IMAGES)
+  images = images + its_images
   for _, other in ipairs(turns) do
-    if other.model == turn.model then other.room = other.room - (images or SHARD_IMAGES) end
+    if other.model == turn.model then other.room = other.room - its_images end
   end
 end
 if #ids > 0 then

@@ -11,7 +11,8 @@ from tests.support.clock import SimulatedClock
 from tests.support.loaded import load_tiny
 from tests.support.parts import build_worker, post, raising
 from worker.jobs.domain import Priority
-from worker.process.intake import Intake
+from worker.jobs.keys import chains_key
+from worker.process.intake import TAKEN_AT_ONCE, Intake
 from worker.process.loaded_model import LoadedModel
 from worker.process.loop import WorkerLoop
 from worker.results.store import StoreFault
@@ -55,9 +56,28 @@ def test_owners_take_turns_however_many_jobs_one_of_them_has(redis, model, worke
     for owner in ("bob", "eve"):
         post(redis, model, count=1, owner=owner, job=owner)
     intake = intake_of(worker)
-    for _ in range(5):
-        intake.run_once()
-    assert taken(worker) == ["ann0-0", "bob-0", "eve-0", "ann1-0", "ann2-0"]
+    intake.run_once()
+    assert taken(worker)[:5] == ["ann0-0", "bob-0", "eve-0", "ann1-0", "ann2-0"]
+
+
+def test_many_small_shards_are_taken_and_started_in_two_round_trips(
+    redis, model, worker, monkeypatch
+):
+    for number in range(40):
+        post(redis, model, count=1, job=f"j{number:02}")
+    intake, sent = intake_of(worker), []
+    connection = type(redis.connection_pool.get_connection())
+    send = connection.send_packed_command
+
+    def counted(self: Any, command: Any, check_health: bool = True) -> None:
+        sent.append(command)
+        send(self, command, check_health)
+
+    intake.run_once()
+    monkeypatch.setattr(connection, "send_packed_command", counted)
+    intake.run_once()
+    assert len(sent) == 2
+    assert taken(worker) == [f"j{number:02}-0" for number in range(2 * TAKEN_AT_ONCE)]
 
 
 def test_a_worker_takes_no_more_of_a_big_job_than_it_can_soon_run(redis, model, worker):
@@ -80,6 +100,7 @@ def test_saved_chains_that_the_store_does_not_give_hold_up_nobody_for_long(
 ):
     clock = SimulatedClock()
     shard = post(redis, model)
+    redis.hset(chains_key(shard.job), "0", "")
     unreadable = StoreFault("an object that may not be read")
     monkeypatch.setattr(worker.parts.writer, "saved", raising(unreadable))
     intake = intake_of(worker, saved_within_s=30.0, clock=clock)

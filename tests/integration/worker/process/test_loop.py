@@ -51,7 +51,7 @@ def taken(redis: Redis, model: LoadedModel, worker: WorkerLoop, monkeypatch) -> 
     """A shard that the intake took while Redis went away, before it could be handed on."""
     shard = post(redis, model)
     with monkeypatch.context() as away:
-        away.setattr(worker.parts.writer, "start", raising(GONE))
+        away.setattr(worker.parts.writer, "start_all", raising(GONE))
         with pytest.raises(ConnectionError):
             worker.parts.intake.run_once()
     return shard

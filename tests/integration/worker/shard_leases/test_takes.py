@@ -100,6 +100,40 @@ def test_a_shard_that_lapsed_before_its_taker_asked_again_is_not_held_by_it(redi
     assert w.take(QUEUES) is None
 
 
+def test_one_take_brings_up_to_so_many_shards_and_the_same_ones_if_asked_again(redis, monkeypatch):
+    post(redis, *(replace(shard(job), count=1) for job in "abcdef"))
+    w, rooms = worker(redis, lease_s=60), {QUEUES[0]: 64 + 3}
+    with monkeypatch.context() as broken:
+        send = w.connection.execute_command
+
+        def unanswered(*command: Any, **options: Any) -> None:
+            send(*command, **options)
+            raise TimeoutError("no answer")
+
+        broken.setattr(w.connection, "execute_command", unanswered)
+        with pytest.raises(TimeoutError):
+            w.take_up_to(8, rooms)
+    assert [lease.shard.job for lease in w.take_up_to(8, {})] == list("abcd"), "as there was room"
+    assert [lease.shard.job for lease in w.take_up_to(1, rooms)] == ["e"]
+    assert len(w.leases) == 5
+    w.close()
+    assert waiting(redis) == [f"{job}-0" for job in "abcdef"]
+
+
+def test_a_take_of_large_shards_leaves_the_next_ones_to_other_workers(redis):
+    post(redis, *(replace(shard(str(n)), count=count) for n, count in enumerate([1, 63, 64, 64])))
+    w, rooms = worker(redis), {QUEUES[0]: 1024}
+    takes = [[lease.shard.count for lease in w.take_up_to(8, rooms)] for _ in range(3)]
+    assert takes == [[1, 63], [64], [64]]
+
+
+def test_a_suspect_is_the_last_one_of_a_take(redis):
+    post(redis, *(replace(shard(job), count=1) for job in "abc"))
+    redis.hset("rq:job:b-0", "retries_left", 1)
+    leases = worker(redis).take_up_to(8, {QUEUES[0]: 1024})
+    assert [(lease.shard.job, lease.suspect) for lease in leases] == [("a", False), ("b", True)]
+
+
 def of(owner: str, job: str, model: str = MODEL, priority: str = "interactive") -> Shard:
     return replace(shard(job, priority), owner=owner, recipe=replace(RECIPE, model=model))
 
