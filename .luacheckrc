@@ -23,9 +23,13 @@ read_globals = {
 files["worker/jobs/lua"] = {
   read_globals = {
     -- constants of worker/jobs/scripts.py
-    "CHANGES", "PREVIEWS", "RECORD_TTL_S", "REMOVED_AGAIN_S", "SHARD_IMAGES", "UNFINISHED_TTL_S",
+    "CHANGES", "EXECUTIONS_PREFIX", "EXECUTION_PREFIX", "FAILED_SHARDS", "FLOOR", "LEASES",
+    "PREVIEWS", "QUEUES", "QUEUE_PREFIX", "RECORD_PREFIX", "RECORD_TTL_S", "REMOVED_AGAIN_S",
+    "ROTATION_PREFIX", "SHARD_IMAGES", "SHARD_PREFIX", "SHORT_QUEUE", "STARTED_PREFIX", "STONES",
+    "UNFINISHED_TTL_S",
     -- shared/
-    "alive", "claim_due", "is_claimed", "now", "queue_place", "requeue_if_idle", "settle",
+    "alive", "claim_due", "is_claimed", "join_rotation", "leave_if_empty", "now", "parts_of", "put",
+    "queue_place", "requeue_if_idle", "set_turn", "settle",
     -- shared/transition.lua
     "chains", "expiring", "finish", "hashes", "id", "is_external", "is_open", "left", "load",
     "open", "pngs", "record", "remove_objects_at", "stamp", "state", "subtract", "webhooks",

@@ -24,7 +24,7 @@ from worker.backends.host import UnusableDevice, choose_device, is_out_of_memory
 from worker.calibration.cache import CalibrationCache
 from worker.calibration.slowdown import Slowdown
 from worker.jobs.domain import Priority
-from worker.jobs.keys import queue_name
+from worker.jobs.keys import rotation_name
 from worker.jobs.reaper import REAP_EVERY_S, Reaper
 from worker.jobs.server_check import ClusterMode
 from worker.jobs.worker_registry import WorkerInfo
@@ -118,7 +118,7 @@ def build(
     load = WorkerLoad()
     slowdown = Slowdown()
     writer = writer or JobWriter(redis, store)
-    shards = ShardLeases(redis, [queue_name(p, name) for p in Priority for name in models])
+    shards = ShardLeases(redis, [rotation_name(p, name) for p in Priority for name in models])
     sender = ResultSender(shards, writer, messages, clock=clock)
     saver = SnapshotSaver(shards, writer, messages, clock=clock, cpu_clock=cpu_clock)
     previews = PreviewSender(redis)

@@ -19,6 +19,7 @@ from app.schemas.jobs import JobRequest
 from worker.jobs.keys import LEFT, LOAD, idempotency_key, job_key
 from worker.jobs.policy import UNFINISHED_TTL_S
 from worker.jobs.scripts import load
+from worker.jobs.shard_queue import queues_of
 from worker.jobs.worker_registry import WorkerInfo
 
 Part = str | bytes | int | float
@@ -97,6 +98,7 @@ class Admission:
             NotOnDisk: the job is posted, but the job store may still lose it.
         """
         recipe = record.recipe
+        queues = queues_of(record.shards)
         async with self._redis.pipeline(transaction=False) as pipe:
             _ADMIT.eval(
                 pipe,
@@ -112,6 +114,8 @@ class Admission:
                 about=f"{record.count} {recipe.steps} {recipe.model} {record.owner}",
                 fingerprint=_fingerprint(request),
                 idempotency_ttl_s=UNFINISHED_TTL_S,
+                queue_count=len(queues),
+                queues=queues,
                 commands=_flat(commands),
             )
             self._durability.request(pipe)

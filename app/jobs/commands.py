@@ -188,4 +188,4 @@ class JobCommands:
 def _withdraw(pipe: Pipeline, record: Record) -> None:
     """Buffer the commands that remove waiting shards and tell workers to drop running ones."""
     for shard in record.shards:
-        withdraw(shard, pipe)
+        withdraw(shard.id, pipe)

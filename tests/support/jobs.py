@@ -8,7 +8,7 @@ from redis import Redis
 
 from worker.jobs.domain import Recipe, Shard, shards_of
 from worker.jobs.keys import CHANGES, job_key, open_key
-from worker.jobs.shard_queue import enqueue
+from worker.jobs.shard_queue import enqueue, join_rotations
 
 JOB = "a" * 32
 WEIGHTS = "ab" * 32
@@ -47,6 +47,7 @@ def enqueue_shards(redis: Redis, *shards: Shard) -> None:
     """Put shards into their queues, without the record of a job."""
     with redis.pipeline() as pipe:
         enqueue(shards, pipe)
+        join_rotations(shards, pipe)
         pipe.execute()
 
 
@@ -69,6 +70,7 @@ def post_job(redis: Redis, recipe: Recipe, **options: Any) -> Shard:
         pipe.hset(job_key(first.job), mapping=record)
         pipe.zadd(open_key(first.job_priority), {first.job: 1})
         enqueue(shards, pipe)
+        join_rotations(shards, pipe)
         pipe.publish(CHANGES, f"{first.job} queued")
         pipe.execute()
     return first

@@ -10,6 +10,7 @@ from redis import Redis
 from tests.support.jobs import make_recipe, post_job
 from worker.__main__ import build
 from worker.jobs.domain import Shard
+from worker.jobs.keys import LEASES
 from worker.jobs.shard_queue import reap
 from worker.process.loaded_model import LoadedModel
 from worker.process.loop import WorkerLoop
@@ -44,8 +45,8 @@ def post(
 
 def let_lapse(redis: Redis, lease: Lease) -> None:
     """Let the lease lapse, as if no heartbeat had come for long; a reaper puts the shard back."""
-    redis.zadd(lease.started_key, {lease.execution.composite_key: 0})
-    assert reap([lease.queue]) == [(lease.shard.id, "requeued")]
+    redis.zadd(LEASES, {lease.execution.composite_key: 0})
+    assert reap(redis) == [(lease.shard.id, "requeued")]
 
 
 def take(worker: WorkerLoop) -> None:
@@ -62,7 +63,7 @@ def handle_all(worker: WorkerLoop) -> None:
 
 def begin(worker: WorkerLoop, shard: Shard, indices: list[int]) -> Lease:
     """Take the shard and admit these images of it, as the intake and the loop do."""
-    lease = worker.parts.shards.take([shard.queue])
+    lease = worker.parts.shards.take([shard.rotation])
     worker.parts.writer.start(shard, 1)
     worker.handle(ShardTaken(lease, indices, None))
     return lease

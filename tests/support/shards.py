@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from redis import Redis
-from rq.registry import StartedJobRegistry
 
 from tests.support.jobs import enqueue_shards, make_recipe
 from worker.jobs.domain import Priority, Shard, job_of
-from worker.jobs.keys import queue_name
-from worker.jobs.shard_queue import make_queue, reap
+from worker.jobs.keys import LEASES, queue_name, rotation_name
+from worker.jobs.shard_queue import make_queue, reap, sweep
 from worker.process.shard_leases import Lease, ShardLeases
 
 LEASE_S = 60.0  # no lease lapses unless a test calls `lapse`
 MODEL = "of-these-tests"
-QUEUES = [queue_name(priority, MODEL) for priority in Priority]
+QUEUES = [rotation_name(priority, MODEL) for priority in Priority]
 RECIPE = make_recipe(model=MODEL, steps=10)
 
 
@@ -34,26 +33,25 @@ def worker(redis: Redis) -> ShardLeases:
 
 def lapse(redis: Redis, *jobs: str) -> None:
     """Let the leases of these jobs' shards lapse, or all leases: nobody has heard of the worker."""
-    for name in QUEUES:
-        started = StartedJobRegistry(queue=make_queue(name, redis)).key
-        for member in redis.zrange(started, 0, -1):
-            if not jobs or job_of(member.decode().partition(":")[0]) in jobs:
-                redis.zadd(started, {member: 0})
+    for member in redis.zrange(LEASES, 0, -1):
+        if not jobs or job_of(member.decode().partition(":")[0]) in jobs:
+            redis.zadd(LEASES, {member: 0})
 
 
 def lease_ends_at(redis: Redis, lease: Lease) -> float:
     """Return when a lease lapses, in seconds since the epoch."""
-    return redis.zscore(lease.started_key, lease.execution.composite_key)
+    return redis.zscore(LEASES, lease.execution.composite_key)
 
 
 def reap_all(redis: Redis) -> list[tuple[str, str]]:
-    """Do what the reaper does with lost shards of these queues."""
-    return reap([make_queue(name, redis) for name in QUEUES], LEASE_S)
+    """Do what the reaper does with lost shards."""
+    sweep(redis, LEASE_S)
+    return reap(redis)
 
 
 def waiting(redis: Redis, priority: str = "interactive") -> list[str]:
-    """Return the ids of the shards that wait, in their order."""
-    return make_queue(queue_name(priority, MODEL), redis).get_job_ids()
+    """Return the ids of the shards of one owner that wait, in their order."""
+    return make_queue(queue_name(priority, MODEL, "local"), redis).get_job_ids()
 
 
 def keys_left(redis: Redis) -> set[str]:

@@ -7,7 +7,7 @@ of the engine.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -15,13 +15,32 @@ from random import Random
 from worker.engine.batch_sizes import BatchSizes
 from worker.engine.scheduler import NOTHING_SERVED, ChainGroup, Served, pick, waiting
 from worker.jobs.domain import Priority, Shard
-from worker.jobs.policy import HOLDS
+from worker.jobs.policy import FLOOR, HOLDS
 from worker.process.load import wanted_classes
-from worker.process.shard_leases import OwnerLimit
 
 CAPACITY = 1024
 
-Queues = Mapping[Priority, list[Shard]]
+
+class _Waiting:
+    """The shards of a class that wait, by owner. Owners take turns."""
+
+    def __init__(self, shards: Iterable[Shard]) -> None:
+        self._by_owner: dict[str, deque[Shard]] = {}
+        for shard in shards:
+            self._by_owner.setdefault(shard.owner, deque()).append(shard)
+
+    def pop(self) -> Shard | None:
+        """Return the shard whose turn it is."""
+        for owner in self._by_owner:
+            shards = self._by_owner.pop(owner)
+            shard = shards.popleft()
+            if shards:
+                self._by_owner[owner] = shards
+            return shard
+        return None
+
+
+Queues = Mapping[Priority, _Waiting]
 
 
 @dataclass(slots=True)
@@ -31,6 +50,7 @@ class _Worker:
     rows_left: dict[tuple[str, int], int] = field(default_factory=dict)
     group_of: dict[tuple[str, int], ChainGroup] = field(default_factory=dict)
     served: Served = NOTHING_SERVED
+    since_bulk: int = 0
 
     def take(self, queues: Queues) -> bool:
         """Take one shard; False if none is wanted."""
@@ -40,10 +60,14 @@ class _Worker:
             waiting(self.groups.values(), interactive=False),
             HOLDS * self.batch_sizes.largest,
         )
-        for priority, limit in wanted.items():
-            shard = self._next_of(queues[priority], limit)
+        order = [Priority.INTERACTIVE, Priority.BULK]
+        if self.since_bulk >= FLOOR - 1:
+            order.reverse()
+        for priority in order:
+            shard = queues[priority].pop() if priority in wanted else None
             if shard is not None:
-                queues[priority].remove(shard)
+                is_bulk = priority is Priority.BULK
+                self.since_bulk = 0 if is_bulk else self.since_bulk + 1
                 self._admit(shard)
                 return True
         return False
@@ -57,15 +81,6 @@ class _Worker:
         self.served = self.served.plus(len(chosen), interactive_chosen)
         seconds = self.batch_sizes.seconds[self.batch_sizes.size_for(len(chosen))]
         return seconds, [job for job in map(self._advance, chosen) if job]
-
-    def _next_of(self, queue: Sequence[Shard], limit: OwnerLimit) -> Shard | None:
-        """Return the first shard of an owner who has least here, as the script that takes it."""
-        held = Counter[str]()
-        for group in self.groups.values():
-            if group.interactive:
-                held[group.owner] += len(group.chains)
-        allowed = (s for s in queue if held[s.owner] <= limit.most or s.count <= limit.small)
-        return min(allowed, key=lambda shard: held[shard.owner], default=None)
 
     def _admit(self, shard: Shard) -> None:
         group = ChainGroup(shard.job, shard.owner, shard.priority is Priority.INTERACTIVE)
@@ -107,7 +122,7 @@ def finished_at(
         Seconds until each job is finished, by the job's id.
     """
     shards = [shard for job in jobs for shard in job]
-    queues = {p: [shard for shard in shards if shard.priority is p] for p in Priority}
+    queues = {p: _Waiting(shard for shard in shards if shard.priority is p) for p in Priority}
     crowd = [_Worker(BatchSizes(seconds)) for _ in range(workers)]
     while any(worker.take(queues) for worker in luck.sample(crowd, workers)):
         pass

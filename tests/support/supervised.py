@@ -7,6 +7,7 @@ import threading
 from redis import Redis
 
 from worker.__main__ import build
+from worker.jobs.keys import LEASES
 from worker.process.loaded_model import LoadedModel
 from worker.process.loop import WorkerLoop
 from worker.results.in_redis import InRedis
@@ -56,7 +57,7 @@ class Supervised:
     def _let_lapse(self) -> None:
         self._worker.parts.threads.stop(10)
         for lease in self._worker.parts.shards.leases:
-            self.redis.zadd(lease.started_key, {lease.execution.composite_key: 0})
+            self.redis.zadd(LEASES, {lease.execution.composite_key: 0})
 
     def _empty_engine(self) -> None:
         for active in self._worker.active:

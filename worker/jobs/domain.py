@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
-from worker.jobs.keys import queue_name
+from worker.jobs.keys import queue_name, rotation_name
 
 SHARD_IMAGES = 64
 MAX_COUNT = 1024
@@ -91,7 +91,12 @@ class Shard:
     @property
     def queue(self) -> str:
         """The name of the queue that the shard waits in."""
-        return queue_name(self.priority, self.recipe.model)
+        return queue_name(self.priority, self.recipe.model, self.owner)
+
+    @property
+    def rotation(self) -> str:
+        """The name of the rotation in which its owner waits for a turn."""
+        return rotation_name(self.priority, self.recipe.model)
 
     @property
     def indices(self) -> range:

@@ -43,8 +43,26 @@ EXPIRING = "ddpm:expiring"
 WEBHOOKS = "ddpm:webhooks"
 # Hash: model -> image-steps a second of one worker, as last measured (app/operation/waiting.py).
 PACES = "ddpm:paces"
+# Sorted set: "<shard>:<execution>" -> when the lease lapses, in the server's time.
+LEASES = "ddpm:leases"
+# Set: shards that lost every worker, until their jobs have been failed. It empties itself.
+FAILED_SHARDS = "ddpm:failed"
+# Hash: RQ queue -> stones in it: ids of withdrawn shards (lua/shared/waiting.lua).
+STONES = "ddpm:stones"
 # Hash: worker's name -> when the entry lapses, and JSON of its WorkerInfo (worker_registry.py).
 WORKERS = "ddpm:workers"
+
+# RQ's keys, as RQ names them: the set of its queues' keys, and what comes before the name of a
+# queue, a job or an execution. A started job's score in RQ's set is +inf, which RQ never cleans.
+QUEUES = "rq:queues"
+QUEUE_PREFIX = "rq:queue:"
+STARTED_PREFIX = "rq:wip:"
+SHARD_PREFIX = "rq:job:"
+EXECUTION_PREFIX = "rq:execution:"
+EXECUTIONS_PREFIX = "rq:executions:"
+RECORD_PREFIX = "ddpm:job:"
+# Sorted set for each class and model: owner whose shards wait -> turn. It empties itself.
+ROTATION_PREFIX = "ddpm:rotation:"
 
 
 def job_key(job: str) -> str:
@@ -95,9 +113,19 @@ def idempotency_key(owner: str, key: str) -> str:
     return f"ddpm:idempotency:{owner}:{sha256(key.encode()).hexdigest()}"
 
 
-def queue_name(priority: str, model: str) -> str:
-    """Return the name of the RQ queue for shards of a priority and a model."""
+def take_key(worker: str) -> str:
+    """Return the key of a worker's last take: a string, its number and the ids of its shards."""
+    return f"ddpm:take:{worker}"
+
+
+def rotation_name(priority: str, model: str) -> str:
+    """Return the name of the rotation of owners whose shards of a priority and a model wait."""
     return f"{priority}:{model}"
+
+
+def queue_name(priority: str, model: str, owner: str) -> str:
+    """Return the name of the RQ queue for an owner's shards of a priority and a model."""
+    return f"{priority}:{model}:{owner}"
 
 
 def progress_field(shard: int) -> str:

@@ -8,21 +8,22 @@ from __future__ import annotations
 import logging
 
 from redis import Redis
-from rq import Queue
 
 from worker.jobs import transitions
 from worker.jobs.domain import Priority, job_of
 from worker.jobs.shard_queue import (
     LEASE_S,
     MAX_LOSSES,
-    discard,
     failed_shards,
     reap,
-    shard_queues,
+    sweep,
+    withdraw,
 )
 
 log = logging.getLogger(__name__)
 REAP_EVERY_S = LEASE_S / 5
+# What others left in RQ's keys is looked for in one round of so many: it reads every queue.
+SWEEP_EVERY = 5
 
 
 class Reaper:
@@ -31,6 +32,7 @@ class Reaper:
     def __init__(self, redis: Redis, lease_s: float = LEASE_S) -> None:
         self._redis = redis
         self._lease_s = lease_s
+        self._rounds = 0
 
     def run_once(self) -> None:
         """Requeue or fail the shards that were lost, and forget the jobs whose record expired.
@@ -38,18 +40,21 @@ class Reaper:
         Raises:
             RedisError: what redis-py raises.
         """
-        queues = shard_queues(self._redis)
-        for shard_id, outcome in reap(queues, self._lease_s):
+        for shard_id, outcome in reap(self._redis):
             log.warning("shard %s was lost by its worker: %s", shard_id, outcome)
         # All failed shards, not only those of this call: a kill may have come in between.
-        for queue in queues:
-            for shard_id, reason in failed_shards(queue):
-                self._fail_job(queue, shard_id, reason)
+        for shard_id, reason in failed_shards(self._redis):
+            self._fail_job(shard_id, reason)
         for priority in Priority:
             keys = transitions.transition_keys("", priority)
             transitions.FORGET_EXPIRED.eval(self._redis, **keys)
+        # Last, since a full server may refuse it.
+        if self._rounds % SWEEP_EVERY == 0:
+            for shard_id in sweep(self._redis, self._lease_s):
+                log.warning("shard %s was left by a worker of RQ's: requeued", shard_id)
+        self._rounds += 1
 
-    def _fail_job(self, queue: Queue, shard_id: str, reason: str) -> None:
+    def _fail_job(self, shard_id: str, reason: str) -> None:
         last = f" (the last said: {reason})" if reason else ""
         message = (
             f"{MAX_LOSSES} workers in a row were lost while they ran this job, "
@@ -57,4 +62,4 @@ class Reaper:
             "post it again, and if it happens again ask the operator"
         )
         transitions.fail_job(self._redis, job_of(shard_id), "workers_lost", message)
-        discard(queue, shard_id)
+        withdraw(shard_id, self._redis)

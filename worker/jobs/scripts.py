@@ -45,8 +45,28 @@ from redis.client import Pipeline
 from redis.exceptions import NoScriptError
 
 from worker.jobs.domain import SHARD_IMAGES
-from worker.jobs.keys import CHANGES, PREVIEWS
-from worker.jobs.policy import RECORD_TTL_S, REMOVED_AGAIN_S, UNFINISHED_TTL_S
+from worker.jobs.keys import (
+    CHANGES,
+    EXECUTION_PREFIX,
+    EXECUTIONS_PREFIX,
+    FAILED_SHARDS,
+    LEASES,
+    PREVIEWS,
+    QUEUE_PREFIX,
+    QUEUES,
+    RECORD_PREFIX,
+    ROTATION_PREFIX,
+    SHARD_PREFIX,
+    STARTED_PREFIX,
+    STONES,
+)
+from worker.jobs.policy import (
+    FLOOR,
+    RECORD_TTL_S,
+    REMOVED_AGAIN_S,
+    SHORT_QUEUE,
+    UNFINISHED_TTL_S,
+)
 
 Value = str | bytes | int | float
 Argument = Value | None | Iterable[Value] | Iterable[Sequence[Value]]
@@ -54,10 +74,23 @@ Client = Redis | AsyncRedis | Pipeline | AsyncPipeline
 
 CONSTANTS: Mapping[str, str | int] = {
     "CHANGES": CHANGES,
+    "EXECUTIONS_PREFIX": EXECUTIONS_PREFIX,
+    "EXECUTION_PREFIX": EXECUTION_PREFIX,
+    "FAILED_SHARDS": FAILED_SHARDS,
+    "FLOOR": FLOOR,
+    "LEASES": LEASES,
     "PREVIEWS": PREVIEWS,
+    "QUEUES": QUEUES,
+    "QUEUE_PREFIX": QUEUE_PREFIX,
+    "RECORD_PREFIX": RECORD_PREFIX,
     "RECORD_TTL_S": RECORD_TTL_S,
     "REMOVED_AGAIN_S": REMOVED_AGAIN_S,
+    "ROTATION_PREFIX": ROTATION_PREFIX,
     "SHARD_IMAGES": SHARD_IMAGES,
+    "SHARD_PREFIX": SHARD_PREFIX,
+    "SHORT_QUEUE": SHORT_QUEUE,
+    "STARTED_PREFIX": STARTED_PREFIX,
+    "STONES": STONES,
     "UNFINISHED_TTL_S": UNFINISHED_TTL_S,
 }
 FOLDER = files("worker.jobs") / "lua"

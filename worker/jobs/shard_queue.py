@@ -7,18 +7,17 @@ is one Lua script of ours, because RQ's own changes are neither atomic nor fence
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, cast
 
 from redis import Redis
 from rq import Queue, Retry, worker_registration
-from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution, ExecutionRegistry
+from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.job import Job
-from rq.registry import FailedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from worker.jobs.domain import Priority, Shard
-from worker.jobs.keys import job_key
+from worker.jobs.keys import FAILED_SHARDS, SHARD_PREFIX, rotation_name
 from worker.jobs.policy import UNFINISHED_TTL_S
 from worker.jobs.scripts import Client, load
 
@@ -26,7 +25,7 @@ from worker.jobs.scripts import Client, load
 LEASE_S = 15.0
 # A shard fails when it loses this many workers, none of which got further than those before.
 MAX_LOSSES = 3
-# A failed shard stays in RQ's failed registry until its job has been failed, or for this long.
+# A failed shard is kept until its job has been failed, or for this long.
 FAILED_TTL_S = 3600
 # A label: it is never imported, since workers read the arguments only.
 _FUNC = "worker.sample"
@@ -34,6 +33,10 @@ _FUNC = "worker.sample"
 _NO_CONNECTION = Redis()
 _WITHDRAW = load("withdraw_shard")
 _REAP = load("reap_shards")
+_SWEEP = load("sweep_queues")
+_JOIN = load("join_rotations")
+# Ten milliseconds of Redis.
+_MOVED_AT_ONCE = 1000
 
 
 def make_queue(name: str, connection: Any) -> Queue:
@@ -60,8 +63,9 @@ def shard_queues(redis: Redis) -> list[Queue]:
 def enqueue(shards: Iterable[Shard], pipe: Any) -> None:
     """Buffer the commands that post shards on a pipeline, sync or asyncio.
 
-    The caller decides whether they are one transaction. `Queue.enqueue_job` would call
-    `pipe.multi()` in between, and its `unique` ignores the pipeline.
+    The shards' owners must then be let wait for their turn: by `join_rotations`, or by the script
+    that runs the commands. The caller decides whether they are one transaction.
+    `Queue.enqueue_job` would call `pipe.multi()` in between, and its `unique` ignores the pipeline.
     """
     for shard in shards:
         data = Queue.prepare_data(
@@ -78,82 +82,84 @@ def enqueue(shards: Iterable[Shard], pipe: Any) -> None:
         )
         make_queue(shard.queue, _NO_CONNECTION).enqueue_many([data], pipeline=pipe)
         key = Job.key_for(shard.id)
-        # take_shard.lua reads these two.
+        # take_shards.lua reads these two.
         pipe.hset(key, mapping={"owner": shard.owner, "images": len(shard.indices)})
         # A shard that nobody ever runs expires as its job's record does.
         pipe.expire(key, UNFINISHED_TTL_S)
 
 
-def withdraw(shard: Shard, client: Client) -> Any:
-    """Take the shard out of its queue if it waits, and tell its worker to drop it if it runs.
+def queues_of(shards: Iterable[Shard]) -> list[str]:
+    """Return the names of the queues that the shards wait in, each once."""
+    return list(dict.fromkeys(shard.queue for shard in shards))
+
+
+def join_rotations(shards: Iterable[Shard], client: Client) -> Any:
+    """Let the owners of shards that were posted wait for their turn, if they do not yet."""
+    return _JOIN.eval(client, queues=queues_of(shards))
+
+
+def withdraw(shard_id: str, client: Client) -> Any:
+    """Take a shard out of its queue if it waits, and tell its worker to drop it if it runs.
 
     Returns:
         b"removed", b"signalled", or b"absent" for a shard that is gone. A client of asyncio gives
         an awaitable of it, and a pipeline gives it when it is executed.
     """
-    return _withdraw(make_queue(shard.queue, _NO_CONNECTION), shard.id, client)
+    return _WITHDRAW.eval(client, id=shard_id)
 
 
-def reap(queues: Sequence[Queue], lease_s: float = LEASE_S) -> list[tuple[str, str]]:
+def reap(redis: Redis) -> list[tuple[str, str]]:
     """Put every shard whose lease has lapsed back at the front of its queue, or fail it.
 
     Any process may call it, and any number at once. RQ's own cleanup is not used: it may push a
     shard twice, and its lock outlives its holder.
 
     Returns:
-        Pairs of the shard's id and "requeued" or "failed".
+        Pairs of the shard's id and "requeued" or "failed"; "dropped" for what was no lease.
     """
-    outcomes: list[tuple[str, str]] = []
-    for queue in queues:
-        execution = Execution("", "", queue.connection)
-        flat: list[bytes] = _REAP.call(
-            queue.connection,
-            started=StartedJobRegistry(queue=queue).key,
-            waiting=queue.key,
-            intermediate=queue.intermediate_queue_key,
-            failed=FailedJobRegistry(queue=queue).key,
-            lease_s=lease_s,
-            failed_ttl_s=FAILED_TTL_S,
-            shard_prefix=Job.key_for(""),
-            execution_prefix=execution.key[:-1],
-            index_prefix=ExecutionRegistry("", queue.connection).key,
-            seen_prefix=queue.intermediate_queue.get_first_seen_key(""),
-            executions_template=WORKER_EXECUTIONS_KEY_TEMPLATE,
-            most_losses=MAX_LOSSES,
-            record_prefix=job_key(""),
+    flat: list[bytes] = _REAP.call(
+        redis,
+        failed_ttl_s=FAILED_TTL_S,
+        executions_template=WORKER_EXECUTIONS_KEY_TEMPLATE,
+        most_losses=MAX_LOSSES,
+    )
+    words = [word.decode() for word in flat]
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+def sweep(redis: Redis, lease_s: float = LEASE_S) -> list[str]:
+    """Take up what RQ's own workers, and versions before decision 32, left in RQ's keys.
+
+    It also tidies queues that are long and half empty, and sets right what RQ's tools changed.
+
+    Returns:
+        The ids of the shards that went back to the front of their queue. Leases that were found are
+        for `reap`.
+    """
+    ids: list[bytes] = []
+    is_more = 1
+    while is_more:
+        is_more, *more = _SWEEP.call(
+            redis, lease_s=lease_s, most_moved=_MOVED_AT_ONCE, classes=list(Priority)
         )
-        words = [word.decode() for word in flat]
-        outcomes += zip(words[::2], words[1::2], strict=True)
+        ids += more
+    models = {queue.name.split(":")[1] for queue in shard_queues(redis)}
+    for name in (rotation_name(priority, model) for priority in Priority for model in models):
         # Names of killed workers go once their hash has expired.
-        worker_registration.clean_worker_registry(queue)
-    return outcomes
+        worker_registration.clean_worker_registry(make_queue(name, redis))
+    return [shard_id.decode() for shard_id in ids]
 
 
-def failed_shards(queue: Queue) -> list[tuple[str, str]]:
+def failed_shards(redis: Redis) -> list[tuple[str, str]]:
     """Return the shards that lost every worker and have not been discarded.
 
     Returns:
         Pairs of the shard's id and the reason that its last worker gave, empty if it gave none.
     """
-    ids = cast("list[bytes]", queue.connection.zrange(FailedJobRegistry(queue=queue).key, 0, -1))
-    return [(shard_id.decode(), _reason(queue, shard_id.decode())) for shard_id in ids]
+    ids = cast("set[bytes]", redis.smembers(FAILED_SHARDS))
+    return [(shard_id.decode(), _reason(redis, shard_id.decode())) for shard_id in sorted(ids)]
 
 
-def discard(queue: Queue, shard_id: str) -> None:
-    """Remove a shard that failed."""
-    _withdraw(queue, shard_id, queue.connection)
-
-
-def _reason(queue: Queue, shard_id: str) -> str:
-    reason = cast("bytes | None", queue.connection.hget(Job.key_for(shard_id), "reason"))
+def _reason(redis: Redis, shard_id: str) -> str:
+    reason = cast("bytes | None", redis.hget(SHARD_PREFIX + shard_id, "reason"))
     return (reason or b"").decode()
-
-
-def _withdraw(queue: Queue, shard_id: str, client: Client) -> Any:
-    return _WITHDRAW.eval(
-        client,
-        waiting=queue.key,
-        shard=Job.key_for(shard_id),
-        failed=FailedJobRegistry(queue=queue).key,
-        id=shard_id,
-    )

@@ -11,20 +11,22 @@ from redis import Redis
 from redis.client import PubSub
 
 from worker.jobs.domain import Priority, Shard, job_of
-from worker.jobs.keys import CHANGES, PREVIEWS, queue_name
+from worker.jobs.keys import CHANGES, PREVIEWS, rotation_name
 from worker.process.job_writer import JobWriter
 from worker.process.load import WorkerLoad, wanted_classes
 from worker.process.loaded_model import LoadedModel
 from worker.process.messages import JobEnded, MessageQueue, ShardTaken
 from worker.process.previews import PreviewSender
-from worker.process.shard_leases import BadShard, ForeignShard, Lease, OwnerLimit, ShardLeases
+from worker.process.shard_leases import BadShard, ForeignShard, Lease, ShardLeases
 from worker.results.store import StoreFault
 
 log = logging.getLogger(__name__)
 # How long a published change may go unnoticed if the listener missed it.
 POLL_EVERY_S = 0.5
 SAVED_WITHIN_S = 30.0
-# How long a queue is not asked when all that waits in it is for workers of another version.
+# Shards that one round trip takes at most, and no more than a whole one's images.
+TAKEN_AT_ONCE = 16
+# How long a rotation is not asked when all that waits in it is for workers of another version.
 FOREIGN_PAUSE_S = 10.0
 FOREIGN_WARNING_EVERY_S = 60.0
 # Shards of another version that are put back before the pause, at most.
@@ -37,9 +39,9 @@ class Intake:
     It takes a suspect alone: the next shard waits until the suspect has passed the point where
     workers were lost.
 
-    While a fleet is upgraded, the queue holds shards that only newer workers can read. The intake
-    puts them at the back. When it meets one again, the whole queue has passed, and it leaves that
-    queue to the others for a while.
+    While a fleet is upgraded, shards wait that only newer workers can read. The intake puts them at
+    the back of their queues. When it meets one again and got none that it can run in between, it
+    leaves that rotation to other workers for a while.
     """
 
     def __init__(
@@ -80,40 +82,40 @@ class Intake:
         self._clock = clock
         # Since when the results store has not given the chains of the shard that was taken.
         self._unread_since: float | None = None
-        # The shard that is not handed on yet. Its lease is prolonged, so no other worker takes it.
-        self._taken: Lease | None = None
-        # By queue: the shards of another version that were met since its last pause.
+        # Shards that are not handed on yet. Their leases are prolonged, so no other worker takes
+        # them.
+        self._taken: list[Lease] = []
+        # By rotation: the shards of another version that were met since its last pause, or since a
+        # shard of this version came.
         self._foreign: dict[str, set[str]] = {}
-        # By queue: when it is asked again.
+        # By rotation: when it is asked again.
         self._paused_until: dict[str, float] = {}
         self._warned_at = -math.inf
 
     def run_once(self) -> None:
-        """Take one shard and hand it on, or wait a moment for one.
+        """Take some shards and hand them on, or wait a moment for one.
 
-        After an error, the next call goes on with the shard that was taken.
+        After an error, the next call goes on with the shards that were taken.
 
         Raises:
             RedisError: Redis did not answer, or refused.
-            StoreFault: the results store does not give the shard's saved chains.
+            StoreFault: the results store does not give a shard's saved chains.
         """
         self._load.changed.clear()
-        self._taken = self._taken or self._take()
-        if self._taken is None:
-            self._load.changed.wait(self._poll_every_s)
+        if self._taken or self._take():
+            self._hand_on()
         else:
-            self._hand_on(self._taken)
-            self._taken = None
+            self._load.changed.wait(self._poll_every_s)
 
-    def wanted(self) -> dict[str, OwnerLimit]:
-        """Return the queues to take a shard of, each with its limit for one owner's shards."""
+    def wanted(self) -> dict[str, int]:
+        """Return the rotations to take a shard of, with the images that there is room for."""
         if self._is_held_back() or self._load.suspect:
             return {}
         now = self._clock()
         wanted = {
-            queue_name(priority, name): limit
+            rotation_name(priority, name): room
             for name, model in self._models.items()
-            for priority, limit in wanted_classes(
+            for priority, room in wanted_classes(
                 model.capacity,
                 self._load.images(name, Priority.INTERACTIVE),
                 self._load.images(name, Priority.BULK),
@@ -126,30 +128,31 @@ class Intake:
             if now >= self._paused_until.get(name, -math.inf)
         }
 
-    def _take(self) -> Lease | None:
-        wanted = self.wanted()
-        try:
-            return self._shards.take(wanted, self._load.interactive_by_owner(), wanted)
-        except ForeignShard as foreign:
-            foreign.put_back()
-            self._note_foreign(foreign.shard_id, foreign.queue_name)
-        except BadShard as bad:
-            message = (
-                "the job was written by another version of the service than the worker's; "
-                "post it again"
-            )
-            self._writer.fail(job_of(bad.shard_id), "unknown_version", message)
-            bad.discard()
-        return None
+    def _take(self) -> bool:
+        """Take shards; False if there are none that this worker can run."""
+        taken = self._shards.take_up_to(TAKEN_AT_ONCE, self.wanted())
+        self._taken = [lease for lease in taken if isinstance(lease, Lease)]
+        for bad in taken:
+            if isinstance(bad, ForeignShard):
+                bad.put_back()
+                self._note_foreign(bad.shard_id, bad.rotation)
+            elif isinstance(bad, BadShard):
+                message = (
+                    "the job was written by another version of the service than the worker's; "
+                    "post it again"
+                )
+                self._writer.fail(job_of(bad.shard_id), "unknown_version", message)
+                bad.discard()
+        return bool(taken)
 
-    def _note_foreign(self, shard_id: str, queue: str) -> None:
-        """Pause the queue if the shard was met before, and so all of the queue has been."""
+    def _note_foreign(self, shard_id: str, rotation: str) -> None:
+        """Pause the rotation if the shard was met before, with no shard that we run in between."""
         now = self._clock()
-        met = self._foreign.setdefault(queue, set())
+        met = self._foreign.setdefault(rotation, set())
         if shard_id in met or len(met) >= _MOST_FOREIGN:
             met.clear()
-            self._paused_until[queue] = now + FOREIGN_PAUSE_S
-        else:
+            self._paused_until[rotation] = now + FOREIGN_PAUSE_S
+        elif now >= self._paused_until.get(rotation, -math.inf):
             met.add(shard_id)
         if now - self._warned_at >= FOREIGN_WARNING_EVERY_S:
             self._warned_at = now
@@ -159,24 +162,38 @@ class Intake:
                 shard_id,
             )
 
-    def _hand_on(self, lease: Lease) -> None:
-        # The lease may have been lost while Redis was away.
-        if not self._shards.holds(lease):
-            return
-        if not self._models[lease.shard.recipe.model].knows(lease.shard.recipe):
-            self._shards.give_back(lease, "back")
-            self._note_foreign(lease.shard.id, lease.queue.name)
-            return
-        if not self._writer.start(lease.shard, lease.attempt, lease.fence):
-            self._shards.finish(lease)
-            return
-        finished = self._writer.finished_indices(lease.shard)
-        saved = self._saved(lease.shard)
-        indices = [i for i in lease.shard.indices if i not in finished]
-        self._load.add(lease.shard, len(indices))
-        if lease.suspect:
-            self._load.suspect = lease
-        self._messages.put(ShardTaken(lease, indices, saved))
+    def _leave_foreign(self) -> None:
+        """Put back what asks for a sampler or a variance that this version does not know."""
+        for lease in list(self._taken):
+            shard = lease.shard
+            rotation = rotation_name(shard.priority, shard.recipe.model)
+            if self._models[shard.recipe.model].knows(shard.recipe):
+                self._foreign.pop(rotation, None)
+            else:
+                self._taken.remove(lease)
+                self._shards.give_back(lease, "back")
+                self._note_foreign(shard.id, rotation)
+
+    def _hand_on(self) -> None:
+        # Leases may have been lost while Redis was away.
+        self._taken = [lease for lease in self._taken if self._shards.holds(lease)]
+        self._leave_foreign()
+        starts = [(lease.shard, lease.attempt, lease.fence) for lease in self._taken]
+        pairs = list(zip(self._taken, self._writer.start_all(starts), strict=True))
+        # Those with saved chains come last: a results store that does not give them holds up no
+        # other shard.
+        pairs.sort(key=lambda pair: pair[1] is not None and pair[1].has_chains)
+        for lease, started in pairs:
+            if started is None:
+                self._shards.finish(lease)
+            else:
+                saved = self._saved(lease.shard) if started.has_chains else None
+                indices = [i for i in lease.shard.indices if i not in started.finished]
+                self._load.add(lease.shard, len(indices))
+                if lease.suspect:
+                    self._load.suspect = lease
+                self._messages.put(ShardTaken(lease, indices, saved))
+            self._taken.remove(lease)
 
     def _saved(self, shard: Shard) -> bytes | None:
         """Return the shard's saved chains.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from redis import Redis
@@ -19,6 +20,8 @@ from worker.results.store import ResultsStore, StoreFault
 
 # Saved chains of this size go to the results store, if there is one. 64 of 32x32 RGB are smaller.
 LARGE_BYTES = 1 << 20
+# Key of a set of leases, and a lease; or nothing.
+Fence = tuple[str, str] | tuple[()]
 # Stands in Redis for chains that lie in the results store.
 _IN_STORE = b""
 
@@ -39,6 +42,19 @@ def encode(
     if step is not None:
         made_by["step"] = step
     return png_with_recipe(to_image(pixels), made_by)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A shard whose job runs.
+
+    Attributes:
+        finished: indices of its job's images that need not be computed again.
+        has_chains: whether chains of the shard are saved.
+    """
+
+    finished: frozenset[int]
+    has_chains: bool
 
 
 class JobWriter:
@@ -62,7 +78,7 @@ class JobWriter:
         # Ids of the shards whose chains may lie in the results store.
         self._in_store: set[str] = set()
 
-    def start(self, shard: Shard, attempt: int, fence: tuple[str, str] | tuple[()] = ()) -> bool:
+    def start(self, shard: Shard, attempt: int, fence: Fence = ()) -> bool:
         """Start the shard's job, or count another attempt of it.
 
         Args:
@@ -70,16 +86,39 @@ class JobWriter:
             attempt: 1 for a shard that no worker has lost yet.
             fence: the key of a set of leases, and the lease without which nothing starts.
         """
-        leases, lease = fence or (None, None)
-        state = transitions.START.call(
-            self._redis,
-            **_keys(shard),
-            leases=leases,
-            attempt=attempt,
-            external=int(self._store.external),
-            lease=lease,
-        )
-        return state is not None and State(state.decode()) is State.RUNNING
+        return self.start_all([(shard, attempt, fence)])[0] is not None
+
+    def start_all(self, starts: Sequence[tuple[Shard, int, Fence]]) -> list[Started | None]:
+        """Start the jobs of shards that were taken, in one round trip.
+
+        Args:
+            starts: what `start` takes, of each shard.
+
+        Returns:
+            What is there of each shard; None if its job has ended or is gone.
+        """
+        with self._redis.pipeline(transaction=False) as pipe:
+            for shard, attempt, fence in starts:
+                leases, lease = fence or (None, None)
+                transitions.START.eval(
+                    pipe,
+                    **_keys(shard),
+                    leases=leases,
+                    attempt=attempt,
+                    external=int(self._store.external),
+                    lease=lease,
+                )
+                pipe.hkeys(sha256_key(shard.job))
+                pipe.hexists(chains_key(shard.job), str(shard.number))
+            answers = pipe.execute()
+        return [
+            Started(frozenset(map(int, indices)), bool(has_chains))
+            if state is not None and State(state.decode()) is State.RUNNING
+            else None
+            for state, indices, has_chains in zip(
+                answers[::3], answers[1::3], answers[2::3], strict=True
+            )
+        ]
 
     def settled(self, shard: Shard) -> bool:
         """Tell whether nothing of the shard is left to do.
@@ -97,11 +136,6 @@ class JobWriter:
             or State(state.decode()).final
             or set(shard.indices) <= {int(index) for index in indices}
         )
-
-    def finished_indices(self, shard: Shard) -> set[int]:
-        """Return the images of the shard's job that need not be computed again."""
-        indices = cast("list[bytes]", self._redis.hkeys(sha256_key(shard.job)))
-        return {int(index) for index in indices}
 
     def progress(self, reports: Sequence[tuple[Shard, int, int]]) -> list[bool]:
         """Write the progress of shards, in one write for all.

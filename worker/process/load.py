@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 
 from worker.jobs.domain import SHARD_IMAGES, Priority, Shard
-from worker.process.shard_leases import Lease, OwnerLimit
-
-# An owner's shard is small if it fills at most this part of the room that is left.
-_SMALL_PART = 16
+from worker.process.shard_leases import Lease
 
 
 def wanted_classes(
     capacity: int, interactive: int, bulk: int, low_water: int
-) -> dict[Priority, OwnerLimit]:
+) -> dict[Priority, int]:
     """Decide of which classes a worker would take another shard for one of its models.
 
     - Interactive shards are taken while there is room for one. Bulk shards are taken only to have
@@ -23,8 +19,6 @@ def wanted_classes(
       scheduler always has bulk work for its floor.
     - The later shards of a big job are left for other workers. After the first one there is still
       room for an interactive shard, unless the pool holds only one shard.
-    - An owner who holds more than what would be left gets only small shards. So others find room,
-      and this owner's own small jobs do.
 
     Args:
         capacity: images that the model's pool holds.
@@ -33,7 +27,8 @@ def wanted_classes(
         low_water: bulk images below which the worker takes more of them.
 
     Returns:
-        The classes to take a shard of, each with its limit for one owner's shards.
+        The classes to take a shard of, each with the images that there is room for: 64 or more. An
+        image that is taken of one class takes room of both.
     """
     holds_nothing = not interactive + bulk
     left = capacity - interactive - bulk - SHARD_IMAGES
@@ -41,15 +36,16 @@ def wanted_classes(
     left_to_bulk = left - SHARD_IMAGES if bulk else left
     wanted = {}
     if left_to_interactive >= 0 or holds_nothing:
-        most = max(SHARD_IMAGES, left_to_interactive)
-        wanted[Priority.INTERACTIVE] = OwnerLimit(most, left_to_interactive // _SMALL_PART)
+        wanted[Priority.INTERACTIVE] = SHARD_IMAGES + max(0, left_to_interactive)
     if (left_to_bulk >= 0 or holds_nothing) and bulk < low_water:
-        wanted[Priority.BULK] = OwnerLimit()
+        wanted[Priority.BULK] = SHARD_IMAGES + max(
+            0, min(left_to_bulk, low_water - bulk - SHARD_IMAGES)
+        )
     return wanted
 
 
 class WorkerLoad:
-    """Images that the worker holds, by model, class and owner.
+    """Images that the worker holds, by model and class.
 
     The intake and the loop write it, from two threads.
 
@@ -60,14 +56,14 @@ class WorkerLoad:
     """
 
     def __init__(self) -> None:
-        self._images: dict[tuple[str, Priority, str], int] = {}
+        self._images: dict[tuple[str, Priority], int] = {}
         self._lock = threading.Lock()
         self.changed = threading.Event()
         self.suspect: Lease | None = None
 
     def add(self, shard: Shard, images: int) -> None:
         """Count images of the shard that come, or with a minus those that go."""
-        key = (shard.recipe.model, shard.priority, shard.owner)
+        key = (shard.recipe.model, shard.priority)
         with self._lock:
             left = self._images.pop(key, 0) + images
             if left:
@@ -83,17 +79,4 @@ class WorkerLoad:
     def images(self, model: str, priority: Priority) -> int:
         """Count the images of one class that the worker holds of a model."""
         with self._lock:
-            return sum(
-                images
-                for (name, class_, _), images in self._images.items()
-                if name == model and class_ is priority
-            )
-
-    def interactive_by_owner(self) -> dict[str, int]:
-        """Count the interactive images of each owner that has any here."""
-        images = Counter[str]()
-        with self._lock:
-            for (_, priority, owner), count in self._images.items():
-                if priority is Priority.INTERACTIVE:
-                    images[owner] += count
-        return images
+            return self._images.get((model, priority), 0)

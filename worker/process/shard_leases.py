@@ -2,8 +2,8 @@
 
 No other file knows RQ's worker, whose `work()` runs one job at a time, in a fork. This class uses
 RQ's registration and keys, so that RQ's own tools see every execution. It moves shards by the
-scripts of worker/jobs/lua. A lease is the score of an execution in RQ's set of started jobs, in the
-server's time, so that clocks need not agree.
+scripts of worker/jobs/lua. A lease is an entry of `keys.LEASES`, in the server's time, so that
+clocks need not agree. In RQ's set of started jobs an execution never lapses.
 """
 
 from __future__ import annotations
@@ -13,44 +13,29 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal
 from uuid import uuid4
 
 from redis import Redis
 from rq import Queue
 from rq.exceptions import DeserializationError
-from rq.executions import Execution, ExecutionRegistry
+from rq.executions import Execution
 from rq.job import Job
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 from rq.worker import BaseWorker
 
-from worker.jobs.domain import Shard
-from worker.jobs.keys import job_key
+from worker.jobs.domain import SHARD_IMAGES, Priority, Shard
+from worker.jobs.keys import LEASES, QUEUES, take_key
 from worker.jobs.scripts import load
 from worker.jobs.shard_queue import LEASE_S, MAX_LOSSES, make_queue
 
 log = logging.getLogger(__name__)
-# Shards of a queue that are compared for the next one: half a microsecond of Redis each.
-_LOOKED_AT = 1000
-_TAKE = load("take_shard")
+_TAKE = load("take_shards")
 _END = load("end_lease")
 _EXTEND = load("extend_leases")
 _ABANDON = load("abandon_shards")
-
-
-class OwnerLimit(NamedTuple):
-    """A limit on the shards that one owner gets.
-
-    Attributes:
-        most: interactive images of one owner above which only small shards of it are taken.
-        small: images of a small shard, at most.
-    """
-
-    most: int = 1 << 30
-    small: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +72,7 @@ class Lease:
     @property
     def fence(self) -> tuple[str, str]:
         """Key of a sorted set, and the member that is in it as long as the lease is ours."""
-        return self.started_key, self.execution.composite_key
-
-    @property
-    def started_key(self) -> str:
-        """Key of RQ's set of started jobs, which holds the lease."""
-        return StartedJobRegistry(queue=self.queue).key
+        return LEASES, self.execution.composite_key
 
 
 class BadShard(Exception):
@@ -100,7 +80,7 @@ class BadShard(Exception):
 
     Attributes:
         shard_id: its id, which names the job.
-        queue_name: the queue that it came from.
+        rotation: the rotation that it came from.
         discard: removes it from Redis. Call this when the job has been failed.
         put_back: puts it at the back of its queue.
     """
@@ -108,13 +88,13 @@ class BadShard(Exception):
     def __init__(
         self,
         shard_id: str,
-        queue_name: str,
+        rotation: str,
         discard: Callable[[], object],
         put_back: Callable[[], object],
     ) -> None:
         super().__init__(shard_id)
         self.shard_id = shard_id
-        self.queue_name = queue_name
+        self.rotation = rotation
         self.discard = discard
         self.put_back = put_back
 
@@ -144,14 +124,21 @@ class ShardLeases:
     Attributes:
         lease_s: seconds after its last heartbeat when a lease lapses.
         name: the worker's name in RQ's registry.
-        queues: the queues to take shards from, the first ones first.
     """
 
     def __init__(
-        self, connection: Redis, queue_names: Sequence[str], lease_s: float = LEASE_S
+        self, connection: Redis, rotations: Sequence[str], lease_s: float = LEASE_S
     ) -> None:
+        """Make a worker's side of the queue.
+
+        Args:
+            connection: the job store.
+            rotations: names of the rotations (`keys.rotation_name`) to take shards from. RQ's tools
+                show them as the worker's queues.
+            lease_s: seconds after its last heartbeat when a lease lapses.
+        """
         self._rq_worker = _RqWorker(
-            [make_queue(name, connection) for name in queue_names],
+            [make_queue(name, connection) for name in rotations],
             connection=connection,
             serializer=JSONSerializer,
             worker_ttl=max(1, round(lease_s)),
@@ -161,10 +148,14 @@ class ShardLeases:
         self.name = self._rq_worker.name
         self.key = str(self._rq_worker.key)
         self.executions_key = self._rq_worker.executions_key
-        self.queues = self._rq_worker.queues
         self.worker_ttl = self._rq_worker.worker_ttl
         self._leases: dict[str, Lease] = {}
-        # Execution id of a take that has not been answered.
+        # The rotations, the one that a shard was taken from longest ago first.
+        self._turns = list(rotations)
+        # Interactive shards that were taken after the last bulk shard.
+        self._since_bulk = 0
+        # Number of the last take, and its execution id if it has not been answered.
+        self._number = 0
         self._asking: str | None = None
         self._lock = threading.Lock()
 
@@ -176,63 +167,67 @@ class ShardLeases:
 
     def holds(self, lease: Lease) -> bool:
         """Tell whether, as far as we know, the lease is still ours."""
-        return lease.execution.id in self._leases
+        return lease.execution.composite_key in self._leases
 
-    def take(
-        self,
-        queue_names: Collection[str],
-        held: Mapping[str, int] = MappingProxyType({}),
-        limits: Mapping[str, OwnerLimit] = MappingProxyType({}),
-    ) -> Lease | None:
-        """Take and lease a shard of the first queue that has one.
-
-        One script does it, so that a kill at any moment loses no shard. After an error, the next
-        call finds the shard that this one may have got.
+    def take(self, rotations: Collection[str]) -> Lease | None:
+        """Take and lease the shard whose turn it is; None if there is none.
 
         Args:
-            queue_names: the queues to take a shard from.
-            held: interactive images that the worker holds, by owner. Of the interactive shards, one
-                whose owner has fewest goes first.
-            limits: the limit for one owner's shards, by queue.
-
-        Returns:
-            The lease; None if there is no such shard.
+            rotations: names of the rotations to take a shard from.
 
         Raises:
             ForeignShard: what was taken is a shard of another version.
             BadShard: what was taken is no shard at all.
         """
-        wanted = [queue for queue in self.queues if queue.name in queue_names]
-        if not (wanted or self._asking):
-            return None
-        execution_id = self._asking = self._asking or uuid4().hex
-        queues = [*wanted, *(queue for queue in self.queues if queue not in wanted)]
-        nobody = Execution("", "", self.connection)
-        got = _TAKE.call(
-            self.connection,
-            executions=self.executions_key,
-            queues=[(queue.key, StartedJobRegistry(queue=queue).key) for queue in queues],
-            execution=execution_id,
-            worker=self.name,
-            lease_s=self.lease_s,
-            iso_now=utcformat(now()),
-            shard_prefix=Job.key_for(""),
-            execution_prefix=nobody.key[:-1],
-            index_prefix=ExecutionRegistry("", self.connection).key,
-            wanted=len(wanted),
-            most_read=_LOOKED_AT,
-            limits=[limits.get(queue.name, OwnerLimit()) for queue in wanted],
-            held=held.items(),
-        )
-        self._asking = None
-        if not got:
-            return None
-        queue, job_id, flat = queues[got[0]], got[1].decode(), got[2]
-        return self._lease(
-            queue,
-            Execution(execution_id, job_id, self.connection, self.name),
-            dict(zip(flat[::2], flat[1::2], strict=True)),
-        )
+        for taken in self.take_up_to(1, dict.fromkeys(rotations, SHARD_IMAGES)):
+            if isinstance(taken, BadShard):
+                raise taken
+            return taken
+        return None
+
+    def take_up_to(self, most: int, rooms: Mapping[str, int]) -> list[Lease | BadShard]:
+        """Take and lease the shards whose turn it is, in one round trip.
+
+        One script does it, so that a kill at any moment loses no shard. After an error, the next
+        call finds the shards that this one may have got. A suspect is the last one, and so is the
+        shard with which they have the images of a whole one: large shards are left to others.
+
+        Args:
+            most: shards to take at most.
+            rooms: rotations to take shards from, and images that there is room for. Another shard
+                is taken while the room is that of a whole one.
+
+        Returns:
+            The leases, and a BadShard for each that is no shard of this version.
+        """
+        wanted = [(name, rooms[name]) for name in self._turns if name in rooms]
+        while wanted or self._asking:
+            if not self._asking:
+                self._number += 1
+                self._asking = uuid4().hex
+            got = _TAKE.call(
+                self.connection,
+                executions=self.executions_key,
+                taken=take_key(self.name),
+                number=self._number,
+                execution=self._asking,
+                worker=self.name,
+                lease_s=self.lease_s,
+                iso_now=utcformat(now()),
+                most=most,
+                most_losses=MAX_LOSSES,
+                since_bulk=self._since_bulk,
+                wanted=wanted,
+            )
+            execution_id, self._asking = self._asking, None
+            if got is None:
+                break
+            if got:
+                return [
+                    self._taken(execution_id, queue.decode(), shard_id.decode(), fields)
+                    for queue, shard_id, fields in zip(got[::3], got[1::3], got[2::3], strict=True)
+                ]
+        return []
 
     def finish(self, lease: Lease) -> bool:
         """Delete every key of the shard.
@@ -261,12 +256,12 @@ class ShardLeases:
         """
         with self._lock:
             lost = [
-                self._leases.pop(lease.execution.id, lease)
+                self._leases.pop(lease.execution.composite_key, lease)
                 for lease in (leases or list(self._leases.values()))
             ]
         _ABANDON.call(
             self.connection,
-            shards=[(lease.started_key, lease.job.key) for lease in lost],
+            shards=[lease.job.key for lease in lost],
             reason=reason,
             members=[lease.execution.composite_key for lease in lost],
         )
@@ -283,8 +278,8 @@ class ShardLeases:
             worker=self.key,
             executions=self.executions_key,
             shards=[
-                (le.started_key, le.job.key, le.execution.key, le.job.execution_registry.key)
-                for le in leases
+                (lease.job.key, lease.execution.key, lease.job.execution_registry.key)
+                for lease in leases
             ],
             worker_ttl_s=self.worker_ttl,
             lease_s=self.lease_s,
@@ -297,57 +292,68 @@ class ShardLeases:
             self._rq_worker.register_birth()  # type: ignore[no-untyped-call]
             # RQ's own time to live would be a minute longer.
             self.connection.expire(self.key, self.worker_ttl)
+            # RQ's tools show the workers of queues that are listed.
+            self.connection.sadd(QUEUES, *self._rq_worker.queue_keys())
         gone = [lease for lease, state in zip(leases, states, strict=True) if state == b"lost"]
         with self._lock:
             for lease in gone:
-                self._leases.pop(lease.execution.id, None)
+                self._leases.pop(lease.execution.composite_key, None)
         cancelled = [le for le, state in zip(leases, states, strict=True) if state == b"cancelled"]
         return gone + cancelled
 
     def close(self) -> None:
         """Give everything back, also what an unanswered take got, and sign off."""
-        try:
-            self.take([])
-        except BadShard as bad:
-            bad.put_back()
+        for taken in self.take_up_to(1, {}):
+            if isinstance(taken, BadShard):
+                taken.put_back()
         # The last taken is pushed first, so that the queue keeps their order.
         for lease in reversed(self.leases):
             self.give_back(lease)
         self._rq_worker.register_death()  # type: ignore[no-untyped-call]
-        self.connection.delete(self.key)
+        self.connection.delete(self.key, take_key(self.name))
 
-    def _lease(self, queue: Queue, execution: Execution, fields: dict[bytes, bytes]) -> Lease:
-        job = Job(execution.job_id, connection=self.connection, serializer=JSONSerializer)
+    def _taken(
+        self, execution_id: str, queue_name: str, shard_id: str, flat: Sequence[bytes]
+    ) -> Lease | BadShard:
+        rotation = queue_name.rpartition(":")[0]
+        self._note_turn(rotation)
+        queue = make_queue(queue_name, self.connection)
+        execution = Execution(execution_id, shard_id, self.connection, self.name)
+        job = Job(shard_id, connection=self.connection, serializer=JSONSerializer)
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
         try:
             job.restore(fields)
             lease = Lease(
                 Shard.from_json(job.kwargs), job, queue, execution, int(fields.get(b"reached", 0))
             )
         except (DeserializationError, KeyError, TypeError, ValueError) as error:
-            end = partial(self._fence, StartedJobRegistry(queue=queue).key, job, queue, execution)
+            end = partial(self._fence, job, queue, execution)
             # `Shard.from_json` raises these two; RQ has read the job by then.
             kind = ForeignShard if isinstance(error, KeyError | TypeError) else BadShard
             if kind is BadShard:
-                log.exception("%s in %s is no shard", execution.job_id, queue.name)
-            raise kind(
-                execution.job_id, queue.name, partial(end, "delete"), partial(end, "back")
-            ) from None
+                log.exception("%s in %s is no shard", shard_id, queue_name)
+            return kind(shard_id, rotation, partial(end, "delete"), partial(end, "back"))
         with self._lock:
-            self._leases[execution.id] = lease
+            self._leases[execution.composite_key] = lease
         return lease
+
+    def _note_turn(self, rotation: str) -> None:
+        """Remember that a shard was taken from a rotation: the other ones have the next turns."""
+        if rotation in self._turns:
+            self._turns.remove(rotation)
+            self._turns.append(rotation)
+        is_bulk = rotation.startswith(Priority.BULK)
+        self._since_bulk = 0 if is_bulk else self._since_bulk + 1
 
     def _end(self, lease: Lease, mode: Literal["delete", "front", "back"]) -> bool:
         with self._lock:
-            self._leases.pop(lease.execution.id, None)
-        return self._fence(lease.started_key, lease.job, lease.queue, lease.execution, mode)
+            self._leases.pop(lease.execution.composite_key, None)
+        return self._fence(lease.job, lease.queue, lease.execution, mode)
 
-    def _fence(
-        self, started_key: str, job: Job, queue: Queue, execution: Execution, mode: str
-    ) -> bool:
+    def _fence(self, job: Job, queue: Queue, execution: Execution, mode: str) -> bool:
         ended = _END.call(
             self.connection,
-            started=started_key,
-            waiting=queue.key,
+            started=StartedJobRegistry(queue=queue).key,
             shard=job.key,
             index=job.execution_registry.key,
             execution=execution.key,
@@ -355,7 +361,5 @@ class ShardLeases:
             member=execution.composite_key,
             id=job.id,
             mode=mode,
-            shard_prefix=Job.key_for(""),
-            record_prefix=job_key(""),
         )
         return bool(ended)

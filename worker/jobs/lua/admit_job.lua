@@ -16,16 +16,19 @@
 --   about: what `left` says of the job besides its image-steps
 --   fingerprint: hash of the request
 --   idempotency_ttl_s: seconds that the Idempotency-Key is kept
+--   queue_count: number of queues
+--   queues*: names of the queues that the job's shards go to
 --   commands*: commands that post the job, each as the number of its parts and its parts
 -- RESULT:
 --   {verdict, id of the job, image-steps open of the owner, of all, number of owners}
 --   verdict: 'posted', 'same' (posted before with this key), 'reused' (another request had this
 --     key), 'quota' (too much of one owner), 'full' (too much of all)
+-- include: waiting
 
 local call = redis.call
 local record, left, load, idempotency = unpack(KEYS)
 local id, owner, image_steps, most_of_one, most_of_all = unpack(ARGV, 1, 5)
-local about, fingerprint, idempotency_ttl_s = unpack(ARGV, 6, 8)
+local about, fingerprint, idempotency_ttl_s, queue_count = unpack(ARGV, 6, 9)
 
 if idempotency then
   local posted, request = string.match(call('GET', idempotency) or '', '^(%S+) (%S+)$')
@@ -47,11 +50,12 @@ elseif all + image_steps > tonumber(most_of_all) then
 end
 
 if verdict == 'posted' then
-  local i = 9
+  local i = 10 + queue_count
   while i <= #ARGV do
     call(unpack(ARGV, i + 1, i + ARGV[i]))
     i = i + 1 + ARGV[i]
   end
+  for q = 10, 9 + queue_count do join_rotation(ARGV[q], false) end
   call('HSET', left, id, image_steps .. ' ' .. about)
   call('HINCRBY', load, owner, image_steps)
   if idempotency then

@@ -3,34 +3,32 @@
 --
 -- KEYS:
 --   started: sorted set of the queue's executions that run
---   waiting: list of the queue's shards that wait
 --   shard: hash of the shard, which is RQ's job
 --   index: sorted set of the shard's executions
 --   execution: hash of the execution
 --   executions: set of the worker's executions
 -- ARGV:
---   member: the execution in `started` and `executions`
+--   member: the lease, and the execution in `started` and `executions`
 --   id: of the shard
 --   mode: 'front' or 'back' to put it there in its queue, 'delete' to delete it
---   shard_prefix: of the keys of shards
---   record_prefix: of the keys of jobs' records
 -- RESULT:
 --   1, or 0 if the lease had lapsed: the worker is late, and the shard is somebody else's by now
--- include: requeue
+-- include: requeue, waiting
+-- constants: LEASES
 
 local call = redis.call
-local started, waiting, shard, index, execution, executions = unpack(KEYS)
-local member, id, mode, shard_prefix, record_prefix = unpack(ARGV)
+local started, shard, index, execution, executions = unpack(KEYS)
+local member, id, mode = unpack(ARGV)
 
-if not call('ZSCORE', started, member) then return 0 end
+if call('ZREM', LEASES, member) == 0 then return 0 end
 call('ZREM', started, member)
 call('DEL', index, execution)
 call('SREM', executions, member)
 if mode ~= 'delete' and call('HGET', shard, 'status') == 'started' then
   call('HSET', shard, 'status', 'queued', 'started_at', '', 'worker_name', '')
-  call(mode == 'front' and 'LPUSH' or 'RPUSH', waiting, id)
+  put(id, mode == 'front')
 else
   call('DEL', shard)
 end
-requeue_if_idle(id, shard_prefix, record_prefix)
+requeue_if_idle(id)
 return 1

@@ -4,17 +4,18 @@
 -- KEYS:
 --   worker: hash of the worker, which is RQ's
 --   executions: set of its executions
---   shards*(started, shard, execution, index): sorted set of the queue's executions that run, the
---     shard's hash, the execution's hash, and the sorted set of the shard's executions
+--   shards*(shard, execution, index): the shard's hash, the execution's hash, and the sorted set of
+--     the shard's executions
 -- ARGV:
 --   worker_ttl_s: seconds until the worker's key expires
 --   lease_s: seconds until the leases lapse
 --   iso_now: time for RQ's fields
 --   state: of the worker, 'busy' or 'idle'
---   members*: the execution of each shard
+--   members*: the lease of each shard
 -- RESULT:
 --   {1 if the worker is registered else 0, then of each shard 'mine', 'lost' or 'cancelled'}
 -- include: now
+-- constants: LEASES
 
 local call = redis.call
 local worker, executions = KEYS[1], KEYS[2]
@@ -30,18 +31,17 @@ if answer[1] == 1 then
   call('EXPIRE', worker, worker_ttl_s)
 end
 for n = 1, #ARGV - 4 do
-  local started, shard, execution, index = unpack(KEYS, 4 * n - 1, 4 * n + 2)
+  local shard, execution, index = unpack(KEYS, 3 * n, 3 * n + 2)
   local member = ARGV[n + 4]
-  if not call('ZSCORE', started, member) then
+  if not call('ZSCORE', LEASES, member) then
     answer[n + 1] = 'lost'
   else
-    call('ZADD', started, 'XX', string.format('%.3f', at + lease_s), member)
+    call('ZADD', LEASES, 'XX', string.format('%.3f', at + lease_s), member)
     if call('EXISTS', execution) == 1 then
       call('HSET', execution, 'last_heartbeat', string.format('%.6f', at))
     end
     call('EXPIRE', execution, ttl)
     call('EXPIRE', index, ttl)
-    call('ZADD', index, 'XX', string.format('%.3f', at + ttl), string.sub(member, -32))
     answer[n + 1] = call('HGET', shard, 'status') == 'started' and 'mine' or 'cancelled'
   end
 end

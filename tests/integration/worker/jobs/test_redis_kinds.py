@@ -24,15 +24,15 @@ from tests.support.server import serve
 from tests.support.stores import KINDS, USER_RULES, NoSuchServer, running
 from worker.__main__ import build, connect
 from worker.jobs.domain import Shard
-from worker.jobs.keys import queue_name
-from worker.jobs.shard_queue import make_queue, reap
+from worker.jobs.keys import LEASES, rotation_name
+from worker.jobs.shard_queue import reap
 from worker.process.job_writer import JobWriter
 from worker.process.loaded_model import LoadedModel
 from worker.process.shard_leases import Lease, ShardLeases
 from worker.results.in_redis import InRedis
 
 pytestmark = pytest.mark.redis
-QUEUE = queue_name("interactive", "tiny")
+QUEUE = rotation_name("interactive", "tiny")
 
 
 @pytest.fixture(
@@ -89,8 +89,8 @@ def test_a_shard_that_was_lost_is_continued_from_its_snapshot_and_finished(
     assert results.progress([(lost.shard, 3, 6)]) == [True]
     assert results.save([(lost.shard, b"chains", 6)]) == [True]
 
-    redis.zadd(lost.started_key, {lost.execution.composite_key: 0})
-    assert reap([make_queue(QUEUE, redis)]) == [(lost.shard.id, "requeued")]
+    redis.zadd(LEASES, {lost.execution.composite_key: 0})
+    assert reap(redis) == [(lost.shard.id, "requeued")]
     assert shards.heartbeat() == [lost]
     again = take(shards, results)
     assert results.saved(again.shard) == b"chains"
@@ -119,7 +119,7 @@ def test_a_running_job_is_cancelled_and_a_waiting_job_is_deleted(
     assert results.progress([(lease.shard, 1, 1)]) == [False]
     assert shards.finish(lease)
     assert api.delete(f"/v1/jobs/{waits}").status_code == 204
-    assert shards.take([QUEUE, queue_name("bulk", "tiny")]) is None
+    assert shards.take([QUEUE, rotation_name("bulk", "tiny")]) is None
     shards.close()
     assert not keys_of(redis, lease.shard)
     assert not any(waits in key.decode() for key in redis.scan_iter())

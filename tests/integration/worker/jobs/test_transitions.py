@@ -12,11 +12,11 @@ from redis import Redis
 from tests.support.processes import eventually, later
 from tests.support.worker import IdleWorker
 from worker.jobs.domain import Priority
-from worker.jobs.keys import queue_name
+from worker.jobs.keys import LEASES, rotation_name
 from worker.process.shard_leases import Lease, ShardLeases
 
 Post = Callable[..., dict[str, Any]]
-QUEUES = [queue_name(priority, "tiny") for priority in Priority]
+QUEUES = [rotation_name(priority, "tiny") for priority in Priority]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def take(shards: ShardLeases, idle: IdleWorker) -> Lease:
 
 def lose(redis: Redis, lease: Lease) -> None:
     """Let the lease lapse, as if its worker had not been heard of for 15 s."""
-    redis.zadd(lease.started_key, {lease.execution.composite_key: 0}, xx=True)
+    redis.zadd(LEASES, {lease.execution.composite_key: 0}, xx=True)
 
 
 def state(api: httpx.Client, job: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from redis.exceptions import ConnectionError, OutOfMemoryError
 from tests.support.shards import QUEUES, post, shard
 from tests.support.worker import publish_info
 from worker.jobs.domain import Precision
-from worker.jobs.keys import WORKERS
+from worker.jobs.keys import LEASES, WORKERS
 from worker.jobs.worker_registry import READ_WORKERS, ModelInfo, WorkerInfo, parse_workers
 from worker.process.heartbeat import Heartbeat
 from worker.process.messages import MessageQueue
@@ -58,9 +58,9 @@ def test_a_heartbeat_reaps_no_shards_of_other_workers(redis: Redis, heartbeat: H
     """Reaping takes longer than a lease where Redis is slow."""
     post(redis, shard("job"))
     lease = ShardLeases(redis, QUEUES).take(QUEUES)
-    redis.zadd(lease.started_key, {lease.execution.composite_key: 0})
+    redis.zadd(LEASES, {lease.execution.composite_key: 0})
     heartbeat.run_once()
-    assert redis.zscore(lease.started_key, lease.execution.composite_key) == 0
+    assert redis.zscore(LEASES, lease.execution.composite_key) == 0
     assert parse_workers(living(redis)) == [info("mine")]
 
 

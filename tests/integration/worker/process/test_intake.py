@@ -15,8 +15,8 @@ from tests.support.jobs import state_of
 from tests.support.loaded import load_tiny
 from tests.support.parts import build_worker, post, raising, run_to_the_end, take
 from worker.jobs.domain import Priority, Shard
-from worker.jobs.keys import queue_name
-from worker.process.intake import FOREIGN_PAUSE_S, Intake
+from worker.jobs.keys import chains_key, rotation_name
+from worker.process.intake import FOREIGN_PAUSE_S, TAKEN_AT_ONCE, Intake
 from worker.process.loaded_model import LoadedModel
 from worker.process.loop import WorkerLoop
 from worker.results.store import StoreFault
@@ -54,26 +54,34 @@ def test_bulk_work_is_taken_beside_interactive_work(redis, model, worker):
     assert taken(worker) == [f"{shard.job}-0", f"{shard.job}-1"]
 
 
-def test_one_owners_big_jobs_leave_room_for_others_and_for_its_small_ones(
+def test_owners_take_turns_however_many_jobs_one_of_them_has(redis, model, worker):
+    for number in range(20):
+        post(redis, model, count=1, owner="ann", job=f"ann{number}")
+    for owner in ("bob", "eve"):
+        post(redis, model, count=1, owner=owner, job=owner)
+    intake = intake_of(worker)
+    intake.run_once()
+    assert taken(worker)[:5] == ["ann0-0", "bob-0", "eve-0", "ann1-0", "ann2-0"]
+
+
+def test_many_small_shards_are_taken_and_started_in_two_round_trips(
     redis, model, worker, monkeypatch
 ):
-    """Those wait in the pool for the next step, and not outside until 64 images have left."""
-    monkeypatch.setattr(model, "capacity", 1024)
-    big = [post(redis, model, count=64, owner="ann", job=f"big{number}") for number in range(20)]
-    intake = intake_of(worker)
+    for number in range(40):
+        post(redis, model, count=1, job=f"j{number:02}")
+    intake, sent = intake_of(worker), []
+    connection = type(redis.connection_pool.get_connection())
+    send = connection.send_packed_command
 
-    def take_all() -> list[str]:
-        for _ in range(20):
-            intake.run_once()
-        return taken(worker)
+    def counted(self: Any, command: Any, check_health: bool = True) -> None:
+        sent.append(command)
+        send(self, command, check_health)
 
-    assert take_all() == [f"big{number}-0" for number in range(8)]
-    for owner, count in {"ann": 1, "bob": 64}.items():
-        post(redis, model, count=count, owner=owner, job=f"{owner}s")
-    assert take_all() == ["bobs-0", "anns-0"]
-    for ended in big[:2]:
-        worker.parts.load.add(ended, -64)
-    assert take_all() == ["big8-0"]
+    intake.run_once()
+    monkeypatch.setattr(connection, "send_packed_command", counted)
+    intake.run_once()
+    assert len(sent) == 2
+    assert taken(worker) == [f"j{number:02}-0" for number in range(2 * TAKEN_AT_ONCE)]
 
 
 def test_a_worker_takes_no_more_of_a_big_job_than_it_can_soon_run(redis, model, worker):
@@ -83,7 +91,7 @@ def test_a_worker_takes_no_more_of_a_big_job_than_it_can_soon_run(redis, model, 
         intake.run_once()
     held = worker.parts.load.images("tiny", Priority.BULK)
     assert model.low_water <= held < model.low_water + 64
-    assert redis.llen("rq:queue:bulk:tiny") >= 12
+    assert redis.llen("rq:queue:bulk:tiny:local") >= 12
 
 
 def make_foreign(redis: Redis, shard: Shard) -> dict[bytes, bytes]:
@@ -124,19 +132,19 @@ def test_shards_of_another_version_hold_up_no_other_and_are_not_taken_all_the_ti
         make_foreign(redis, post(redis, model, job=f"foreign{number}"))
     post(redis, model, job="ours")
     takes = []
-    take_shard = worker.parts.shards.take
+    take_up_to = worker.parts.shards.take_up_to
     monkeypatch.setattr(
         worker.parts.shards,
-        "take",
-        lambda wanted, *rest: takes.append(wanted) or take_shard(wanted, *rest),
+        "take_up_to",
+        lambda most, wanted: takes.append(wanted) or take_up_to(most, wanted),
     )
     intake = intake_of(worker, clock=clock)
     for _ in range(20):
         intake.run_once()
     assert taken(worker) == ["ours-0"]
-    interactive = queue_name("interactive", "tiny")
-    # Three foreign shards, ours, and the first foreign one again.
-    assert sum(interactive in wanted for wanted in takes) == 5
+    interactive = rotation_name("interactive", "tiny")
+    # All four, the three foreign ones, and those again.
+    assert sum(interactive in wanted for wanted in takes) == 3
     assert interactive not in intake.wanted()
     clock.pass_s(FOREIGN_PAUSE_S)
     assert interactive in intake.wanted()
@@ -144,7 +152,7 @@ def test_shards_of_another_version_hold_up_no_other_and_are_not_taken_all_the_ti
     for _ in range(5):
         intake.run_once()
     assert taken(worker) == ["ours-too-0"]
-    waiting = redis.lrange(f"rq:queue:{interactive}", 0, -1)
+    waiting = redis.lrange(f"rq:queue:{interactive}:local", 0, -1)
     assert sorted(waiting) == [b"foreign0-0", b"foreign1-0", b"foreign2-0"]
 
 
@@ -174,7 +182,7 @@ def test_a_worker_that_stops_gives_back_what_it_cannot_read(redis, model, worker
     with monkeypatch.context() as lost:
         lost.setattr(client, "execute_command", lose_answer)
         with pytest.raises(TimeoutError):
-            worker.parts.shards.take([shard.queue])
+            worker.parts.shards.take([rotation_name("interactive", "tiny")])
     assert not redis.llen(f"rq:queue:{shard.queue}")
     worker.parts.shards.close()
     assert redis.lrange(f"rq:queue:{shard.queue}", 0, -1) == [shard.id.encode()]
@@ -190,6 +198,7 @@ def test_saved_chains_that_the_store_does_not_give_hold_up_nobody_for_long(
 ):
     clock = SimulatedClock()
     shard = post(redis, model)
+    redis.hset(chains_key(shard.job), "0", "")
     unreadable = StoreFault("an object that may not be read")
     monkeypatch.setattr(worker.parts.writer, "saved", raising(unreadable))
     intake = intake_of(worker, saved_within_s=30.0, clock=clock)

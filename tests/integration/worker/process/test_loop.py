@@ -21,10 +21,10 @@ from tests.support.parts import (
     take,
 )
 from worker.__main__ import build
-from worker.jobs.domain import Shard
-from worker.jobs.keys import job_key, png_key, sha256_key
+from worker.jobs.domain import Priority, Shard
+from worker.jobs.keys import LEASES, job_key, png_key, rotation_name, sha256_key
 from worker.jobs.reaper import Reaper
-from worker.jobs.shard_queue import MAX_LOSSES, make_queue, reap
+from worker.jobs.shard_queue import MAX_LOSSES, reap
 from worker.process.loaded_model import LoadedModel
 from worker.process.loop import WorkerLoop
 from worker.process.messages import LeaseLost, ShardTaken
@@ -50,7 +50,7 @@ def taken(redis: Redis, model: LoadedModel, worker: WorkerLoop, monkeypatch) -> 
     """A shard that the intake took while Redis went away, before it could be handed on."""
     shard = post(redis, model)
     with monkeypatch.context() as away:
-        away.setattr(worker.parts.writer, "start", raising(GONE))
+        away.setattr(worker.parts.writer, "start_all", raising(GONE))
         with pytest.raises(ConnectionError):
             worker.parts.intake.run_once()
     return shard
@@ -94,9 +94,9 @@ def test_a_bad_shards_job_fails_even_if_redis_goes_away_meanwhile(
         away.setattr(worker.parts.writer, "fail", raising(GONE))
         with pytest.raises(ConnectionError):
             worker.parts.intake.run_once()
-    [lease] = redis.zrange(f"rq:wip:{shard.queue}", 0, -1)
-    redis.zadd(f"rq:wip:{shard.queue}", {lease: 0})
-    assert reap([make_queue(shard.queue, redis)]) == [(shard.id, "requeued")]
+    [lease] = redis.zrange(LEASES, 0, -1)
+    redis.zadd(LEASES, {lease: 0})
+    assert reap(redis) == [(shard.id, "requeued")]
     worker.parts.intake.run_once()
     assert state_of(redis, shard.job) == "failed"
     assert redis.hget(job_key(shard.job), "error_code") == b"unknown_version"
@@ -108,7 +108,7 @@ def test_a_shard_that_comes_back_to_the_worker_that_lost_it_finishes(redis, work
     first = begin(worker, shard, [0, 1, 2])
     worker.run_once()
     let_lapse(redis, first)
-    second = worker.parts.shards.take([shard.queue])
+    second = worker.parts.shards.take([shard.rotation])
     worker.handle(ShardTaken(second, [0, 1, 2], None))
     worker.handle(LeaseLost(first))
     assert len(model.engine) == 3
@@ -119,8 +119,8 @@ def test_a_shard_that_comes_back_to_the_worker_that_lost_it_finishes(redis, work
 
 def test_a_lost_shard_leaves_the_other_shards_of_its_job_running(redis, worker, model):
     shard = post(redis, model, count=66, steps=2)
-    queues = [queue.name for queue in worker.parts.shards.queues]
-    leases = [worker.parts.shards.take(queues) for _ in range(2)]
+    rotations = [rotation_name(priority, "tiny") for priority in Priority]
+    leases = [worker.parts.shards.take(rotations) for _ in range(2)]
     worker.parts.writer.start(shard, 1)
     for lease in leases:
         worker.handle(ShardTaken(lease, list(lease.shard.indices), None))
@@ -132,12 +132,12 @@ def test_a_lost_shard_leaves_the_other_shards_of_its_job_running(redis, worker, 
 
 def test_a_job_whose_shard_lost_every_worker_fails_and_says_why(redis, model):
     shard = post(redis, model)
-    shards = ShardLeases(redis, [shard.queue])
+    shards = ShardLeases(redis, [shard.rotation])
     for _ in range(MAX_LOSSES):
         assert state_of(redis, shard.job) == "queued"
-        lease = shards.take([shard.queue])
-        redis.zadd(lease.started_key, {lease.execution.composite_key: 0})
-        reap([make_queue(shard.queue, redis)])
+        lease = shards.take([shard.rotation])
+        redis.zadd(LEASES, {lease.execution.composite_key: 0})
+        reap(redis)
     Reaper(redis).run_once()
     assert state_of(redis, shard.job) == "failed"
     assert redis.hget(job_key(shard.job), "error_code") == b"workers_lost"
@@ -163,7 +163,7 @@ def test_a_suspect_that_is_lost_before_its_admission_holds_up_nothing(redis, wor
 
 def test_images_that_are_finished_are_not_drawn_again(redis, worker, model):
     shard = post(redis, model)
-    first = worker.parts.shards.take([shard.queue])
+    first = worker.parts.shards.take([shard.rotation])
     worker.parts.writer.start(shard, 1)
     worker.parts.writer.publish(shard, [(1, b"a picture")])
     let_lapse(redis, first)
@@ -206,7 +206,7 @@ def test_a_shard_whose_hash_was_lost_with_the_server_is_run_again(redis, worker,
 
 def test_an_unknown_recipe_fails_its_job_and_no_other(redis, worker, model):
     shard = post(redis, model)
-    lease = worker.parts.shards.take([shard.queue])
+    lease = worker.parts.shards.take([shard.rotation])
     worker.parts.writer.start(shard, 1)
     strange = replace(shard, recipe=replace(shard.recipe, sampler="euler"))
     worker.handle(ShardTaken(replace(lease, shard=strange), [0], None))

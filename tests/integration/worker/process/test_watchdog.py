@@ -24,5 +24,5 @@ def test_a_worker_whose_step_never_ends_ends_itself_and_says_why(redis: Redis) -
     assert not exit_statuses
     watchdog.run_once()
     assert exit_statuses == [1]
-    assert reap([lease.queue]) == [("job-0", "requeued")]
+    assert reap(redis) == [("job-0", "requeued")]
     assert redis.hget(lease.job.key, "reason") == b"no step has ended for 120 s"

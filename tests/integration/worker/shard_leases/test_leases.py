@@ -28,9 +28,10 @@ from tests.support.shards import (
     waiting,
     worker,
 )
+from worker.jobs.keys import LEASES
 from worker.jobs.policy import UNFINISHED_TTL_S
 from worker.jobs.reaper import Reaper
-from worker.jobs.shard_queue import MAX_LOSSES, shard_queues, withdraw
+from worker.jobs.shard_queue import MAX_LOSSES, shard_queues, sweep, withdraw
 from worker.process.shard_leases import BadShard, Lease, ShardLeases
 
 
@@ -72,7 +73,7 @@ def test_a_heartbeat_extends_leases_which_lapse_without_it(redis: Redis) -> None
     leases = worker(redis)
     a, b = leases.take(QUEUES), leases.take(QUEUES)
     for lease in (a, b):
-        redis.zadd(lease.started_key, {lease.execution.composite_key: time.time() + 5})
+        redis.zadd(LEASES, {lease.execution.composite_key: time.time() + 5})
     assert leases.heartbeat() == []
     assert min(lease_ends_at(redis, lease) for lease in (a, b)) > time.time() + LEASE_S / 2
     assert reap_all(redis) == []
@@ -160,10 +161,10 @@ def test_shards_of_a_model_that_no_catalog_has_are_reaped_too(redis: Redis) -> N
     for _ in range(2):
         lost.take(QUEUES)
     lapse(redis)
-    assert withdraw(shard("b"), redis) == b"signalled"
+    assert withdraw("b-0", redis) == b"signalled"
     Reaper(redis, LEASE_S).run_once()
     assert waiting(redis) == ["a-0"]
-    assert withdraw(shard("a"), redis) == b"removed"
+    assert withdraw("a-0", redis) == b"removed"
     lost.close()
     assert not [key for key in keys_left(redis) if "wip" in key or "rq:job" in key]
 
@@ -178,7 +179,7 @@ def test_a_worker_keeps_its_leases_while_the_server_is_full(redis: Redis) -> Non
     post(redis, shard("a"))
     leases = worker(redis)
     lease = leases.take(QUEUES)
-    redis.zadd(lease.started_key, {lease.execution.composite_key: time.time() + 1})
+    redis.zadd(LEASES, {lease.execution.composite_key: time.time() + 1})
     redis.config_set("maxmemory", 1)
     try:
         assert leases.heartbeat() == []
@@ -222,8 +223,8 @@ def test_a_finished_shard_leaves_no_key(redis: Redis) -> None:
 
 def test_a_withdrawn_shard_is_not_taken(redis: Redis) -> None:
     post(redis, shard("a"), shard("b"))
-    assert withdraw(shard("a"), redis) == b"removed"
-    assert withdraw(shard("a"), redis) == b"absent"
+    assert withdraw("a-0", redis) == b"removed"
+    assert withdraw("a-0", redis) == b"absent"
     assert taken(worker(redis)) == "b"
 
 
@@ -231,14 +232,14 @@ def test_a_shard_withdrawn_while_it_runs_is_signalled_and_leaves_no_key(redis: R
     post(redis, shard("signalled"), shard("closed"), shard("killed"))
     leases = worker(redis)
     signalled, _, _ = (leases.take(QUEUES) for _ in range(3))
-    assert withdraw(shard("signalled"), redis) == b"signalled"
+    assert withdraw("signalled-0", redis) == b"signalled"
     assert leases.heartbeat() == [signalled]
     assert leases.finish(signalled)
-    withdraw(shard("killed"), redis)
+    withdraw("killed-0", redis)
     lapse(redis)
     assert reap_all(redis) == [("closed-0", "requeued")]
     lease = leases.take(QUEUES)
-    withdraw(shard("closed"), redis)
+    withdraw("closed-0", redis)
     leases.give_back(lease)
     leases.close()
     assert keys_left(redis) == set()
@@ -267,6 +268,7 @@ def test_a_pickle_in_the_queue_is_removed_and_never_opened(
     Queue(QUEUES[0], connection=redis).enqueue(
         "x.y", job_id="evil", description="evil", kwargs={"x": _Bomb()}
     )
+    sweep(redis)
     leases = worker(redis)
     with pytest.raises(BadShard, match="evil") as bad:
         leases.take(QUEUES)

@@ -43,13 +43,15 @@ def test_bulk_work_is_taken_below_the_low_water_only(bulk, is_wanted):
     assert (BULK in wanted_classes(1024, 0, bulk, LOW_WATER)) is is_wanted
 
 
-def test_an_owners_limit_shrinks_with_the_room_that_is_left():
-    limits = [wanted_classes(1024, held, 64, LOW_WATER)[INTERACTIVE] for held in (0, 448, 832, 896)]
-    assert [limit.most for limit in limits] == [896, 448, 64, 64]
-    assert [limit.small for limit in limits] == [56, 28, 4, 0]
+@pytest.mark.parametrize("capacity", [64, 127, 128, 192, 1024])
+def test_the_room_of_both_classes_together_is_never_more_than_the_pool_has(capacity):
+    for interactive in range(0, capacity + 1, 8):
+        for bulk in range(0, capacity + 1 - interactive, 8):
+            rooms = wanted_classes(capacity, interactive, bulk, LOW_WATER)
+            assert all(64 <= room <= capacity - interactive - bulk for room in rooms.values())
 
 
-def test_the_load_counts_images_by_model_class_and_owner():
+def test_the_load_counts_images_by_model_and_class():
     load = WorkerLoad()
     shard = make_shard(make_recipe(), count=64, owner="ann")
     load.add(shard, 64)
@@ -57,7 +59,6 @@ def test_the_load_counts_images_by_model_class_and_owner():
     load.add(replace(shard, number=1), 64)  # bulk
     load.add(shard, -60)
     load.add(replace(shard, owner="bob"), -2)
-    assert load.interactive_by_owner() == {"ann": 4}
     assert load.images("tiny", INTERACTIVE) == 4
     assert load.images("tiny", BULK) == 64
     assert load.images("another model", BULK) == 0
