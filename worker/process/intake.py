@@ -124,8 +124,11 @@ class Intake:
         # Leases may have been lost while Redis was away.
         self._taken = [lease for lease in self._taken if self._shards.holds(lease)]
         starts = [(lease.shard, lease.attempt, lease.fence) for lease in self._taken]
-        for started in self._writer.start_all(starts):
-            lease = self._taken[0]
+        pairs = list(zip(self._taken, self._writer.start_all(starts), strict=True))
+        # Those with saved chains come last: a results store that does not give them holds up no
+        # other shard.
+        pairs.sort(key=lambda pair: pair[1] is not None and pair[1].has_chains)
+        for lease, started in pairs:
             if started is None:
                 self._shards.finish(lease)
             else:
@@ -135,7 +138,7 @@ class Intake:
                 if lease.suspect:
                     self._load.suspect = lease
                 self._messages.put(ShardTaken(lease, indices, saved))
-            del self._taken[0]
+            self._taken.remove(lease)
 
     def _saved(self, shard: Shard) -> bytes | None:
         """Return the shard's saved chains.
