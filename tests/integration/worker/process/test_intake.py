@@ -213,3 +213,15 @@ def test_saved_chains_that_the_store_does_not_give_hold_up_nobody_for_long(
     assert message.lease.shard.id == shard.id
     assert (message.indices, message.saved) == ([0, 1, 2], None)
     assert "begins anew" in caplog.text
+
+
+def test_chains_that_the_store_does_not_give_hold_up_no_shard_of_the_same_take(
+    redis, model, worker, monkeypatch
+):
+    unreadable = post(redis, model)
+    redis.hset(chains_key(unreadable.job), "0", "")
+    other = post(redis, model, job="b" * 32)
+    monkeypatch.setattr(worker.parts.writer, "saved", raising(StoreFault("away")))
+    with pytest.raises(StoreFault):
+        intake_of(worker).run_once()
+    assert taken(worker) == [other.id]
