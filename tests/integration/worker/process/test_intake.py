@@ -156,6 +156,16 @@ def test_shards_of_another_version_hold_up_no_other_and_are_not_taken_all_the_ti
     assert sorted(waiting) == [b"foreign0-0", b"foreign1-0", b"foreign2-0"]
 
 
+def test_one_owners_shards_of_another_version_do_not_pause_the_others(redis, model, worker):
+    for number in range(3):
+        make_foreign(redis, post(redis, model, job=f"foreign{number}", owner="ann"))
+    intake, posted = intake_of(worker, clock=SimulatedClock()), []
+    for number in range(20):
+        posted.append(post(redis, model, count=1, job=f"bob{number}", owner="bob").id)
+        intake.run_once()
+    assert taken(worker) == posted
+
+
 def test_a_sampler_of_tomorrow_is_left_to_a_worker_that_has_it(redis, model, worker):
     shard = post(redis, model, sampler="euler")
     intake = intake_of(worker)

@@ -109,10 +109,9 @@ def test_shards_of_a_killed_worker_go_back_to_the_front_and_leave_no_key(
     redis: Redis, doomed: subprocess.Popen[str]
 ) -> None:
     assert doomed.stdout.readline().split() == ["a", "b"]
-    started = f"rq:wip:{QUEUES[0]}"
-    for member in redis.zrange(started, 0, -1):
-        redis.zadd(started, {member: time.time() + LEASE_S / 2})
-    extended = lambda: redis.zcount(started, time.time() + LEASE_S * 3 / 4, "+inf")  # noqa: E731
+    for member in redis.zrange(LEASES, 0, -1):
+        redis.zadd(LEASES, {member: time.time() + LEASE_S / 2})
+    extended = lambda: redis.zcount(LEASES, time.time() + LEASE_S * 3 / 4, "+inf")  # noqa: E731
     eventually(lambda: extended() == 2, 20, "a heartbeat has extended both leases")
     assert reap_all(redis) == []
     doomed.kill()

@@ -64,27 +64,27 @@ def test_tools_of_rq_take_no_lease_count_no_loss_and_requeue_nothing(
 ):
     monkeypatch.setattr("rq.registry.current_timestamp", lambda: int(time.time()) + AHEAD_S)
     post(redis, shard("a"), shard("b", "bulk"), shard("waits"))
-    w = worker(redis, lease_s=60)
-    leases = [w.take(QUEUES), w.take(QUEUES[1:])]
+    holder = worker(redis)
+    leases = [holder.take(QUEUES), holder.take(QUEUES[1:])]
     before = {lease.job.key: redis.hgetall(lease.job.key) for lease in leases}
     for _ in range(10):
         tool(redis, valkey_url)
     assert reap(redis) == []
-    assert w.heartbeat() == []
+    assert holder.heartbeat() == []
     assert {lease.job.key: redis.hgetall(lease.job.key) for lease in leases} == before
     assert waiting(redis) == ["waits-0"]
     assert waiting(redis, "bulk") == []
-    assert all(w.finish(lease) for lease in leases)
+    assert all(holder.finish(lease) for lease in leases)
 
 
 def test_rq_info_shows_what_waits_and_what_runs(redis, valkey_url):
     post(redis, shard("a"), shard("b"), shard("c"))
-    w = worker(redis, lease_s=60)
-    lease = w.take(QUEUES)
+    holder = worker(redis)
+    lease = holder.take(QUEUES)
     shown = rq_info(redis, valkey_url)
     assert f"{lease.queue.name} " in shown
     assert "2, 1 executing" in shown
-    assert w.name in shown
+    assert holder.name in shown
 
 
 def test_an_entry_that_is_no_lease_strands_no_other(redis):
@@ -101,8 +101,8 @@ def test_an_entry_that_is_no_lease_strands_no_other(redis):
 def test_leases_of_before_they_had_a_key_of_their_own_are_reaped(redis):
     """A service that was upgraded while it stood still."""
     post(redis, shard("a"), shard("b"))
-    w = worker(redis)
-    a, b = w.take(QUEUES), w.take(QUEUES)
+    holder = worker(redis)
+    a, b = holder.take(QUEUES), holder.take(QUEUES)
     redis.delete(LEASES)
     started = STARTED_PREFIX + QUEUES[0]
     redis.sadd(QUEUE_NAMES, QUEUE_PREFIX + QUEUES[0])

@@ -16,7 +16,7 @@ def test_a_job_is_cut_into_shards_of_64_consecutive_images() -> None:
 
 def test_only_the_first_shard_of_an_interactive_job_is_interactive() -> None:
     first, second = shards_of("job", RECIPE, 0, 65, "local", "interactive")
-    assert (first.queue, second.queue) == ("interactive:tiny", "bulk:tiny")
+    assert (first.queue, second.queue) == ("interactive:tiny:local", "bulk:tiny:local")
     (bulk,) = shards_of("job", RECIPE, 0, 1, "local", "bulk")
     assert bulk.priority is Priority.BULK
 
