@@ -122,8 +122,9 @@ def test_freed_memory_is_used_again_instead_of_new_pages():
     command = [sys.executable, "-c", FREE_AND_ASK_AGAIN]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     given_back, kept = map(int, found.stdout.split())
-    # pages of 4 KiB, ten times 16 MiB of them
-    assert given_back > 10_000
+    # The first of ten rounds needs 5,120 pages of 4 KiB. More means that some were given back and
+    # taken anew. How many more is up to glibc: 8,003 to 25,433 in all were counted.
+    assert given_back > 6_000
     assert kept < given_back / 5
 
 
