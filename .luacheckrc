@@ -23,16 +23,26 @@ read_globals = {
 files["worker/jobs/lua"] = {
   read_globals = {
     -- constants of worker/jobs/scripts.py
-    "CHANGES", "EXECUTIONS_PREFIX", "EXECUTION_PREFIX", "FAILED_SHARDS", "FLOOR", "LEASES",
-    "PREVIEWS", "QUEUES", "QUEUE_PREFIX", "RECORD_PREFIX", "RECORD_TTL_S", "REMOVED_AGAIN_S",
-    "ROTATION_PREFIX", "SHARD_IMAGES", "SHARD_PREFIX", "SHORT_QUEUE", "STARTED_PREFIX", "STONES",
-    "UNFINISHED_TTL_S",
+    "BUNDLE_PREFIX", "BUNDLE_REFERENCE", "CHANGES", "COUNTS", "EXECUTIONS_PREFIX",
+    "EXECUTION_PREFIX", "FAILED_SHARDS", "FLOOR", "IDLE", "JOBS_PREFIX", "KEPT", "KEPT_BY_OWNER",
+    "KEPT_UNTIL", "LEASES", "LEASE_CLOCK",
+    "PREVIEWS", "QUEUES", "QUEUE_NAMES", "QUEUE_PREFIX", "RECORD_PREFIX", "RECORD_TTL_S",
+    "REMOVED_AGAIN_S", "ROTATION_PREFIX", "SHARD_IMAGES", "SHARD_PREFIX", "SHORT_QUEUE",
+    "STARTED_PREFIX", "STONES", "UNFINISHED_TTL_S", "WEBHOOK_LANE_PREFIX", "WEBHOOK_OWNERS",
+    "WEBHOOK_RECEIVERS_PREFIX",
     -- shared/
-    "alive", "claim_due", "is_claimed", "join_rotation", "leave_if_empty", "now", "parts_of", "put",
-    "queue_place", "requeue_if_idle", "set_turn", "settle",
+    "alive", "bundle_of", "claim_due", "forget_all_chains", "forget_bytes", "forget_chains",
+    "forget_expired_bytes",
+    "forget_lease_time_if_unused", "is_claimed", "join_rotation", "keep_bytes", "keep_list",
+    "kept_of", "lane_key",
+    "lease_time", "leave_if_empty", "lift", "list_job", "list_of", "now", "parts_of",
+    "pass_lease_time", "position", "posted_with", "put", "put_into", "receiver_of", "release",
+    "requeue_if_idle", "set_due", "set_state", "set_turn", "settle", "STATES", "tally", "unlist",
     -- shared/transition.lua
     "chains", "expiring", "finish", "hashes", "id", "is_external", "is_open", "left", "load",
-    "open", "pngs", "record", "remove_objects_at", "stamp", "state", "subtract", "webhooks",
+    "open", "owner_of_open", "pngs", "record", "remove_objects_at", "stamp", "state", "subtract", "webhooks",
+    -- shared/progress.lua
+    "write_progress",
   },
 }
 

@@ -5,6 +5,7 @@ HOST =# not taken from the environment, where some shells keep the machine's nam
 PORT ?=
 WORKERS ?=
 SEED ?=
+EXTRA ?=
 RECIPE ?= models/train/recipes/fashion-mnist-28.toml
 BENCH ?= engine exact latency peers pollers fetch
 OUT ?= runs/$(notdir $(basename $(RECIPE)))
@@ -31,13 +32,17 @@ DOCS = .venv/.installed-docs
 INSTALLED = pyproject.toml constraints.txt hatch_build.py worker/backends/cpu/kernels.c
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test check wheel-check format train bench chaos docs docs-reference docker-test lock clean
+.PHONY: help serve extra test check wheel-check format train bench chaos docs docs-reference docker-test lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 serve: $(SERVE) ## run the service on http://127.0.0.1:8000 (HOST= PORT= WORKERS=)
 	@exec $(BIN)/ddpm up $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)') $(if $(WORKERS),--workers '$(WORKERS)')
+
+extra: $(SERVE) ## install an extra, editable and with the constraints (EXTRA=s3, train, tensorboard or otel)
+	@[ -n '$(EXTRA)' ] || { echo 'name it: make extra EXTRA=s3, EXTRA=train, EXTRA=tensorboard or EXTRA=otel'; exit 1; }
+	$(INSTALL) -e '.[$(EXTRA)]'
 
 # Coverage is measured of all tests but those that are to run alone: measuring slows what they time.
 test: $(TEST) ## run every test that this machine can run, and measure coverage (ARGS= goes to pytest, unmeasured; -n0: one at a time)
@@ -86,7 +91,7 @@ docs: $(DOCS) ## build the documentation into build/docs; a link that leads nowh
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
 	@echo 'open build/docs/index.html'
 
-docs-reference: $(SERVE) ## write the reference of the API and of the command anew, from the code
+docs-reference: $(TEST) ## write the reference of the API, the command and the models anew, from the code
 	$(BIN)/python -m docs.generate
 
 docker-test: ## build the image, run it with Compose and sample through the published port

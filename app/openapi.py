@@ -1,23 +1,48 @@
 """Completes the OpenAPI document that FastAPI makes from the routes.
 
-Only the models' cards, the gate and the settings know what this module adds.
+The document is the same whatever the deployment, so that a client made from it fits every service.
+Models, keys and webhooks of a service are found by asking it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
-from app.access.api_keys import Keyring
 from app.access.public_paths import open_paths
-from app.problems.problems import TooManyRequests, Unauthorized, WrongHost, problems
-from app.schemas.events import ImageEvent, PreviewEvent, StateEvent
+from app.problems.problems import (
+    BadLink,
+    Forbidden,
+    Problem,
+    ThroughProxy,
+    TooManyRequests,
+    Unauthorized,
+    WrongHost,
+    problems,
+)
+from app.schemas.events import ImageEvent, PreviewEvent, ProgressEvent, StateEvent
 from app.schemas.problems import ProblemDetails
 from app.schemas.webhooks import WebhookMessage
-from models.checkpoints.catalog import Catalog
+from models.diffusion.options import Sampler, Variance
+from worker.jobs.domain import Precision
 
-_SCHEME = "A key of `DDPM_API_KEYS`; it sees the jobs that were posted with it"
+# What app/access/gate.py answers before a route is reached.
+WITH_KEYS: tuple[type[Problem], ...] = (Unauthorized, Forbidden, TooManyRequests)
+WITHOUT_KEYS: tuple[type[Problem], ...] = (ThroughProxy, WrongHost)
+_EVENTS = (StateEvent, ImageEvent, ProgressEvent, PreviewEvent)
+_ENUMS = {"Sampler": Sampler, "Variance": Variance, "Precision": Precision}
+_SCHEME = (
+    "A key of `DDPM_API_KEYS`; it sees the jobs that were posted with it. A service without keys "
+    "needs none"
+)
+_LINK = "Of a link that `GET /v1/jobs/{job_id}/links` has signed for this path"
+# What such links lead to.
+_LINKED = ("events", "grid", "archive", "images/{index}")
+_LINK = "Of a link that `GET /v1/jobs/{job_id}/links` has signed for this path"
+# What such links lead to.
+_LINKED = ("events", "grid", "archive", "images/{index}")
 _WEBHOOK = {
     "summary": "Job ended",
     "description": "Sent to the `webhook` of a job that has ended, signed as "
@@ -36,25 +61,23 @@ _WEBHOOK = {
 }
 
 
-def describe(app: FastAPI, catalog: Catalog, keyring: Keyring, *, webhooks: bool) -> None:
-    """Replace the document that `app` serves with a complete one.
+def operation_id(route: APIRoute) -> str:
+    """Return the name of a route's function, which clients made from the document take over."""
+    return route.name
 
-    Args:
-        app: The API, with all its routes.
-        catalog: The models, whose names and limits the document gives.
-        keyring: The keys; without any, requests need a known host name instead.
-        webhooks: Whether this service sends webhooks.
-    """
+
+def describe(app: FastAPI) -> None:
+    """Replace the document that `app` serves with a complete one, written once."""
     make_document = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = make_document()
             _add_schemas(document)
+            _name_enums(document["components"])
             _correct_fastapi(document)
-            _name_models(document, catalog)
-            _describe_access(document, keyring)
-            _describe_webhooks(document, sent=webhooks)
+            _describe_access(document)
+            document["webhooks"] = {"job-ended": {"post": _WEBHOOK}}
             _link_jobs(document)
         assert app.openapi_schema is not None
         return app.openapi_schema
@@ -66,63 +89,69 @@ def describe(app: FastAPI, catalog: Catalog, keyring: Keyring, *, webhooks: bool
 def _add_schemas(document: dict[str, Any]) -> None:
     """Add the schemas of bodies that no route is declared to answer with."""
     schemas = document["components"]["schemas"]
-    for model in (ProblemDetails, StateEvent, ImageEvent, PreviewEvent, WebhookMessage):
-        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    for model in (ProblemDetails, *_EVENTS, WebhookMessage):
+        schema = model.model_json_schema(
+            mode="serialization", ref_template="#/components/schemas/{model}"
+        )
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+    references = {
+        str(event.model_fields["type"].default): f"#/components/schemas/{event.__name__}"
+        for event in _EVENTS
+    }
+    schemas["JobEvent"] = {
+        "description": "The `data` of an event of a job's stream.",
+        "oneOf": [{"$ref": reference} for reference in references.values()],
+        "discriminator": {"propertyName": "type", "mapping": references},
+    }
+
+
+def _name_enums(components: dict[str, Any]) -> None:
+    """Give each enum that several schemas have one schema, and so one type in each client."""
+    for name, literal in _ENUMS.items():
+        values = list(get_args(literal))
+        _refer(components["schemas"], values, {"$ref": f"#/components/schemas/{name}"})
+        components["schemas"][name] = {"type": "string", "enum": values}
+
+
+def _refer(schema: Any, values: list[str], reference: dict[str, str]) -> None:
+    """Put the reference wherever the enum of these values stands."""
+    if isinstance(schema, dict) and schema.get("enum") == values:
+        del schema["enum"], schema["type"]
+        schema |= reference
+    for part in schema.values() if isinstance(schema, dict) else schema:
+        if isinstance(part, dict | list):
+            _refer(part, values, reference)
 
 
 def _correct_fastapi(document: dict[str, Any]) -> None:
     """Remove what FastAPI describes and this API does not do."""
     _drop_fastapis_422(document)
     _drop_null_parameters(document)
-    # FastAPI describes the stream as one string too, and no reader takes it for one.
-    answer = document["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]
-    answer["content"]["text/event-stream"].pop("schema")
+    # FastAPI takes what a stream consists of for one text.
+    stream = document["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]
+    stream["content"]["text/event-stream"]["schema"].pop("type")
 
 
-def _name_models(document: dict[str, Any], catalog: Catalog) -> None:
-    """Limit requests to the models that there are, and to what they can do."""
-    request = document["components"]["schemas"]["JobRequest"]
-    fields = request["properties"]
-    _not_null(fields["model"])["enum"] = sorted(catalog)
-    _not_null(fields["steps"])["maximum"] = max(card.schedule.T for card in catalog.values())
-    _limit_analytic(request, catalog)
-
-
-def _limit_analytic(request: dict[str, Any], catalog: Catalog) -> None:
-    """Allow the analytic variance only to models that have an estimate for it."""
-    able = sorted(name for name, card in catalog.items() if card.residual_variance)
-    if not able:
-        _not_null(request["properties"]["variance"])["enum"].remove("analytic")
-        return
-    by_default = catalog.default.name in able
-    named = {
-        "properties": {"model": {"enum": [*able, None] if by_default else able}},
-        "required": [] if by_default else ["model"],
-    }
-    asked = {"required": ["variance"], "properties": {"variance": {"const": "analytic"}}}
-    request["allOf"] = [*request["allOf"], {"if": asked, "then": named}]
-
-
-def _describe_access(document: dict[str, Any], keyring: Keyring) -> None:
+def _describe_access(document: dict[str, Any]) -> None:
     """Describe what app/access/gate.py does before a route is reached."""
-    if keyring:
-        document["components"]["securitySchemes"] = {
-            "key": {"type": "http", "scheme": "bearer", "description": _SCHEME}
-        }
-    public = open_paths(keyring)
-    closed = [
-        operation
-        for path, operations in document["paths"].items()
-        if path not in public
-        for operation in operations.values()
-    ]
-    for operation in closed:
-        kinds = (Unauthorized, TooManyRequests) if keyring else (WrongHost,)
-        for status, response in problems(*kinds).items():
+    document["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": _SCHEME},
+        "link": {"type": "apiKey", "in": "query", "name": "link", "description": _LINK},
+    }
+    for path, operations in document["paths"].items():
+        guarded = path not in open_paths(has_keys=True)
+        named = path not in open_paths(has_keys=False)
+        kinds = (*(WITH_KEYS if guarded else ()), *(WITHOUT_KEYS if named else ()))
+        for operation in operations.values():
+            for status, response in problems(*kinds).items():
+                _join(operation["responses"], str(status), response)
+            if guarded:
+                operation["security"] = [{"key": []}, {}]
+    for path in _LINKED:
+        operation = document["paths"][f"/v1/jobs/{{job_id}}/{path}"]["get"]
+        operation["security"].append({"link": []})
+        for status, response in problems(BadLink).items():
             _join(operation["responses"], str(status), response)
-        if keyring:
-            operation["security"] = [{"key": []}]
 
 
 def _link_jobs(document: dict[str, Any]) -> None:
@@ -155,19 +184,6 @@ def _join(responses: dict[str, Any], status: str, response: dict[str, Any]) -> N
         responses[status] = response
 
 
-def _describe_webhooks(document: dict[str, Any], sent: bool) -> None:
-    """Describe the webhook that is sent, or that a request may not ask for one."""
-    if sent:
-        document["webhooks"] = {"job-ended": {"post": _WEBHOOK}}
-    else:
-        field = document["components"]["schemas"]["JobRequest"]["properties"]["webhook"]
-        field |= {
-            "description": "This service sends no webhooks: it has no DDPM_WEBHOOK_SECRET",
-            "examples": [None],
-        }
-        field["anyOf"].remove(_not_null(field))
-
-
 def _drop_fastapis_422(document: dict[str, Any]) -> None:
     """Remove the 422 that FastAPI adds wherever there is a parameter.
 
@@ -192,9 +208,3 @@ def _drop_null_parameters(document: dict[str, Any]) -> None:
             for parameter in operation.get("parameters", []):
                 options = parameter["schema"].get("anyOf", [])
                 options[:] = [option for option in options if option.get("type") != "null"]
-
-
-def _not_null(field: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of the values of an optional field that are not null."""
-    option: dict[str, Any] = next(option for option in field["anyOf"] if option["type"] != "null")
-    return option

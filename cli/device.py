@@ -17,6 +17,4 @@ def device_option(asked: str) -> torch.device:
     try:
         return choose_device(asked)
     except UnusableDevice as error:
-        raise Fault(
-            f"--device {asked} cannot be used ({error.reason}); give cpu, cuda, cuda:1 or auto"
-        ) from None
+        raise Fault(f"--device {error}") from None

@@ -15,7 +15,7 @@ from cli.faults import Fault
 from worker.redaction import scheme_only
 
 if TYPE_CHECKING:
-    from app.access.api_keys import Keyring
+    from app.access.key_file import KeySource
     from app.settings import ApiSettings
 
 S = TypeVar("S", bound=BaseSettings)
@@ -50,6 +50,9 @@ class CliSettings(BaseSettings):
     )
     device: str | None = Field(
         default=None, description="Device of every worker; unset, one GPU each"
+    )
+    worker_name: str | None = Field(
+        default=None, description="What workers' names begin with; unset, the host's"
     )
 
     @property
@@ -117,6 +120,22 @@ def check_results_url(url: SecretStr) -> None:
         raise Fault(str(error)) from None
 
 
+def check_tracing() -> None:
+    """Check before anything starts that traces can be sent, if the OTEL_* variables ask for them.
+
+    Raises:
+        Fault: They cannot.
+    """
+    from worker.tracing import TracingUnavailable, start_tracing
+
+    try:
+        tracing = start_tracing("ddpm")
+    except TracingUnavailable as error:
+        raise Fault(str(error)) from None
+    if tracing:
+        tracing.close()
+
+
 def check_access(settings: ApiSettings, host: str) -> None:
     """Check before anything starts that no stranger would be let in.
 
@@ -130,33 +149,36 @@ def check_access(settings: ApiSettings, host: str) -> None:
         Fault: Strangers would be let in, or a key cannot be used.
     """
     from app.access.api_keys import is_loopback_host
+    from app.access.gate import host_names
 
-    if keyring(settings):
+    if keys_of(settings):
         return
     everybody = (
         "anybody who reaches this machine would be let in, as there are no API keys; "
-        "set DDPM_API_KEYS (`ddpm keys new NAME` makes one)"
+        "set DDPM_API_KEYS or DDPM_API_KEYS_FILE (`ddpm keys new NAME` makes a key)"
     )
     by_name = "DDPM_ANONYMOUS_HOSTS to the names to be reached under without (* for any)"
-    if not (settings.anonymous_hosts or is_loopback_host(host)):
+    names = host_names(settings.anonymous_hosts)
+    if not (names or is_loopback_host(host)):
         raise Fault(f"on host {host!r} {everybody}, or {by_name}")
     published = settings.publish.rpartition(":")[0].strip("[]")
-    # "localhost" is Compose's default, which says nothing of a port for everybody.
-    named = settings.anonymous_hosts not in ("", "localhost")
+    # Names of loopback say nothing of a port for everybody. "localhost" is Compose's default.
+    named = any(not is_loopback_host(name) for name in names)
     if settings.publish and not (named or is_loopback_host(published)):
         loopback = "DDPM_PUBLISH to an address of loopback such as 127.0.0.1:8000"
         raise Fault(f"published on {settings.publish}, {everybody}, {loopback}, or {by_name}")
 
 
-def keyring(settings: ApiSettings) -> Keyring:
+def keys_of(settings: ApiSettings) -> KeySource:
     """Return the keys that are let in.
 
     Raises:
-        Fault: An entry of DDPM_API_KEYS cannot be used.
+        Fault: An entry of DDPM_API_KEYS, or DDPM_API_KEYS_FILE, cannot be used.
     """
-    from app.access.api_keys import BadKeys, Keyring
+    from app.access.api_keys import BadKeys
+    from app.access.key_file import KeySource
 
     try:
-        return Keyring.parse(settings.api_keys.get_secret_value())
+        return KeySource(settings.api_keys.get_secret_value(), settings.api_keys_file)
     except BadKeys as error:
         raise Fault(str(error)) from None

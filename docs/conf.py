@@ -37,8 +37,8 @@ SECTIONS = {
         "operate",
         "secure-the-api",
     ],
-    "reference": ["http-api", "cli", "settings", "events"],
-    "explanation": ["architecture"],
+    "reference": ["http-api", "cli", "models", "settings", "events"],
+    "explanation": ["architecture", "scale"],
     "decisions": [],
 }
 

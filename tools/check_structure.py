@@ -103,7 +103,8 @@ class Repository:
     def _files(self, suffix: str) -> Iterator[Path]:
         for name in CODE:
             top = self.root / name
-            yield from sorted(top.rglob(f"*.{suffix}")) if top.is_dir() else []
+            if top.is_dir():
+                yield from sorted(top.rglob(f"*.{suffix}"))
             if top.is_file() and top.suffix == f".{suffix}":
                 yield top
 

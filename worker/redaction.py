@@ -32,5 +32,5 @@ def scheme_only(url: str) -> str:
 
     A URL that cannot be parsed may hold its password anywhere.
     """
-    scheme = re.match("[a-z]+://", url)
+    scheme = re.match("[a-z+]+://", url)
     return f"{scheme[0] if scheme else ''}***"

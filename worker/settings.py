@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AnyUrl, Field, SecretStr, field_validator
+from pydantic import ByteSize, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.jobs.domain import SHARD_IMAGES, Precision
-from worker.jobs.redis_url import RedisUrl
+from worker.jobs.keys import DEFAULT_PREFIX
+from worker.jobs.redis_url import DEFAULT_REDIS_URL, KeyPrefix, RedisUrl
+from worker.logs import LogFormat, LogLevel
 
 
 class WorkerSettings(BaseSettings):
@@ -30,7 +32,11 @@ class WorkerSettings(BaseSettings):
     )
 
     redis_url: RedisUrl = Field(
-        default=AnyUrl("redis://127.0.0.1:6379/0"), description="The server that holds the queue"
+        default=DEFAULT_REDIS_URL, description="The server that holds the queue"
+    )
+    key_prefix: KeyPrefix = Field(
+        default=DEFAULT_PREFIX,
+        description="What names of keys, queues and channels begin with, as the API has it",
     )
     results_url: SecretStr = Field(
         default=SecretStr(""),
@@ -54,6 +60,22 @@ class WorkerSettings(BaseSettings):
         le=65536,
         description="Images that one model's pool holds at once",
     )
+    models_memory: ByteSize | None = Field(
+        default=None,
+        gt=0,
+        description=(
+            "Memory that all models of the worker may take together, such as 8GiB; empty: half of "
+            "the host's, or four fifths of what is free on the GPU at the start"
+        ),
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description=(
+            "Threads of a CPU that compute a step, at most; empty: one for each core that the "
+            "process may use"
+        ),
+    )
     precision: Precision | Literal["auto"] = Field(
         default="auto",
         description=(
@@ -72,6 +94,18 @@ class WorkerSettings(BaseSettings):
     heartbeat_file: Path | None = Field(
         default=None,
         description="File to touch at every heartbeat, for a health check; empty: none",
+    )
+
+    worker_name: str = Field(
+        default="",
+        max_length=100,
+        description="The worker's name in metrics and log lines; empty: the host's and the device",
+    )
+    log_format: LogFormat = Field(
+        default="auto", description="json, console; auto: console on a terminal, else json"
+    )
+    log_level: LogLevel = Field(
+        default="info", description="Least level of log lines: debug, info, warning, error"
     )
 
     @field_validator("models", mode="before")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from app.access.api_keys import Keyring
-
 _OURS = ("api.js", "docs.js", "icon.svg", "images.js", "job.js", "page.css", "page.js")
 _SWAGGERS = ("swagger-ui-bundle.js", "swagger-ui.css")
 # The files of the pages for people, which app/routers/page.py serves.
@@ -15,6 +13,6 @@ _WITH_KEYS = PAGE_PATHS | {"/healthz", "/readyz", "/readyz/api", "/openapi.json"
 _WITHOUT_KEYS = frozenset({"/healthz", "/readyz/api"})
 
 
-def open_paths(keyring: Keyring) -> frozenset[str]:
+def open_paths(has_keys: bool) -> frozenset[str]:
     """Return the paths that need neither a key nor, where there are no keys, a known host name."""
-    return _WITH_KEYS if keyring else _WITHOUT_KEYS
+    return _WITH_KEYS if has_keys else _WITHOUT_KEYS

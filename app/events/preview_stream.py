@@ -72,7 +72,7 @@ class PreviewStream:
 
     async def _fetch(self, index: int) -> None:
         try:
-            png = await self._previews.newest(self._watched.job, index)
+            png = await self._previews.newest(self._watched, index)
         except RedisError:
             # The stream stays open, and goes on when Redis is back.
             return
@@ -83,4 +83,4 @@ class PreviewStream:
 
     def _event(self, index: int) -> bytes:
         event = PreviewEvent(index=index, png=b64encode(self._last[index]).decode())
-        return format_sse_event(event="preview", data_str=event.model_dump_json())
+        return format_sse_event(event=event.type, data_str=event.model_dump_json())

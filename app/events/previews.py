@@ -9,10 +9,12 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from app.events.watcher import WatchedJob
 from app.problems.problems import NoPreview, UnknownImage
 from app.records.notifier import Notifier
 from app.records.reader import Hash, as_hash, check_job_id, owned_record
@@ -24,6 +26,8 @@ from worker.jobs.scripts import load
 WITHIN_S = 3.0
 # A tenth of a preview's life.
 _POLL_EVERY_S = 0.05
+# A worker is asked for 1024 images at most (worker/process/previews.py).
+_SHARE = 128
 # Images a round trip.
 _AT_ONCE = 64
 _READ = load("read_previews")
@@ -67,17 +71,26 @@ class PreviewReader:
     image again and again, until there is a preview or nobody waits any more.
     """
 
-    def __init__(self, redis: Redis, notifier: Notifier, within_s: float = WITHIN_S) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        notifier: Notifier,
+        within_s: float = WITHIN_S,
+        share: int = _SHARE,
+    ) -> None:
         """Prepare, without touching Redis.
 
         Args:
             redis: Where the jobs are, and the previews.
             notifier: Says when nobody is to wait any more.
             within_s: Seconds that a client waits for a preview.
+            share: Previews of one owner that workers are asked for at a time; others wait.
         """
         self.within_s = within_s
         self._redis = redis
         self._notifier = notifier
+        self._share = share
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._waiting: dict[tuple[str, int], _Waiting] = {}
         self._work: asyncio.Task[None] | None = None
 
@@ -96,7 +109,7 @@ class PreviewReader:
         if index not in record.indices:
             raise UnknownImage(index, record.start, record.count)
         if not image.is_settled:
-            image = await self._wait(job, index) or image
+            image = await self._wait(job, record.owner, index) or image
         record = owned_record(job, owner, image.fields)
         if image.finished:
             return None
@@ -104,7 +117,7 @@ class PreviewReader:
             raise NoPreview(index, record.state)
         return image.png
 
-    async def newest(self, job: str, index: int) -> bytes | None:
+    async def newest(self, watched: WatchedJob, index: int) -> bytes | None:
         """Give what `read` does to a client that follows the job already.
 
         It is None also where no worker answered in time.
@@ -112,20 +125,27 @@ class PreviewReader:
         Raises:
             redis.RedisError: Redis did not answer.
         """
-        image = await self._wait(job, index)
+        owner = (watched.owner or b"").decode()
+        image = await self._wait(watched.job, owner, index)
         return image.png if image else None
 
-    async def _wait(self, job: str, index: int) -> _ImageRead | None:
+    async def _wait(self, job: str, owner: str, index: int) -> _ImageRead | None:
         """Give the read that ended the waiting, or the last one, if there was any."""
-        with self._join((job, index)) as waiting:
-            try:
-                async with asyncio.timeout(self.within_s):
-                    await waiting.over.wait()
-            except TimeoutError:
-                pass
-            if waiting.error:
-                raise waiting.error
-            return waiting.last
+        # It is there for as long as somebody waits for an image of the owner's.
+        share = self._shares.setdefault(owner, asyncio.Semaphore(self._share))
+        last = None
+        try:
+            async with asyncio.timeout(self.within_s), share:
+                with self._join((job, index)) as waiting:
+                    try:
+                        await waiting.over.wait()
+                    finally:
+                        last = waiting.last
+                    if waiting.error:
+                        raise waiting.error
+        except TimeoutError:
+            pass
+        return last
 
     @contextmanager
     def _join(self, image: tuple[str, int]) -> Iterator[_Waiting]:

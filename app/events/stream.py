@@ -10,20 +10,23 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 
 from fastapi.sse import format_sse_event
 
+from app.records.links import ROOT_PATH
 from app.records.record import Record, utc
-from app.schemas.events import ImageEvent, StateEvent
-from app.schemas.jobs import Progress
+from app.schemas.events import ImageEvent, ProgressEvent, StateEvent
 from worker.jobs.domain import MAX_COUNT, State
 
 LAST_EVENT_ID_PATTERN = f"^[0-4]-[0-9a-f]{{1,{MAX_COUNT // 4}}}$"
 # The state that a reader was sent last, as ids of events have it.
 _NOTHING, _QUEUED, _RUNNING, _ENDED, _QUEUED_AGAIN = range(5)
 
-Event = StateEvent | ImageEvent | Progress
-_NAMES = {StateEvent: "state", ImageEvent: "image", Progress: "progress"}
+# Events that are written before other requests are answered: 2 ms.
+_AT_ONCE = 64
+
+Event = StateEvent | ImageEvent | ProgressEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ class JobView:
         self.record = record
         self._digests = {int(index): digest.decode() for index, digest in digests.items()}
         self._progress = record.progress(len(digests), time.time())
-        self._written: dict[ReaderPosition, tuple[bytes, ReaderPosition]] = {}
+        # By root path too, which is a part of the images' URLs.
+        self._written: dict[tuple[str, ReaderPosition], tuple[bytes, ReaderPosition]] = {}
 
     @cached_property
     def running(self) -> frozenset[int]:
@@ -80,16 +84,20 @@ class JobView:
         return frozenset(self.record.running) - self._digests.keys()
 
     def events_after(self, position: ReaderPosition) -> tuple[bytes, ReaderPosition]:
-        """Write what is new to a reader, and give the position that it is at afterwards."""
-        if position not in self._written:
-            self._written[position] = self._write(position)
-        return self._written[position]
+        """Write what is new to a reader, and give the position that it is at afterwards.
+
+        It is written a part at a time: there may be more until the text is empty.
+        """
+        key = ROOT_PATH.get(), position
+        if key not in self._written:
+            self._written[key] = self._write(position)
+        return self._written[key]
 
     def _write(self, position: ReaderPosition) -> tuple[bytes, ReaderPosition]:
         text = b""
-        for event, after in self._events(position):
+        for event, after in islice(self._events(position), _AT_ONCE):
             text += format_sse_event(
-                event=_NAMES[type(event)], data_str=event.model_dump_json(), id=str(after)
+                event=event.type, data_str=event.model_dump_json(), id=str(after)
             )
             position = after
         return text, position
@@ -109,7 +117,7 @@ class JobView:
         progress = (now.step, now.images_done, now.fraction)
         if progress != position.progress:
             position = replace(position, progress=progress)
-            yield now, position
+            yield ProgressEvent(**now.model_dump()), position
         if self.record.state.final:
             yield self._state_event(_ENDED), replace(position, state=_ENDED)
 
@@ -144,8 +152,17 @@ class JobView:
 
     def _images(self, position: ReaderPosition) -> Iterator[tuple[int, ImageEvent]]:
         """Give the finished images that the reader does not have, each with its bit."""
+        labels = self.record.labels
         for index in sorted(self._digests):
             bit = index - self.record.start
             if not position.images >> bit & 1:
                 url = self.record.image_url(index)
-                yield bit, ImageEvent(index=index, url=url, sha256=self._digests[index])
+                yield (
+                    bit,
+                    ImageEvent(
+                        index=index,
+                        url=url,
+                        sha256=self._digests[index],
+                        label=labels[bit],
+                    ),
+                )

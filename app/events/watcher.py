@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
+from random import randint
 
 from fastapi.sse import format_sse_event
 from redis.asyncio import Redis
@@ -18,12 +19,13 @@ from app.operation.background import background
 from app.problems.problems import UnknownJob
 from app.records.coalescing import Coalescer
 from app.records.notifier import Notifier, set_within
-from app.records.reader import Hash, as_hash, check_job_id
+from app.records.reader import Hash, as_hash, check_job_id, is_owned
 from app.records.record import Record
 from worker.jobs.backoff import Backoff
 from worker.jobs.domain import State
 from worker.jobs.keys import job_key, sha256_key
 from worker.jobs.scripts import load
+from worker.logs import event
 
 log = logging.getLogger(__name__)
 # Workers report as often, so that what readers get of a running job is at most 0.1 s old.
@@ -36,7 +38,8 @@ _BACKOFF = Backoff(first_s=POLL_EVERY_S, longest_s=_LONGEST_PAUSE_S)
 # Proxies close what is silent for long; a minute is common.
 HEARTBEAT_S = 15.0
 _HEARTBEAT = format_sse_event(comment="still here")
-_RETRY = format_sse_event(retry=1000)
+# Readers whom a restart cuts off come back within three seconds, and not all at once.
+_RETRY_MS = (1000, 3000)
 _READ = load("read_watched_jobs")
 
 
@@ -108,15 +111,22 @@ class WatchedJob:
             position: How much the reader has been sent before.
             previews: Gives the events of previews that have come since its last call.
         """
-        yield _RETRY
+        # Ahead of the first event: a block of its own would be an empty event to some clients.
+        first = b"retry: %d\n" % randint(*_RETRY_MS)
         while (view := self.view) and not self.closed:
             # Taken now: another read may come while the last one is sent.
             news = self._news
             text, position = view.events_after(position)
+            may_have_more = bool(text)
             if text := text + previews():
-                yield text
+                yield first + text
+                first = b""
             if position.at_end:
                 return
+            if may_have_more:
+                # Other requests are answered in between.
+                await asyncio.sleep(0)
+                continue
             if not await set_within(news, self._heartbeat_s):
                 yield _HEARTBEAT
 
@@ -191,7 +201,7 @@ class EventWatcher(Coalescer[WatchedJob, None]):
         try:
             # Others may follow the job, but this reader may know more than their last read.
             await self.read(watched)
-            if watched.owner != owner.encode():
+            if not is_owned(watched.owner, owner):
                 raise UnknownJob(job)
             yield watched
         finally:
@@ -243,6 +253,7 @@ class EventWatcher(Coalescer[WatchedJob, None]):
                     "cannot look at the jobs whose events are read (%s); again in %.2f s",
                     error,
                     pause_s,
+                    extra=event("events.unreadable"),
                 )
             await asyncio.sleep(pause_s)
 

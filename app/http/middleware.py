@@ -1,8 +1,8 @@
-"""Steps of every request: a limit on its body, and HEAD wherever GET is answered."""
+"""Steps of every request: a limit on its body, HEAD as GET, headers of every answer."""
 
 from __future__ import annotations
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.problems.exception_handlers import render
@@ -84,3 +84,31 @@ def _without_body(send: Send) -> Send:
             await send({"type": "http.response.body"} if ended else message)
 
     return only_headers
+
+
+class AnswerHeaders:
+    """Adds what keeps answers from being mistaken or kept by others.
+
+    No browser guesses at the type of what it gets. No cache keeps JSON, which is somebody's own and
+    soon out of date, unless the route says that it may.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on, and add headers to its answer."""
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                add_headers(MutableHeaders(scope=message))
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+def add_headers(headers: MutableHeaders) -> None:
+    """Add what `AnswerHeaders` adds."""
+    headers["X-Content-Type-Options"] = "nosniff"
+    if "json" in headers.get("content-type", ""):
+        headers.setdefault("Cache-Control", "no-store")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from hashlib import sha256
 from io import SEEK_SET, BytesIO
 from zipfile import ZipFile, ZipInfo
 
 from app.images.reader import ImageReader
+from app.operation.turns import Turns
 from app.problems.problems import Expired
 from app.records.record import Record
+from worker.logs import event
 
 log = logging.getLogger(__name__)
 # Images that memory holds.
@@ -25,18 +27,26 @@ class Archive:
     Nothing is compressed, since PNGs are already.
     """
 
-    def __init__(self, images: ImageReader, record: Record, digests: Mapping[int, str]) -> None:
+    def __init__(
+        self, images: ImageReader, record: Record, digests: Mapping[int, str], turns: Turns
+    ) -> None:
         """Prepare an archive, without reading any image.
 
         Args:
             images: Where the PNGs come from.
             record: The job whose images they are.
             digests: The sha256 of each image, by index; at least one.
+            turns: Of owners, each of whom makes one part at a time.
         """
         self._images = images
         self._record = record
         self._digests = digests
+        self._turns = turns
         self._digits = len(str(max(digests)))
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self._digests)
 
     @property
     def sha256(self) -> str:
@@ -57,20 +67,28 @@ class Archive:
         with ZipFile(window, "w") as archive:
             for first in range(0, len(indices), _AT_ONCE):
                 some = {index: self._digests[index] for index in indices[first : first + _AT_ONCE]}
+                # A store that hangs keeps no turn.
                 pngs = await self._images.read(self._record, some)
-                for index, png in zip(some, pngs, strict=True):
-                    if png:
-                        archive.writestr(self._entry(index), png)
-                        continue
-                    if first:  # too late to answer 410
-                        log.warning(
-                            "image %d of job %s is gone, so its archive cannot be sent whole",
-                            index,
-                            self._record.id,
-                        )
-                    raise Expired
+                async with self._turns.turn(self._record.owner):
+                    self._write(archive, zip(some, pngs, strict=True), is_first=not first)
                 yield window.take()
         yield window.take()
+
+    def _write(
+        self, archive: ZipFile, images: Iterable[tuple[int, bytes | None]], is_first: bool
+    ) -> None:
+        for index, png in images:
+            if png:
+                archive.writestr(self._entry(index), png)
+                continue
+            if not is_first:  # too late to answer 410
+                log.warning(
+                    "image %d of job %s is gone, so its archive cannot be sent whole",
+                    index,
+                    self._record.id,
+                    extra=event("archive.broken", job=self._record.id),
+                )
+            raise Expired
 
     def _entry(self, index: int) -> ZipInfo:
         entry = ZipInfo(self._name(index))

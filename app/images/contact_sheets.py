@@ -13,11 +13,11 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
-from weakref import WeakValueDictionary
 
 from PIL import Image
 
 from app.images.reader import ImageReader
+from app.operation.turns import Turns
 from app.problems.problems import Expired, ResultsUnreachable
 from app.records.record import Record
 from app.schemas.jobs import Image as JobImage
@@ -41,9 +41,7 @@ class ContactSheets:
     def __init__(self, images: ImageReader) -> None:
         self._images = images
         self._threads = ThreadPoolExecutor(_AT_ONCE, "sheets")
-        self._drawing = asyncio.Semaphore(_AT_ONCE)
-        # By owner, while a sheet of the owner is drawn or waits.
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns = Turns(_AT_ONCE)
         # How often the results store has failed.
         self._failures = 0
 
@@ -70,10 +68,9 @@ class ContactSheets:
             redis.RedisError: Redis did not answer.
         """
         leaving = asyncio.create_task(gone())
-        turn = self._turns.setdefault(record.owner, asyncio.Lock())
         failures = self._failures
         try:
-            async with turn, self._drawing:
+            async with self._turns.turn(record.owner):
                 if failures != self._failures and record.in_store(time.time()):
                     raise ResultsUnreachable
                 return await self._drawn(record, images, leaving)

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from app.problems.problems import ResultsUnreachable
 from app.records.record import Record
 from worker.jobs.keys import png_key
+from worker.logs import event
 from worker.results.store import ResultsStore, StoreFault
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,12 @@ T = TypeVar("T")
 class ImageReader:
     """Reads PNGs, and removes those of deleted jobs from the results store."""
 
-    def __init__(self, redis: Redis, store: ResultsStore) -> None:
+    def __init__(
+        self, redis: Redis, store: ResultsStore, failed: Callable[[], None] = lambda: None
+    ) -> None:
+        """Take where PNGs lie, and what counts the errors of the results store."""
         self._redis = redis
+        self._failed = failed
         self._store = store
         self._threads = ThreadPoolExecutor(_THREADS, "results")
 
@@ -67,10 +72,12 @@ class ImageReader:
         try:
             pngs = await self._in_thread(lambda: self._store.get(record.id, list(digests)))
         except (StoreFault, TimeoutError) as error:
+            self._failed()
             log.warning(
                 "the images of job %s cannot be read: %s",
                 record.id,
                 str(error) or f"no answer in {_TIMEOUT_S} s",
+                extra=event("store.unreadable", job=record.id),
             )
             raise ResultsUnreachable from None
         return dict(zip(digests, _unharmed(record.id, digests.items(), pngs), strict=True))
@@ -83,10 +90,12 @@ class ImageReader:
         try:
             await self._in_thread(lambda: self._store.remove_all(job))
         except (StoreFault, TimeoutError) as error:
+            self._failed()
             log.warning(
                 "the images of deleted job %s are left to the workers: %s",
                 job,
                 str(error) or f"no answer in {_TIMEOUT_S} s",
+                extra=event("store.left_behind", job=job),
             )
 
     def close(self) -> None:
@@ -111,6 +120,7 @@ def _unharmed(
                 "post the job again",
                 index,
                 job,
+                extra=event("image.damaged", job=job, index=index),
             )
         checked.append(png if intact else None)
     return checked

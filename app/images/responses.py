@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.images.archive import Archive
 from app.problems.problems import Problem
+from worker.logs import event
 
 log = logging.getLogger(__name__)
 _FINAL = "private, max-age=31536000, immutable"
@@ -38,10 +39,15 @@ class ZipResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
         except (Problem, redis.ConnectionError, redis.TimeoutError) as error:
             reason = getattr(error, "detail", error)
-            log.warning("an archive breaks off while it is sent: %s", reason)
+            log.warning(
+                "an archive breaks off while it is sent: %s", reason, extra=event("archive.broken")
+            )
         except asyncio.CancelledError:
             # The server stops, and the reader has had the time that this leaves it.
-            log.warning("an archive breaks off while it is sent: the API stops")
+            log.warning(
+                "an archive breaks off while it is sent: the API stops",
+                extra=event("archive.broken"),
+            )
 
 
 def png_response(request: Request, png: bytes, sha256: str, *, final: bool) -> Response:

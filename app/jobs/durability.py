@@ -13,6 +13,8 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError, ResponseError
 
+from worker.logs import event
+
 log = logging.getLogger(__name__)
 
 # `appendfsync everysec` takes up to a second, and a 503 has to go out within 2 s.
@@ -67,6 +69,6 @@ class DurabilityCheck:
     def _trust(self, reason: str, for_good: bool) -> None:
         """Warn once. With `for_good`, later requests are not confirmed at all."""
         if not self._warned:
-            log.warning(_WARNING, reason)
+            log.warning(_WARNING, reason, extra=event("redis.not_durable"))
         self._warned = True
         self._enabled = self._enabled and not for_good

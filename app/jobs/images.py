@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 
 from redis.asyncio import Redis
@@ -11,9 +12,13 @@ from app.images.archive import Archive
 from app.images.contact_sheets import ClientGone, ContactSheets
 from app.images.reader import ImageReader
 from app.jobs.queries import JobQueries
+from app.operation.turns import Turns
 from app.problems.problems import Expired, NotEnded, NotFinished, UnknownImage
 from app.records.reader import check_job_id, owned_record
 from worker.jobs.keys import job_key, png_key, sha256_key
+
+# Archives of which a part is made at a time.
+_ARCHIVES = 4
 
 
 class JobImages:
@@ -36,6 +41,7 @@ class JobImages:
         self._reader = reader
         self._sheets = sheets
         self._previews = previews
+        self._turns = Turns(_ARCHIVES)
 
     async def image(self, job: str, owner: str, index: int) -> tuple[bytes, str]:
         """Return a PNG and its SHA-256 in hexadecimal.
@@ -73,12 +79,15 @@ class JobImages:
         png = await self._previews.read(job, owner, index)
         return (png, sha256(png).hexdigest()) if png else await self.image(job, owner, index)
 
-    async def grid(self, job: str, owner: str, gone: ClientGone) -> tuple[bytes, bool] | None:
+    async def grid(
+        self, job: str, owner: str, pay: Callable[[int], None], gone: ClientGone
+    ) -> tuple[bytes, bool] | None:
         """Draw the contact sheet of the images that are finished.
 
         Args:
             job: Id of the job.
             owner: Name of the key that asks.
+            pay: Takes the number of images before they are drawn, and may refuse.
             gone: Returns when the client has closed its connection, which ends the drawing.
 
         Returns:
@@ -93,6 +102,7 @@ class JobImages:
         now, record = await self._queries.get_with_record(job, owner)
         if not now.progress.images_done:
             raise NotFinished("no image is finished", now.state)
+        pay(now.progress.images_done)
         drawn = await self._sheets.draw(record, now.images, gone)
         if drawn is None:
             return None
@@ -113,4 +123,4 @@ class JobImages:
         hashes = {image.index: image.sha256 for image in now.images if image.sha256}
         if not hashes:
             raise NotFinished("no image is finished", now.state)
-        return Archive(self._reader, record, hashes)
+        return Archive(self._reader, record, hashes, self._turns)

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from worker.logs import event
+
 log = logging.getLogger(__name__)
 _CANCEL_AGAIN_S = 0.5
 
@@ -33,4 +35,8 @@ async def background(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()):
-        log.error("a loop beside the requests has ended, restart the API", exc_info=error)
+        log.error(
+            "a loop beside the requests has ended, restart the API",
+            exc_info=error,
+            extra=event("loop.ended"),
+        )

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from app.operation.background import background
 from worker.jobs.reaper import REAP_EVERY_S, Reaper
+from worker.logs import event
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ class ReaperTask:
                 await asyncio.to_thread(self._reaper.run_once)
             except RedisError as error:
                 log.warning(
-                    "lost shards cannot be looked for (%s); again in %.0f s", error, REAP_EVERY_S
+                    "lost shards cannot be looked for (%s); again in %.0f s",
+                    error,
+                    REAP_EVERY_S,
+                    extra=event("reaper.waits"),
                 )
             await asyncio.sleep(REAP_EVERY_S)

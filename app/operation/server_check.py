@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from app.operation.background import background
 from worker.jobs.backoff import Backoff
 from worker.jobs.server_check import ClusterMode, check_server
+from worker.logs import event
 
 log = logging.getLogger(__name__)
 # The start waits for so long, and no longer: Redis need not be there yet.
@@ -65,5 +66,5 @@ class ServerCheck:
             self._done = True
         except ClusterMode as refused:
             self._done = True
-            log.error("%s", refused)
+            log.error("%s", refused, extra=event("redis.refused"))
             raise

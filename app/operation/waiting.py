@@ -18,18 +18,21 @@ _GUESSED_GFLOP_PER_S = 100.0
 _REMEMBERED_S = 30 * 86_400
 
 
-def image_steps_left(entries: Iterable[bytes], models: Iterable[str]) -> dict[str, int]:
+def image_steps_left(entries: Iterable[bytes], cards: Mapping[str, Card]) -> dict[str, int]:
     """Add up the image-steps left of each model's open jobs.
 
     Args:
         entries: Values of the hash `LEFT` (worker/jobs/keys.py).
-        models: Names that the result has even if nothing waits for them.
+        cards: The models' cards by name. The result has all of them, also where nothing waits.
     """
-    left = dict.fromkeys(models, 0)
+    left = dict.fromkeys(cards, 0)
     for entry in entries:
-        image_steps, _, _, model, _ = entry.decode().split(" ", 4)
-        left[model] = left.get(model, 0) + int(image_steps)
-    return left
+        cost, _, _, model, _ = entry.decode().split(" ", 4)
+        left[model] = left.get(model, 0) + int(cost)
+    return {
+        model: cost // cards[model].cost_per_image_step if model in cards else cost
+        for model, cost in left.items()
+    }
 
 
 def measured_paces(workers: Iterable[WorkerInfo]) -> dict[str, float]:

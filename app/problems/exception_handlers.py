@@ -15,14 +15,18 @@ from starlette.routing import Match
 
 from app.problems.problems import (
     BrokenBody,
+    ConnectionsInUse,
     Internal,
     MethodNotAllowed,
     Problem,
     StoreFull,
+    StoreRefuses,
     StoreUnreachable,
     UnknownRoute,
 )
+from app.problems.store_error_log import StoreErrorLog
 from app.problems.validation import validation_problem
+from worker.jobs.store.errors import is_exhausted, is_unreachable, refusal_of
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
@@ -32,12 +36,11 @@ def install_handlers(app: FastAPI) -> None:
     for kind in (
         HTTPException,
         RequestValidationError,
-        redis.ConnectionError,
-        redis.TimeoutError,
-        redis.ResponseError,
-        Exception,
+        redis.RedisError,
     ):
         app.add_exception_handler(kind, problem_response)
+    app.add_exception_handler(Exception, bug_response)
+    app.state.store_errors = StoreErrorLog()
 
 
 async def problem_response(request: Request, error: Exception) -> Response:
@@ -48,6 +51,11 @@ async def problem_response(request: Request, error: Exception) -> Response:
             handler of bugs answers with 500.
     """
     return render(_problem(request, error))
+
+
+async def bug_response(request: Request, error: Exception) -> Response:
+    """Return the answer to a request that has failed by a bug of ours, which the log has."""
+    return render(Internal())
 
 
 def render(problem: Problem) -> Response:
@@ -67,11 +75,11 @@ def _problem(request: Request, error: Exception) -> Problem:
             return validation_problem(error.errors())
         case HTTPException():
             return _starlette_problem(request, error)
-        case redis.ResponseError():
-            return _redis_problem(error)
-        case redis.ConnectionError() | redis.TimeoutError():
-            return StoreUnreachable()
-    return Internal()
+        case redis.RedisError():
+            problem = _store_problem(error)
+            request.app.state.store_errors.note(error, problem)
+            return problem
+    raise error
 
 
 def _starlette_problem(request: Request, error: HTTPException) -> Problem:
@@ -88,13 +96,15 @@ def _starlette_problem(request: Request, error: HTTPException) -> Problem:
     raise error
 
 
-def _redis_problem(error: redis.ResponseError) -> Problem:
-    """Return the problem that Redis has, or raise an error that is a bug of ours."""
-    # MISCONF: its disk is full. A pipeline puts words before it.
-    if isinstance(error, redis.OutOfMemoryError) or "MISCONF " in str(error):
-        return StoreFull()
-    # A replica, while another one takes over.
-    if isinstance(error, redis.ReadOnlyError):
+def _store_problem(error: redis.RedisError) -> Problem:
+    """Return the problem that the job store has, or raise an error that is a bug of ours."""
+    if is_exhausted(error):
+        return ConnectionsInUse()
+    if refusal := refusal_of(error):
+        if refusal.kind == "full":
+            return StoreFull()
+        return StoreRefuses(refusal.fact, needs_operator=refusal.kind == "denied")
+    if is_unreachable(error):
         return StoreUnreachable()
     raise error
 

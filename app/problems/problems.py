@@ -15,6 +15,16 @@ from starlette.exceptions import HTTPException
 from app.schemas.problems import InvalidField
 from worker.jobs.domain import State
 
+_START_A_WORKER = {
+    "none": "start one with `ddpm worker`",
+    "up": "`ddpm up` starts them again, and its log says why they ended",
+    "compose": "start one with `docker compose up -d worker`; `docker compose logs worker` says "
+    "why it ended",
+    "kubernetes": "see `kubectl get pods -l app.kubernetes.io/component=worker`, and scale the "
+    "deployment up if there is none",
+    "systemd": "start one with `systemctl start ddpm-worker@0`; `journalctl -u ddpm-worker@0` says "
+    "why it ended",
+}
 _CONTENT = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
 
 
@@ -71,22 +81,45 @@ class NotHttp(Problem):
 
 
 class Unauthorized(Problem):
-    """The request has no API key, or one that is not known."""
+    """The request has no API key, or one that is not known or has expired."""
 
     status = HTTPStatus.UNAUTHORIZED
     name = "unauthorized"
     # RFC 6750
     with_headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer realm="ddpm"'}
 
-    def __init__(self, sent: bool) -> None:
-        """Take whether the request has sent a key."""
+    def __init__(self, sent: bool, expired: bool = False) -> None:
+        """Take whether the request has sent a key, and whether that has expired."""
         if sent:
-            super().__init__(
-                "the API key is not known; check it, or ask the operator of this service for one."
-            )
+            fact = "has expired; use its successor" if expired else "is not known; check it"
+            super().__init__(f"the API key {fact}, or ask the operator of this service for one.")
             self.headers = {"WWW-Authenticate": 'Bearer realm="ddpm", error="invalid_token"'}
         else:
             super().__init__("the request has no API key; send it as `Authorization: Bearer KEY`.")
+
+
+class Forbidden(Problem):
+    """The API key may not do this."""
+
+    status = HTTPStatus.FORBIDDEN
+    name = "forbidden"
+
+    def __init__(self, needed: str, scopes: Iterable[str]) -> None:
+        """Take the scope that is needed, and those that the key has."""
+        super().__init__(
+            f"this takes a key with the scope {needed!s}, and this key has "
+            f"{', '.join(sorted(scopes))}; use another key, or ask the operator of this service."
+        )
+
+
+class BadLink(Problem):
+    """The signed link is not for this path, has expired or was changed, or its key is gone."""
+
+    status = HTTPStatus.FORBIDDEN
+    name = "bad-link"
+
+    def __init__(self, fact: str) -> None:
+        super().__init__(f"{fact}; load the page again, or ask whoever gave the link for another.")
 
 
 class UnknownRoute(Problem):
@@ -107,6 +140,19 @@ class UnknownJob(Problem):
 
     def __init__(self, job: str) -> None:
         super().__init__(f"there is no job {_cut(job)}; `GET /v1/jobs` lists those that exist.")
+
+
+class NoLinks(Problem):
+    """This service signs no links."""
+
+    status = HTTPStatus.NOT_FOUND
+    name = "no-links"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this service signs no links, as it has no DDPM_LINK_SECRET; ask its operator to set "
+            "one, or send your key with each request."
+        )
 
 
 class UnknownImage(Problem):
@@ -252,6 +298,20 @@ class WrongHost(Problem):
         )
 
 
+class ThroughProxy(Problem):
+    """The service has no API keys, and a proxy hands on what may come from anywhere."""
+
+    status = HTTPStatus.FORBIDDEN
+    name = "through-proxy"
+
+    def __init__(self, header: str, host: str) -> None:
+        super().__init__(
+            f"the request came through a proxy ({header}) to host={_cut(host)}, and this service "
+            "has no API keys; set DDPM_API_KEYS where it runs, or have the proxy hand on the Host "
+            "that its clients use and name that in DDPM_ANONYMOUS_HOSTS."
+        )
+
+
 class InvalidRequest(Problem):
     """A field or parameter is invalid; `errors` names each."""
 
@@ -277,19 +337,35 @@ class KeyReused(Problem):
 
 
 class TooManyRequests(Problem):
-    """The key has sent more requests a second than it may."""
+    """The key has sent more requests a second than it may, or dearer ones."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     name = "too-many-requests"
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
-    def __init__(self, per_s: float, wait_s: float) -> None:
+    def __init__(self, per_s: float, wait_s: float, prices: str) -> None:
+        """Take the limit, when to ask again, and what counts as more than one request."""
         retry_after_s = math.ceil(wait_s)
         super().__init__(
             f"this key has sent more than {per_s:g} requests a second; ask again in "
-            f"{retry_after_s} s, and follow a job by its events or with ?wait=S instead of polling."
+            f"{retry_after_s} s, and follow a job by its events or with ?wait=S instead of "
+            f"polling. {prices}"
         )
         self.headers = {"Retry-After": str(retry_after_s)}
+
+
+class TooManyStreams(Problem):
+    """The key has as many streams and waits open as it may."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    name = "too-many-streams"
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"this key has {most} streams and waits open at this API process, which is all that it "
+            "may have; close one, or ask again in 5 s."
+        )
 
 
 class QuotaExceeded(Problem):
@@ -299,11 +375,48 @@ class QuotaExceeded(Problem):
     name = "quota-exceeded"
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
 
-    def __init__(self, open_: int, asked: int, most: int, wait_s: int) -> None:
+    def __init__(self, open_: int, asked: str, most: int, wait_s: int) -> None:
+        """Take what is open, what the job counts as, in words, the bound, and when to ask."""
         super().__init__(
             f"your jobs have {open_} image-steps left to run, and with this job's {asked} they "
             f"would have more than the {most} that one key may have; try again in {wait_s} s, or "
             "cancel a job."
+        )
+        self.headers = {"Retry-After": str(wait_s)}
+
+
+class TooManyJobs(Problem):
+    """The key has as many jobs as it may have, open or kept; `detail` says which."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    name = "too-many-jobs"
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
+
+    def __init__(self, jobs: int, kind: str, most: int, wait_s: int) -> None:
+        """Take how many there are, `open` or `kept`, the bound, and when to ask."""
+        remedy = (
+            "cancel one" if kind == "open" else "delete some that have ended, which are kept too"
+        )
+        super().__init__(
+            f"you have {jobs} jobs {kind}, and one key may have {most}; try again in {wait_s} s, "
+            f"or {remedy}."
+        )
+        self.headers = {"Retry-After": str(wait_s)}
+
+
+class TooManyBytes(Problem):
+    """The key's images, with those of this job, would take more bytes than they may."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    name = "too-many-bytes"
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
+
+    def __init__(self, kept: int, asked: int, most: int, wait_s: int) -> None:
+        """Take what images take and this job's may take, the bound, and when to ask."""
+        super().__init__(
+            f"your images take {kept} bytes, and with this job's, up to {asked}, they would take "
+            f"more than the {most} that one key may have kept; delete jobs that you have read, or "
+            f"try again in {wait_s} s: images go by themselves some time after their job has ended."
         )
         self.headers = {"Retry-After": str(wait_s)}
 
@@ -315,7 +428,8 @@ class QueueFull(Problem):
     name = "queue-full"
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
 
-    def __init__(self, open_: int, asked: int, most: int, wait_s: int) -> None:
+    def __init__(self, open_: int, asked: str, most: int, wait_s: int) -> None:
+        """Take what is open, what the job counts as, in words, the bound, and when to ask."""
         super().__init__(
             f"{open_} image-steps are left to run, and with this job's {asked} they would be more "
             f"than the {most} that the service queues; try again in {wait_s} s."
@@ -324,14 +438,15 @@ class QueueFull(Problem):
 
 
 class HeadTooLarge(Problem):
-    """The request line and headers are larger than the limit."""
+    """The request line and headers, or the trailers, are larger or more than the limit."""
 
     status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
     name = "head-too-large"
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, most: int) -> None:
         super().__init__(
-            f"the request's headers are larger than {limit} bytes; send fewer or shorter ones."
+            f"the request's line and headers, or the trailers of its body, are larger than {limit} "
+            f"bytes or more than {most}; send fewer or shorter ones."
         )
 
 
@@ -370,6 +485,40 @@ class StoreUnreachable(Problem):
         super().__init__("the job store (Redis) does not answer; try again in 2 s.")
 
 
+class StoreRefuses(Problem):
+    """The job store (Redis) answers, and refuses for now; `detail` says why."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    name = "store-refuses"
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}
+
+    def __init__(self, fact: str, needs_operator: bool) -> None:
+        remedy = (
+            "the operator of this service has to correct that"
+            if needs_operator
+            else "try again in 2 s"
+        )
+        super().__init__(f"the job store (Redis) {fact}; {remedy}.")
+
+
+class ConnectionsInUse(Problem):
+    """All connections of this API process to the job store (Redis) are in use."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    name = "connections-in-use"
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+
+    def __init__(self) -> None:
+        super().__init__(
+            "all connections of this API process to the job store (Redis) are in use; try again in "
+            "1 s. The operator can allow more with DDPM_REDIS_CONNECTIONS."
+        )
+
+
+# What any request may meet that asks the job store.
+STORE_AWAY = (StoreUnreachable, StoreRefuses, ConnectionsInUse)
+
+
 class ResultsUnreachable(Problem):
     """The results store does not answer."""
 
@@ -383,16 +532,57 @@ class ResultsUnreachable(Problem):
         )
 
 
+class Stopping(Problem):
+    """This process is about to stop."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    name = "stopping"
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this process is about to stop; ask another one, or this address again in 2 s."
+        )
+
+
+class WorkersStarting(Problem):
+    """No worker is ready yet, and one is starting."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    name = "workers-starting"
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no worker is ready yet: one is loading its models or measuring its machine, which "
+            "takes minutes at its first start; jobs are accepted and wait; ask again in 5 s."
+        )
+
+
 class NoWorker(Problem):
-    """No worker is alive."""
+    """No worker is alive, or none takes jobs."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     name = "no-worker"
     with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
 
-    def __init__(self) -> None:
+    def __init__(self, supervisor: str = "none", fault: str = "") -> None:
+        """Take what runs the workers, as DDPM_SUPERVISOR has it, and what ails those there are."""
+        what = f"no worker takes jobs ({fault})" if fault else "no worker is alive"
+        remedy = "mend this" if fault else _START_A_WORKER[supervisor]
+        super().__init__(f"{what}: jobs are accepted but wait; {remedy}.")
+
+
+class TooManyConnections(Problem):
+    """All connections that this process may hold are busy with requests."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    name = "too-many-connections"
+    with_headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+
+    def __init__(self, most: int) -> None:
         super().__init__(
-            "no worker is alive: jobs are accepted but wait; start one with `ddpm worker`."
+            f"all {most} connections that this process may hold are busy; try again in 1 s."
         )
 
 

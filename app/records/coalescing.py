@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from redis.asyncio import Redis
 
+from app.records.queue_reader import QueueReader
 from app.records.reader import StoredJob, buffer_read, parse_read
 from worker.jobs.keys import job_key
 
@@ -83,13 +84,20 @@ class Coalescer(ABC, Generic[K, A]):
 
 
 class JobReader(Coalescer[str, StoredJob]):
-    """Reads all that a job's status says, by job id."""
+    """Reads all that a job's status says, by job id, and all open work when that has become old."""
+
+    def __init__(self, redis: Redis, queue: QueueReader) -> None:
+        super().__init__(redis)
+        self._queue = queue
 
     async def read_many(self, keys: Sequence[str]) -> Sequence[StoredJob]:
         """Read the jobs with these ids."""
         async with self._redis.pipeline(transaction=False) as pipe:
             buffer_read(pipe, *keys)
-            return parse_read(*await pipe.execute())
+            self._queue.buffer_if_due(pipe)
+            answer, *queue = await pipe.execute()
+        self._queue.take(queue)
+        return parse_read(answer)
 
 
 class StateReader(Coalescer[str, tuple[bytes | None, bytes | None]]):

@@ -8,36 +8,16 @@ An image's steps follow each other, so the estimate is never below the time that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.schemas.jobs import QueuePlace
 from worker.jobs.domain import SHARD_IMAGES
 from worker.jobs.policy import FLOOR, HOLDS, STRETCH
-from worker.jobs.worker_registry import Pace, WorkerInfo
-
-# Jobs of each class that one estimate reads at most. Each takes 2 microseconds of Redis, which
-# does nothing else meanwhile.
-MOST_READ = 256
-
-
-def queue_place(
-    answer: Sequence[int] | None, model: str, workers: Iterable[WorkerInfo]
-) -> QueuePlace | None:
-    """Turn the answer of queue_place.lua into what clients see; None for a job that is not queued.
-
-    `eta_s` is None where too many jobs come first, or no live worker has the model.
-    """
-    if answer is None:
-        return None
-    position, *queued = answer
-    paces = [worker.pace(model) for worker in workers if model in worker.models]
-    eta_s = round(_QueuedWork.parse(queued).seconds(paces), 1) if queued and paces else None
-    return QueuePlace(position=position, eta_s=eta_s)
+from worker.jobs.worker_registry import Pace
 
 
 @dataclass(frozen=True, slots=True)
-class _OthersWork:
+class OthersWork:
     """Work that other jobs of one class have left: interactive, earlier bulk or later bulk.
 
     Attributes:
@@ -63,14 +43,12 @@ class _OthersWork:
         """Average how many of these images step while an image takes its `steps`."""
         return min(self.images, self.work / steps)
 
-    def part(self, share: float) -> _OthersWork:
+    def part(self, share: float) -> OthersWork:
         """Scale work and images by `share`, between 0 and 1."""
-        return _OthersWork(
-            share * self.work, share * self.smaller, share * self.images, self.owners
-        )
+        return OthersWork(share * self.work, share * self.smaller, share * self.images, self.owners)
 
-    def __add__(self, other: _OthersWork) -> _OthersWork:
-        return _OthersWork(
+    def __add__(self, other: OthersWork) -> OthersWork:
+        return OthersWork(
             self.work + other.work,
             self.smaller + other.smaller,
             self.images + other.images,
@@ -78,9 +56,12 @@ class _OthersWork:
         )
 
 
+NO_WORK = OthersWork(0.0, 0.0, 0.0, 0)
+
+
 @dataclass(frozen=True, slots=True)
-class _QueuedWork:
-    """A queued job and all work that it shares the workers with, as queue_place.lua found them.
+class QueuedWork:
+    """A queued job and all work that it shares the workers with (app/records/open_work.py).
 
     Attributes:
         own_interactive: Interactive image-steps of the job: those of its first shard.
@@ -90,36 +71,19 @@ class _QueuedWork:
         interactive: Interactive work of others.
         earlier: Bulk work of others that was posted before the job.
         later: Bulk work of others that was posted after it.
-        other_models: Image-steps of other models that come first.
-        bulk_beside: 1 where there is bulk work to step beside the interactive, else 0.
+        other_models: Work of other models that comes first, in image-steps of this one's cost.
+        bulk_beside: Whether there is bulk work to step beside the interactive.
     """
 
     own_interactive: int
     own_bulk: int
     count: int
     steps: int
-    interactive: _OthersWork
-    earlier: _OthersWork
-    later: _OthersWork
-    other_models: int
-    bulk_beside: int
-
-    @classmethod
-    def parse(cls, queued: Sequence[int]) -> _QueuedWork:
-        """Take apart the answer of queue_place.lua, without the position that it begins with."""
-        own_interactive, own_bulk, count, steps, *classes, other_models, bulk_beside = queued
-        interactive, earlier, later = (_OthersWork(*classes[i : i + 4]) for i in (0, 4, 8))
-        return cls(
-            own_interactive,
-            own_bulk,
-            count,
-            steps,
-            interactive,
-            earlier,
-            later,
-            other_models,
-            bulk_beside,
-        )
+    interactive: OthersWork
+    earlier: OthersWork
+    later: OthersWork
+    other_models: float
+    bulk_beside: bool
 
     def seconds(self, paces: Sequence[Pace]) -> float:
         """Estimate the seconds until the job has finished.

@@ -18,6 +18,7 @@ from app.operation.background import background
 from worker.jobs.backoff import Backoff
 from worker.jobs.keys import CHANGES, job_key
 from worker.jobs.scripts import load
+from worker.logs import event
 
 log = logging.getLogger(__name__)
 _BACKOFF = Backoff(first_s=0.05, longest_s=2.0)
@@ -92,7 +93,11 @@ class Notifier:
             except RedisError as error:
                 pause_s = pauses.next_s()
                 log.warning(
-                    "lost the subscription to %s (%s); again in %.2f s", CHANGES, error, pause_s
+                    "lost the subscription to %s (%s); again in %.2f s",
+                    CHANGES,
+                    error,
+                    pause_s,
+                    extra=event("changes.lost"),
                 )
             await asyncio.sleep(pause_s)
 
@@ -117,8 +122,8 @@ class Notifier:
                 yield message["data"].decode().partition(" ")[0]
 
     def _wake(self, job: str) -> None:
-        for event in self._waiting.get(job, ()):
-            event.set()
+        for waiting in self._waiting.get(job, ()):
+            waiting.set()
 
 
 async def set_within(event: asyncio.Event, seconds: float) -> bool:

@@ -14,13 +14,12 @@ from typing import Any
 from redis.asyncio.client import Pipeline
 
 from app.problems.problems import UnknownJob
-from app.records.eta import MOST_READ, queue_place
+from app.records.open_work import OpenWork
 from app.records.record import Record
 from app.schemas.jobs import Job, QueuePlace
-from worker.jobs.domain import Priority
-from worker.jobs.keys import LEFT, WORKERS, job_key, open_key, png_key, sha256_key
+from worker.jobs.domain import ANY_OWNER, Priority
+from worker.jobs.keys import job_key, open_key, png_key, sha256_key
 from worker.jobs.scripts import load
-from worker.jobs.worker_registry import WorkerInfo, parse_workers
 
 _ID = re.compile("[0-9a-f]{32}")
 _READ = load("read_jobs")
@@ -36,40 +35,34 @@ class StoredJob:
         fields: The job's hash; empty for a job that is not there.
         digests: The sha256 of each finished image, by index.
         stored: Whether the job's PNGs are in Redis.
-        place: The answer of queue_place.lua; None where the job is not queued.
-        workers: The entries of the live workers.
+        position: Jobs before it; None where the job is not queued.
     """
 
     fields: Hash
     digests: Hash
     stored: bool
-    place: Sequence[int] | None
-    workers: Sequence[bytes]
+    position: int | None
 
-    def status(self, job: str, owner: str) -> Job:
-        """Give the job with this id to its owner.
+    def status(self, job: str, owner: str, work: OpenWork) -> Job:
+        """Give the job with this id to its owner, with its place in all open work.
 
         Raises:
             UnknownJob: It is not there, or is another owner's.
         """
         record = owned_record(job, owner, self.fields)
-        return record.job(self.digests, self.stored, self._queue(record), time.time())
+        return record.job(self.digests, self.stored, self._queue(record, work), time.time())
 
-    def status_json(self, job: str, owner: str) -> bytes:
+    def status_json(self, job: str, owner: str, work: OpenWork) -> bytes:
         """Give `status` as JSON, in less time.
 
         Raises:
             UnknownJob: The job is not there, or is another owner's.
         """
         record = owned_record(job, owner, self.fields)
-        return record.json(self.digests, self.stored, self._queue(record), time.time())
+        return record.json(self.digests, self.stored, self._queue(record, work), time.time())
 
-    def alive(self) -> list[WorkerInfo]:
-        """List the workers that were alive at the read."""
-        return parse_workers(self.workers)
-
-    def _queue(self, record: Record) -> QueuePlace | None:
-        return queue_place(self.place, record.recipe.model, self.alive()) if self.place else None
+    def _queue(self, record: Record, work: OpenWork) -> QueuePlace | None:
+        return None if self.position is None else work.place(record.as_posted(), self.position)
 
 
 def buffer_read(pipe: Pipeline, *jobs: str) -> None:
@@ -78,20 +71,16 @@ def buffer_read(pipe: Pipeline, *jobs: str) -> None:
         pipe,
         interactive=open_key(Priority.INTERACTIVE),
         bulk=open_key(Priority.BULK),
-        left=LEFT,
-        workers=WORKERS,
         jobs=[(job_key(job), sha256_key(job), png_key(job)) for job in jobs],
-        most=MOST_READ,
         ids=jobs,
     )
 
 
 def parse_read(answer: Sequence[Any]) -> list[StoredJob]:
     """Make a StoredJob of each job in an answer to `buffer_read`, in its order."""
-    workers, jobs = answer
     return [
-        StoredJob(as_hash(fields), as_hash(digests), bool(stored), place, workers)
-        for fields, digests, stored, place in jobs
+        StoredJob(as_hash(fields), as_hash(digests), bool(stored), position)
+        for fields, digests, stored, position in answer
     ]
 
 
@@ -109,9 +98,14 @@ def owned_record(job: str, owner: str, fields: Hash) -> Record:
     Raises:
         UnknownJob: The job is not there, or is another owner's.
     """
-    if fields.get(b"owner") != owner.encode():
+    if not is_owned(fields.get(b"owner"), owner):
         raise UnknownJob(job)
     return Record.from_hash(fields)
+
+
+def is_owned(stored: bytes | None, owner: str) -> bool:
+    """Tell whether a job with this owner in its record is there, and is `owner`'s to see."""
+    return stored is not None and owner in (ANY_OWNER, stored.decode())
 
 
 def check_job_id(job: str) -> None:

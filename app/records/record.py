@@ -9,8 +9,10 @@ from typing import Any, Literal, cast
 
 from redis.typing import EncodableT, FieldT
 
+from app.records.links import job_path
+from app.records.open_work import OpenJob
 from app.schemas.jobs import Image, Job, JobError, JobSummary, Progress, QueuePlace, WebhookStatus
-from worker.jobs.domain import Priority, Recipe, Shard, State, shard_count, shards_of
+from worker.jobs.domain import Origin, Priority, Recipe, Shard, State, shard_count, shards_of
 from worker.jobs.keys import progress_field
 
 
@@ -20,7 +22,10 @@ class Record:
 
     Attributes:
         start: Index of the first image.
+        cost_per_image_step: What the limits on open work count an image-step as, with both passes
+            of one that is guided.
         webhook: URL that is called when the job ends.
+        uniform: Whether workers of one fingerprint drew all of it so far.
         external: Whether some images may lie in the results store.
         expires_at: When the images in the results store go.
         done: For each shard the step of its least advanced image, and its image-steps;
@@ -34,6 +39,7 @@ class Record:
     count: int
     priority: Priority
     created_at: float
+    cost_per_image_step: int = 1
     state: State = State.QUEUED
     started_at: float | None = None
     finished_at: float | None = None
@@ -42,6 +48,7 @@ class Record:
     # Not in the repr: a URL may hold secrets.
     webhook: str | None = field(default=None, repr=False)
     webhook_status: WebhookStatus | None = None
+    uniform: bool = True
     external: bool = False
     expires_at: float | None = None
     done: tuple[tuple[int, int] | None, ...] = ()
@@ -57,11 +64,12 @@ class Record:
         return cls(
             id=text["id"],
             owner=text["owner"],
-            recipe=_recipe(text),
+            recipe=Recipe.from_text(text),
             start=int(text["start"]),
             count=count,
             priority=Priority(text["priority"]),
             created_at=float(text["created_at"]),
+            cost_per_image_step=int(text.get("cost", 1)),
             state=State(text["state"]),
             started_at=_time(text, "started_at"),
             finished_at=finished_at,
@@ -69,6 +77,7 @@ class Record:
             error=_error(text),
             webhook=text.get("webhook"),
             webhook_status=_webhook_status(text),
+            uniform="uniform" not in text,
             external=external,
             expires_at=expires + int(text["results_ttl_s"]) if expires else None,
             done=tuple(
@@ -76,13 +85,24 @@ class Record:
             ),
         )
 
-    def to_hash(self, results_ttl_s: int) -> dict[FieldT, EncodableT]:
-        """Give the fields of the hash of a job that nobody has touched yet."""
+    def to_hash(self, results_ttl_s: int, origin: Origin) -> dict[FieldT, EncodableT]:
+        """Give the fields of the hash of a job that nobody has touched yet.
+
+        Args:
+            results_ttl_s: Seconds that images are kept after the job has ended.
+            origin: The request that posts the job.
+        """
         recipe = cast("dict[FieldT, EncodableT]", self.recipe.fields)
         webhook: dict[FieldT, EncodableT] = {"webhook": self.webhook} if self.webhook else {}
+        # Most models' is 1, which the scripts take for granted.
+        cost: dict[FieldT, EncodableT] = (
+            {"cost": self.cost_per_image_step} if self.cost_per_image_step > 1 else {}
+        )
         return {
             **recipe,
             **webhook,
+            **cast("dict[FieldT, EncodableT]", origin.fields),
+            **cost,
             "id": self.id,
             "owner": self.owner,
             "start": self.start,
@@ -105,6 +125,29 @@ class Record:
         return self.count * self.recipe.steps
 
     @property
+    def cost(self) -> int:
+        """The work of the whole job, in image-steps of the reference cost."""
+        return self.image_steps * self.cost_per_image_step
+
+    def as_posted(self) -> OpenJob:
+        """Return the job's work, all of which is left.
+
+        Two passes of the network count as two steps, since they follow each other.
+        """
+        passes = self.recipe.passes
+        return OpenJob(
+            id=self.id,
+            owner=self.owner,
+            model=self.recipe.model,
+            is_interactive=self.priority is Priority.INTERACTIVE,
+            count=self.count,
+            steps=passes,
+            posted_at=self.created_at,
+            left=self.count * passes,
+            cost=self.cost_per_image_step * self.recipe.steps // passes,
+        )
+
+    @property
     def indices(self) -> range:
         """Indices of the job's images."""
         return range(self.start, self.start + self.count)
@@ -118,7 +161,7 @@ class Record:
 
     def image_url(self, index: int | str) -> str:
         """Give the path of an image's PNG."""
-        return f"/v1/jobs/{self.id}/images/{index}"
+        return f"{job_path(self.id)}/images/{index}"
 
     def in_store(self, now: float) -> bool:
         """Say whether to ask the results store for images that Redis does not have."""
@@ -140,10 +183,15 @@ class Record:
             now: Seconds since the epoch.
         """
         finished = self._finished(stored, now)
+        labels = self.labels
         images = [
-            Image(index=index, state=finished, url=self.image_url(index), sha256=sha256.decode())
-            if (sha256 := digests.get(b"%d" % index))
-            else Image(index=index, state=unfinished, url=self.image_url(index), sha256=None)
+            Image(
+                index=index,
+                state=finished if (sha256 := digests.get(b"%d" % index)) else unfinished,
+                url=self.image_url(index),
+                sha256=sha256.decode() if sha256 else None,
+                label=labels[index - self.start],
+            )
             for indices, unfinished in self._parts()
             for index in indices
         ]
@@ -166,20 +214,28 @@ class Record:
         without_images = job.model_dump_json().removesuffix("]}")
         path = self.image_url("")
         finished = self._finished(stored, now)
+        labels = ["null" if label is None else str(label) for label in self.labels]
         images = [
             f'{{"index":{index},"state":"{finished}","url":"{path}{index}",'
-            f'"sha256":"{sha256.decode()}"}}'
+            f'"sha256":"{sha256.decode()}","label":{labels[index - self.start]}}}'
             if (sha256 := digests.get(b"%d" % index))
-            else f'{{"index":{index},"state":"{unfinished}","url":"{path}{index}","sha256":null}}'
+            else f'{{"index":{index},"state":"{unfinished}","url":"{path}{index}","sha256":null,'
+            f'"label":{labels[index - self.start]}}}'
             for indices, unfinished in self._parts()
             for index in indices
         ]
         return f"{without_images}{','.join(images)}]}}".encode()
 
+    @property
+    def labels(self) -> list[int] | list[None]:
+        """The label of each image; None where the model has no classes."""
+        return self.recipe.labels_of(self.count)
+
     def _summary(self, images_done: int, now: float) -> dict[str, Any]:
-        recipe, path = self.recipe, f"/v1/jobs/{self.id}"
+        recipe, path = self.recipe, job_path(self.id)
         return {
             "id": self.id,
+            "owner": self.owner,
             "state": self.state,
             "model": recipe.model,
             "sampler": recipe.sampler,
@@ -190,12 +246,15 @@ class Record:
             "priority": self.priority,
             "eta": recipe.eta if recipe.sampler == "ddim" else None,
             "variance": recipe.variance if recipe.sampler == "ddpm" else None,
+            "label": int(recipe.labels) if recipe.labels and "," not in recipe.labels else None,
+            "guidance": recipe.guidance if recipe.labels else None,
             "created_at": utc(self.created_at),
             "started_at": utc(self.started_at),
             "finished_at": utc(self.finished_at),
             "progress": self.progress(images_done, now),
             "error": self.error,
             "attempts": self.attempts,
+            "uniform": self.uniform,
             "links": {"self": path}
             | {name: f"{path}/{name}" for name in ("events", "grid", "archive", "cancel")},
         }
@@ -230,19 +289,6 @@ class Record:
         for shard, done in zip(self.shards, self.done, strict=True):
             waits = self.state is State.RUNNING and done is None
             yield shard.indices, State.QUEUED if waits else self.state
-
-
-def _recipe(text: Mapping[str, str]) -> Recipe:
-    return Recipe(
-        model=text["model"],
-        weights=text["weights"],
-        sampler=text["sampler"],
-        steps=int(text["steps"]),
-        variance=text["variance"],
-        eta=float(text["eta"]),
-        seed=int(text["seed"]),
-        residual_variance=text.get("residual_variance", ""),
-    )
 
 
 def _error(text: Mapping[str, str]) -> JobError | None:

@@ -12,12 +12,17 @@ from redis.asyncio import Redis
 from starlette.requests import Request
 
 from app.access.api_keys import ApiKey
+from app.access.cost import CostMeter
+from app.access.signed_links import LinkSigner
+from app.access.streams import OpenStreams
 from app.events.previews import PreviewReader
 from app.events.watcher import EventWatcher
 from app.jobs.commands import JobCommands
 from app.jobs.images import JobImages
 from app.jobs.queries import JobQueries
-from app.problems.problems import WrongContentType
+from app.operation.api_metrics import ApiMetrics
+from app.operation.readiness import WriteProbe
+from app.problems.problems import Stopping, WrongContentType
 from models.checkpoints.catalog import Catalog
 
 
@@ -49,9 +54,30 @@ async def _redis(request: Request) -> Redis:
     return cast("Redis", request.app.state.redis)
 
 
+async def _metrics(request: Request) -> ApiMetrics:
+    return cast("ApiMetrics", request.app.state.metrics)
+
+
+async def _write_probe(request: Request) -> WriteProbe:
+    return cast("WriteProbe", request.app.state.write_probe)
+
+
 async def _caller(request: Request) -> ApiKey:
     """Return the key that app/access/gate.py has found in the request."""
     return cast("ApiKey", request.state.key)
+
+
+async def _meter(request: Request) -> CostMeter:
+    """Return what app/access/gate.py counts the request's cost with."""
+    return cast("CostMeter", request.state.meter)
+
+
+async def _streams(request: Request) -> OpenStreams:
+    return cast("OpenStreams", request.app.state.streams)
+
+
+async def _links(request: Request) -> LinkSigner:
+    return cast("LinkSigner", request.app.state.links)
 
 
 async def json_only(request: Request) -> None:
@@ -70,6 +96,16 @@ async def json_only(request: Request) -> None:
         raise WrongContentType(declared)
 
 
+async def not_stopping(request: Request) -> None:
+    """Refuse to be called ready once the process was told to stop.
+
+    Raises:
+        Stopping: it was.
+    """
+    if request.app.state.stopping:
+        raise Stopping
+
+
 Commands = Annotated[JobCommands, Depends(_commands)]
 Queries = Annotated[JobQueries, Depends(_queries)]
 Images = Annotated[JobImages, Depends(_images)]
@@ -77,4 +113,9 @@ Previews = Annotated[PreviewReader, Depends(_previews)]
 Watcher = Annotated[EventWatcher, Depends(_watcher)]
 ModelCatalog = Annotated[Catalog, Depends(_catalog)]
 RedisClient = Annotated[Redis, Depends(_redis)]
+OwnMetrics = Annotated[ApiMetrics, Depends(_metrics)]
+StoreProbe = Annotated[WriteProbe, Depends(_write_probe)]
 Caller = Annotated[ApiKey, Depends(_caller)]
+Cost = Annotated[CostMeter, Depends(_meter)]
+Streams = Annotated[OpenStreams, Depends(_streams)]
+Links = Annotated[LinkSigner, Depends(_links)]

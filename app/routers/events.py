@@ -9,18 +9,20 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import Field
 from starlette.responses import StreamingResponse
 
+from app.access.cost import IMAGES_IN_EVENTS
 from app.events.preview_stream import MAX_IMAGES, PreviewStream
 from app.events.stream import LAST_EVENT_ID_PATTERN, ReaderPosition
 from app.events.watcher import WatchedJob
 from app.operation.background import background
 from app.problems.problems import (
+    STORE_AWAY,
     InvalidRequest,
-    StoreUnreachable,
+    TooManyStreams,
     UnknownImage,
     UnknownJob,
     problems,
 )
-from app.routers.dependencies import Caller, Previews, Watcher
+from app.routers.dependencies import Caller, Cost, Previews, Watcher
 from app.routers.jobs import JobId
 from worker.jobs.domain import MAX_INDEX
 
@@ -74,15 +76,21 @@ def _event(name: str, schema: str, has_id: bool = True) -> dict[str, Any]:
 _EVENTS = [
     _event("state", "StateEvent"),
     _event("image", "ImageEvent"),
-    _event("progress", "Progress"),
+    _event("progress", "ProgressEvent"),
     _event("preview", "PreviewEvent", has_id=False),
 ]
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events `state`, `image`, `progress` and `preview`, whose `data` is JSON: "
-        "`StateEvent`, `ImageEvent`, `Progress`, `PreviewEvent`. The final state is the last one. "
-        "Comments keep a silent stream open",
-        "content": {"text/event-stream": {"itemSchema": {"oneOf": _EVENTS}}},
+        "`StateEvent`, `ImageEvent`, `ProgressEvent`, `PreviewEvent`. The final state is the last "
+        "one. Comments keep a silent stream open",
+        "content": {
+            "text/event-stream": {
+                # Generators of clients know no itemSchema yet, and take this for the data's.
+                "schema": {"$ref": "#/components/schemas/JobEvent"},
+                "itemSchema": {"oneOf": _EVENTS},
+            }
+        },
     },
     204: {
         "description": "`Last-Event-ID` says that the final state was received: nothing is to come"
@@ -101,10 +109,11 @@ _DESCRIPTION = (
 
 
 async def _watched_job(
-    job_id: JobId, watcher: Watcher, caller: Caller
+    job_id: JobId, watcher: Watcher, caller: Caller, cost: Cost
 ) -> AsyncIterator[WatchedJob]:
     """Watch the job until the answer has ended or its client has gone."""
-    async with watcher.follow(job_id, caller.name) as job:
+    async with watcher.follow(job_id, caller.sees) as job:
+        cost.spend(len(job.digests) / IMAGES_IN_EVENTS)
         yield job
 
 
@@ -124,7 +133,8 @@ async def _preview_stream(
     "/{job_id}/events",
     description=_DESCRIPTION,
     response_class=EventStream,
-    responses=problems(UnknownJob, UnknownImage, InvalidRequest, StoreUnreachable) | _STREAM,
+    responses=problems(UnknownJob, UnknownImage, InvalidRequest, TooManyStreams, *STORE_AWAY)
+    | _STREAM,
 )
 async def get_events(
     job: Watched,

@@ -12,11 +12,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.http.request_log import note_route
 from app.jobs.queries import JobQueries
 from app.problems.exception_handlers import problem_response
 from app.problems.problems import Problem
 
 _STATUS_PATH = re.compile("/v1/jobs/([^/]+)")
+
+
+_ROUTE = "/v1/jobs/{job_id}"
 
 
 class FastStatus:
@@ -34,9 +38,10 @@ class FastStatus:
         job = _job_id(scope)
         if job is None:
             return await self.app(scope, receive, send)
+        note_route(scope, _ROUTE, job)
         response: Response
         try:
-            status = await self._queries.status(job, scope["state"]["key"].name)
+            status = await self._queries.status(job, scope["state"]["key"].sees)
             response = Response(status, media_type="application/json")
         except (Problem, RedisError) as error:
             response = await problem_response(Request(scope), error)

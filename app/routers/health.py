@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.operation.metrics import scrape
-from app.problems.problems import NoWorker, StoreUnreachable, problems
-from app.routers.dependencies import ModelCatalog, RedisClient
+from app.problems.problems import (
+    STORE_AWAY,
+    NoWorker,
+    Stopping,
+    StoreFull,
+    WorkersStarting,
+    problems,
+)
+from app.routers.dependencies import (
+    ModelCatalog,
+    OwnMetrics,
+    RedisClient,
+    StoreProbe,
+    not_stopping,
+)
 from app.schemas.health import ApiReadiness, Health, Readiness, Worker
-from worker.jobs.keys import WORKERS
+from worker.jobs.keys import PROBE, STARTING, WORKERS
 from worker.jobs.worker_registry import READ_WORKERS, parse_workers
 
 router = APIRouter(tags=["health"])
@@ -33,18 +46,26 @@ async def healthz() -> Health:
 
 @router.get(
     "/readyz",
-    description="Whether a job posted now would run: Redis answers, and a worker is alive.",
-    responses=problems(NoWorker, StoreUnreachable),
+    description="Whether a job posted now would run: Redis takes writes, and a worker is alive.",
+    dependencies=[Depends(not_stopping)],
+    responses=problems(NoWorker, WorkersStarting, *STORE_AWAY, StoreFull, Stopping),
 )
-async def readyz(redis: RedisClient) -> Readiness:
+async def readyz(redis: RedisClient, probe: StoreProbe, request: Request) -> Readiness:
     """Answer with the live workers.
 
     Raises:
-        NoWorker: there is none.
+        NoWorker: there is none that takes jobs.
+        WorkersStarting: there is none yet.
+        RedisError: the job store did not answer, or refuses writes.
     """
-    workers = parse_workers(await READ_WORKERS.call(redis, workers=WORKERS))
-    if not workers:
-        raise NoWorker
+    await probe.check()
+    entries = await READ_WORKERS.call(redis, workers=WORKERS)
+    workers = parse_workers(entries, with_faulty=True)
+    if all(worker.fault for worker in workers):
+        if await redis.exists(STARTING):
+            raise WorkersStarting
+        fault = workers[0].fault if workers else ""
+        raise NoWorker(request.app.state.supervisor, fault)
     return Readiness(
         workers=[Worker.model_validate(worker, from_attributes=True) for worker in workers]
     )
@@ -52,12 +73,18 @@ async def readyz(redis: RedisClient) -> Readiness:
 
 @router.get(
     "/readyz/api",
-    description="Whether this process can accept jobs: Redis answers. There may be no worker.",
-    responses=problems(StoreUnreachable),
+    description="Whether this process can serve: Redis answers. It may be full, and no worker may "
+    "be alive.",
+    dependencies=[Depends(not_stopping)],
+    responses=problems(*STORE_AWAY, Stopping),
 )
 async def readyz_api(redis: RedisClient) -> ApiReadiness:
-    """Answer if Redis does."""
-    await redis.ping()
+    """Answer if Redis does.
+
+    It may be full: what was made can still be fetched, and jobs can be deleted.
+    """
+    # Not PING, which a server with a full disk refuses.
+    await redis.exists(PROBE)
     return ApiReadiness()
 
 
@@ -65,8 +92,8 @@ async def readyz_api(redis: RedisClient) -> ApiReadiness:
     "/metrics",
     description="For Prometheus: open jobs, what waits for each model, and the workers' speed.",
     response_class=PrometheusText,
-    responses=problems(StoreUnreachable),
+    responses=problems(*STORE_AWAY),
 )
-async def metrics(redis: RedisClient, catalog: ModelCatalog) -> Response:
-    """Answer with the open work and the workers' speed in the text format of Prometheus."""
-    return PrometheusText(await scrape(redis, catalog))
+async def metrics(redis: RedisClient, catalog: ModelCatalog, own: OwnMetrics) -> Response:
+    """Answer in the text format of Prometheus."""
+    return PrometheusText(await scrape(redis, catalog, own))

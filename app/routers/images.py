@@ -9,8 +9,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 from starlette.convertors import StringConvertor, register_url_convertor
 
+from app.access.cost import IMAGES_IN_AN_ARCHIVE, IMAGES_ON_A_SHEET
 from app.images.responses import PngResponse, ZipResponse, png_response, zip_response
 from app.problems.problems import (
+    STORE_AWAY,
     Expired,
     InvalidRequest,
     NoPreview,
@@ -18,12 +20,11 @@ from app.problems.problems import (
     NotFinished,
     ResultsUnreachable,
     StoreFull,
-    StoreUnreachable,
     UnknownImage,
     UnknownJob,
     problems,
 )
-from app.routers.dependencies import Caller, Images
+from app.routers.dependencies import Caller, Cost, Images
 from app.routers.jobs import JobId, client_gone
 from worker.jobs.domain import MAX_INDEX
 
@@ -39,7 +40,15 @@ Index = Annotated[
     ),
 ]
 
-_UNREACHABLE = (StoreUnreachable, ResultsUnreachable)
+
+def _binary(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """Return the response 200 of bytes, as generators of clients know it."""
+    schema = {"type": "string", "format": "binary"}
+    return {200: {"content": {media_type: {"schema": schema}}}}
+
+
+_PNG, _ZIP = _binary("image/png"), _binary("application/zip")
+_UNREACHABLE = (*STORE_AWAY, ResultsUnreachable)
 _NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
     304: {"description": "`If-None-Match` has its ETag"}
 }
@@ -61,13 +70,14 @@ register_url_convertor("index", _Digits())
     responses=problems(
         UnknownJob, UnknownImage, InvalidRequest, NotFinished, Expired, *_UNREACHABLE
     )
-    | _NOT_MODIFIED,
+    | _NOT_MODIFIED
+    | _PNG,
 )
 async def get_image(
     job_id: JobId, index: Index, images: Images, caller: Caller, request: Request
 ) -> Response:
     """The PNG of one image. It never changes."""
-    png, digest = await images.image(job_id, caller.name, index)
+    png, digest = await images.image(job_id, caller.sees, index)
     return png_response(request, png, digest, final=True)
 
 
@@ -79,13 +89,14 @@ async def get_image(
     responses=problems(
         UnknownJob, UnknownImage, InvalidRequest, NoPreview, Expired, *_UNREACHABLE, StoreFull
     )
-    | _NOT_MODIFIED,
+    | _NOT_MODIFIED
+    | _PNG,
 )
 async def get_preview(
     job_id: JobId, index: Index, images: Images, caller: Caller, request: Request
 ) -> Response:
     """Answer with x_0_hat of a running image, or with the finished image."""
-    png, digest = await images.preview(job_id, caller.name, index)
+    png, digest = await images.preview(job_id, caller.sees, index)
     return png_response(request, png, digest, final=False)
 
 
@@ -94,11 +105,17 @@ async def get_preview(
     description="A contact sheet of the images finished so far, each in its place; at most 2048 "
     "pixels wide.",
     response_class=PngResponse,
-    responses=problems(UnknownJob, NotFinished, Expired, *_UNREACHABLE) | _NOT_MODIFIED,
+    responses=problems(UnknownJob, NotFinished, Expired, *_UNREACHABLE) | _NOT_MODIFIED | _PNG,
 )
-async def get_grid(job_id: JobId, images: Images, caller: Caller, request: Request) -> Response:
+async def get_grid(
+    job_id: JobId, images: Images, caller: Caller, cost: Cost, request: Request
+) -> Response:
     """Answer with the contact sheet of the images finished so far."""
-    drawn = await images.grid(job_id, caller.name, partial(client_gone, request))
+
+    def pay(count: int) -> None:
+        cost.spend(count / IMAGES_ON_A_SHEET)
+
+    drawn = await images.grid(job_id, caller.sees, pay, partial(client_gone, request))
     if drawn is None:
         # The client has gone, so nobody reads the answer.
         return Response()
@@ -109,9 +126,14 @@ async def get_grid(job_id: JobId, images: Images, caller: Caller, request: Reque
 @router.get(
     "/archive",
     response_class=ZipResponse,
-    responses=problems(UnknownJob, NotEnded, NotFinished, Expired, *_UNREACHABLE) | _NOT_MODIFIED,
+    responses=problems(UnknownJob, NotEnded, NotFinished, Expired, *_UNREACHABLE)
+    | _NOT_MODIFIED
+    | _ZIP,
 )
-async def get_archive(job_id: JobId, images: Images, caller: Caller, request: Request) -> Response:
+async def get_archive(
+    job_id: JobId, images: Images, caller: Caller, cost: Cost, request: Request
+) -> Response:
     """All finished images of a job that has ended, as a zip of `INDEX.png`. It never changes."""
-    archive = await images.archive(job_id, caller.name)
+    archive = await images.archive(job_id, caller.sees)
+    cost.spend(len(archive) / IMAGES_IN_AN_ARCHIVE)
     return await zip_response(request, archive, name=job_id)

@@ -1,14 +1,21 @@
-"""Routes of the pages for people: a few files, which ask the API as any client does."""
+"""Routes of the pages for people, and of the OpenAPI document.
+
+The pages are a few files, which ask the API as any client does. Their links are relative, so that
+they work under any path of a proxy.
+"""
 
 from __future__ import annotations
 
+import json
+from hashlib import sha256
 from pathlib import Path
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.staticfiles import StaticFiles
 
 from app.access.public_paths import PAGE_PATHS
 from app.problems.problems import UnknownRoute
+from app.records.links import ROOT_PATH
 
 router = APIRouter(include_in_schema=False)
 
@@ -23,12 +30,13 @@ _POLICY = (
 )
 # Swagger's style sheet has its icons inside.
 _POLICY_OF_DOCS = _POLICY.replace("img-src 'self'", "img-src 'self' data:")
+# Trusted proxies name them, so there are few.
+_MOST_ROOT_PATHS = 16
 _HEADERS = {
     "Accept-Ranges": "none",
     "Cache-Control": "no-cache",
     "Content-Security-Policy": _POLICY,
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
 }
 
 
@@ -46,6 +54,16 @@ async def docs(request: Request) -> Response:
     return response
 
 
+@router.get("/openapi.json")
+async def openapi_json(request: Request) -> Response:
+    """Answer with the API's description, or with 304 where the client has it."""
+    text, etag = _document(request.app, ROOT_PATH.get())
+    headers = {"Cache-Control": "no-cache", "ETag": etag}
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(text, media_type="application/json", headers=headers)
+
+
 @router.get("/static/{name}")
 async def file(request: Request, name: str) -> Response:
     """Answer with a file that the pages load.
@@ -56,6 +74,18 @@ async def file(request: Request, name: str) -> Response:
     if f"/static/{name}" not in PAGE_PATHS:
         raise UnknownRoute(request.url.path)
     return await _file(request, name)
+
+
+def _document(app: FastAPI, root_path: str) -> tuple[bytes, str]:
+    """Return the OpenAPI document under a root path, and its ETag. It is written once for each."""
+    written: dict[str, tuple[bytes, str]] = app.state.openapi_json
+    if root_path not in written:
+        if len(written) == _MOST_ROOT_PATHS:
+            written.clear()
+        servers = {"servers": [{"url": root_path}]} if root_path else {}
+        text = json.dumps(app.openapi() | servers, separators=(",", ":")).encode()
+        written[root_path] = text, f'"{sha256(text).hexdigest()}"'
+    return written[root_path]
 
 
 async def _file(request: Request, name: str) -> Response:

@@ -7,10 +7,18 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import Header
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from models.diffusion.options import Sampler, Variance
-from worker.jobs.domain import MAX_COUNT, MAX_INDEX, MAX_SEED, Priority, State
+from worker.jobs.domain import MAX_COUNT, MAX_SEED, MAX_START, MOST_GUIDANCE, Priority, State
 
 JOB_EXAMPLE = "9f1c2b7e4d5a4c0f8b6a3e2d1c0b9a87"
 _IDEMPOTENCY_KEY = re.compile("^[!-~]{1,255}$")
@@ -19,20 +27,30 @@ SHA256_EXAMPLE = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b8
 _WEBHOOK = Field(max_length=2000, json_schema_extra={"pattern": "^https?://"})
 
 
-def _only_with(option: str, sampler: str) -> dict[str, Any]:
-    """Return what `_belongs_to_its_sampler` checks as JSON Schema, so that clients can know it."""
-    named = {"required": ["sampler"], "properties": {"sampler": {"const": sampler}}}
-    return {
-        "if": {"required": [option], "properties": {option: {"not": {"type": "null"}}}},
-        "then": named,
-    }
+def _optional(schema: dict[str, Any]) -> None:
+    """Say nothing of the default: generators take a field that has one for required."""
+    schema.pop("default")
 
+
+def _label(value: object) -> object:
+    """Check a label: what it names, its model's card tells."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(
+            f"a label is the name or the number of a class, not {value!r:.40};"
+            " see `classes` of `GET /v1/models`"
+        )
+    return value
+
+
+Label = Annotated[int | str, BeforeValidator(_label)]
 
 _JOB_REQUEST = (
     "A number of images of one model. Image i depends on model, sampler and its option, steps, "
-    "seed and i, and on no load.\n\n"
-    "Its last bits are those of the workers' precision, kind of device and kernels: `/readyz` "
-    "names them."
+    "seed, i, its label and the guidance, and on no load.\n\n"
+    "Its last bits are those of the worker's arithmetic, which its fingerprint stands for: "
+    "`/readyz` names it, and so does each PNG's recipe."
 )
 
 
@@ -43,10 +61,7 @@ class JobRequest(BaseModel):
         extra="forbid",
         strict=True,
         frozen=True,
-        json_schema_extra={
-            "description": _JOB_REQUEST,
-            "allOf": [_only_with("eta", "ddim"), _only_with("variance", "ddpm")],
-        },
+        json_schema_extra={"description": _JOB_REQUEST},
     )
 
     model: str | None = Field(
@@ -54,7 +69,14 @@ class JobRequest(BaseModel):
         description="Name of a model of `GET /v1/models`; null: its default model",
         examples=["fashion-mnist-28"],
     )
-    count: int = Field(default=1, ge=1, le=MAX_COUNT, description="Number of images", examples=[16])
+    count: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_COUNT,
+        description="Number of images; 1 if left out",
+        examples=[16],
+        json_schema_extra=_optional,
+    )
     seed: int | None = Field(
         default=None,
         ge=0,
@@ -65,15 +87,17 @@ class JobRequest(BaseModel):
     start: int = Field(
         default=0,
         ge=0,
-        le=MAX_INDEX + 1 - MAX_COUNT,
-        description="Index of the first image. `start` 5 and `count` 1 give the sixth image of a "
-        "larger job of the same seed",
+        le=MAX_START,
+        description="Index of the first image; 0 if left out. `start` 5 and `count` 1 give the "
+        "sixth image of a larger job of the same seed",
         examples=[0],
+        json_schema_extra=_optional,
     )
     steps: int | None = Field(
         default=None,
         ge=1,
-        description="Steps from noise to image; null: the model's default",
+        description="Steps from noise to image, at most the T of the model's card; null: the "
+        "model's default",
         examples=[100],
     )
     sampler: Sampler | None = Field(
@@ -91,19 +115,45 @@ class JobRequest(BaseModel):
     variance: Variance | None = Field(
         default=None,
         description="Reverse variance of `sampler` ddpm, which has to be named; null: the model's "
-        "default, whatever the steps. analytic is the best of them for few steps, and offered by "
-        "models whose card has a `residual_variance`; fixed_large is for 400 steps and more",
+        "default, but never fixed_large at fewer than 0.4 T steps, which it is not for. analytic "
+        "is the best for few steps, and offered by models whose card has a `residual_variance`; "
+        "learned is offered by those whose card has a `learned_variance`",
         examples=["fixed_small"],
+    )
+    label: Label | None = Field(
+        default=None,
+        description="Class of all images: a name of the model's card, or a number from 0 on. Null, "
+        "without `labels`: drawn for each image from its seed and index alone, if the model has "
+        "classes. It is the SHA-256 of `label SEED INDEX`: the first 8 bytes as a big-endian "
+        "number, modulo the number of classes",
+        examples=["cat"],
+    )
+    labels: Annotated[list[Label], Field(max_length=MAX_COUNT)] | None = Field(
+        default=None,
+        description="Class of each image, `count` of them, instead of `label`",
+        examples=[["cat", 3]],
+    )
+    guidance: float | None = Field(
+        default=None,
+        ge=0,
+        le=MOST_GUIDANCE,
+        allow_inf_nan=False,
+        description="Weight w of classifier-free guidance, for models whose card has a null class: "
+        "the estimate is null + w (conditional - null). Null or 1: none; any other takes two "
+        "passes of the network a step, and counts as twice the image-steps",
+        examples=[2.0],
     )
     priority: Annotated[Priority, Field(strict=False)] = Field(
         default=Priority.INTERACTIVE,
-        description="interactive jobs come first; bulk yields to them, but keeps at least one "
-        "place in eight. The images after the first 64 of an interactive job run as bulk",
+        description="interactive jobs come first, as do those that name neither; bulk yields to "
+        "them, but keeps at least one place in eight. The images after the first 64 of an "
+        "interactive job run as bulk",
         examples=["interactive"],
+        json_schema_extra=_optional,
     )
     webhook: Annotated[str, _WEBHOOK] | None = Field(
         default=None,
-        description="Where a signed POST says that the job has ended "
+        description="Where a signed POST says that the job has ended, if the service sends any "
         "(docs/how-to/receive-webhooks.md): http or https, port 80, 443 or 1024 and above, a "
         "public address unless the operator allows others",
         examples=["https://example.com/hooks/ddpm"],
@@ -114,6 +164,22 @@ class JobRequest(BaseModel):
     def _whole(cls, value: object) -> object:
         """Turn 7.0 into 7: to JSON and to JSON Schema they are the same number."""
         return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    @field_validator("labels")
+    @classmethod
+    def _one_each(cls, value: list[int | str] | None, info: ValidationInfo) -> object:
+        """Check that there is a label for each image, and not another one for all."""
+        if value is None:
+            return value
+        if info.data.get("label") is not None:
+            raise ValueError("label is for all images and labels are for each; send one of the two")
+        # `count` is absent where it was refused itself.
+        count = info.data.get("count", len(value))
+        if len(value) != count:
+            raise ValueError(
+                f"{len(value)} labels for count={count} images; send one for each, or `label`"
+            )
+        return value
 
     @field_validator("eta", "variance")
     @classmethod
@@ -171,8 +237,8 @@ class QueuePlace(BaseModel):
         "is posted, at the pace that live workers measure. Interactive images come before bulk "
         "ones, which keep one place in eight; owners share equally; of one owner's jobs the one "
         "with the least left comes first; a bulk job waits for bulk work posted before it only "
-        "until workers have room for it. Null without a worker that has the model, or behind more "
-        "than 256 jobs",
+        "until workers have room for it. Behind more than 256 jobs it is guessed from how much "
+        "each owner has open. Null without a worker that has the model",
         examples=[12.5],
     )
 
@@ -189,6 +255,10 @@ class Image(BaseModel):
     )
     sha256: str | None = Field(
         description="Of the PNG; null until it is finished", examples=[SHA256_EXAMPLE]
+    )
+    label: int | None = Field(
+        description="Number of its class, asked for or drawn; null where the model has none",
+        examples=[None],
     )
 
 
@@ -218,6 +288,10 @@ class WebhookStatus(BaseModel):
 
 class JobSummary(BaseModel):
     id: str = Field(examples=[JOB_EXAMPLE], description="Identifier, 32 hexadecimal digits")
+    owner: str = Field(
+        description="Name of the key that posted it; `local` where there are no keys",
+        examples=["ann"],
+    )
     state: State = Field(
         description="running: a worker holds a part of it; when the last one is lost or stops, it "
         "is queued again. finished, failed and cancelled are final",
@@ -237,6 +311,15 @@ class JobSummary(BaseModel):
         description="Reverse variance of the ddpm sampler; null for others",
         examples=["fixed_small"],
     )
+    label: int | None = Field(
+        description="Number of the class of all its images; null where they differ (`images` has "
+        "each one's), and where the model has none",
+        examples=[None],
+    )
+    guidance: float | None = Field(
+        description="Weight of classifier-free guidance; null where the model has no classes",
+        examples=[None],
+    )
     created_at: datetime = Field(
         description="When it was accepted, UTC", examples=["2026-11-22T12:00:00.000000Z"]
     )
@@ -253,6 +336,13 @@ class JobSummary(BaseModel):
         "lost. When three in a row get no further than those before them the job fails. A worker "
         "that stops in order and gives its part back is not counted",
         examples=[1],
+    )
+    uniform: bool = Field(
+        description="Whether workers that draw the same bytes drew all of it so far. A job stays "
+        "with such workers while one of them lives. false: none did any more, so others went on, "
+        "and images may differ in their last bits from those that the same request gives again. "
+        "Each PNG's recipe has the `fingerprint` of its worker",
+        examples=[True],
     )
     links: dict[str, str] = Field(
         description="Paths: self, events, grid, archive, cancel",

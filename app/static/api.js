@@ -15,7 +15,11 @@ export function useKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
-/** Send a request and return the answer. Throws a Problem where it is refused. */
+/**
+ * Send a request and return the answer. Throws a Problem where it is refused.
+ *
+ * Our own paths have no slash in front: the page may lie under any path of a proxy.
+ */
 export async function ask(path, { method = "GET", body } = {}) {
   const key = sessionStorage.getItem(KEY);
   const headers = {

@@ -22,6 +22,7 @@ export class Tile {
   #image = document.createElement("img");
   #asked = false;
   url = null; // of the finished image
+  label = null; // of its class
   isGone = false; // finished once, but cannot be fetched any more
   wantsPreview = false;
 
@@ -40,7 +41,8 @@ export class Tile {
   }
 
   /** Show the image as the job's status has it. */
-  update({ state, url }) {
+  update({ state, url, label }) {
+    this.label = label;
     this.wantsPreview = state === "running";
     if (state === "finished") this.url = url;
     if (state === "expired") this.#expire();
@@ -62,7 +64,7 @@ export class Tile {
 
   async preview() {
     try {
-      const png = await (await ask(`/v1/jobs/${this.job.id}/images/${this.index}/preview`)).blob();
+      const png = await (await ask(`v1/jobs/${this.job.id}/images/${this.index}/preview`)).blob();
       if (!this.element.classList.contains("finished")) this.#show(png);
     } catch {
       // It waits, or is finished, or its job is gone: the next status says which.
@@ -107,9 +109,10 @@ export async function showPreviews() {
   }
 }
 
-function enlarge({ job, index, src, url }) {
+function enlarge({ job, index, label, src, url }) {
   const dialog = document.querySelector("#picture");
-  const caption = `image ${index} of seed ${job.seed}: ${job.sampler}, ${job.steps} steps`;
+  const ofClass = label === null ? "" : `, class ${label}`;
+  const caption = `image ${index} of seed ${job.seed}${ofClass}: ${job.sampler}, ${job.steps} steps`;
   Object.assign(dialog.querySelector("img"), { src, alt: caption });
   dialog.querySelector("p").textContent = caption;
   const failed = (problem) => (dialog.querySelector("p").textContent = problem.message);

@@ -103,11 +103,14 @@ export class JobView {
   }
 }
 
-function recipe({ sampler, variance, eta, steps, seed, start, count, priority }) {
+function recipe({ sampler, variance, eta, steps, label, guidance, seed, start, count, priority }) {
   const option = variance ?? (eta === null ? null : `eta ${eta}`);
   const few = count > MOST_TILES ? `the first ${MOST_TILES} of ${count.toLocaleString("en")} are shown` : null;
   const from = start ? `from image ${start} on` : null;
-  const parts = [option ? `${sampler} (${option})` : sampler, `${steps} steps`, `seed ${seed}`, from, priority, few];
+  const ofClass = label === null ? null : `class ${label}`;
+  const guided = guidance === null || guidance === 1 ? null : `guidance ${guidance}`;
+  const sampled = [option ? `${sampler} (${option})` : sampler, `${steps} steps`];
+  const parts = [...sampled, ofClass, guided, `seed ${seed}`, from, priority, few];
   return parts.filter(Boolean).join(", ");
 }
 

@@ -29,7 +29,7 @@ function showService(text) {
 }
 
 async function listModels() {
-  const { models, default: usual } = await json("/v1/models");
+  const { models, default: usual } = await json("v1/models");
   cards = new Map(models.map((card) => [card.name, card]));
   form.model.replaceChildren(...models.map(({ name }) => new Option(name, name, name === usual, name === usual)));
   showCard();
@@ -37,26 +37,44 @@ async function listModels() {
 
 /** Offer what the model's card allows, as the form's choices. */
 function showCard() {
-  const { samplers, defaults, schedule, residual_variance } = cards.get(form.model.value);
-  const variances = ["fixed_small", "fixed_large", ...(residual_variance ? ["analytic"] : [])];
+  const { samplers, defaults, schedule, residual_variance, learned_variance, classes } = cards.get(form.model.value);
+  const variances = ["fixed_small", "fixed_large"];
+  if (residual_variance) variances.push("analytic");
+  if (learned_variance) variances.push("learned");
   form.sampler.replaceChildren(...samplers.map((name) => new Option(name)));
-  form.variance.replaceChildren(...variances.map((name) => new Option(name)));
+  // The model chooses by the number of steps, unless somebody does.
+  form.variance.replaceChildren(new Option("the model's", ""), ...variances.map((name) => new Option(name)));
   form.steps.max = schedule.T;
-  for (const name of ["sampler", "steps", "variance", "eta"]) form[name].value = defaults[name];
+  showClasses(classes);
+  for (const name of ["sampler", "steps", "eta"]) form[name].value = defaults[name];
   showOptions();
+}
+
+/** Offer the model's classes, if it has any: one that is drawn for each image comes first. */
+function showClasses(classes) {
+  const labels = Array.from({ length: classes?.count ?? 0 }, (_, label) => new Option(classes.names?.[label] ?? label, label));
+  form.label.replaceChildren(new Option("drawn", ""), ...labels);
+  form.guidance.value = 1;
+  show(".classes", Boolean(classes));
+  show(".guided", (classes?.null ?? null) !== null);
 }
 
 /**
  * Show the sampler's own options only.
+ */
+function showOptions() {
+  for (const sampler of ["ddpm", "ddim"]) show(`.${sampler}`, form.sampler.value === sampler);
+}
+
+/**
+ * Show a field of the form, or hide it.
  *
  * Hidden ones are disabled, so that the browser does not check them. Otherwise nobody would see
  * why the form is not sent.
  */
-function showOptions() {
-  for (const sampler of ["ddpm", "ddim"]) {
-    const label = form.querySelector(`.${sampler}`);
-    label.hidden = label.control.disabled = form.sampler.value !== sampler;
-  }
+function show(selector, isShown) {
+  const label = form.querySelector(selector);
+  label.hidden = label.control.disabled = !isShown;
 }
 
 /** Make the body of POST /v1/jobs from the form. */
@@ -65,8 +83,10 @@ function jobRequest() {
   return {
     ...Object.fromEntries(["model", "sampler", "priority"].map((name) => [name, form[name].value])),
     ...Object.fromEntries(["count", "steps", "seed", "start"].map((name) => [name, number(name)])),
-    ...(form.sampler.value === "ddpm" && { variance: form.variance.value }),
+    ...(form.sampler.value === "ddpm" && form.variance.value && { variance: form.variance.value }),
     ...(form.sampler.value === "ddim" && { eta: number("eta") }),
+    ...(!form.label.disabled && { label: number("label") }),
+    ...(!form.guidance.disabled && { guidance: number("guidance") }),
   };
 }
 
@@ -82,7 +102,8 @@ function again(job) {
   form.model.value = job.model;
   showCard();
   for (const name of ["sampler", "steps", "count", "seed", "start", "priority"]) form[name].value = job[name];
-  for (const name of ["variance", "eta"]) form[name].value = job[name] ?? form[name].value;
+  for (const name of ["variance", "eta", "guidance"]) form[name].value = job[name] ?? form[name].value;
+  form.label.value = job.label ?? "";
   showOptions();
   form.scrollIntoView({ behavior: "smooth" });
   form.count.focus();
@@ -90,7 +111,7 @@ function again(job) {
 
 /** Show the newest jobs, in the list's order. Jobs that are shown already keep their elements. */
 async function listJobs() {
-  const page = await json(`/v1/jobs?limit=${MOST_JOBS}`);
+  const page = await json(`v1/jobs?limit=${MOST_JOBS}`);
   const ids = new Set(page.jobs.map((job) => job.id));
   for (const [id, view] of views) {
     if (!ids.has(id)) {
@@ -109,7 +130,7 @@ async function listJobs() {
 }
 
 async function showWorkers() {
-  const { workers } = await json("/readyz");
+  const { workers } = await json("readyz");
   const rate = workers.reduce((sum, worker) => sum + worker.image_steps_per_s, 0);
   const count = `${workers.length} ${workers.length === 1 ? "worker" : "workers"}`;
   showService(`${count}, ${rate.toFixed(0)} image-steps per second`);
@@ -149,7 +170,7 @@ form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = form.querySelector("button");
   button.disabled = true; // a double click is one job
-  await ask("/v1/jobs", { method: "POST", body: jobRequest() }).then(() => showProblem(), showProblem);
+  await ask("v1/jobs", { method: "POST", body: jobRequest() }).then(() => showProblem(), showProblem);
   button.disabled = false;
   wake();
 });

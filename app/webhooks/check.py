@@ -30,12 +30,19 @@ def check_webhook(url: str | None, reach: Reach | None) -> None:
         address = Target.parse(url).address
     except BadTarget as error:
         raise _invalid(url, str(error)) from None
-    if address and not reach.allows(address):
+    if address is None or reach.allows(address):
+        return
+    if reach.denies(address):
         raise _invalid(
             url,
-            "leads to an address that is not public; "
-            "use one that is, or ask the operator to put it into DDPM_WEBHOOK_NETWORKS",
+            "leads to an address that this service's operator denies; "
+            "use another one, or ask the operator about DDPM_WEBHOOK_DENIED_NETWORKS",
         )
+    raise _invalid(
+        url,
+        "leads to an address that is not public; "
+        "use one that is, or ask the operator to put it into DDPM_WEBHOOK_NETWORKS",
+    )
 
 
 def _invalid(url: str, fact_and_remedy: str) -> Exception:

@@ -1,9 +1,13 @@
 """Delivery of webhooks: each is tried until it is delivered or given up.
 
 The script that ends a job enters it in `ddpm:webhooks` (worker/jobs/transitions.py).
+From there it comes into the lane of its owner and receiver
+(worker/jobs/lua/shared/webhook_lanes.lua).
 An API process claims an entry by setting it to a later time.
 After sending it, the process takes the entry out, or sets it to the time of the next attempt.
 An entry that was set anew meanwhile stays.
+
+A process passes over owners and receivers that have their share of its attempts already.
 
 So a process may be killed at any moment: the webhook is then sent again, with the same id.
 Each is sent at least once.
@@ -15,9 +19,10 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -29,18 +34,23 @@ from app.webhooks import signature
 from app.webhooks.sender import AT_ONCE, TIMEOUT_S, Outcome, Sender
 from app.webhooks.target import BadTarget, Target
 from worker.jobs.backoff import Backoff
+from worker.jobs.domain import Origin
 from worker.jobs.keys import WEBHOOKS, job_key
 from worker.jobs.scripts import load
+from worker.logs import event
 
 log = logging.getLogger(__name__)
 # Over 6 hours.
 MAX_ATTEMPTS = 9
 _CLAIM_S = 4 * TIMEOUT_S
 POLL_EVERY_S = 1.0
-# Attempts. If an owner's receivers never answer, there is still room for other owners'.
+# Attempts at a time. If an owner's receivers never answer, there is room for other owners', and if
+# one receiver never answers, there is room for the owner's others.
 AT_ONCE_PER_OWNER = 16
+AT_ONCE_PER_RECEIVER = 4
 # A fifth more or less is drawn at random, so that attempts spread.
 BACKOFF = Backoff(first_s=5.0, longest_s=7200.0, factor=4.0, jitter=0.2)
+_Key = TypeVar("_Key")
 _CLAIM = load("claim_webhook")
 _SETTLE = load("settle_webhook")
 
@@ -51,12 +61,14 @@ class _Claim:
 
     Attributes:
         job: The job's id.
+        receiver: Host and port that the webhook goes to, as its URL has them.
         until: When the claim lapses, as Redis has it.
         fields: The job's hash.
         images_done: Finished images of the job.
     """
 
     job: str
+    receiver: str
     until: bytes
     fields: Mapping[bytes, bytes] = field(repr=False)
     images_done: int
@@ -82,33 +94,39 @@ class Delivery:
         self,
         redis: Redis,
         sender: Sender,
-        service_secret: str,
+        service_secrets: Sequence[str],
         poll_every_s: float = POLL_EVERY_S,
         at_once_per_owner: int = AT_ONCE_PER_OWNER,
+        at_once_per_receiver: int = AT_ONCE_PER_RECEIVER,
     ) -> None:
         """Prepare, without touching Redis.
 
         Args:
             redis: Where the jobs and the webhooks that are due are.
             sender: Makes the attempts; closed at the end.
-            service_secret: What owners' secrets are made of; empty where none are sent.
+            service_secrets: What owners' secrets are made of, the present one first; empty where
+                none are sent.
             poll_every_s: Seconds until the next look for webhooks where none is due.
-            at_once_per_owner: Attempts that one owner's webhooks may have at a time.
+            at_once_per_owner: Attempts that one owner's webhooks may have at a time; fewer while
+                many owners have some.
+            at_once_per_receiver: The same of an owner's webhooks to one host and port.
         """
         self._redis = redis
         self._sender = sender
-        self._secret = service_secret
+        self._secrets = tuple(service_secrets)
         self.poll_every_s = poll_every_s
         self.at_once_per_owner = at_once_per_owner
+        self.at_once_per_receiver = at_once_per_receiver
         self._free = asyncio.Semaphore(AT_ONCE)
-        # Attempts by owner.
-        self._sending: Counter[str] = Counter()
+        # Attempts under way by owner, and by owner and receiver.
+        self._by_owner: Counter[str] = Counter()
+        self._by_receiver: Counter[tuple[str, str]] = Counter()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Send what is due while the block runs."""
         with closing(self._sender):
-            async with background(*([self._run()] if self._secret else [])):
+            async with background(*([self._run()] if self._secrets else [])):
                 yield
 
     async def _run(self) -> None:
@@ -125,37 +143,60 @@ class Delivery:
     async def _next(self) -> _Claim | None:
         try:
             claimed = await _CLAIM.call(
-                self._redis, webhooks=WEBHOOKS, claim_s=_CLAIM_S, record_prefix=job_key("")
+                self._redis, webhooks=WEBHOOKS, claim_s=_CLAIM_S, busy=self._busy()
             )
         except RedisError as error:
-            log.warning("cannot look for webhooks that are due: %s", error)
+            log.warning(
+                "cannot look for webhooks that are due: %s",
+                error,
+                extra=event("webhooks.unreadable"),
+            )
             return None
         if not claimed:
             return None
-        job, until, fields, images_done = claimed
-        return _Claim(
-            job.decode(), until, dict(zip(fields[::2], fields[1::2], strict=True)), images_done
+        job, receiver, until, fields, images_done = claimed
+        claim = _Claim(
+            job.decode(),
+            receiver.decode(),
+            until,
+            dict(zip(fields[::2], fields[1::2], strict=True)),
+            images_done,
         )
+        # At once, as the next look passes over those that have their share.
+        self._by_owner[claim.owner] += 1
+        self._by_receiver[claim.owner, claim.receiver] += 1
+        return claim
+
+    def _busy(self) -> list[str]:
+        """List owners and receivers that have their share of the attempts.
+
+        One share is always left to an owner who has none.
+        """
+        share = min(self.at_once_per_owner, max(1, AT_ONCE // (len(self._by_owner) + 1)))
+        owners = [owner for owner, count in self._by_owner.items() if count >= share]
+        return owners + [
+            f"{owner} {receiver}"
+            for (owner, receiver), count in self._by_receiver.items()
+            if count >= self.at_once_per_receiver
+        ]
 
     async def _handle(self, claim: _Claim) -> None:
-        """Attempt a webhook, or put it off where its owner has too many under way.
+        """Attempt a webhook.
 
         If the outcome cannot be noted, the claim lapses and the webhook is sent again.
         """
-        self._sending[claim.owner] += 1
         try:
-            if self._sending[claim.owner] > self.at_once_per_owner:
-                await self._settle(claim, TIMEOUT_S, {"webhook_attempts": claim.attempts - 1})
-            else:
-                await self._attempt(claim)
+            await self._attempt(claim)
         except RedisError as error:
             log.warning(
                 "the webhook of job %s may be sent again, as its outcome could not be noted: %s",
                 claim.job,
                 error,
+                extra=event("webhook.unnoted", job=claim.job, owner=claim.owner),
             )
         finally:
-            self._sending[claim.owner] -= 1
+            _subtract(self._by_owner, claim.owner)
+            _subtract(self._by_receiver, (claim.owner, claim.receiver))
             self._free.release()
 
     async def _attempt(self, claim: _Claim) -> None:
@@ -169,6 +210,9 @@ class Delivery:
                 claim.job,
                 claim.attempts,
                 outcome.report,
+                extra=event(
+                    "webhook.given_up", job=claim.job, owner=claim.owner, attempts=claim.attempts
+                ),
             )
             noted = {"webhook_state": "given_up", "webhook_said": outcome.report}
             await self._settle(claim, None, noted)
@@ -191,7 +235,11 @@ class Delivery:
         try:
             return await self._send(claim)
         except Exception:
-            log.exception("the webhook of job %s could not be sent", claim.job)
+            log.exception(
+                "the webhook of job %s could not be sent",
+                claim.job,
+                extra=event("webhook.failed", job=claim.job, owner=claim.owner),
+            )
             return Outcome("the service failed to send it, which is a bug")
 
     async def _send(self, claim: _Claim) -> Outcome:
@@ -203,13 +251,16 @@ class Delivery:
             return Outcome("the URL cannot be sent to", final=True)
         message = WebhookMessage.for_job(record.summary(claim.images_done, time.time()))
         body = message.model_dump_json().encode()
-        secret = signature.owner_secret(self._secret, record.owner)
-        headers = signature.headers(secret, f"job_{record.id}", int(time.time()), body)
+        secrets = [signature.owner_secret(secret, record.owner) for secret in self._secrets]
+        headers = signature.headers(secrets, f"job_{record.id}", int(time.time()), body)
         about = {
             "Host": target.authority,
             "Content-Type": "application/json",
             "User-Agent": "ddpm-service",
         }
+        traceparent = Origin.from_hash(claim.fields).traceparent
+        if traceparent:
+            about["traceparent"] = traceparent
         return await self._sender.post(target, about | headers, body)
 
     async def _settle(
@@ -218,10 +269,17 @@ class Delivery:
         """End a claim: note fields of the job, and try again in so many seconds or never."""
         await _SETTLE.call(
             self._redis,
-            webhooks=WEBHOOKS,
             record=job_key(claim.job),
             job=claim.job,
+            owner=claim.owner,
+            receiver=claim.receiver,
             claimed_until=claim.until,
             again_in_s="" if again_in_s is None else again_in_s,
             outcome=noted.items(),
         )
+
+
+def _subtract(counts: Counter[_Key], key: _Key) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

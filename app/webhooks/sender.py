@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +19,11 @@ from app.webhooks.target import Reach, Target
 TIMEOUT_S = 15.0
 # Attempts at a time, each with a thread for its lookup.
 AT_ONCE = 64
+
+# Addresses of a name that are tried, each for its share of the time. All of them are checked.
+MAX_ADDRESSES = 8
+# What a receiver may send until its status is known, informational answers (1xx) included.
+MAX_ANSWER_BYTES = 65_536
 
 Resolve = Callable[[str, int], Coroutine[Any, Any, Sequence[str]]]
 
@@ -109,9 +115,10 @@ class Sender:
         url = httpcore.URL(
             scheme=target.scheme, host=target.host, port=target.port, target=target.path
         )
+        tried = addresses[:MAX_ADDRESSES]
         pool = httpcore.AsyncConnectionPool(
             ssl_context=self._tls,
-            network_backend=PinnedAddresses(addresses, self.timeout_s / len(addresses)),
+            network_backend=PinnedAddresses(tried, self.timeout_s / len(tried)),
         )
         sent = list(headers.items())
         async with pool, pool.stream("POST", url, headers=sent, content=body) as answer:
@@ -164,12 +171,61 @@ class PinnedAddresses(httpcore.AsyncNetworkBackend):
         *others, last = self._addresses
         for address in others:
             try:
-                return await self._tcp.connect_tcp(
-                    address, port, self._share_s, local_address, socket_options
+                return _BoundedStream(
+                    await self._tcp.connect_tcp(
+                        address, port, self._share_s, local_address, socket_options
+                    )
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return await self._tcp.connect_tcp(last, port, timeout, local_address, socket_options)
+        return _BoundedStream(
+            await self._tcp.connect_tcp(last, port, timeout, local_address, socket_options)
+        )
+
+
+class _BoundedStream(httpcore.AsyncNetworkStream):
+    """A connection that gives at most `MAX_ANSWER_BYTES`.
+
+    httpcore reads on as long as informational answers come.
+    """
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._left = MAX_ANSWER_BYTES
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read what has come.
+
+        Raises:
+            httpcore.ReadError: The receiver sends more than it may.
+        """
+        if self._left <= 0:
+            raise httpcore.ReadError(f"no status in {MAX_ANSWER_BYTES} bytes")
+        data = await self._stream.read(min(max_bytes, self._left), timeout)
+        self._left -= len(data)
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send bytes."""
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        # httpcore's signature has the name.
+        timeout: float | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Go on over TLS, where the bytes count that were encrypted."""
+        return _BoundedStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        """Give what the connection knows of itself, such as its socket."""
+        return self._stream.get_extra_info(info)
 
 
 def _outcome(status: int) -> Outcome:

@@ -6,6 +6,7 @@ It is that of https://www.standardwebhooks.com, symmetric, version 1.
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Sequence
 from hashlib import sha256
 from hmac import digest
 
@@ -23,18 +24,20 @@ def secret_text(secret: bytes) -> str:
     return f"whsec_{b64encode(secret).decode()}"
 
 
-def headers(secret: bytes, message: str, now_s: int, body: bytes) -> dict[str, str]:
+def headers(secrets: Sequence[bytes], message: str, now_s: int, body: bytes) -> dict[str, str]:
     """Sign an attempt.
 
     Args:
-        secret: The owner's.
+        secrets: The owner's, each of which signs: several while a new one takes the place of an
+            old one. A receiver accepts a message if one of the signatures is right.
         message: The message's id, the same at every attempt.
         now_s: Seconds since the epoch. Receivers refuse old attempts, which may be replayed.
         body: What is sent.
     """
-    signed = digest(secret, f"{message}.{now_s}.".encode() + body, sha256)
+    signed = f"{message}.{now_s}.".encode() + body
+    signatures = [b64encode(digest(secret, signed, sha256)).decode() for secret in secrets]
     return {
         "webhook-id": message,
         "webhook-timestamp": str(now_s),
-        "webhook-signature": f"v1,{b64encode(signed).decode()}",
+        "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
     }

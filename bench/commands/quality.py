@@ -26,7 +26,7 @@ from bench.lib.report import OUT, Out, Report
 from bench.lib.work import Images, draw
 from models.diffusion.plans import Plan
 from models.diffusion.sampling import from_bytes
-from models.train.data import open_images
+from models.train.data.source import open_images
 from worker.engine.chain import ChainRequest
 from worker.process.loaded_model import LoadedModel
 

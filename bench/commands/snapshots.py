@@ -57,9 +57,9 @@ def measure(shape: tuple[int, int, int], chains: int, sampler: str) -> tuple[flo
     engine.submit([ChainRequest(i, "bench", plan, 1, i) for i in range(chains)])
     snapshots = engine.snapshot(range(chains))
     shards = [snapshots[first : first + SHARD] for first in range(0, chains, SHARD)]
-    size_bytes = sum(len(pack(shard, "fp32")) for shard in shards)
+    size_bytes = sum(len(pack({"": shard}, "fp32")) for shard in shards)
     copy_s = _best_s(lambda: engine.snapshot(range(chains)))
-    pack_s = _best_s(lambda: [pack(shard, "fp32") for shard in shards])
+    pack_s = _best_s(lambda: [pack({"": shard}, "fp32") for shard in shards])
     return copy_s, pack_s, size_bytes
 
 

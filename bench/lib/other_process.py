@@ -16,7 +16,7 @@ from unittest.mock import patch
 from bench.lib.model import engine_on
 from bench.lib.work import Images, Work, draw, images_by_index
 from worker.engine.chain import Snapshot
-from worker.engine.snapshot_codec import pack, unpack
+from worker.engine.snapshot_codec import SavedChains, pack
 from worker.process.loaded_model import LoadedModel
 
 
@@ -57,7 +57,7 @@ def draw_half(model: LoadedModel, work: Work) -> tuple[Images, list[bytes]]:
     jobs: dict[Hashable, list[Snapshot]] = defaultdict(list)
     for snapshot in engine.snapshot(unfinished):
         jobs[snapshot.request.job].append(snapshot)
-    return images, [pack(snapshots, model.precision) for snapshots in jobs.values()]
+    return images, [pack({"job-0": snapshots}, model.precision) for snapshots in jobs.values()]
 
 
 def _go_on(work: Work, blobs: list[bytes]) -> Images:
@@ -65,5 +65,7 @@ def _go_on(work: Work, blobs: list[bytes]) -> Images:
     requests = {request.index: request for request in work.requests(model)}
     engine = engine_on(model, model.calibration.batch_sizes)
     for blob in blobs:
-        engine.restore(unpack(blob, requests, model.engine.pool.shape, model.precision))
+        chains = SavedChains(blob)
+        shape = model.engine.pool.shape
+        engine.restore(chains.of("job-0", requests, shape, model.precision))
     return draw(engine, [])

@@ -40,7 +40,8 @@ class Pretence:
 
     def start(self, jobs: Sequence[PretendJob]) -> None:
         """Let the jobs run."""
-        self._run(transitions.START, [(job, {"attempt": 1, "external": 0}) for job in jobs])
+        options = {"number": 0, "attempt": 1, "external": 0, "fingerprint": "", "others": ""}
+        self._run(transitions.START, [(job, options) for job in jobs])
 
     def report(self, jobs: Sequence[PretendJob], step: int) -> None:
         """Report `step` for every shard of every job, as if all were in an engine."""
@@ -59,8 +60,8 @@ class Pretence:
         png = b"a PNG, or nearly"
         digest = hashlib.sha256(png).hexdigest()
         for job in jobs:
-            images = [(index, digest, png) for index in range(job.count)]
-            self._run(transitions.PUBLISH, [(job, {"images": images})])
+            images = [(index, digest, png, len(png)) for index in range(job.count)]
+            self._run(transitions.PUBLISH, [(job, {"field": "", "progress": "", "images": images})])
 
     def _run(self, script: Script, calls: Sequence[tuple[PretendJob, dict[str, Any]]]) -> None:
         with self._redis.pipeline(transaction=False) as pipe:

@@ -30,11 +30,13 @@ class Api:
         port: Port of 127.0.0.1 that it listens on.
         redis_url: URL of its Valkey.
         pid: Its process id.
+        log: What it has written.
     """
 
     port: int
     redis_url: str
     pid: int
+    log: Path = Path(os.devnull)
 
     @property
     def url(self) -> str:
@@ -92,11 +94,12 @@ class Meter(threading.Thread):
 
 
 @contextmanager
-def start_api(out: Path, **settings: str) -> Iterator[Api]:
+def start_api(out: Path, checkout: Path | None = None, /, **settings: str) -> Iterator[Api]:
     """Run an API and its Valkey, whose data lies in the folder of results. Linux only.
 
     Args:
         out: Folder of results.
+        checkout: Whose code the API runs; None for this one's.
         settings: Settings of the API, without the prefix DDPM_.
 
     Raises:
@@ -107,17 +110,26 @@ def start_api(out: Path, **settings: str) -> Iterator[Api]:
         ValkeyServer(data_dir=folder, appendonly="yes", appendfsync="always", save="") as valkey,
     ):
         port = _free_port()
-        env = {f"DDPM_{name.upper()}": value for name, value in settings.items()}
+        env = {"DDPM_API_PROCESSES": "1"}
+        env |= {f"DDPM_{name.upper()}": value for name, value in settings.items()}
         env |= {
             "DDPM_REDIS_URL": valkey.connection_url,
             "DDPM_HOST": "127.0.0.1",
             "DDPM_PORT": str(port),
         }
+        # `-m` takes modules from the current folder first.
         command = [sys.executable, "-m", "cli", "api"]
-        with subprocess.Popen(command, env={**os.environ, **env}) as process:
+        # It writes a line for each request.
+        written = folder / "api.log"
+        with (
+            written.open("wb") as log,
+            subprocess.Popen(
+                command, env={**os.environ, **env}, cwd=checkout, stdout=log, stderr=log
+            ) as process,
+        ):
             try:
                 _wait_for(f"http://127.0.0.1:{port}/healthz", process)
-                yield Api(port, valkey.connection_url, process.pid)
+                yield Api(port, valkey.connection_url, process.pid, written)
             finally:
                 process.terminate()
 

@@ -23,7 +23,8 @@ VARIANCES: tuple[Variance, ...] = ("fixed_large", "fixed_small", "analytic")
 def evaluate(model: str, options: MeasureOptions, steps: int | None, out: Path | None) -> None:
     """Print the likelihood under each variance, in bits/dim, and write the figures and curves.
 
-    Ctrl-C drops the batch that is under way, and reports on those before it.
+    Ctrl-C drops the batch that is under way, and reports on those before it. A picture that
+    cannot be read does too, and is then a fault.
 
     Args:
         model: Name from the catalog, or a folder.
@@ -38,7 +39,7 @@ def evaluate(model: str, options: MeasureOptions, steps: int | None, out: Path |
     if find_spec("matplotlib") is None:
         raise Fault(
             "matplotlib is not installed and draws the curves; "
-            "install it: pip install '.[train]' in the repository"
+            "install it: `make extra EXTRA=train` in the repository"
         )
     with errors_as_faults():
         measurement = Measurement(model, options, steps)
@@ -54,14 +55,18 @@ def evaluate(model: str, options: MeasureOptions, steps: int | None, out: Path |
             "images": options.images,
             "steps": visited,
             "seed": options.seed,
+            "classes": measurement.classes,
             "analytic": analytic,
         }
         check_replaces(folder, about)
+        if warning := measurement.warning():
+            Console(stderr=True).print(f"ddpm: {warning}", soft_wrap=True, highlight=False)
         terms = measurement.terms()
     likelihoods = {variance: evaluation.likelihood(terms, variance) for variance in VARIANCES}
     _show(likelihoods)
     Console().print(
-        f"of {len(terms)} images in {visited} steps; the analytic variance is {analytic}. "
+        f"of {len(terms)} images in {visited} steps{_with(measurement.classes)}; "
+        f"the analytic variance is {analytic}. "
         f"More in {folder}",
         soft_wrap=True,
         highlight=False,
@@ -73,6 +78,11 @@ def evaluate(model: str, options: MeasureOptions, steps: int | None, out: Path |
         raise Fault(
             f"{folder} cannot be written to ({error.strerror}); the figures are above"
         ) from None
+    measurement.check_ended(terms)
+
+
+def _with(classes: str | None) -> str:
+    return "" if classes is None else f", each with {classes} class"
 
 
 def _origin_of_analytic(residual: ResidualVariance | None) -> str:

@@ -15,14 +15,17 @@ from cli.commands.measure import errors_as_faults, find_model
 from cli.device import device_option
 from cli.faults import Fault
 from models.checkpoints import diffusers_format
-from models.checkpoints.diffusers_format import Checkpoint
+from models.checkpoints.catalog import read_classes
+from models.checkpoints.diffusers_format import Checkpoint, Description
 from models.checkpoints.images import sheet
 from models.diffusion.interpolation import interpolate
-from models.diffusion.options import FixedVariance
+from models.diffusion.options import PublishedVariance
 from models.diffusion.plans import Plan, ddpm
-from models.diffusion.sampling import from_bytes, to_bytes
+from models.diffusion.sampling import Network, from_bytes, to_bytes
 from models.diffusion.schedule import linspace_grid
-from models.train.data import read_picture
+from models.networks.network import DenoisingNetwork
+from models.train.data.images import listed
+from models.train.data.picture import read_picture
 
 
 def draw(
@@ -32,10 +35,11 @@ def draw(
     ts: Sequence[int],
     between: int,
     steps: int | None,
-    variance: FixedVariance | None,
+    variance: PublishedVariance | None,
     seed: int,
     device: str,
     out: Path,
+    label: str | None = None,
 ) -> None:
     """Draw a sheet as in Fig. 8 of the paper, with a row for each timestep t.
 
@@ -54,6 +58,7 @@ def draw(
         seed: Seed of the noise.
         device: Device to compute on.
         out: File of the sheet.
+        label: Name or number of the class of the mixtures, of a network with classes.
 
     Raises:
         Fault: The model, an image, an option or `out` cannot be used.
@@ -61,17 +66,22 @@ def draw(
     _check_out(out)
     with errors_as_faults():
         folder, sha256 = find_model(model)
-        loaded = diffusers_format.load(folder, sha256)
+        described = diffusers_format.describe(folder)
+        loaded = diffusers_format.load_described(described, sha256)
         cfg = loaded.net.cfg
         target = device_option(device)
         pair = torch.stack(
-            [read_picture(path, cfg.sample_size, cfg.in_channels) for path in (first, second)]
+            [
+                read_picture(path, (cfg.height, cfg.width), cfg.in_channels)
+                for path in (first, second)
+            ]
         )
+        row = _row(folder, loaded, label)
         if variance is None:
             leaves_out = steps and steps <= max(ts)
-            variance = "fixed_small" if leaves_out else diffusers_format.read_variance(folder)
+            variance = _published(described, bool(leaves_out))
         plans = [_plan(loaded, variance, t, steps) for t in ts]
-        net = loaded.net.to(target)
+        net = _network(loaded.net.to(target), row)
         x_0 = from_bytes(pair.to(target))
         weights = torch.linspace(0, 1, between + 2).tolist()
         rows = []
@@ -93,6 +103,33 @@ def draw(
     )
 
 
+def _row(folder: Path, loaded: Checkpoint, label: str | None) -> int | None:
+    """Return the embedding's row of a class; None for a network without classes.
+
+    Raises:
+        Fault: The label is missing, or is none of the model's.
+        CatalogError: The card does not say which classes there are.
+    """
+    if not loaded.net.cfg.is_conditional:
+        if label is not None:
+            raise Fault(f"--label {label} is for a network with classes; leave it out")
+        return None
+    classes = read_classes(folder, loaded.sha256)
+    names = list(classes.names or ()) or [str(number) for number in range(classes.count)]
+    if label in names:
+        return classes.row(names.index(label))
+    if label is not None and label.isdecimal() and int(label) < classes.count:
+        return classes.row(int(label))
+    fact = "the model needs a --label" if label is None else f"--label {label} is no class of it"
+    raise Fault(f"{fact}; give one of its {classes.count} classes, {listed(names)}")
+
+
+def _network(net: DenoisingNetwork, row: int | None) -> Network:
+    if row is None:
+        return net
+    return lambda x, t: net(x, t, torch.full((len(x),), row, device=x.device))
+
+
 def _check_out(out: Path) -> None:
     """Check that `out` can be saved before all steps are done, not after them."""
     Image.init()
@@ -107,7 +144,13 @@ def _check_out(out: Path) -> None:
     raise Fault(f"{out} cannot be saved ({reason}); name another PNG with --out")
 
 
-def _plan(loaded: Checkpoint, variance: FixedVariance, t: int, steps: int | None) -> Plan:
+def _published(described: Description, leaves_out: bool) -> PublishedVariance:
+    """Choose the variance that a model was published with, if it suits the steps."""
+    published = described.published.variance
+    return "fixed_small" if leaves_out and published == "fixed_large" else published
+
+
+def _plan(loaded: Checkpoint, variance: PublishedVariance, t: int, steps: int | None) -> Plan:
     """Make the plan from timestep t down, with `steps` of its t + 1 timesteps."""
     T = loaded.schedule.T
     if not 0 <= t < T:
@@ -121,4 +164,6 @@ def _plan(loaded: Checkpoint, variance: FixedVariance, t: int, steps: int | None
         linspace_grid(steps or t + 1, t + 1),
         variance,
         prediction=loaded.prediction,
+        clip=loaded.process.clipping,
+        learned=loaded.process.learned_variance,
     )

@@ -6,7 +6,7 @@ import typer
 
 from app.access.api_keys import BadKeys, new_key
 from cli.faults import Fault
-from cli.settings import keyring, read
+from cli.settings import keys_of, read
 
 
 def new(name: str) -> None:
@@ -25,7 +25,8 @@ def new(name: str) -> None:
     typer.echo(f"entry {entry}")
     typer.echo(
         "The key is shown only now; its client sends it as `Authorization: Bearer KEY`. "
-        "Add the entry to DDPM_API_KEYS of the API, after a comma, and restart it.",
+        "Add the entry to DDPM_API_KEYS of the API, after a comma, and restart it; or put what "
+        "stands after the colon into the file of DDPM_API_KEYS_FILE as `sha256`.",
         err=True,
     )
 
@@ -47,7 +48,7 @@ def webhook_secret(name: str) -> None:
             "DDPM_WEBHOOK_SECRET is not set, so no webhook is sent; "
             "set it as for the API (`openssl rand -hex 32` makes one)"
         )
-    names = keyring(settings).names
+    names = keys_of(settings).ring().names
     if name not in names:
         raise Fault(
             f"{name!r} is nobody's name; set DDPM_API_KEYS as for the API, "

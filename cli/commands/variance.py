@@ -59,3 +59,4 @@ def estimate(model: str, options: MeasureOptions) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    measurement.check_ended(terms)

@@ -21,6 +21,9 @@ BACKOFF = Backoff(first_s=0.5, longest_s=10.0)
 STEADY_S = 30.0
 
 
+PATIENCE_S = 10.0
+
+
 @dataclass(slots=True)
 class Child:
     """A process that `tend` keeps alive.
@@ -37,7 +40,7 @@ class Child:
     env: Mapping[str, str] = field(default_factory=dict)
     orphaned: signal.Signals = signal.SIGKILL
     keep_fds: tuple[int, ...] = ()
-    patience_s: float = 10.0
+    patience_s: float = PATIENCE_S
     process: subprocess.Popen[str] | None = None
     delays: Pauses = field(default_factory=BACKOFF.pauses)
     _started: float = 0.0
@@ -63,7 +66,7 @@ class Child:
         ]
         self.process = subprocess.Popen(
             [*die_with_us, *self.command],
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **self.env},
+            env={**_for_people(), **os.environ, "PYTHONUNBUFFERED": "1", **self.env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -120,8 +123,17 @@ def ending(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
 
 
+def _for_people() -> dict[str, str]:
+    """Return settings of a process whose lines somebody reads: it writes to a pipe, to us."""
+    return {"DDPM_LOG_FORMAT": "console"} if sys.stdout.isatty() else {}
+
+
 def _relay(stream: IO[str], name: str) -> None:
     """Read to the end even when nobody reads us: a full pipe would stop the child."""
     with stream:
         for line in stream:
+            # JSON says itself whose it is, and stays JSON.
+            if line.startswith("{"):
+                say(line.rstrip())
+                continue
             say(f"{name:<9}| {line.rstrip()}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cli.faults import Fault
 from cli.serve.child import Child
+from cli.serve.disk_guard import DiskGuard
 from worker.backends.memory import host_memory_bytes
 
 _SOCKET = "valkey.sock"
@@ -41,6 +42,14 @@ def socket_url(path: Path) -> str:
     return f"unix://{path}"
 
 
+def guard(folder: Path, socket: Path, maxmemory: str | None = None) -> DiskGuard:
+    """Return what keeps the server from filling its disk; the arguments are those of `valkey`."""
+    from redis import Redis
+
+    client = Redis(unix_socket_path=str(socket), socket_timeout=1)
+    return DiskGuard(client, folder, _memory(maxmemory))
+
+
 def valkey(folder: Path, socket: Path, lock_fd: int, maxmemory: str | None = None) -> Child:
     """Return the server as a child of the supervisor.
 
@@ -66,7 +75,7 @@ def valkey(folder: Path, socket: Path, lock_fd: int, maxmemory: str | None = Non
         # What is accepted is on disk (docs/decisions/0010).
         "appendfsync": "always",
         "save": "",
-        "maxmemory": maxmemory or str(host_memory_bytes() // 2),
+        "maxmemory": _memory(maxmemory),
         "maxmemory-policy": "noeviction",
         "loglevel": "warning",
     }
@@ -88,6 +97,10 @@ def answers(url: str) -> bool:
             return bool(connection.ping())
     except RedisError:
         return False
+
+
+def _memory(asked: str | None) -> str:
+    return asked or str(host_memory_bytes() // 2)
 
 
 def _binary() -> str:

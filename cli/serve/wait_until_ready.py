@@ -56,8 +56,9 @@ class WaitUntilReady:
             return f"no answer from {self.url} ({error})"
         if answer.status_code == 200:
             return None
-        # The API's advice is to start a worker. Here the supervisor has started some.
-        return _STILL_STARTING if "no-worker" in answer.text else detail(answer)
+        # A worker that has not begun to load is starting too: the supervisor has started some.
+        starting = "no-worker" in answer.text or "workers-starting" in answer.text
+        return _STILL_STARTING if starting else detail(answer)
 
 
 def example(url: str, keyed: bool) -> str:

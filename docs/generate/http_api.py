@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from app.main import create_app
+from app.openapi import WITH_KEYS, WITHOUT_KEYS
 from app.problems.problems import Problem
 from app.settings import ApiSettings
 from docs.generate.markdown import NOTICE, page, plain, table
@@ -17,7 +18,9 @@ _ABOUT = """# HTTP API
 
 A running service describes itself.
 `/openapi.json` is its OpenAPI document. `/docs` shows it and lets you try the calls out.
-This page holds the same for the shipped model, with API keys and webhooks switched on.
+The document is the same for every service, whatever its models and with keys or without.
+[A client that is made from it](../how-to/make-a-client.md) therefore fits every service.
+[openapi.json](openapi.json) is the document as a file, and this page says the same.
 
 Requests and answers are JSON, unless a call says otherwise.
 With [API keys](../how-to/secure-the-api.md), send yours as `Authorization: Bearer KEY`.
@@ -43,8 +46,8 @@ _WITH, _WITHOUT = "With API keys.", "Without API keys."
 
 def http_page() -> str:
     """Return docs/reference/http-api.md."""
-    keyed, anonymous = _document(keyed=True), _document(keyed=False)
-    calls = list(_calls(keyed, anonymous))
+    document = create_app(ApiSettings.model_validate({"models_dir": None})).openapi()
+    calls = list(_calls(document))
     overview = table(
         ("call", "what it does"), [(f"[`{c.title}`](#{c.anchor})", c.summary) for c in calls]
     )
@@ -52,35 +55,22 @@ def http_page() -> str:
     for tag, title in _TITLES.items():
         blocks.append(f"## {title}")
         blocks += [block for call in calls if call.tag == tag for block in call.blocks()]
-    return page([*blocks, *_webhook(keyed), "## Schemas", *_schemas(keyed), _PROBLEMS, _problems()])
-
-
-def _document(*, keyed: bool) -> Json:
-    access = {"api_keys": f"reference:{'0' * 64}"} if keyed else {}
-    settings = ApiSettings.model_validate(
-        {"models_dir": None, "webhook_secret": "0" * 32, "api_keys": "", **access}
+    return page(
+        [*blocks, *_webhook(document), "## Schemas", *_schemas(document), _PROBLEMS, _problems()]
     )
-    return create_app(settings).openapi()
 
 
-def _calls(keyed: Json, anonymous: Json) -> Iterator[_Call]:
-    for path, operations in keyed["paths"].items():
+def _calls(document: Json) -> Iterator[_Call]:
+    for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            yield _Call(
-                path, method.upper(), operation, anonymous["paths"][path][method]["responses"]
-            )
+            yield _Call(path, method.upper(), operation)
 
 
 class _Call:
-    """One path and method. `anonymous` are the responses of a service without API keys."""
+    """One path and method."""
 
-    def __init__(self, path: str, method: str, operation: Json, anonymous: Json) -> None:
-        self._path, self._method, self._operation, self._anonymous = (
-            path,
-            method,
-            operation,
-            anonymous,
-        )
+    def __init__(self, path: str, method: str, operation: Json) -> None:
+        self._path, self._method, self._operation = path, method, operation
 
     @property
     def tag(self) -> str:
@@ -127,16 +117,15 @@ class _Call:
                 )
 
     def _errors(self) -> Iterator[Sequence[str]]:
-        with_keys = self._operation["responses"]
-        for status in sorted({*with_keys, *self._anonymous}):
+        for status, answer in sorted(self._operation["responses"].items()):
             for problem in _named(status):
-                keyed, anonymous = (
-                    (problem.__doc__ or "") in r.get(status, {}).get("description", "")
-                    for r in (with_keys, self._anonymous)
-                )
-                if keyed or anonymous:
-                    where = "" if keyed and anonymous else _WITH if keyed else _WITHOUT
-                    yield status, _problem_link(problem), f"{problem.__doc__} {where}"
+                if (about := problem.__doc__ or "") in answer["description"]:
+                    yield status, _problem_link(problem), f"{about} {_where(problem)}".strip()
+
+
+def _where(problem: type[Problem]) -> str:
+    """Say which services answer with a problem of the gate; empty for the others."""
+    return _WITH if problem in WITH_KEYS else _WITHOUT if problem in WITHOUT_KEYS else ""
 
 
 def _named(status: str) -> list[type[Problem]]:

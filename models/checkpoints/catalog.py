@@ -14,16 +14,40 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.checkpoints.atomic_files import write_whole
-from models.diffusion.options import SAMPLERS, FixedVariance, Prediction, Sampler
+from models.diffusion.options import (
+    SAMPLERS,
+    Prediction,
+    PublishedVariance,
+    Sampler,
+    Spacing,
+    leading_fits,
+)
 
 CARD = "card.json"
+ScheduleKind = Literal["linear", "scaled_linear", "cosine", "sigmoid", "laplace", "trained"]
+# the kinds of schedules that lie between two betas
+BETA_ENDS = ("linear", "scaled_linear", "sigmoid")
+# Below this share of T, fixed_large leaves noise in the images, and is nobody's default.
+_FEW_STEPS = 0.4
 SHIPPED = Path(__file__).parents[1] / "weights"
+
+# Image-steps of this arithmetic or less count as one: it is about that of the shipped model.
+# A smaller network saves little, because each image-step also has a cost of its own.
+REFERENCE_GFLOP = 0.6
 
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
 class CatalogError(Exception):
-    """A model folder that cannot be served; the text names the file and the remedy."""
+    """A model folder that cannot be served; the text names the file and the remedy.
+
+    Attributes:
+        folder: The folder's name; empty if it is about all of them.
+    """
+
+    def __init__(self, message: str, folder: str = "") -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 class _Frozen(BaseModel):
@@ -31,23 +55,53 @@ class _Frozen(BaseModel):
 
 
 class Shape(_Frozen):
-    channels: int = Field(ge=1, description="1 for grey, 3 for RGB", examples=[1])
+    channels: int = Field(
+        ge=1, le=4, description="1: grey, 2: grey with alpha, 3: RGB, 4: RGBA", examples=[1]
+    )
     height: int = Field(ge=1, description="Pixels", examples=[28])
     width: int = Field(ge=1, description="Pixels", examples=[28])
 
 
 class ScheduleCard(_Frozen):
-    kind: Literal["linear", "cosine"] = Field(
-        description="How beta_t grows with t", examples=["linear"]
-    )
+    kind: ScheduleKind = Field(description="How beta_t grows with t", examples=["linear"])
     T: int = Field(
-        ge=2, le=100_000, description="Timesteps that the network was trained with", examples=[1000]
+        ge=1, le=100_000, description="Timesteps that the network was trained with", examples=[1000]
     )
     beta_start: float | None = Field(
-        default=None, gt=0, lt=1, description="beta_1, for a linear schedule", examples=[1e-4]
+        default=None,
+        gt=0,
+        lt=1,
+        description="beta_1, for the schedules that have one",
+        examples=[1e-4],
     )
     beta_end: float | None = Field(
-        default=None, gt=0, lt=1, description="beta_T, for a linear schedule", examples=[0.02]
+        default=None,
+        gt=0,
+        lt=1,
+        description="beta_T, for the schedules that have one",
+        examples=[0.02],
+    )
+    zero_snr: bool = Field(
+        default=False, description="alpha_bar is rescaled to end at 0", examples=[False]
+    )
+
+    @model_validator(mode="after")
+    def _betas_count(self) -> Self:
+        """Refuse betas that a schedule of this kind would not look at."""
+        if self.kind not in BETA_ENDS and (self.beta_start, self.beta_end) != (None, None):
+            raise ValueError(
+                f"kind={self.kind} does not use beta_start and beta_end; remove them, or use"
+                f" {', '.join(BETA_ENDS)}"
+            )
+        return self
+
+
+class Timesteps(_Frozen):
+    spacing: Spacing = Field(
+        default="linspace", description="How a job's timesteps are chosen", examples=["linspace"]
+    )
+    offset: int = Field(
+        default=0, ge=0, description="First timestep of the spacing `leading`", examples=[0]
     )
 
 
@@ -56,9 +110,10 @@ class Defaults(_Frozen):
         default="ddpm", description="Used when a job names no sampler", examples=["ddpm"]
     )
     steps: int = Field(ge=1, description="Used when a job names no number of steps", examples=[100])
-    variance: FixedVariance = Field(
+    variance: PublishedVariance = Field(
         default="fixed_small",
-        description="Reverse variance of the ddpm sampler",
+        description="Reverse variance of the ddpm sampler. fixed_large is used from 0.4 T steps on;"
+        " fewer steps take fixed_small",
         examples=["fixed_small"],
     )
     eta: float = Field(
@@ -72,6 +127,56 @@ class DataCard(_Frozen):
     images: int | None = Field(
         default=None, description="Number of images trained on", examples=[60000]
     )
+
+
+LabelName = Annotated[str, Field(pattern=r"^\S(.{0,198}\S)?$")]
+
+
+class ClassesCard(_Frozen):
+    """The classes of a conditional network.
+
+    A label is a number from 0 to count - 1. It is a row of the network's embedding of classes, or
+    the row after it from the null class on, which no label names.
+    """
+
+    count: int = Field(
+        ge=1, le=10**6, description="Classes: a job's labels are 0 to count - 1", examples=[10]
+    )
+    names: tuple[LabelName, ...] | None = Field(
+        default=None,
+        description="The name of each class, by its label; null: labels are numbers only",
+        examples=[["cat", "dog"]],
+    )
+    null: int | None = Field(
+        default=None,
+        ge=0,
+        description="Row of the embedding that means no class, which guidance needs;"
+        " null: there is none, and jobs may not ask for guidance",
+        examples=[10],
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.names is not None:
+            if len(self.names) != self.count:
+                raise ValueError(f"{len(self.names)} names for {self.count} classes; give as many")
+            if len(set(self.names)) < self.count:
+                twice = next(name for name in self.names if self.names.count(name) > 1)
+                raise ValueError(f"the name {twice!r} stands twice; names are unique")
+        if self.null is not None and self.null > self.count:
+            raise ValueError(
+                f"null={self.null} is none of the {self.count + 1} rows; use 0 to {self.count}"
+            )
+        return self
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding: one for each class, and that of the null class."""
+        return self.count + (self.null is not None)
+
+    def row(self, label: int) -> int:
+        """Return the embedding's row of a label."""
+        return label + (self.null is not None and label >= self.null)
 
 
 ModelName = Annotated[
@@ -94,6 +199,15 @@ class Card(_Frozen):
     prediction: Prediction = Field(
         description="What the network's output estimates", examples=["epsilon"]
     )
+    timesteps: Timesteps = Field(
+        default=Timesteps(), description="Which of the T timesteps a job visits"
+    )
+    learned_variance: bool = Field(
+        default=False, description="Whether jobs may ask for `variance` learned"
+    )
+    classes: ClassesCard | None = Field(
+        default=None, description="What jobs' labels name; null: the network takes no labels"
+    )
     samplers: tuple[Sampler, ...] = Field(
         default=SAMPLERS, description="Samplers that a job may name"
     )
@@ -115,6 +229,22 @@ class Card(_Frozen):
         " null: there is none, and jobs may not ask for it",
     )
 
+    @property
+    def cost_per_image_step(self) -> int:
+        """How many image-steps of the reference cost one of this model counts as, at least 1.
+
+        Limits on open work add up the jobs of all models. The number is whole, so that sums of it
+        are exact.
+        """
+        return max(1, round(self.gflop_per_image_step / REFERENCE_GFLOP))
+
+    @property
+    def png_bytes_at_most(self) -> int:
+        """What a PNG of one image takes at most: its rows as they are, and its recipe."""
+        rows = self.shape.height * (self.shape.channels * self.shape.width + 1)
+        # deflate adds 5 bytes to each block that it cannot compress; 4 KiB hold all else
+        return rows + 5 * (rows // 16_000 + 1) + 4096
+
     @model_validator(mode="after")
     def _default_steps_fit(self) -> Self:
         if self.defaults.steps > self.schedule.T:
@@ -122,7 +252,27 @@ class Card(_Frozen):
                 f"defaults.steps={self.defaults.steps} is more than the schedule's T;"
                 f" use 1 to {self.schedule.T}"
             )
+        if not self.takes_steps(self.defaults.steps):
+            raise ValueError(
+                f"defaults.steps={self.defaults.steps} do not fit the spacing"
+                f" {self.timesteps.spacing} with the offset {self.timesteps.offset}"
+            )
         return self
+
+    def takes_steps(self, steps: int) -> bool:
+        """Tell whether so many timesteps can be chosen, from 1 to T."""
+        T = self.schedule.T
+        leads = self.timesteps.spacing == "leading"
+        return 1 <= steps <= T and (not leads or leading_fits(steps, T, self.timesteps.offset))
+
+    def default_variance(self, steps: int) -> PublishedVariance:
+        """Choose the reverse variance of so many steps, for a job that names none.
+
+        fixed_large is made for all T of them: at 10 it leaves visible noise.
+        """
+        published = self.defaults.variance
+        are_few = steps < _FEW_STEPS * self.schedule.T
+        return "fixed_small" if published == "fixed_large" and are_few else published
 
 
 class Catalog(Mapping[str, Card]):
@@ -204,19 +354,40 @@ def read_card(folder: Path) -> Card:
         return Card.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise CatalogError(
-            f"{folder} has no {CARD}; write one with `ddpm models add {folder}`"
+            f"{folder} has no {CARD}; write one with `ddpm models add {folder}`", folder.name
         ) from None
     except OSError as error:
         raise CatalogError(
-            f"{path} cannot be read ({error.strerror}); give the user of this process the right to"
+            f"{path} cannot be read ({error.strerror}); give the user of this process the right to",
+            folder.name,
         ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         fault = first["msg"].removeprefix("Value error, ")
         raise CatalogError(
-            f"{path}: {where}: {fault}; correct it or write it anew with `ddpm models add`"
+            f"{path}: {where}: {fault}; correct it or write it anew with `ddpm models add`",
+            folder.name,
         ) from None
+
+
+def read_classes(folder: Path, sha256: str) -> ClassesCard:
+    """Read which classes the network of a model folder has, from its card.
+
+    Args:
+        folder: The model folder.
+        sha256: Of its weights.
+
+    Raises:
+        CatalogError: There is no card, or it is of other weights, or it has no classes.
+    """
+    card = read_card(folder)
+    if card.sha256 != sha256 or card.classes is None:
+        raise CatalogError(
+            f"{folder / CARD} does not say which classes these weights have;"
+            f" write it anew with `ddpm models add {folder}`"
+        )
+    return card.classes
 
 
 def write_card(folder: Path, card: Card) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """Make an image of uint8 (C, H, W), with one channel or three."""
+    """Make an image of uint8 (C, H, W), with one channel to four: L, LA, RGB or RGBA."""
     array = pixels.cpu().numpy()
     if len(array) == 1:
         return Image.fromarray(array[0])

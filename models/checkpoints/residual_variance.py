@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from models.checkpoints.atomic_files import write_whole
+from models.checkpoints.bad_checkpoint import BadCheckpoint
 from models.checkpoints.catalog import sha256_of
-from models.checkpoints.diffusers_format import BadCheckpoint
+from models.checkpoints.layout import ESTIMATE
 
-FILE = "residual_variance.json"
+FILE = ESTIMATE
 _REMEDY = "remove it, or estimate it again with `ddpm models variance`"
 
 

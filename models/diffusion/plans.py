@@ -6,8 +6,12 @@ and fresh noise z,
     x_0_hat = clip(p x + q out, -bound, bound)
     x'      = a x_0_hat + b x + d x_0_hat_previous + s z
 
-so a sampler is a function from a schedule to K rows (t, p, q, bound, a, b, d, s). They are computed
-in float64 and cast once.
+so a sampler is a function from a schedule to K rows of numbers. They are computed in float64 and
+cast once. Four more columns say what few models need, and are 0 for all others:
+
+    ratio, most     x_0_hat is thresholded by that quantile of its image, instead of clipped
+    spread, own     the network returns v beside out, and z has the standard deviation
+                    s exp(spread v) + own sqrt(v) instead of s
 
 Where a sampler's formula has eps, it is the eps that x_0_hat implies after clipping,
 (x - sqrt(ab) x_0_hat) / sqrt(1 - ab), as in improved-diffusion. So the output enters through
@@ -28,17 +32,24 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from models.diffusion.options import Prediction, Sampler, Variance
-from models.diffusion.schedule import Posterior, Schedule, linspace_grid
+from models.diffusion.options import (
+    CLIPPED,
+    Clipping,
+    LearnedVariance,
+    Prediction,
+    Sampler,
+    Spacing,
+    Variance,
+)
+from models.diffusion.schedule import Posterior, Schedule, timestep_grid
 
 # sigma of noise that is two grey levels in the mean
 _VISIBLE = math.sqrt(math.pi / 2) * 4 / 255
-COLUMNS = ("p", "q", "bound", "a", "b", "d", "s")
+COLUMNS = ("p", "q", "bound", "a", "b", "d", "s", "ratio", "most", "spread", "own")
 _ROW = Struct(f"=q{len(COLUMNS)}f")
-_unpack_row = cast(
-    "Callable[[bytes, int], tuple[int, float, float, float, float, float, float, float]]",
-    _ROW.unpack_from,
-)
+_unpack_row = cast("Callable[[bytes, int], tuple[float, ...]]", _ROW.unpack_from)
+# Below it, diffusers takes the logarithm of this instead of a variance.
+_LEAST_VARIANCE = 1e-20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +58,7 @@ class Plan:
 
     Attributes:
         t: The timestep of each row, int64 (K,).
-        rows: float32 (K, 7), the columns p, q, bound, a, b, d, s.
+        rows: float32 (K, 11), the columns of COLUMNS.
         packed: both once more, as `row` reads them. Lists of numbers would take nine times as much.
     """
 
@@ -56,14 +67,15 @@ class Plan:
     packed: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        columns = [self.t.view(torch.uint8).view(-1, 8), self.rows.view(torch.uint8).view(-1, 28)]
+        columns = [part.view(torch.uint8).view(len(self.t), -1) for part in (self.t, self.rows)]
         object.__setattr__(self, "packed", torch.cat(columns, dim=1).numpy().tobytes())
 
     def __len__(self) -> int:
-        return len(self.t)
+        # Asked for each chain of each step, and the length of a tensor takes four times as long.
+        return len(self.packed) // _ROW.size
 
-    def row(self, number: int) -> tuple[int, float, float, float, float, float, float, float]:
-        """Return t and the seven columns of a row as numbers, for a host that makes batches."""
+    def row(self, number: int) -> tuple[float, ...]:
+        """Return t and the columns of a row as numbers, for a host that makes batches."""
         return _unpack_row(self.packed, number * _ROW.size)
 
     @property
@@ -106,8 +118,11 @@ def compile_plan(
     variance: Variance = "fixed_small",
     eta: float = 0.0,
     prediction: Prediction = "epsilon",
-    clip: bool = True,
+    clip: Clipping = CLIPPED,
     residual_variance: Tensor | None = None,
+    learned: LearnedVariance | None = None,
+    spacing: Spacing = "linspace",
+    offset: int = 0,
 ) -> Plan:
     """Compile a job's sampling options to a plan.
 
@@ -118,14 +133,17 @@ def compile_plan(
         variance: The reverse variance of `ddpm`.
         eta: The noise of `ddim`, from 0 to 1.
         prediction: What the network's output estimates.
-        clip: Clip x_0_hat to [-1, 1], as for images.
+        clip: What is done to x_0_hat.
         residual_variance: float64 (T,), for `variance` analytic. See `reverse_variance`.
+        learned: What the network returns beside its estimate, for `variance` learned.
+        spacing: How the timesteps are chosen, as in `timestep_grid`.
+        offset: The first timestep of the spacing `leading`.
 
     Raises:
-        ValueError: `steps` is outside 1..T, the sampler is unknown, or `residual_variance` is
-            missing.
+        ValueError: The steps do not fit the schedule, the sampler is unknown,
+            `residual_variance` or `learned` is missing, or eps says nothing of x_0 at a timestep.
     """
-    tau = linspace_grid(steps, schedule.T)
+    tau = timestep_grid(steps, schedule.T, spacing, offset)
     if sampler == "ddpm":
         return ddpm(
             schedule,
@@ -134,6 +152,7 @@ def compile_plan(
             prediction=prediction,
             clip=clip,
             residual_variance=residual_variance,
+            learned=learned,
         )
     if sampler == "ddim":
         return ddim(schedule, tau, eta, prediction=prediction, clip=clip)
@@ -148,8 +167,9 @@ def ddpm(
     variance: Variance,
     *,
     prediction: Prediction = "epsilon",
-    clip: bool = True,
+    clip: Clipping = CLIPPED,
     residual_variance: Tensor | None = None,
+    learned: LearnedVariance | None = None,
 ) -> Plan:
     """Compile Algorithm 2 on the timesteps `tau`, int64 (K,).
 
@@ -161,17 +181,41 @@ def ddpm(
     al., 2022, "Analytic-DPM".)
 
     Raises:
-        ValueError: The analytic variance has no `residual_variance` (T,).
+        ValueError: The analytic variance has no `residual_variance` (T,), or the learned one no
+            `learned`.
     """
     process = schedule.respaced(tau)
     posterior = Posterior(process)
-    unknown = None if residual_variance is None else residual_variance[tau]
-    sigma = reverse_variance(process, variance, unknown).sqrt()
-    if clip and variance == "analytic":
-        sigma[1:2] = sigma[1:2].minimum(posterior.variance[1:2].sqrt().clamp(min=_VISIBLE))
     g = Grid.from_schedule(schedule, tau)
-    d = torch.zeros_like(sigma)
-    return _plan(g, prediction, clip, posterior.of_x_0, posterior.of_x_t, d, sigma)
+    d = torch.zeros_like(posterior.variance)
+    spread, own = d, d
+    if variance == "learned":
+        sigma, spread, own = _learned_sigma(process, learned)
+    else:
+        unknown = None if residual_variance is None else residual_variance[tau]
+        sigma = reverse_variance(process, variance, unknown).sqrt()
+    if clip.limits and variance == "analytic":
+        sigma[1:2] = sigma[1:2].minimum(posterior.variance[1:2].sqrt().clamp(min=_VISIBLE))
+    columns = posterior.of_x_0, posterior.of_x_t, d, sigma
+    return _plan(g, prediction, clip, *columns, spread=spread, own=own)
+
+
+def _learned_sigma(
+    process: Schedule, learned: LearnedVariance | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute s, spread and own, (T,), with sigma = s exp(spread v) + own sqrt(v).
+
+    In a range, v in [-1, 1] interpolates log sigma^2 between fixed_small and fixed_large
+    (Nichol and Dhariwal, 2021, Eq. 15).
+    """
+    nothing = torch.zeros_like(process.beta)
+    if learned is None:
+        raise ValueError("the network learned no variance; use fixed_small or fixed_large")
+    if learned == "learned":
+        return nothing, nothing, torch.ones_like(nothing)
+    small = Posterior(process).variance.clamp(min=_LEAST_VARIANCE).log()
+    large = process.beta.log()
+    return ((small + large) / 4).exp(), (large - small) / 4, nothing
 
 
 def reverse_variance(
@@ -192,9 +236,12 @@ def reverse_variance(
         float64 (T,).
 
     Raises:
-        ValueError: The analytic variance has no `residual_variance`.
+        ValueError: The analytic variance has no `residual_variance`, or the variance is the
+            learned one, which is no table.
     """
     posterior = Posterior(process)
+    if variance == "learned":
+        raise ValueError("a learned variance is the network's; use another one")
     if variance == "fixed_large":
         return process.beta
     if variance == "fixed_small":
@@ -213,7 +260,7 @@ def ddim(
     eta: float,
     *,
     prediction: Prediction = "epsilon",
-    clip: bool = True,
+    clip: Clipping = CLIPPED,
 ) -> Plan:
     """Compile DDIM (Song et al., 2021, Eq. 12) on the timesteps `tau`, int64 (K,).
 
@@ -228,7 +275,7 @@ def ddim(
 
 
 def dpmpp_2m(
-    schedule: Schedule, tau: Tensor, *, prediction: Prediction = "epsilon", clip: bool = True
+    schedule: Schedule, tau: Tensor, *, prediction: Prediction = "epsilon", clip: Clipping = CLIPPED
 ) -> Plan:
     """Compile DPM-Solver++(2M), Lu et al., 2022, Algorithm 2, on the timesteps `tau`, int64 (K,).
 
@@ -250,16 +297,36 @@ def dpmpp_2m(
 
 
 def _plan(
-    g: Grid, prediction: Prediction, clip: bool, a: Tensor, b: Tensor, d: Tensor, s: Tensor
+    g: Grid,
+    prediction: Prediction,
+    clip: Clipping,
+    a: Tensor,
+    b: Tensor,
+    d: Tensor,
+    s: Tensor,
+    *,
+    spread: Tensor | None = None,
+    own: Tensor | None = None,
 ) -> Plan:
     """Turn columns over increasing tau into rows in the order of execution.
 
     The last row gives x_0_hat exactly, without noise.
     """
+    if prediction == "epsilon" and bool((g.alpha_bar == 0).any()):
+        raise ValueError(
+            "eps says nothing of x_0 at the last timestep, where zero terminal SNR leaves only"
+            " noise; the prediction must be v_prediction or sample"
+        )
     p, q = x_0_from(prediction, g.alpha_bar)
-    bound = torch.full_like(p, 1.0 if clip else math.inf)
-    s = torch.cat([torch.zeros(1, dtype=torch.float64), s[1:]])
-    rows = torch.stack([p, q, bound, a, b, d, s], dim=1)
+    nothing = torch.zeros_like(p)
+    bound = torch.full_like(p, math.inf if clip.is_dynamic else clip.bound)
+    ratio = torch.full_like(p, clip.ratio)
+    most = torch.full_like(p, clip.most if clip.is_dynamic else 0.0)
+    s, spread, own = (
+        torch.cat([nothing[:1], column[1:]])
+        for column in (s, nothing if spread is None else spread, nothing if own is None else own)
+    )
+    rows = torch.stack([p, q, bound, a, b, d, s, ratio, most, spread, own], dim=1)
     return Plan(g.tau.flip(0), rows.flip(0).float().contiguous())
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from models.diffusion.clipping import clipped, standard_deviation
 from models.diffusion.noise import normal
 from models.diffusion.plans import Plan
 
@@ -28,7 +29,8 @@ def chain(
     """Sample images step by step.
 
     Args:
-        net: Maps x (B, C, H, W) and t int64 (B,) to the output that the plan was compiled for.
+        net: Maps x (B, C, H, W) and t int64 (B,) to the output that the plan was compiled for,
+            and to the learned variance beside it if there is one: (B, C or 2C, H, W).
         plan: The rows to take.
         seed: The seed of all noise.
         indices: The images' indices, B of them.
@@ -47,11 +49,19 @@ def chain(
     x = z(0) if start is None else start
     previous = torch.zeros_like(x)
     rows = zip(plan.t.to(device), plan.rows.to(device), strict=True)
-    for k, (t, (p, q, bound, a, b, d, s)) in enumerate(rows):
-        x_0_hat = (p * x + q * net(x, t.expand(len(x)))).clamp(-bound, bound)
-        x = a * x_0_hat + b * x + d * previous + s * z(k + 1)
+    for k, (t, (p, q, bound, a, b, d, s, *rest)) in enumerate(rows):
+        ratio, most, spread, own = rest
+        out, v = split(net(x, t.expand(len(x))), shape[0])
+        x_0_hat = clipped(p * x + q * out, bound, ratio, most)
+        sigma = standard_deviation(s, spread, own, v)
+        x = a * x_0_hat + b * x + d * previous + sigma * z(k + 1)
         previous = x_0_hat
         yield x, x_0_hat
+
+
+def split(out: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Part a network's output into its estimate and the learned variance, which may be empty."""
+    return out[:, :channels], out[:, channels:]
 
 
 @torch.inference_mode()

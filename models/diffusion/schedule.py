@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.diffusion.options import Spacing, leading_fits
+
 # the paper's schedule (section 4)
 LINEAR_T = 1000
 LINEAR_START = 1e-4
@@ -26,7 +28,7 @@ class Schedule:
     """Variances of q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I), Eq. 2.
 
     `beta` is float64, of shape (T,). Any other dtype or shape, and values outside (0, 1), raise
-    ValueError.
+    ValueError. The last beta may be 1, which leaves nothing of the image (zero terminal SNR).
     """
 
     beta: Tensor
@@ -37,7 +39,9 @@ class Schedule:
                 f"beta is {self.beta.dtype} of shape {tuple(self.beta.shape)};"
                 " give float64 of shape (T,)"
             )
-        if not bool(((self.beta > 0) & (self.beta < 1)).all()):
+        inside = (self.beta > 0) & (self.beta < 1)
+        inside[-1:] |= self.beta[-1:] == 1
+        if not bool(inside.all()):
             raise ValueError(
                 f"beta reaches from {self.beta.min():g} to {self.beta.max():g};"
                 " keep it inside (0, 1)"
@@ -60,6 +64,48 @@ class Schedule:
         alpha_bar = torch.cos((edges + s) / (1 + s) * math.pi / 2) ** 2
         return cls((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=beta_max))
 
+    @classmethod
+    def scaled_linear(
+        cls, T: int = LINEAR_T, start: float = LINEAR_START, end: float = LINEAR_END
+    ) -> Schedule:
+        """Increase sqrt(beta) linearly (Rombach et al., 2022)."""
+        return cls(torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64).square())
+
+    @classmethod
+    def sigmoid(
+        cls, T: int = LINEAR_T, start: float = LINEAR_START, end: float = LINEAR_END
+    ) -> Schedule:
+        """Increase beta from `start` to `end` along a sigmoid over [-6, 6] (GeoDiff, 2022)."""
+        edges = torch.linspace(-6, 6, T, dtype=torch.float64)
+        return cls(torch.sigmoid(edges) * (end - start) + start)
+
+    @classmethod
+    def laplace(cls, T: int = LINEAR_T, beta_max: float = 0.999) -> Schedule:
+        """Follow the alpha_bar that diffusers calls `laplace`, with beta capped at `beta_max`.
+
+        log SNR has Laplace's distribution (Hang et al., 2024).
+        """
+        edges = torch.arange(T + 1, dtype=torch.float64) / T
+        from_middle = 0.5 - edges
+        side = torch.where(from_middle < 0, -1.0, 1.0).double()
+        log_snr = -0.5 * side * (1 - 2 * from_middle.abs() + 1e-6).log()
+        alpha_bar = torch.sigmoid(log_snr).sqrt()
+        return cls((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=beta_max))
+
+    def with_zero_terminal_snr(self) -> Schedule:
+        """Shift and scale sqrt(alpha_bar) so that it ends at 0 (Lin et al., 2023, Algorithm 1).
+
+        Raises:
+            ValueError: There is one timestep, which would be nothing but noise.
+        """
+        if self.T == 1:
+            raise ValueError("one timestep cannot end at zero SNR; use two or more")
+        root = self.alpha_bar.sqrt()
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        alpha_bar = root.square()
+        before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        return Schedule(1 - alpha_bar / before)
+
     @property
     def T(self) -> int:
         """Number of timesteps."""
@@ -81,13 +127,19 @@ class Schedule:
         return torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
 
     @property
+    def has_zero_terminal_snr(self) -> bool:
+        """True if x_T holds nothing of the image, so that eps says nothing of it."""
+        return bool(self.beta[-1] == 1)
+
+    @property
     def can_be_reversed(self) -> bool:
         """True if alpha_bar falls at every timestep, and stays above 0, in float32 too.
 
-        Otherwise x_0_hat would not be finite.
+        Otherwise x_0_hat would not be finite. With zero terminal SNR the last is 0 by intent.
         """
         falls = bool((self.alpha_bar < self.alpha_bar_prev).all())
-        return falls and bool(self.alpha_bar[-1].float() > 0)
+        smallest = self.alpha_bar[-2:][:1] if self.has_zero_terminal_snr else self.alpha_bar[-1:]
+        return falls and bool((smallest.float() > 0).all())
 
     def respaced(self, timesteps: Tensor) -> Schedule:
         """Make the process that visits only `timesteps`, (K,): beta'_i = 1 - ab_i / ab_{i-1}.
@@ -102,7 +154,7 @@ class Schedule:
         alpha_bar = self.alpha_bar[timesteps]
         before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
         beta = 1 - alpha_bar / before
-        return Schedule(beta.clamp(max=_BELOW_1))
+        return Schedule(torch.where(alpha_bar > 0, beta.clamp(max=_BELOW_1), beta))
 
 
 class Posterior:
@@ -120,6 +172,37 @@ class Posterior:
         self.variance = s.beta * (1 - s.alpha_bar_prev) / (1 - s.alpha_bar)
 
 
+def timestep_grid(steps: int, T: int, spacing: Spacing = "linspace", offset: int = 0) -> Tensor:
+    """Choose K = `steps` of T timesteps.
+
+    Args:
+        steps: K.
+        T: The timesteps of the schedule.
+        spacing: linspace reaches from 0 to T-1. leading has the stride T // K from `offset` on.
+            trailing has the stride T / K back from T-1. (Lin et al., 2023, table 2.)
+        offset: The first timestep of `leading`. The others do not use it.
+
+    Returns:
+        int64 (K,), increasing.
+
+    Raises:
+        ValueError: K is outside 1..T, or the grid ends beyond T-1.
+    """
+    if spacing == "linspace":
+        return linspace_grid(steps, T)
+    _check_steps(steps, T)
+    if spacing == "trailing":
+        grid = np.round(T - np.arange(steps) * (T / steps))[::-1] - 1
+        return torch.from_numpy(grid.astype(np.int64))
+    if not leading_fits(steps, T, offset):
+        last = (steps - 1) * (T // steps) + offset
+        raise ValueError(
+            f"steps={steps} with the offset {offset} ends at timestep {last}, beyond {T - 1};"
+            " use other steps"
+        )
+    return torch.arange(steps) * (T // steps) + offset
+
+
 def linspace_grid(steps: int, T: int) -> Tensor:
     """Spread K = `steps` timesteps from 0 to T-1 at stride (T-1)/(K-1), rounded.
 
@@ -132,10 +215,14 @@ def linspace_grid(steps: int, T: int) -> Tensor:
     Raises:
         ValueError: K is outside 1..T.
     """
+    _check_steps(steps, T)
+    if steps == 1:
+        return torch.tensor([T - 1])
+    return torch.from_numpy(np.linspace(0, T - 1, steps).round().astype(np.int64))
+
+
+def _check_steps(steps: int, T: int) -> None:
     if not 1 <= steps <= T:
         raise ValueError(
             f"steps={steps} does not fit the {T} timesteps of the schedule; use 1 to {T}"
         )
-    if steps == 1:
-        return torch.tensor([T - 1])
-    return torch.from_numpy(np.linspace(0, T - 1, steps).round().astype(np.int64))

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.diffusion.clipping import clipped
 from models.diffusion.noise import normal
-from models.diffusion.options import Prediction, Variance
+from models.diffusion.options import CLIPPED, Clipping, Prediction, Variance
 from models.diffusion.plans import reverse_variance, x_0_from
-from models.diffusion.sampling import Network, from_bytes
+from models.diffusion.sampling import from_bytes, split
 from models.diffusion.schedule import Posterior, Schedule, linspace_grid
 
 # a nat in bits
@@ -100,23 +101,25 @@ class Evaluation:
 
     def __init__(
         self,
-        net: Network,
+        net: Callable[..., Tensor],
         schedule: Schedule,
         prediction: Prediction,
         steps: int,
         device: torch.device | str = "cpu",
         residual_variance: Tensor | None = None,
+        clipping: Clipping = CLIPPED,
     ) -> None:
         """Prepare the tables.
 
         Args:
-            net: Maps x (B, C, H, W) and t int64 (B,) to the output.
+            net: Maps x (B, C, H, W), t int64 (B,), and classes (B,) if it has some, to the output.
             schedule: The process that it was trained on.
             prediction: What its output estimates.
             steps: How many timesteps are visited, from 2 to T.
             device: Where the network is.
             residual_variance: What the analytic variance is made of, (T,). None: the errors on the
                 images that are evaluated, K numbers, each from all dimensions.
+            clipping: What is done to x_0_hat.
 
         Raises:
             ValueError: `steps` is outside 2..T.
@@ -124,6 +127,8 @@ class Evaluation:
         if steps == 1:
             raise ValueError("steps=1 leaves no transition to measure; use 2 or more")
         self.net = net
+        limits = (clipping.bound, clipping.ratio, clipping.most)
+        self._limits = [torch.tensor(limit, device=device) for limit in limits]
         self.device = torch.device(device)
         self.tau = linspace_grid(steps, schedule.T)
         self.process = schedule.respaced(self.tau)
@@ -140,6 +145,7 @@ class Evaluation:
         seed: int,
         indices: Sequence[int],
         stepped: Callable[[], object] = lambda: None,
+        classes: Tensor | None = None,
     ) -> Terms:
         """Run the network on images at every visited timestep.
 
@@ -150,6 +156,7 @@ class Evaluation:
             seed: The seed of the noise.
             indices: The images' indices, B of them.
             stepped: Called after each timestep.
+            classes: The embedding's row of each image, int64 (B,), of a network with classes.
 
         Raises:
             FloatingPointError: The network's output is not finite.
@@ -159,11 +166,12 @@ class Evaluation:
         shape = (channels, height, width)
         index = torch.tensor(indices, device=self.device)
         seeds = torch.full_like(index, seed)
+        rows = None if classes is None else classes.to(self.device)
         errors = []
         decoder = torch.empty(0)
         for k, t in enumerate(self.tau.to(self.device)):
             eps = normal(seeds, index, t.expand_as(index) + 1, shape)
-            x_0_hat = self._x_0_hat(x_0, k, t, eps)
+            x_0_hat = self._x_0_hat(x_0, k, t, eps, rows)
             errors.append(_per_dimension((x_0_hat.double() - x_0.double()).square()).cpu())
             if k == 0:
                 sigma = math.sqrt(Posterior(self.process).variance[1])
@@ -195,19 +203,19 @@ class Evaluation:
         sigma2 = reverse_variance(self.process, variance, unknown)
         return transition_bits(self.process, sigma2, terms.squared_error)
 
-    def _x_0_hat(self, x_0: Tensor, k: int, t: Tensor, eps: Tensor) -> Tensor:
+    def _x_0_hat(self, x_0: Tensor, k: int, t: Tensor, eps: Tensor, rows: Tensor | None) -> Tensor:
         """Estimate x_0 as the sampler does: clipped."""
         signal, noise, p, q = self._tables[:, k]
         x_t = signal * x_0 + noise * eps
-        out = self.net(x_t, t.expand(len(x_t)))
+        labels = () if rows is None else (rows,)
+        out, _ = split(self.net(x_t, t.expand(len(x_t)), *labels), x_t.shape[1])
         # Clipping would hide it.
         if not out.isfinite().all():
             raise FloatingPointError(
                 f"at t={int(t)} the network gives what is not finite;"
                 " its weights are damaged or diverged"
             )
-        x_0_hat: Tensor = (p * x_t + q * out).clamp(-1, 1)
-        return x_0_hat
+        return clipped(p * x_t + q * out, *self._limits)
 
 
 def prior_bits(process: Schedule, x_0: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def check_replaces(folder: Path, about: Mapping[str, Any]) -> None:
 
     Args:
         folder: Where results are written.
-        about: What the new evaluation is of: weights, data, images, steps and seed.
+        about: What the new evaluation is of: weights, data, images, steps, seed and classes.
 
     Raises:
         ValueError: The file is of another evaluation, or of more images, or cannot be read.
@@ -30,7 +30,7 @@ def check_replaces(folder: Path, about: Mapping[str, Any]) -> None:
     remedy = "name another folder with --out, or remove it"
     try:
         found = json.loads(path.read_bytes())
-        old = {key: found[key] for key in _IDENTITY}
+        old = {key: found[key] for key in _IDENTITY} | {"classes": found.get("classes")}
     except FileNotFoundError:
         return
     except (OSError, ValueError, TypeError, KeyError, RecursionError):

@@ -1,92 +1,134 @@
-"""The options of diffusers' `UNet2DModel` that the U-Net has, read from config.json and checked.
+"""The options of diffusers' `UNet2DModel`, read from config.json and checked.
 
-Options that this U-Net does not have are refused by name.
+What this U-Net cannot be is refused by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from models.networks.network_config import (
+    NetworkConfig,
+    UnsupportedConfig,
+    check_widths,
+    read_options,
+)
 
-# The options that this U-Net has in one value only, which is also the default of diffusers.
-_FIXED: dict[str, Any] = {
-    "center_input_sample": False,
-    "time_embedding_type": "positional",
-    "time_embedding_dim": None,
-    "mid_block_type": "UNetMidBlock2D",
-    "mid_block_scale_factor": 1,
-    "downsample_type": "conv",
-    "upsample_type": "conv",
-    "act_fn": "silu",
-    "attn_norm_num_groups": None,
-    "resnet_time_scale_shift": "default",
-    "class_embed_type": None,
-    "num_class_embeds": None,
-    "num_train_timesteps": None,
+# What an average of weights keeps beside the network's options (diffusers' `EMAModel`).
+EMA_KEYS = (
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+)
+# What names the classes, which the model's card has.
+_LABEL_KEYS = ("id2label", "label2id", "class_names", "labels")
+Activation = Literal["silu", "mish", "gelu", "relu"]
+# diffusers' names of activations
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "mish": "mish",
+    "gelu": "gelu",
+    "relu": "relu",
 }
-_DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}
-_UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
 # far beyond what anybody trains on pixels
-_LARGEST = {"sample_size": 2048, "layers_per_block": 64, "norm_num_groups": 8192}
-_WIDEST = 8192
-_DEEPEST = 12
-
-
-class UnsupportedConfig(ValueError):
-    """The configuration describes a network that this U-Net is not."""
+_LARGEST = {"layers_per_block": 64, "norm_num_groups": 8192}
+# the second is its name before diffusers 0.2
+_CLASSES = ("UNet2DModel", "UNetUnconditionalModel")
 
 
 @dataclass(frozen=True, slots=True)
-class UNetConfig:
-    """The options of `UNet2DModel` that this U-Net has, with diffusers' names and defaults.
+class LevelKind:
+    """What a block type of diffusers says of one resolution.
+
+    Attributes:
+        attention: Whether attention follows its residual blocks.
+        sampling: Whether a convolution or a residual block halves or doubles the sides, where the
+            configuration does not choose. None: it chooses.
+        skip: Whether it has the filtered side path of a StyleGAN2-like network.
+    """
+
+    attention: bool = False
+    sampling: Literal["conv", "resnet"] | None = "conv"
+    skip: bool = False
+
+
+_DOWN = {
+    "DownBlock2D": LevelKind(),
+    "AttnDownBlock2D": LevelKind(attention=True, sampling=None),
+    "ResnetDownsampleBlock2D": LevelKind(sampling="resnet"),
+    "SkipDownBlock2D": LevelKind(sampling="resnet", skip=True),
+    "AttnSkipDownBlock2D": LevelKind(attention=True, sampling="resnet", skip=True),
+}
+_UP = {
+    "UpBlock2D": LevelKind(),
+    "AttnUpBlock2D": LevelKind(attention=True, sampling=None),
+    "ResnetUpsampleBlock2D": LevelKind(sampling="resnet"),
+    "SkipUpBlock2D": LevelKind(sampling="resnet", skip=True),
+    "AttnSkipUpBlock2D": LevelKind(attention=True, sampling="resnet", skip=True),
+}
+# of the picture that the side path carries along
+SKIP_CHANNELS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class UNetConfig(NetworkConfig):
+    """The options of `UNet2DModel`, with diffusers' names and defaults.
 
     Options that make no network raise UnsupportedConfig.
     """
 
-    sample_size: int
-    in_channels: int = 3
-    out_channels: int = 3
-    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
-    layers_per_block: int = 2
+    center_input_sample: bool = False
+    time_embedding_type: Literal["positional", "fourier", "learned"] = "positional"
+    time_embedding_dim: int | None = None
+    freq_shift: int = 0
+    flip_sin_to_cos: bool = True
     down_block_types: tuple[str, ...] = (
         "DownBlock2D",
         "AttnDownBlock2D",
         "AttnDownBlock2D",
         "AttnDownBlock2D",
     )
+    mid_block_type: Literal["UNetMidBlock2D"] | None = "UNetMidBlock2D"
     up_block_types: tuple[str, ...] = (
         "AttnUpBlock2D",
         "AttnUpBlock2D",
         "AttnUpBlock2D",
         "UpBlock2D",
     )
-    attention_head_dim: int | None = 8
+    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
+    layers_per_block: int = 2
+    mid_block_scale_factor: float = 1
     downsample_padding: int = 1
-    flip_sin_to_cos: bool = True
-    freq_shift: int = 0
-    norm_eps: float = 1e-5
-    norm_num_groups: int = 32
+    downsample_type: Literal["conv", "resnet"] | None = "conv"
+    upsample_type: Literal["conv", "resnet"] | None = "conv"
     dropout: float = 0.0
+    act_fn: str = "silu"
+    attention_head_dim: int | None = 8
+    norm_num_groups: int | None = 32
+    attn_norm_num_groups: int | None = None
+    norm_eps: float = 1e-5
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
     add_attention: bool = True
+    class_embed_type: Literal["timestep", "identity"] | None = None
+    num_class_embeds: int | None = None
+    num_train_timesteps: int | None = None
 
     def __post_init__(self) -> None:
         for name, largest in _LARGEST.items():
-            if not 1 <= getattr(self, name) <= largest:
-                raise UnsupportedConfig(f"{name}={getattr(self, name)}; give 1 to {largest}")
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= largest:
+                raise UnsupportedConfig(f"{name}={value}; give 1 to {largest}")
+        check_widths(self.block_out_channels)
         levels = len(self.block_out_channels)
-        if not 1 <= levels <= _DEEPEST:
-            raise UnsupportedConfig(
-                f"block_out_channels holds {levels} widths; give 1 to {_DEEPEST}"
-            )
-        for width in self.block_out_channels:
-            if not 1 <= width <= _WIDEST:
-                raise UnsupportedConfig(
-                    f"block_out_channels holds {width}; give 1 to {_WIDEST} channels"
-                )
         self._check_numbers()
+        self._check_embeddings()
         for name, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
             blocks = getattr(self, name)
             if len(blocks) != levels:
@@ -94,49 +136,24 @@ class UNetConfig:
                     f"{name} names {len(blocks)} levels, block_out_channels {levels}; give one each"
                 )
             for block in blocks:
-                if block not in known:
+                if _plain(block) not in known:
                     raise UnsupportedConfig(
                         f"{name} holds {block!r}; this U-Net has {', '.join(known)}"
                     )
-        if self.sample_size % 2 ** (levels - 1):
-            raise UnsupportedConfig(
-                f"sample_size={self.sample_size} cannot be halved {levels - 1} times;"
-                f" use a multiple of {2 ** (levels - 1)}"
-            )
-        if self.in_channels != self.out_channels:
-            raise UnsupportedConfig(
-                f"out_channels={self.out_channels} differs from in_channels={self.in_channels};"
-                " learned variances are unsupported"
-            )
-        if self.in_channels not in (1, 3):
-            raise UnsupportedConfig(
-                f"in_channels={self.in_channels} make no picture;"
-                " only 1 (grey) and 3 (RGB) are supported"
-            )
-        for width in self.block_out_channels:
-            if width % self.norm_num_groups:
-                raise UnsupportedConfig(
-                    f"norm_num_groups={self.norm_num_groups} does not divide {width} channels"
-                )
+        self.check_size(levels - 1)
+        self.check_channels()
+        self._check_skips()
+        self._check_groups()
         head = self.attention_head_dim
         for width in self._attending_widths():
-            if head is not None and (head < 1 or width % head):
+            if head is not None and not 1 <= head <= width:
                 raise UnsupportedConfig(
-                    f"attention_head_dim={head} does not divide {width} channels"
+                    f"attention_head_dim={head} leaves no head of {width} channels;"
+                    f" give 1 to {width}, or null for one head"
                 )
 
     def _check_numbers(self) -> None:
         """Refuse numbers with which the network would not run, or would return NaN."""
-        half = self.block_out_channels[0] // 2
-        if self.block_out_channels[0] % 2:
-            raise UnsupportedConfig(
-                f"block_out_channels begins with {self.block_out_channels[0]}; give an even number"
-            )
-        if not 0 <= self.freq_shift < half:
-            raise UnsupportedConfig(
-                f"freq_shift={self.freq_shift} does not fit the {half} frequencies of t;"
-                f" give 0 to {half - 1}"
-            )
         if self.downsample_padding not in (0, 1):
             raise UnsupportedConfig(
                 f"downsample_padding={self.downsample_padding} is not supported; only 0 and 1 are"
@@ -145,80 +162,172 @@ class UNetConfig:
             raise UnsupportedConfig(f"dropout={self.dropout}; give 0 or more, and less than 1")
         if not 1e-12 <= self.norm_eps <= 1:
             raise UnsupportedConfig(f"norm_eps={self.norm_eps}; give 1e-12 to 1")
+        if not 1e-6 <= abs(self.mid_block_scale_factor) <= 1e6:
+            raise UnsupportedConfig(
+                f"mid_block_scale_factor={self.mid_block_scale_factor} divides the middle block's"
+                " output; give 1e-6 to 1e6"
+            )
+        if self.act_fn.lower() not in _ACTIVATIONS:
+            raise UnsupportedConfig(
+                f"act_fn={self.act_fn!r} is not supported; use {', '.join(_ACTIVATIONS)}"
+            )
+
+    def _check_embeddings(self) -> None:
+        """Refuse embeddings of the timestep and of classes that would not run."""
+        half = self.block_out_channels[0] // 2
+        if half < 1:
+            raise UnsupportedConfig("block_out_channels begins with 1; give 2 channels or more")
+        if self.time_embedding_type == "positional" and not self.freq_shift < half:
+            raise UnsupportedConfig(
+                f"freq_shift={self.freq_shift} does not fit the {half} frequencies of t;"
+                f" give less than {half}"
+            )
+        for name in ("time_embedding_dim", "num_class_embeds", "num_train_timesteps"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= 10**6:
+                raise UnsupportedConfig(f"{name}={value}; give 1 to 1000000, or null")
+        if self.time_embedding_type == "learned" and self.num_train_timesteps is None:
+            raise UnsupportedConfig(
+                "time_embedding_type='learned' needs num_train_timesteps, which is null"
+            )
+
+    def _check_skips(self) -> None:
+        """Refuse side paths whose picture would be of another size than where it is added."""
+        down = [kind.skip for kind in self.down_kinds]
+        up = [kind.skip for kind in self.up_kinds]
+        if not any(down + up):
+            return
+        if self.in_channels != SKIP_CHANNELS or self.out_channels != SKIP_CHANNELS:
+            raise UnsupportedConfig(
+                f"in_channels={self.in_channels}, out_channels={self.out_channels}: skip blocks"
+                " carry a picture of 3 channels; use 3 and 3"
+            )
+        if any(skip and not all(down[:i]) for i, skip in enumerate(down[:-1])):
+            raise UnsupportedConfig(
+                "down_block_types holds a skip block below one that is none, so that its picture"
+                " is too large; put the skip blocks first"
+            )
+        if True in up and not all(up[up.index(True) :]):
+            raise UnsupportedConfig(
+                "up_block_types holds a block that is no skip block above one that is, so that the"
+                " picture stays too small; put the skip blocks last"
+            )
+
+    def _check_groups(self) -> None:
+        """Refuse groups that do not divide the channels that they normalise."""
+        groups = self.norm_num_groups
+        plain = [
+            width
+            for widths, kinds in (
+                (self.block_out_channels, self.down_kinds),
+                (self.block_out_channels[::-1], self.up_kinds),
+            )
+            for width, kind in zip(widths, kinds, strict=True)
+            if not kind.skip
+        ]
+        if groups is None and plain:
+            raise UnsupportedConfig(
+                "norm_num_groups=null is for networks of skip blocks only; give a number"
+            )
+        checked = [*plain, self.block_out_channels[0]]
+        if self.mid_block_type is not None:
+            checked.append(self.block_out_channels[-1])
+        for width in checked:
+            divide(width, self.groups(width), "norm_num_groups")
+        if self.mid_block_type is not None and self.add_attention and self.attn_norm_num_groups:
+            divide(self.block_out_channels[-1], self.attn_norm_num_groups, "attn_norm_num_groups")
+        if self.attn_norm_num_groups is not None and self.attn_norm_num_groups < 1:
+            raise UnsupportedConfig(f"attn_norm_num_groups={self.attn_norm_num_groups}; give 1 up")
 
     @classmethod
-    def from_diffusers(cls, config: Mapping[str, Any]) -> UNetConfig:
+    def from_diffusers(
+        cls, config: Mapping[str, Any], size: tuple[int, int] | None = None
+    ) -> UNetConfig:
         """Read the options from the content of config.json.
+
+        Args:
+            config: The content. What an average of weights adds to it is ignored (EMA_KEYS),
+                and so are names of classes.
+            size: Height and width of a network whose `sample_size` is null.
 
         Raises:
             UnsupportedConfig: The network is not supported. The text names the key, its value and
                 what is supported.
         """
-        if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        if config.get("_class_name", "UNet2DModel") not in _CLASSES:
             raise UnsupportedConfig(
                 f"_class_name={config['_class_name']!r}; this loader reads UNet2DModel"
             )
-        known = {f.name for f in fields(cls)}
-        for key, value in config.items():
-            if key.startswith("_") or key in known:
-                continue
-            if key not in _FIXED:
-                raise UnsupportedConfig(
-                    f"unknown key {key}={value!r}; remove it or convert the checkpoint"
-                )
-            if value != _FIXED[key]:
-                raise UnsupportedConfig(
-                    f"{key}={value!r} is not supported; only {_FIXED[key]!r} is"
-                )
-        size = config.get("sample_size")
-        if isinstance(size, list | tuple) and size:
-            if any(side != size[0] for side in size):
-                raise UnsupportedConfig(
-                    f"sample_size={list(size)} is not square; only square images are supported"
-                )
-            size = size[0]
-        if not isinstance(size, int):
-            raise UnsupportedConfig(f"sample_size={size!r}; give the image's side in pixels")
-        given = {k: v for k, v in config.items() if k in known}
-        try:
-            return TypeAdapter(cls).validate_python({**given, "sample_size": size})
-        except ValidationError as error:
-            fault = error.errors()[0]
-            key = ".".join(map(str, fault["loc"]))
-            # without a key, the text is from __post_init__
-            text = fault["msg"].removeprefix("Value error, ")
-            if key:
-                text = f"{key}={fault['input']!r}: {fault['msg']}"
-            raise UnsupportedConfig(text) from None
+        return read_options(cls, config, size, {*EMA_KEYS, *_LABEL_KEYS})
 
     def to_diffusers(self) -> dict[str, Any]:
         """Make the config.json from which diffusers reads the same network."""
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return {"_class_name": "UNet2DModel", "_diffusers_version": "0.35.0", **_FIXED, **options}
+        return {"_class_name": "UNet2DModel", "_diffusers_version": "0.35.0", **options}
 
     @property
-    def down_attention(self) -> tuple[bool, ...]:
-        """True for each level on the way down that has attention."""
-        return tuple(_DOWN[b] for b in self.down_block_types)
+    def is_conditional(self) -> bool:
+        """True if the network takes a class label for each image."""
+        return self.class_embed_type is not None or self.num_class_embeds is not None
 
     @property
-    def up_attention(self) -> tuple[bool, ...]:
-        """True for each level on the way up that has attention."""
-        return tuple(_UP[b] for b in self.up_block_types)
+    def activation(self) -> Activation:
+        """The activation of residual blocks."""
+        return _ACTIVATIONS[self.act_fn.lower()]
+
+    @property
+    def down_kinds(self) -> tuple[LevelKind, ...]:
+        """What each level on the way down is."""
+        return tuple(_DOWN[_plain(block)] for block in self.down_block_types)
+
+    @property
+    def up_kinds(self) -> tuple[LevelKind, ...]:
+        """What each level on the way up is."""
+        return tuple(_UP[_plain(block)] for block in self.up_block_types)
 
     def _attending_widths(self) -> set[int]:
         """Collect the channels of all levels with attention; the middle has the last one's."""
         widths = self.block_out_channels
-        down = zip(widths, self.down_attention, strict=True)
-        up = zip(reversed(widths), self.up_attention, strict=True)
-        middle = (widths[-1], self.add_attention)
-        return {width for width, attends in (*down, *up, middle) if attends}
+        down = zip(widths, self.down_kinds, strict=True)
+        up = zip(reversed(widths), self.up_kinds, strict=True)
+        attending = {width for width, kind in (*down, *up) if kind.attention}
+        if self.add_attention and self.mid_block_type is not None:
+            attending.add(widths[-1])
+        return attending
 
     @property
     def time_width(self) -> int:
         """Channels of the time embedding."""
-        return 4 * self.block_out_channels[0]
+        return self.time_embedding_dim or 4 * self.block_out_channels[0]
+
+    def groups(self, channels: int) -> int:
+        """Count the groups that normalise so many channels, but for those of skip blocks."""
+        return self.norm_num_groups or skip_groups(channels)
 
     def heads(self, channels: int) -> int:
         """Count the heads of attention over so many channels."""
         return 1 if self.attention_head_dim is None else channels // self.attention_head_dim
+
+    def head_width(self, channels: int) -> int:
+        """Count the channels of a head. Heads that do not divide the channels leave some out."""
+        return channels if self.attention_head_dim is None else self.attention_head_dim
+
+
+def skip_groups(channels: int) -> int:
+    """Count the groups that normalise so many channels of a skip block."""
+    return min(channels // 4, 32)
+
+
+def divide(channels: int, groups: int, key: str) -> None:
+    """Check that groups divide channels.
+
+    Raises:
+        UnsupportedConfig: They do not. The text names the key that the groups come from.
+    """
+    if groups < 1 or channels % groups:
+        raise UnsupportedConfig(f"{key}={groups} does not divide {channels} channels")
+
+
+def _plain(block: str) -> str:
+    """Take off the prefix that block types had before diffusers 0.3."""
+    return block.removeprefix("UNetRes")

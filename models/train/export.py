@@ -12,10 +12,11 @@ from pathlib import Path
 
 from models.checkpoints import diffusers_format
 from models.checkpoints.atomic_files import flush
-from models.checkpoints.card import make_card
+from models.checkpoints.bad_checkpoint import BadCheckpoint
+from models.checkpoints.card import StatedClasses, make_card
 from models.checkpoints.catalog import CARD, CatalogError, read_card, sha256_of, write_card
-from models.checkpoints.diffusers_format import BadCheckpoint
 from models.checkpoints.residual_variance import FILE, ResidualVariance
+from models.train.classes import names_in_card
 from models.train.output import STAGING, check_output, written
 from models.train.trainer import Trainer
 
@@ -49,8 +50,9 @@ def _stage(trainer: Trainer, staging: Path) -> Path:
     recipe = trainer.recipe
     finished = trainer.out / recipe.card.name
     folder = staging / recipe.card.name
-    process = recipe.schedule, recipe.prediction, recipe.card.defaults.variance
-    weights = diffusers_format.save(folder, recipe.network, trainer.ema.averages, *process)
+    classes = trainer.classes
+    process = recipe.schedule, recipe.prediction, recipe.defaults.variance
+    weights = diffusers_format.save(folder, trainer.net.cfg, trainer.ema.averages, *process)
     # BadCheckpoint: the estimate is of other weights.
     with suppress(BadCheckpoint):
         if ResidualVariance.find(finished, weights, recipe.schedule.T):
@@ -61,8 +63,9 @@ def _stage(trainer: Trainer, staging: Path) -> Path:
         data=recipe.data_card(len(trainer.images)),
         licence=recipe.card.licence,
         provenance=provenance(trainer),
-        defaults=recipe.card.defaults,
+        defaults=recipe.defaults,
         default=recipe.card.default,
+        classes=StatedClasses(names_in_card(recipe, classes), classes.null) if classes else None,
     )
     write_card(folder, card)
     return folder
@@ -101,16 +104,27 @@ def _replace(finished: Path, folder: Path) -> None:
         raise
 
 
+def duration(seconds: float) -> str:
+    """Say how long something took, in the unit that shows it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def provenance(trainer: Trainer) -> str:
     """Say in one honest sentence how long the run was, on what, and with which settings."""
     counters, options = trainer.counters, trainer.recipe.training
     images = counters.update * options.batch_size
     rates = ", then ".join(f"{rate:g}" for rate in counters.learning_rates)
-    loss = f"; loss {recent:.4f}" if (recent := trainer.recent_loss) is not None else ""
+    losses = counters.losses
+    loss = f"; loss {losses[-1][1]:.4f}" if losses else ""
+    origin = "trained from scratch"
+    if counters.began_from:
+        origin = f"fine-tuned from {counters.began_from_name} ({counters.began_from[:12]})"
     return (
-        f"trained from scratch by `ddpm train` for {counters.update} updates"
+        f"{origin} by `ddpm train` for {counters.update} updates"
         f" of batch {options.batch_size} ({images} images)"
-        f" in {counters.seconds / 3600:.1f} h on {trainer.device.type} in {counters.precision},"
+        f" in {duration(counters.seconds)} on {trainer.device.type} in {counters.precision},"
         f" Adam {rates}, seed {options.seed};"
         f" these are the averaged weights (EMA){loss}"
     )

@@ -15,7 +15,7 @@ from models.checkpoints.catalog import CARD
 
 STAGING = ".export"
 # suffixes of the run's own files, which lie next to the model
-_FILES = (".safetensors", ".partial", ".png")
+_FILES = (".safetensors", ".partial", ".png", ".csv", ".toml")
 
 
 class BadOutput(Exception):

@@ -14,22 +14,37 @@ from time import perf_counter
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
-from models.checkpoints import diffusers_format
-from models.diffusion.sampling import from_bytes
+from models.checkpoints import scheduler_config
+from models.diffusion.sampling import Network, from_bytes
 from models.networks.unet import UNet
-from models.train.data import BadData, Images
+from models.train.classes import check_classes, choose_classes, network_of, rows_of
+from models.train.data.images import BadData, Images
 from models.train.ema import EMA
 from models.train.loss import Diffusion, simple_loss
 from models.train.output import make_output
 from models.train.precision import autocast, faster_precision
 from models.train.recipe import TrainingRecipe
-from models.train.state import Counters, load_state, save_state
+from models.train.start import Pretrained
+from models.train.state import (
+    OLD_WARMUP_UPDATES,
+    BadState,
+    Counters,
+    load_state,
+    read_classes,
+    save_state,
+)
 
 # Updates between two readings of the loss. Each reading waits for the device.
 LOG_EVERY = 50
 # The longest time between two readings: an update of the paper's network takes 13 s on a CPU.
 READ_S = 30.0
+# Held-out images that a validation loss is measured on, at most.
+VALIDATED_IMAGES = 256
+# Draws of these have seeds that no update and no epoch has.
+_VALIDATION = -(2**62)
+_SPLIT = _VALIDATION + 1
 
 
 class Diverged(RuntimeError):
@@ -79,6 +94,9 @@ class Trainer:
         out: Path,
         device: torch.device,
         clock: Callable[[], float] = perf_counter,
+        *,
+        compiled: bool = True,
+        pretrained: Pretrained | None = None,
     ) -> None:
         """Begin a run, or resume the one that is saved in `out`.
 
@@ -88,12 +106,21 @@ class Trainer:
             out: The run's folder, which is made if it is missing.
             device: Where to train.
             clock: Tells the time, in seconds.
+            compiled: Whether `torch.compile` makes the network faster on CUDA.
+            pretrained: The model that a new run goes on from. None: random weights.
 
         Raises:
             BadOutput: The folder cannot be made.
             BadState: The folder's state is damaged, or is of another run.
-            BadData: An image cannot be read.
+            BadData: An image cannot be read, or has no class where the recipe has classes.
+            BadRecipe: The recipe is not of the network that the run goes on from, or does not fit
+                the classes.
         """
+        known = pretrained.classes if pretrained else choose_classes(recipe, images)
+        self.classes = read_classes(out) or known
+        check_classes(recipe, self.classes)
+        if pretrained:
+            pretrained.check(recipe, network_of(recipe, self.classes))
         self.recipe = recipe
         self.images = images
         self.out = out
@@ -102,7 +129,9 @@ class Trainer:
         options = recipe.training
         make_output(out)
         torch.manual_seed(options.seed)
-        self.net = UNet(recipe.network).to(device)
+        self.net = UNet(network_of(recipe, self.classes)).to(device)
+        if pretrained:
+            self.net.load_state_dict(pretrained.checkpoint.net.state_dict())
         # On the CPU the plain layout trains faster: 223 against 190 images/s.
         if device.type == "cuda":
             # torch's stub lacks this overload
@@ -111,15 +140,27 @@ class Trainer:
         self.ema = EMA(self.parameters, options.ema_decay)
         weights = self.parameters.values()
         self.optimizer = torch.optim.Adam(weights, options.learning_rate, fused=True)
-        self.diffusion = Diffusion(diffusers_format.schedule_of(recipe.schedule), device)
+        self.diffusion = Diffusion(scheduler_config.schedule_of(recipe.schedule), device)
+        self._rows: Tensor | None = None
+        if self.classes and images.labels:
+            self._rows = rows_of(images.labels, self.classes)
+        self._trained, self._held_out = _split(len(images), recipe.data.held_out, options.seed)
         self._epoch: int | None = None
         self._permutation = torch.empty(0, dtype=torch.int64)
         fingerprint = hashlib.sha256(_identity(recipe).encode()).hexdigest()
-        data = images.identity
-        saved = load_state(out, fingerprint, data, self.net, self.ema, self.optimizer)
-        self.counters = saved or Counters(fingerprint, self._choose_precision(), data=data)
+        saved = load_state(out, fingerprint, images, self.net, self.ema, self.optimizer)
+        self.counters = saved or self._begin(fingerprint, pretrained)
+        if pretrained and self.counters.began_from != pretrained.checkpoint.sha256:
+            raise BadState(
+                f"{out} has a run that did not begin from {pretrained.name};"
+                " use another --out, or leave out --from"
+            )
+        self._is_saved = saved is not None
         self._first = self.counters.update
-        self.forward = torch.compile(self.net) if device.type == "cuda" else self.net
+        # The order of sums depends on their number.
+        if device.type == "cpu" and self.counters.threads:
+            torch.set_num_threads(self.counters.threads)
+        self.forward = torch.compile(self.net) if compiled and device.type == "cuda" else self.net
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[TrainingProgress]:
         """Train until the recipe's last update, or until `stop` returns True; then save the state.
@@ -161,10 +202,10 @@ class Trainer:
         return self.counters.update - self._first
 
     @property
-    def recent_loss(self) -> float | None:
-        """Mean of the last 20 readings; None before the first."""
-        recent = [loss for _, loss in self.counters.losses[-20:]]
-        return sum(recent) / len(recent) if recent else None
+    def warmup_updates(self) -> int:
+        """Updates in which the learning rate rises. A run that is prolonged keeps its own."""
+        given = self.recipe.training.warmup_updates
+        return self.counters.warmup_updates if given is None else given
 
     def save_state(self) -> None:
         """Save the state.
@@ -177,7 +218,9 @@ class Trainer:
         moments = [tensor for state in states for tensor in state.values()]
         if not _all_finite([*self.parameters.values(), *self.ema.averages.values(), *moments]):
             raise self._diverged("a weight is not finite")
-        save_state(self.out, self.counters, self.net, self.ema, self.optimizer)
+        parts = self.net, self.ema, self.optimizer
+        save_state(self.out, self.counters, self.images.names, *parts)
+        self._is_saved = True
 
     def _stretch(self) -> _Stretch:
         return _Stretch(torch.zeros((), device=self.device), self._clock())
@@ -195,9 +238,10 @@ class Trainer:
         return TrainingProgress(self.counters.update, options.updates, loss, images_per_s)
 
     def _diverged(self, fact: str) -> Diverged:
+        then = "resumes the last state" if self._is_saved else "begins anew, as no state was saved"
         remedy = (
             "lower learning_rate or gradient_clip in the recipe and run the same command:"
-            " it resumes the last state"
+            f" it {then}"
         )
         return Diverged(f"{fact} at update {self.counters.update}; {remedy}")
 
@@ -216,12 +260,13 @@ class Trainer:
         options = self.recipe.training
         torch.manual_seed(_mix(options.seed, n))
         x_0 = self.batch(n)
+        net = self._with_classes(self.forward, self.classes_of(n))
         with autocast(self.counters.precision, self.device):
-            loss = simple_loss(self.forward, self.diffusion, x_0, self.recipe.prediction)
+            loss = simple_loss(net, self.diffusion, x_0, self.recipe.prediction)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), options.gradient_clip)
-        rate = options.learning_rate * min(1.0, (n + 1) / max(1, options.warmup_updates))
+        rate = options.learning_rate * min(1.0, (n + 1) / max(1, self.warmup_updates))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -237,38 +282,116 @@ class Trainer:
         Raises:
             BadData: An image cannot be read.
         """
-        size = self.recipe.training.batch_size
-        first = n * size
-        epochs = range(first // len(self.images), (first + size - 1) // len(self.images) + 1)
-        order = torch.cat([self._order(epoch) for epoch in epochs])
-        offset = first - epochs[0] * len(self.images)
-        pixels = self.images.batch(order[offset : offset + size])
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-            pixels = pixels.to(memory_format=torch.channels_last)
-        x_0 = from_bytes(pixels)
+        x_0 = self._x_0(self.drawn(n))
         if not self.recipe.data.horizontal_flip:
             return x_0
         mirrored = torch.rand(len(x_0), device=self.device) < 0.5
         return torch.where(mirrored[:, None, None, None], x_0.flip(3), x_0)
 
+    def classes_of(self, n: int) -> Tensor | None:
+        """Return the embedding's rows of the batch of update n, int64 (B,) on the device.
+
+        A share of them, `label_dropout`, are the null class (Ho and Salimans, 2022). Which, is
+        drawn from torch's generator. None where the network takes no classes.
+        """
+        if self._rows is None or self.classes is None:
+            return None
+        rows = self._rows[self.drawn(n)].to(self.device)
+        if self.classes.null is None:
+            return rows
+        dropped = torch.rand(len(rows), device=self.device) < self.recipe.label_dropout
+        return rows.masked_fill(dropped, self.classes.null)
+
+    def drawn(self, n: int) -> Tensor:
+        """Return the indices of the images of update n, (B,)."""
+        size = self.recipe.training.batch_size
+        first = n * size
+        count = len(self._trained)
+        epochs = range(first // count, (first + size - 1) // count + 1)
+        order = torch.cat([self._order(epoch) for epoch in epochs])
+        offset = first - epochs[0] * count
+        return order[offset : offset + size]
+
+    @staticmethod
+    def _with_classes(net: Callable[..., Tensor], rows: Tensor | None) -> Network:
+        """Give the network its classes, int64 (B,)."""
+        return net if rows is None else lambda x, t: net(x, t, rows)
+
+    def _x_0(self, indices: Tensor) -> Tensor:
+        """Read images, float32 (B, C, H, W) in [-1, 1] on the device. Raises BadData."""
+        pixels = self.images.batch(indices)
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+            pixels = pixels.to(memory_format=torch.channels_last)
+        return from_bytes(pixels)
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """Measure the loss of the averaged weights on held-out images, and note it.
+
+        Each time these are the same images, timesteps and noise. Each image has its own class.
+
+        Returns:
+            The mean loss; None where the recipe holds nothing out, or it was measured already.
+
+        Raises:
+            BadData: An image cannot be read.
+        """
+        indices = self._held_out[:VALIDATED_IMAGES]
+        measured = self.counters.validation
+        if not len(indices) or (measured and measured[-1][0] == self.counters.update):
+            return None
+        torch.manual_seed(_mix(self.recipe.training.seed, _VALIDATION))
+        self.net.eval()
+        total = 0.0
+        for part in indices.split(self.recipe.training.batch_size):
+            rows = None if self._rows is None else self._rows[part].to(self.device)
+            net = self._with_classes(self.averaged, rows)
+            with autocast(self.counters.precision, self.device):
+                loss = simple_loss(net, self.diffusion, self._x_0(part), self.recipe.prediction)
+            total += float(loss) * len(part)
+        self.net.train()
+        found = total / len(indices)
+        measured.append((self.counters.update, found))
+        return found
+
+    def averaged(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Run the network with the averaged weights: x (B, C, H, W), t and rows int64 (B,)."""
+        out: Tensor = functional_call(self.net, self.ema.averages, (x, t, rows))
+        return out
+
     def _order(self, epoch: int) -> Tensor:
         """Shuffle the images' indices for an epoch, (N,)."""
         if self._epoch != epoch:
             generator = torch.Generator().manual_seed(_mix(self.recipe.training.seed, -1 - epoch))
-            self._permutation = torch.randperm(len(self.images), generator=generator)
+            shuffled = torch.randperm(len(self._trained), generator=generator)
+            self._permutation = self._trained[shuffled]
             self._epoch = epoch
         return self._permutation
+
+    def _begin(self, fingerprint: str, pretrained: Pretrained | None) -> Counters:
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 0
+        data = self.images.identity
+        warmup = self.recipe.training.warmup_as_it_begins
+        precision = self._choose_precision()
+        counters = Counters(fingerprint, precision, data=data, threads=threads)
+        counters.warmup_updates = warmup
+        counters.classes = self.classes.model_dump() if self.classes else None
+        if pretrained:
+            counters.began_from = pretrained.checkpoint.sha256
+            counters.began_from_name = pretrained.name
+        return counters
 
     def _choose_precision(self) -> str:
         asked = self.recipe.training.precision
         if asked != "auto":
             return asked
         x_0 = self.batch(0)
+        net = self._with_classes(self.net, self.classes_of(0))
 
         def step(precision: str) -> None:
             with autocast(precision, self.device):
-                simple_loss(self.net, self.diffusion, x_0, self.recipe.prediction).backward()
+                simple_loss(net, self.diffusion, x_0, self.recipe.prediction).backward()
             self.net.zero_grad(set_to_none=True)
 
         return faster_precision(step, self.device, self._clock)
@@ -281,10 +404,36 @@ def _identity(recipe: TrainingRecipe) -> str:
     that a run that diverged is resumed with.
     """
     free = {"updates", "save_every_s", "sample_every_s", "sample_steps"}
-    free |= {"learning_rate", "gradient_clip"}
-    return recipe.model_dump_json(
-        exclude={"card": True, "data": {"path", "name", "licence"}, "training": free}
+    free |= {"learning_rate", "gradient_clip", "tensorboard"}
+    about = {"path", "name", "licence"}
+    # Nothing is held out of runs of older versions.
+    if not recipe.data.held_out:
+        about.add("held_out")
+    if not recipe.data.classes:
+        about.add("classes")
+        free.add("label_dropout")
+    training = recipe.training
+    if training.warmup_updates is None:
+        training = training.model_copy(update={"warmup_updates": OLD_WARMUP_UPDATES})
+    return recipe.model_copy(update={"training": training}).model_dump_json(
+        exclude={"card": True, "data": about, "training": free}
     )
+
+
+def _split(images: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Part the indices into those that are trained on and those that are held out.
+
+    Raises:
+        BadData: There is only one image, and a part of it is to be held out.
+    """
+    if not held_out:
+        return torch.arange(images), torch.arange(0)
+    if images < 2:
+        raise BadData("data.held_out takes a part of the images, and there is only one; remove it")
+    generator = torch.Generator().manual_seed(_mix(seed, _SPLIT))
+    shuffled = torch.randperm(images, generator=generator)
+    count = min(images - 1, max(1, round(images * held_out)))
+    return shuffled[count:].sort().values, shuffled[:count].sort().values
 
 
 def _all_finite(tensors: list[Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [--seed N] [--short]`: runs a storm and prints its figures.
+"""`python -m tests.chaos [--seed N] [--short] [--from REVISION]` runs a storm, and prints figures.
 
 The exit status is 1 if a promise was not kept.
 """
@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.chaos.actors import ROOT
+from tests.chaos.commit_before import NoHistory, check_out
 from tests.chaos.jobs import FULL, SHORT
 from tests.chaos.run import storm
 
@@ -28,6 +30,12 @@ def main() -> int:
         help="of the jobs and of what happens when",
     )
     parser.add_argument("--short", action="store_true", help="less work, as in CI")
+    parser.add_argument(
+        "--from",
+        dest="before",
+        default="HEAD^",
+        help="the commit that the rolling upgrade begins with",
+    )
     options = parser.parse_args()
     began = time.monotonic()
 
@@ -37,7 +45,12 @@ def main() -> int:
 
     size = SHORT if options.short else FULL
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    verdict = storm(options.seed, size, _PATIENCE_S, folder, report)
+    before = ROOT
+    try:
+        before = check_out(options.before, folder / "before")
+    except NoHistory as reason:
+        report(str(reason))
+    verdict = storm(options.seed, size, _PATIENCE_S, folder, report, before)
     report(f"over\n\n{verdict}")
     for fault in verdict.faults():
         report(f"FAILED  {fault}")

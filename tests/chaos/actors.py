@@ -30,6 +30,7 @@ class Actor:
         command: Program and arguments.
         env: Its environment, next to ours without DDPM_ variables.
         folder: Folder of its log.
+        home: The checkout whose code it runs.
         process: None while it is not to run.
         stopped: Whether it was stopped by SIGSTOP.
         deaths: Exit codes of the times that it ended by itself.
@@ -39,6 +40,7 @@ class Actor:
     command: Sequence[str]
     env: Mapping[str, str]
     folder: Path
+    home: Path = ROOT
     process: subprocess.Popen[bytes] | None = None
     stopped: bool = False
     deaths: list[int] = field(default_factory=list)
@@ -77,14 +79,14 @@ class Actor:
         env = {name: value for name, value in os.environ.items() if not name.startswith("DDPM_")}
         env |= self.env
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=ROOT)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=self.home)
 
-    def kill(self) -> None:
-        """Kill the process. It is started again later."""
+    def kill(self, away_s: float = RESTART_AFTER_S) -> None:
+        """Kill the process. It is started again after `away_s` seconds."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
-        self._forget()
+        self._forget(away_s)
 
     def pause(self) -> None:
         """Stop the process as it is, by SIGSTOP."""
@@ -109,23 +111,38 @@ class Actor:
         self.process.terminate()
         return self.process.wait(within_s)
 
-    def _forget(self) -> None:
+    def move(self, home: Path) -> None:
+        """End the process in good order; it is started again with the code of another checkout."""
+        self.end()
+        self.home = home
+        self._forget()
+
+    def _forget(self, away_s: float = RESTART_AFTER_S) -> None:
         self.process = None
         self.stopped = False
-        self._start_at = time.monotonic() + RESTART_AFTER_S
+        self._start_at = time.monotonic() + away_s
 
 
 @dataclass
 class CountedWorker(Actor):
-    """A worker that counts image-steps, in a file for each of its lives."""
+    """A worker that counts image-steps, in a file for each of its lives.
 
+    Attributes:
+        counters: The files.
+        slowness: Times that a step takes as long as it would.
+        short_leases: Whether its leases take a third of the time.
+    """
+
+    slowness: float = 1.0
+    short_leases: bool = False
     counters: list[Path] = field(default_factory=list)
 
     def start(self) -> None:
         """Start another life, with a counter of its own."""
         self.counters.append(self.folder / f"{self.name}.{len(self.counters)}.count")
         make_counter(self.counters[-1])
-        self.command = [sys.executable, "-m", "tests.chaos.counted_worker", str(self.counters[-1])]
+        arguments = [str(self.counters[-1]), str(self.slowness), *["short"] * self.short_leases]
+        self.command = [sys.executable, "-m", "tests.chaos.counted_worker", *arguments]
         super().start()
 
     @property
@@ -140,18 +157,27 @@ class CountedWorker(Actor):
         return sum(map(computed, self.counters)) + sum(map(in_hand, self.counters[:current]))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fleet:
-    """The processes of the service."""
+    """The processes of the service.
 
-    store: Actor
+    Attributes:
+        store: The job store; None if somebody else runs it.
+        apis: The APIs.
+        workers: The workers.
+        replica: The job store's replica, if it has one.
+    """
+
+    store: Actor | None
     apis: Sequence[Actor]
     workers: Sequence[CountedWorker]
+    replica: Actor | None = None
 
     @property
     def all(self) -> list[Actor]:
         """Return all processes, the lowest first."""
-        return [self.store, *self.apis, *self.workers]
+        stores = [store for store in (self.store, self.replica) if store]
+        return [*stores, *self.apis, *self.workers]
 
     @property
     def image_steps(self) -> int:
@@ -173,7 +199,7 @@ class Fleet:
         while not done():
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"not done after {within_s:g} s; the logs are in {self.store.folder}"
+                    f"not done after {within_s:g} s; the logs are in {self.apis[0].folder}"
                 )
             for actor in self.all:
                 actor.tend()

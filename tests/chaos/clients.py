@@ -12,22 +12,24 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 from uuid import uuid4
 
 import httpx
 
-_AT_ONCE = 8
+CLIENTS_AT_ONCE = 8
 _PAUSE_S = 0.3
 _TRY_AGAIN = {429, 503, 507}
 
 
 @dataclass(frozen=True, slots=True)
 class ClientOutcome:
-    """The outcome of a POST: the job as it ended, and its PNGs by index."""
+    """The outcome of a POST: the job as it ended, its PNGs by index, and whose it is."""
 
     job: dict[str, Any]
     pngs: dict[int, bytes]
+    owner: str = ""
 
 
 class Clients:
@@ -35,30 +37,45 @@ class Clients:
 
     Attributes:
         urls: Base URLs of the APIs; each request goes to any.
+        owners: The API keys that jobs are posted with, in turn; none if there are no keys.
         setbacks: What they met instead of an answer, and how often.
     """
 
-    def __init__(self, urls: Sequence[str]) -> None:
+    def __init__(
+        self, urls: Sequence[str], owners: Sequence[str] = (), at_once: int = CLIENTS_AT_ONCE
+    ) -> None:
         self.urls = urls
-        self._http = httpx.Client(timeout=10)
-        self._threads = ThreadPoolExecutor(_AT_ONCE)
+        self.owners = owners or ("",)
+        limits = httpx.Limits(max_connections=None)
+        self._http = httpx.Client(timeout=10, limits=limits)
+        self._threads = ThreadPoolExecutor(at_once)
         self._closed = False
         self.setbacks: Counter[str] = Counter()
 
     def draw(self, bodies: Sequence[dict[str, Any]]) -> list[Future[ClientOutcome]]:
         """Post jobs, and return the futures of their outcomes."""
-        return [self._threads.submit(self._draw, body) for body in bodies]
+        owners = cycle(self.owners)
+        return [self._threads.submit(self._draw, body, next(owners)) for body in bodies]
 
-    def call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Send a request until there is an answer.
+    def call(
+        self,
+        method: str,
+        path: str,
+        owner: str = "",
+        headers: dict[str, str] | None = None,
+        **options: Any,
+    ) -> httpx.Response:
+        """Send a request of an owner until there is an answer.
 
         Raises:
             httpx.HTTPStatusError: The answer is an error that asking again does not mend.
             RuntimeError: The clients were closed.
         """
+        headers = {**(headers or {}), **({"Authorization": f"Bearer {owner}"} if owner else {})}
         while not self._closed:
+            url = random.choice(self.urls) + path
             try:
-                response = self._http.request(method, random.choice(self.urls) + path, **options)
+                response = self._http.request(method, url, headers=headers, **options)
             except httpx.TransportError as error:
                 self._pause(type(error).__name__, _PAUSE_S)
                 continue
@@ -74,16 +91,17 @@ class Clients:
         self._threads.shutdown(cancel_futures=True)
         self._http.close()
 
-    def _draw(self, body: dict[str, Any]) -> ClientOutcome:
+    def _draw(self, body: dict[str, Any], owner: str) -> ClientOutcome:
         headers = {"Idempotency-Key": uuid4().hex}
-        job = self.call("POST", "/v1/jobs", json=body, headers=headers).json()
+        job = self.call("POST", "/v1/jobs", owner, headers, json=body).json()
         while job["state"] in ("queued", "running"):
-            job = self.call("GET", job["links"]["self"], params={"wait": 5}).json()
+            job = self.call("GET", job["links"]["self"], owner, params={"wait": 5}).json()
         finished = [image for image in job["images"] if image["state"] == "finished"]
-        return ClientOutcome(job, {image["index"]: self._png(image) for image in finished})
+        pngs = {image["index"]: self._png(image, owner) for image in finished}
+        return ClientOutcome(job, pngs, owner)
 
-    def _png(self, image: dict[str, Any]) -> bytes:
-        png = self.call("GET", image["url"]).content
+    def _png(self, image: dict[str, Any], owner: str) -> bytes:
+        png = self.call("GET", image["url"], owner).content
         assert hashlib.sha256(png).hexdigest() == image["sha256"], image
         return png
 

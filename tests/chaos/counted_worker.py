@@ -1,14 +1,20 @@
-"""`ddpm worker` with a count of its image-steps, in a mapped file that outlives a SIGKILL."""
+"""`ddpm worker` with a count of its image-steps, in a mapped file that outlives a SIGKILL.
+
+`python -m tests.chaos.counted_worker FILE [SLOWNESS [short]]`: each step takes SLOWNESS times as
+long, and `short` is for leases of a third of the time.
+"""
 
 from __future__ import annotations
 
 import mmap
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from cli.main import app
+from tests.support.short_leases import shorten
 from worker.engine.engine import Engine
 
 # Image-steps computed, and those of the latest step.
@@ -30,8 +36,8 @@ def in_hand(file: Path) -> int:
     return int(_COUNTS.unpack(file.read_bytes())[1])
 
 
-def count_in(file: Path) -> None:
-    """Count the image-steps of all engines of this process from now on."""
+def count_in(file: Path, slowness: float = 1.0) -> None:
+    """Count the image-steps of all engines of this process from now on, and slow each step."""
     with file.open("r+b") as opened:
         counter = mmap.mmap(opened.fileno(), _COUNTS.size)
     step = Engine.step
@@ -39,8 +45,9 @@ def count_in(file: Path) -> None:
 
     def counted(engine: Engine, *args: Any) -> Any:
         nonlocal total
-        before = engine.image_steps
+        before, began = engine.image_steps, time.monotonic()
         finished = step(engine, *args)
+        time.sleep((slowness - 1) * (time.monotonic() - began))
         latest = engine.image_steps - before
         total += latest
         _COUNTS.pack_into(counter, 0, total, latest)
@@ -50,5 +57,7 @@ def count_in(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    count_in(Path(sys.argv[1]))
+    count_in(Path(sys.argv[1]), *map(float, sys.argv[2:3]))
+    if sys.argv[3:]:
+        shorten()
     app(["worker"])

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+# Models of the same shape, with other weights.
+TINY = ("tiny", "other")
 _COUNTS = (1, 1, 1, 2, 5, 16, 33, 64, 65, 96, 130)
 _SAMPLERS: tuple[dict[str, Any], ...] = (
     {"sampler": "ddpm"},
@@ -22,7 +24,7 @@ class JobSize:
     """The amount of work.
 
     Attributes:
-        jobs: Jobs of the tiny model.
+        jobs: Jobs of the two tiny models.
         steps: The most steps of these.
         shipped_jobs: Small jobs of the shipped model.
     """
@@ -33,12 +35,13 @@ class JobSize:
 
 
 FULL = JobSize(jobs=54, steps=300, shipped_jobs=6)
-SHORT = JobSize(jobs=32, steps=60, shipped_jobs=0)
+# A kill costs what was computed since the last save, so there must be much more work than that.
+SHORT = JobSize(jobs=32, steps=200, shipped_jobs=0)
 
 
 def draw_jobs(random: Random, size: JobSize) -> list[dict[str, Any]]:
     """Return bodies of POST /v1/jobs, in random order."""
-    tiny = [_job(random, "tiny", _COUNTS, size.steps) for _ in range(size.jobs)]
+    tiny = [_job(random, TINY[n % 2], _COUNTS, size.steps) for n in range(size.jobs)]
     shipped = [_job(random, "fashion-mnist-28", (1, 2, 8), 15) for _ in range(size.shipped_jobs)]
     bodies = tiny + shipped
     random.shuffle(bodies)

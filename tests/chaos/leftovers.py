@@ -7,12 +7,14 @@ from collections.abc import Iterable
 
 from redis import Redis
 
-# Sets of names without a TTL. They do not grow with the number of jobs, and what they name must
+from worker.jobs.keys import COUNTS
+
+# Names and counts without a TTL. They do not grow with the number of jobs, and what is named must
 # exist.
-_QUEUES = "rq:queues"
+_FOR_EVER = {"rq:queues", COUNTS}
 _WORKERS = re.compile("rq:workers(:.*)?")
 _OF_SHARDS = re.compile(
-    "rq:(job|execution|executions|wip|queue|failed|intermediate)[:-].*|.*:chains"
+    "rq:(job|execution|executions|wip|queue|failed|intermediate)[:-].*|.*:chains|ddpm:bundle:.*"
 )
 
 
@@ -23,7 +25,7 @@ def leftovers(redis: Redis) -> list[str]:
     for key in keys:
         if _WORKERS.fullmatch(key):
             lines += [f"{key} names {worker}, which is gone" for worker in _gone(redis, key)]
-        elif key != _QUEUES and redis.ttl(key) == -1:
+        elif key not in _FOR_EVER and redis.ttl(key) == -1:
             lines.append(f"{key} has no TTL")
         if _OF_SHARDS.fullmatch(key):
             lines.append(f"{key} belongs to no shard that waits or runs")

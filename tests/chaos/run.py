@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tests.chaos.actors import ROOT
 from tests.chaos.clients import ClientOutcome
 from tests.chaos.jobs import JobSize, draw_jobs, image_steps
 from tests.chaos.leftovers import keys_of_jobs, leftovers
@@ -18,12 +19,20 @@ from tests.chaos.storm import Storm
 from tests.chaos.verdict import Verdict
 from worker.jobs.shard_queue import LEASE_S
 
+OWNERS = ("anna", "ben")
+# Times that steps of each worker take as long as they would.
+SLOWNESS = (1.0, 2.0, 3.0)
 # The last leases of killed workers lapse within this time, and so do the names of dead workers.
 _SETTLES_WITHIN_S = 3 * LEASE_S
 
 
 def storm(
-    seed: int, size: JobSize, patience_s: float, folder: Path, say: Callable[[str], None]
+    seed: int,
+    size: JobSize,
+    patience_s: float,
+    folder: Path,
+    say: Callable[[str], None],
+    before: Path = ROOT,
 ) -> Verdict:
     """Run the same jobs in peace and in a storm, and return the verdict.
 
@@ -33,6 +42,7 @@ def storm(
         patience_s: Seconds that either run may take.
         folder: Folder of the logs. Its path must be short, because a socket lies in it.
         say: Called with a line about whatever happens.
+        before: A checkout whose code the workers and one API begin with, and are upgraded from.
 
     Raises:
         TimeoutError: Jobs did not end within `patience_s`.
@@ -41,7 +51,12 @@ def storm(
     bodies = draw_jobs(dice, size)
     work = f"{len(bodies)} jobs of {image_steps(bodies)} image-steps"
     say(f"seed {seed}: {work}; the logs are in {folder}")
-    with on_stage(folder, sorted({body["model"] for body in bodies}), patience_s, say) as stage:
+    models = sorted({body["model"] for body in bodies})
+    with on_stage(
+        folder, models, patience_s, say, owners=OWNERS, slowness=SLOWNESS, replicated=True
+    ) as stage:
+        for actor in (*stage.fleet.workers, stage.fleet.apis[1]):
+            actor.home = before
         undisturbed, peace_s = _in_peace(stage, bodies)
         peaceful = stage.fleet.image_steps
         say(f"undisturbed they took {peace_s:.0f} s")
@@ -78,7 +93,7 @@ def _in_storm(
 ) -> tuple[list[ClientOutcome], float, Storm]:
     began = time.monotonic()
     drawn = stage.clients.draw(bodies)
-    weather = Storm(stage.fleet, dice, lambda: _share_ended(drawn), stage.say)
+    weather = Storm(stage, dice, lambda: _share_ended(drawn))
     stage.tend_until(lambda: _share_ended(drawn) == 1 and weather.over(), weather.run_once)
     return [future.result() for future in drawn], time.monotonic() - began, weather
 
@@ -98,4 +113,4 @@ def _left(stage: ChaosStage, outcomes: Sequence[ClientOutcome]) -> list[str]:
 
 def _delete(stage: ChaosStage, outcomes: Sequence[ClientOutcome]) -> None:
     for outcome in outcomes:
-        stage.clients.call("DELETE", outcome.job["links"]["self"])
+        stage.clients.call("DELETE", outcome.job["links"]["self"], outcome.owner)

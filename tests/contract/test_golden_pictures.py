@@ -101,10 +101,14 @@ def test_the_noise_of_a_draw_is_the_golden_one():
 
 
 def test_the_plans_of_the_samplers_are_the_golden_ones(plans):
-    """A line a row: t, and the columns, of float32 and exact."""
+    """A line a row: t, and the columns, of float32 and exact.
+
+    The columns of thresholds and learned variances, which no model here has, are 0.
+    """
+    assert not any(plan.rows[:, 7:].any() for plan in plans.values())
     assert_golden("plans.json", {name: lines(plan) for name, plan in plans.items()})
 
 
 def lines(plan: Plan) -> list[str]:
     rows = zip(plan.t.tolist(), plan.rows.tolist(), strict=True)
-    return [f"{t}: {' '.join(map(repr, row))}" for t, row in rows]
+    return [f"{t}: {' '.join(map(repr, row[:7]))}" for t, row in rows]

@@ -125,7 +125,7 @@ ok "Redis is not published and wants its password"
 case $(docker port "$(containers api)") in *0.0.0.0* | *::*) fail "the API is published to the world" ;; esac
 ok "the API is published on 127.0.0.1 only"
 
-cpu run --rm -T --no-deps worker models add /opt/ddpm/models/weights/fashion-mnist-28 --name added >"$work/add.log" 2>&1 \
+cpu run --rm -T --no-deps worker models add /opt/ddpm/models/weights/fashion-mnist-28 --name added --no-draw >"$work/add.log" 2>&1 \
   || { cat "$work/add.log" >&2; fail "a model cannot be added to the volume"; }
 for id in $(containers worker); do
   docker stop -t 15 "$id" >/dev/null

@@ -71,10 +71,13 @@ class Service:
         images = self.finished(job)["images"]
         return {image["index"]: self.http.get(image["url"]).content for image in images}
 
-    def add_worker(self, module: str = "cli") -> WorkerProcess:
-        """Start another worker, which is ready when this returns."""
+    def add_worker(self, module: str = "cli", **more: str) -> WorkerProcess:
+        """Start another worker, which is ready when this returns.
+
+        `more` are settings of it, without the prefix of their names.
+        """
         log = self.logs / f"worker-{len(self.workers)}.log"
-        settings = {"redis_url": self.redis_url, "device": "cpu", "models": self.models}
+        settings = {"redis_url": self.redis_url, "device": "cpu", "models": self.models} | more
         self.workers.append(WorkerProcess(log, module, models_dir=str(self.models_dir), **settings))
         return self.workers[-1]
 

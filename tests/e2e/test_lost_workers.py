@@ -33,7 +33,7 @@ def test_a_killed_worker_costs_seconds_and_no_byte_of_any_samplers_images(
         {"count": 2, "seed": 5, "steps": 800, "sampler": sampler}
         for sampler in ("ddpm", "ddim", "dpmpp_2m")
     ]
-    first = calm.add_worker()
+    first = calm.add_worker("tests.support.short_leases")
     undisturbed = pngs(calm, [calm.post(**recipe)["id"] for recipe in recipes])
     jobs = [calm.post(**recipe)["id"] for recipe in recipes]
     eventually(
@@ -53,22 +53,30 @@ def test_a_killed_worker_costs_seconds_and_no_byte_of_any_samplers_images(
 def test_a_worker_suspended_past_its_lease_drops_the_shard_and_does_new_work(
     calm: Service,
 ) -> None:
-    recipe = {"count": 20, "seed": 4, "steps": 1000}
-    calm.add_worker()
-    undisturbed = pngs(calm, [calm.post(**recipe)["id"]])
-    calm.add_worker()
+    recipe = {"count": 20, "seed": 4, "steps": 500}
+    for _ in range(2):
+        calm.add_worker("tests.support.short_leases")
     job = calm.post(**recipe)["id"]
     eventually(lambda: calm.job(job)["progress"]["fraction"] > 0.05, 120, "the job is under way")
     late = calm.holder(job)
     other = next(worker for worker in calm.workers if worker is not late)
     late.signal(signal.SIGSTOP)
-    pngs(calm, [job])
+    by_the_other = pngs(calm, [job])
     late.signal(signal.SIGCONT)
     assert other.stop(within_s=60) == 0
-    assert pngs(calm, [calm.post(**recipe)["id"]]) == undisturbed, "it works for others again"
-    assert pngs(calm, [job]) == undisturbed
+    assert pngs(calm, [calm.post(**recipe)["id"]]) == by_the_other, "it works for others again"
+    assert pngs(calm, [job]) == by_the_other
     assert calm.job(job)["attempts"] == 2
     assert not [key for key in calm.key_names() if job in key and "chains" in key]
+
+
+def test_a_worker_whose_device_hangs_while_it_breaks_off_ends_all_the_same(calm: Service) -> None:
+    job = calm.post(count=3, steps=10)["id"]
+    worker = calm.add_worker("tests.support.hanging_worker")
+    assert worker.exit_code(120) == 1
+    assert "the worker has not stopped for 10 s" in worker.log.read_text()
+    calm.add_worker()
+    calm.finished(job)
 
 
 def test_workers_whose_step_throws_exit_with_a_status_and_the_job_says_why(

@@ -16,7 +16,9 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, 
 from app.access.api_keys import new_key
 from app.main import create_app
 from app.settings import ApiSettings
+from models.checkpoints.catalog import ClassesCard
 from tests.e2e.conftest import Service
+from tests.support.cards import write_card_of
 from tests.support.server import serve
 from worker.jobs.keys import png_key
 
@@ -87,7 +89,9 @@ def sample(page: Page, **fields: object) -> Locator:
             field.fill(str(value))
     with page.expect_response(lambda answer: answer.request.method == "POST") as accepted:
         page.click("#new button")
-    return page.locator(f"#job-{accepted.value.json()['id']}")
+    # A browser keeps no body of an answer that says no-store.
+    job = accepted.value.headers["location"].rpartition("/")[2]
+    return page.locator(f"#job-{job}")
 
 
 def shown(image: Locator) -> bytes:
@@ -181,7 +185,8 @@ def test_a_recipe_can_be_used_again_and_a_job_deleted(page: Page) -> None:
 def test_a_model_offers_the_variances_that_it_has(page: Page) -> None:
     for model, variances in (("tiny", 2), ("fashion-mnist-28", 3)):
         page.select_option("[name=model]", model)
-        expect(page.locator("[name=variance] option")).to_have_count(variances)
+        # and one for what the model chooses
+        expect(page.locator("[name=variance] option")).to_have_count(1 + variances)
     options = {"sampler": "ddpm", "variance": "analytic", "priority": "bulk"}
     job = sample(page, model="fashion-mnist-28", count=1, **options)
     expect(job.locator(".recipe")).to_contain_text("ddpm (analytic)")
@@ -198,6 +203,8 @@ def test_a_hidden_option_does_not_keep_a_job_from_being_posted(page: Page) -> No
     with page.expect_response(lambda answer: answer.request.method == "POST") as accepted:
         page.click("#new button")
     assert accepted.value.status == 202
+    # Nobody chose a variance: the model does, by the number of steps.
+    assert "variance" not in accepted.value.request.post_data_json
     page.select_option("[name=sampler]", "ddim")
     assert page.locator("[name=eta]").evaluate(
         "field => field.willValidate && field.validity.rangeOverflow"
@@ -277,9 +284,9 @@ def test_the_reference_has_every_call_tries_it_and_loads_nothing_from_elsewhere(
     job = service.post(count=1, steps=2)["id"]
     service.finished(job)
     page = opened(f"{base}/docs")
-    paths = service.http.get("/openapi.json").json()["paths"]
-    operations = sum(map(len, paths.values()))
-    expect(page.locator(".opblock")).to_have_count(operations)
+    document = service.http.get("/openapi.json").json()
+    described = [*document["paths"].values(), *document["webhooks"].values()]
+    expect(page.locator(".opblock")).to_have_count(sum(map(len, described)))
     path = page.locator("[data-path='/v1/jobs/{job_id}/images/{index}']")
     call = page.locator(".opblock", has=path)
     call.locator(".opblock-summary-control").click()
@@ -292,6 +299,37 @@ def test_the_reference_has_every_call_tries_it_and_loads_nothing_from_elsewhere(
     assert shown(call.locator("img")) == rgba(png)
     loaded = page.evaluate("performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert all(url.removeprefix("blob:").startswith(f"{base}/") for url in loaded), loaded
+
+
+def test_the_form_offers_classes_and_guidance_where_the_model_has_them(
+    service: Service, opened: Callable[[str], Page], tmp_path: Path
+) -> None:
+    names = ("cat", "dog", "frog")
+    write_card_of("guided", tmp_path, classes=ClassesCard(count=3, names=names, null=3))
+    write_card_of("numbered", tmp_path, default=False, classes=ClassesCard(count=2))
+    write_card_of("tiny", tmp_path, default=False)
+    settings = ApiSettings(redis_url=service.redis_url, models_dir=tmp_path)
+    with serve(create_app(settings)) as url:
+        page = opened(url)
+        label, guidance = (page.locator(f"#new [name={name}]") for name in ("label", "guidance"))
+        page.select_option("[name=model]", "tiny")
+        expect(label).to_be_hidden()
+        expect(guidance).to_be_hidden()
+        page.select_option("[name=model]", "numbered")
+        expect(label.locator("option")).to_have_text(["drawn", "0", "1"])
+        expect(guidance).to_be_hidden()
+        page.select_option("[name=model]", "guided")
+        expect(label.locator("option")).to_have_text(["drawn", *names])
+        label.select_option("dog")
+        guidance.fill("2.5")
+        with page.expect_response(lambda answer: answer.request.method == "POST") as accepted:
+            page.click("#new button")
+        job = accepted.value.headers["location"].rpartition("/")[2]
+        expect(page.locator(f"#job-{job} .recipe")).to_contain_text("class 1, guidance 2.5, seed")
+        page.locator(f"#job-{job} .again").click()
+        expect(label).to_have_value("1")
+        expect(guidance).to_have_value("2.5")
+        service.http.delete(f"/v1/jobs/{job}")
 
 
 def test_a_service_with_keys_gets_the_key_of_the_page(

@@ -25,9 +25,10 @@ from tests.e2e.conftest import Service
 from tests.support import sse
 from tests.support.processes import eventually
 from worker.backends.served_network import ServedNetwork
+from worker.jobs.keys import COUNTS
 
-# Sets of names, which do not grow with the number of jobs.
-CONFIGURATION = {"rq:queues", "rq:workers"}
+# Names and counts, which do not grow with the number of jobs.
+CONFIGURATION = {"rq:queues", "rq:workers", COUNTS}
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -133,7 +134,7 @@ def test_an_image_is_the_same_alone_and_in_a_big_job_across_shards_and_workers(
 
 
 def test_two_workers_share_one_big_job(service: Service) -> None:
-    job = service.post(count=200, steps=300)
+    job = service.post(count=200, steps=150)
     at_work: set[bytes] = set()
 
     def both_at_work() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -105,7 +106,7 @@ def test_the_papers_network_is_as_exact_as_its_precision_in_any_batch(
 ):
     """The comparison is with float64, and an error is a share of the norm."""
     net = random_unet(cfg=CONFIG)
-    loaded = diffusers_format.Checkpoint(net, diffusers_format.load(MODEL).schedule, "epsilon", "")
+    loaded = diffusers_format.Checkpoint(net, diffusers_format.load(MODEL).process, "")
     sizes = (1, 2, 3, 16, 33, 64)
     served = ServedNetwork(loaded, CUDA, precision, sizes)
     x = torch.randn(64, 3, 32, 32).cuda()
@@ -182,3 +183,42 @@ def test_a_size_that_was_recorded_leaves_every_chain_as_it_was():
     pool.prepare(16)
     pool.wait()
     assert torch.equal(pool.x, before)
+
+
+@KINDS
+def test_labels_and_guidance_change_no_bit_of_others_and_are_those_of_the_cpu(precision: Precision):
+    if precision not in precisions(CUDA):
+        pytest.skip(f"this GPU does not compute {precision}")
+    loaded = diffusers_format.load(MODEL)
+    config = replace(loaded.net.cfg, num_class_embeds=4)
+    net = random_unet(0, config).eval().requires_grad_(False)
+    net.load_state_dict(net.state_dict() | loaded.net.state_dict())
+    conditional = replace(loaded, net=net)
+    sizes = sizes_on(CUDA)
+    network = ServedNetwork(conditional, CUDA, precision, sizes, class_rows=4)
+    pool = Pool(network, SHAPE, 64, CUDA, class_rows=4, guided=True)
+    plan = compile_plan(loaded.schedule, 10)
+    engine = Engine(pool, calibrate(pool, loaded.schedule.T, sizes).seconds)
+
+    def request(i: int, job: str) -> ChainRequest:
+        w = (1.0, 2.5, 0.0)[i % 3]
+        return ChainRequest((job, i), job, plan, 5, i, class_row=i % 3, null_row=3, guidance=w)
+
+    engine.submit([request(i, "together") for i in range(9)])
+    pixels = drain(engine)
+    for i in range(9):
+        engine.submit([request(i, "alone")])
+        assert torch.equal(drain(engine)["alone", i], pixels["together", i]), i
+
+    def on_the_cpu(i: int) -> torch.Tensor:
+        asked = request(i, "")
+
+        def guided(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            rows = torch.full_like(t, asked.class_row)
+            conditional, null = net(x, t, rows), net(x, t, torch.full_like(t, 3))
+            return null + asked.guidance * (conditional - null)
+
+        return to_bytes(sample(guided, plan, 5, [i], SHAPE))[0]
+
+    off = [(pixels["together", i].int() - on_the_cpu(i).int()).abs().float() for i in range(9)]
+    assert fmean(levels.mean().item() for levels in off) < FAR_APART[precision]

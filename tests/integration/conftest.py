@@ -13,9 +13,8 @@ import httpx
 import pytest
 from redis import Redis
 
-from app.main import create_app
 from app.settings import ApiSettings
-from tests.support.server import serve
+from tests.support.server import create_fresh_app, serve
 from tests.support.worker import IdleWorker
 from worker.jobs.keys import PREVIEWS
 
@@ -27,7 +26,7 @@ def settings(shared_valkey_url: str, models_dir: Path) -> ApiSettings:
 
 @pytest.fixture(scope="session")
 def url(settings: ApiSettings) -> Iterator[str]:
-    with serve(create_app(settings)) as url:
+    with serve(create_fresh_app(settings)) as url:
         yield url
 
 

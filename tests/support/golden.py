@@ -24,17 +24,19 @@ _MOST_LINES = 200
 _MOST_LEVELS = 1
 
 
-def assert_golden(name: str, value: Any) -> None:
+def assert_golden(name: str, value: Any, folder: Path = FOLDER) -> None:
     """Assert that `value` as JSON is the text of the file, to the letter."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     if _WRITING:
-        _write(name, text.encode())
-    golden = (FOLDER / name).read_text(encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
+    golden = (folder / name).read_text(encoding="utf-8")
     if text == golden:
         return
     before = golden.splitlines()
     after = text.splitlines()
-    difference = list(difflib.unified_diff(before, after, f"golden/{name}", "now", lineterm=""))
+    difference = list(
+        difflib.unified_diff(before, after, f"{folder.name}/{name}", "now", lineterm="")
+    )
     left_out = len(difference) - _MOST_LINES
     shown = difference[:_MOST_LINES] + ([f"... {left_out} lines more"] if left_out > 0 else [])
     pytest.fail("\n".join(shown), pytrace=False)

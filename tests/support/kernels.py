@@ -90,7 +90,7 @@ def network(cfg: UNetConfig) -> list[float]:
     from worker.backends.cuda.unet import GpuUNet
 
     net = random_unet(cfg=cfg)
-    x = torch.randn(2, cfg.in_channels, cfg.sample_size, cfg.sample_size)
+    x = torch.randn(2, *cfg.shape)
     features = net.time_features(torch.tensor([3, 999]))
     expected = net.denoise(x, features)
     denoise = GpuUNet(net)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.diffusion.schedule import Schedule
 from models.networks.unet import UNet
@@ -13,6 +14,7 @@ from models.networks.unet_config import UNetConfig
 from worker.engine.pool import Pool
 from worker.engine.transfers import HostCopy
 
+Net = TypeVar("Net", bound=nn.Module)
 SCHEDULE = Schedule.linear()
 SHAPE = (1, 4, 6)
 TINY = UNetConfig(
@@ -54,7 +56,11 @@ def points_eps(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 def random_unet(seed: int = 0, cfg: UNetConfig = TINY) -> UNet:
     """A U-Net without a zero weight: a zero convolution would hide whatever comes before it."""
     torch.manual_seed(seed)
-    net = UNet(cfg)
+    return without_zeros(UNet(cfg))
+
+
+def without_zeros(net: Net) -> Net:
+    """Add noise to every weight of a network, and freeze it."""
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
@@ -56,8 +57,12 @@ def _targets(token: Token) -> list[str]:
     return [str(target) for name in ("href", "src") if (target := token.attrGet(name)) is not None]
 
 
-def anchors(text: str) -> set[str]:
-    """Return the anchors of a page: those of its headings and those that are written out."""
+@cache
+def anchors(text: str) -> frozenset[str]:
+    """Return the anchors of a page: those of its headings and those that are written out.
+
+    They are kept, because many links lead to the same long pages.
+    """
     found: set[str] = set()
     tokens = _tokens(text)
     for opening, content in pairwise(tokens):
@@ -69,7 +74,7 @@ def anchors(text: str) -> set[str]:
             )
             slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
             found.add(next(name for name in _numbered(slug) if name not in found))
-    return found | set(re.findall(r"""<a (?:id|name)=["']([^"']+)""", text))
+    return frozenset(found | set(re.findall(r"""<a (?:id|name)=["']([^"']+)""", text)))
 
 
 def _numbered(slug: str) -> Iterator[str]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import runpy
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,7 +42,7 @@ class WorkerProcess:
         self._process.start()
         eventually(
             lambda: "is ready" in log.read_text() or not self._process.is_alive(),
-            60,
+            180,
             "the worker is ready",
         )
         assert self._process.is_alive(), log.read_text()
@@ -71,15 +73,37 @@ class WorkerProcess:
         return self.exit_code(within_s)
 
 
+def run_ddpm(words: Sequence[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run `ddpm` with these words and this environment, and return what it wrote.
+
+    It is forked as workers are, because a process of its own would load torch for seconds.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        args = ("cli", words, dict(env), out, err)
+        process = _LOADED.Process(target=_become, args=args, daemon=True)
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess(
+            words, process.exitcode, out.read_text(), err.read_text()
+        )
+
+
 def _run(module: str, env: dict[str, str], log: Path) -> None:
     """Become `python -m <module> worker`."""
-    with log.open("ab") as out:
-        os.dup2(out.fileno(), sys.stdout.fileno())
-        os.dup2(out.fileno(), sys.stderr.fileno())
+    _become(module, ["worker"], env, log, log)
+
+
+def _become(module: str, words: Sequence[str], env: dict[str, str], out: Path, err: Path) -> None:
+    """Become `python -m <module> <words>`, whose output goes to files."""
+    with out.open("ab") as output, err.open("ab") as errors:
+        os.dup2(output.fileno(), sys.stdout.fileno())
+        os.dup2(errors.fileno(), sys.stderr.fileno())
     os.environ.clear()
     os.environ.update(env)
     os.chdir(ROOT)
-    sys.argv = [module, "worker"]
+    sys.argv = [module, *words]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

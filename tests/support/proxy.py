@@ -1,4 +1,4 @@
-"""A proxy between a client and Redis that counts round trips."""
+"""A proxy between clients and Redis that counts round trips, and can turn to another server."""
 
 from __future__ import annotations
 
@@ -22,21 +22,37 @@ class Proxy:
         self.trips = 0
         self._listening = listening
         self._server = (server.hostname, server.port)
-        self._sockets = [listening]
+        self._sockets: list[socket.socket] = []
         threading.Thread(target=self._accept).start()
 
+    def lead_to(self, redis_url: str) -> None:
+        """Lead new connections to another server; those that there are stay as they are."""
+        server = urlsplit(redis_url)
+        self._server = (server.hostname, server.port)
+
+    def turn_to(self, redis_url: str) -> None:
+        """Close all connections, and connect clients to another server from now on."""
+        self.lead_to(redis_url)
+        self._hang_up()
+
     def close(self) -> None:
-        """Close all connections."""
-        for each in self._sockets:
-            with suppress(OSError):  # closed by its other end
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
+        """Close all connections, and accept no others."""
+        _close(self._listening)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        while self._sockets:
+            _close(self._sockets.pop())
 
     def _accept(self) -> None:
         with suppress(OSError):  # closed
             while True:
                 client = self._listening.accept()[0]
-                server = socket.create_connection(self._server)
+                try:
+                    server = socket.create_connection(self._server)
+                except OSError:
+                    _close(client)
+                    continue
                 self._sockets += [client, server]
                 _Connection(self, client, server).start()
 
@@ -70,6 +86,15 @@ class _Connection:
             while answer := self._server.recv(1 << 20):
                 self._counted = False
                 self._client.sendall(answer)
+        # The server has gone, and the client must learn of it.
+        with suppress(OSError):
+            self._client.shutdown(socket.SHUT_RDWR)
+
+
+def _close(connection: socket.socket) -> None:
+    with suppress(OSError):  # closed by its other end
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 @contextmanager

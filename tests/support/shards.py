@@ -6,7 +6,7 @@ from redis import Redis
 
 from tests.support.jobs import enqueue_shards, make_recipe
 from worker.jobs.domain import Priority, Shard, job_of
-from worker.jobs.keys import LEASES, queue_name, rotation_name
+from worker.jobs.keys import COUNTS, LEASES, queue_name, rotation_name
 from worker.jobs.shard_queue import make_queue, reap, sweep
 from worker.process.shard_leases import Lease, ShardLeases
 
@@ -55,8 +55,8 @@ def waiting(redis: Redis, priority: str = "interactive") -> list[str]:
 
 
 def keys_left(redis: Redis) -> set[str]:
-    """Return all keys but the one that RQ keeps for ever, the set of its queues' names."""
-    return {key.decode() for key in redis.keys("*")} - {"rq:queues"}
+    """Return all keys but those that are kept for ever: names of RQ's queues, and counts."""
+    return {key.decode() for key in redis.keys("*")} - {"rq:queues", COUNTS}
 
 
 def taken(by: ShardLeases) -> str | None:

@@ -15,8 +15,10 @@ from random import Random
 from worker.engine.batch_sizes import BatchSizes
 from worker.engine.scheduler import NOTHING_SERVED, ChainGroup, Served, pick, waiting
 from worker.jobs.domain import Priority, Shard
-from worker.jobs.policy import FLOOR, HOLDS
-from worker.process.load import wanted_classes
+from worker.jobs.policy import FLOOR
+from worker.jobs.worker_registry import Pace
+from worker.process.load import AtHand, wanted_classes
+from worker.process.shard_leases import Room
 
 CAPACITY = 1024
 
@@ -29,9 +31,11 @@ class _Waiting:
         for shard in shards:
             self._by_owner.setdefault(shard.owner, deque()).append(shard)
 
-    def pop(self) -> Shard | None:
-        """Return the shard whose turn it is."""
+    def pop(self, room: Room) -> Shard | None:
+        """Return the shard whose turn it is; None if there is no room for any."""
         for owner in self._by_owner:
+            if not (room.batch or room.image_steps or room.shards) and owner in room.owners:
+                continue
             shards = self._by_owner.pop(owner)
             shard = shards.popleft()
             if shards:
@@ -46,25 +50,23 @@ Queues = Mapping[Priority, _Waiting]
 @dataclass(slots=True)
 class _Worker:
     batch_sizes: BatchSizes
+    image_steps: int = 0
     groups: dict[object, ChainGroup] = field(default_factory=dict)
     rows_left: dict[tuple[str, int], int] = field(default_factory=dict)
     group_of: dict[tuple[str, int], ChainGroup] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
     served: Served = NOTHING_SERVED
     since_bulk: int = 0
 
     def take(self, queues: Queues) -> bool:
         """Take one shard; False if none is wanted."""
-        wanted = wanted_classes(
-            CAPACITY,
-            waiting(self.groups.values(), interactive=True),
-            waiting(self.groups.values(), interactive=False),
-            HOLDS * self.batch_sizes.largest,
-        )
+        pace = Pace.fit(self.batch_sizes.seconds)
+        wanted = wanted_classes(CAPACITY, pace, self._at_hand(True), self._at_hand(False))
         order = [Priority.INTERACTIVE, Priority.BULK]
         if self.since_bulk >= FLOOR - 1:
             order.reverse()
         for priority in order:
-            shard = queues[priority].pop() if priority in wanted else None
+            shard = queues[priority].pop(wanted[priority]) if priority in wanted else None
             if shard is not None:
                 is_bulk = priority is Priority.BULK
                 self.since_bulk = 0 if is_bulk else self.since_bulk + 1
@@ -79,10 +81,21 @@ class _Worker:
         chosen = pick(groups, self.batch_sizes.places(interactive, bulk), self.served)
         interactive_chosen = sum(self.group_of[chain].interactive for chain in chosen)
         self.served = self.served.plus(len(chosen), interactive_chosen)
+        self.image_steps += len(chosen)
         seconds = self.batch_sizes.seconds[self.batch_sizes.size_for(len(chosen))]
         return seconds, [job for job in map(self._advance, chosen) if job]
 
+    def _at_hand(self, interactive: bool) -> AtHand:
+        groups = [group for group in self.groups.values() if group.interactive is interactive]
+        return AtHand(
+            waiting(groups, interactive),
+            sum(len(group.chains) * self.steps[str(group.job)] for group in groups),
+            len(groups),
+            frozenset(group.owner for group in groups),
+        )
+
     def _admit(self, shard: Shard) -> None:
+        self.steps[shard.job] = shard.recipe.steps
         group = ChainGroup(shard.job, shard.owner, shard.priority is Priority.INTERACTIVE)
         group = self.groups.setdefault(group.key, group)
         for index in shard.indices:
@@ -138,3 +151,39 @@ def finished_at(
             ends |= dict.fromkeys(finished, now + took_s)
             heapq.heappush(turns, (now + took_s, number))
     return ends
+
+
+def image_steps_by(
+    shards: Iterable[Shard],
+    fleet: Sequence[tuple[float, Mapping[int, float]]],
+    from_s: float,
+    until_s: float,
+) -> list[int]:
+    """Simulate workers that start one after the other, and count what each does.
+
+    Args:
+        shards: all of them are in the queue at the beginning.
+        fleet: of each worker when it starts, and the seconds of a step by batch size.
+        from_s: when the count begins.
+        until_s: when it ends.
+
+    Returns:
+        The image-steps of each worker in that time.
+    """
+    waits = list(shards)
+    queues = {p: _Waiting(shard for shard in waits if shard.priority is p) for p in Priority}
+    crowd = [_Worker(BatchSizes(seconds)) for _, seconds in fleet]
+    counts = [0] * len(fleet)
+    turns = [(start_s, number) for number, (start_s, _) in enumerate(fleet)]
+    heapq.heapify(turns)
+    while turns[0][0] < until_s:
+        now, number = heapq.heappop(turns)
+        worker = crowd[number]
+        while worker.take(queues):
+            pass
+        before = worker.image_steps
+        took_s = worker.step()[0] if worker.rows_left else until_s
+        if now >= from_s:
+            counts[number] += worker.image_steps - before
+        heapq.heappush(turns, (now + took_s, number))
+    return counts

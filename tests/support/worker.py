@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterable
 from io import BytesIO
+from typing import Any
 
 from PIL import Image
 from redis import Redis
@@ -49,15 +50,32 @@ class IdleWorker:
         image_steps_per_s: float = 100.0,
         lives_s: float = 60.0,
         models: tuple[str, ...] = ("tiny",),
+        name: str = "worker-1",
+        fingerprint: str = "a1b2c3d4e5f6",
     ) -> None:
         """Publish a worker of this speed, believed for `lives_s` seconds."""
-        served = ModelInfo("fp32", "pytorch", 1, {1: 1 / image_steps_per_s})
-        info = WorkerInfo("worker-1", "cpu", dict.fromkeys(models, served), 1.0)
+        served = ModelInfo("fp32", "pytorch", 1, {1: 1 / image_steps_per_s}, fingerprint)
+        info = WorkerInfo(name, "cpu", dict.fromkeys(models, served), 1.0)
         publish_info(self.redis, info, lives_s)
 
-    def start(self, job: str) -> bytes | None:
-        """Take a shard of the job; return the job's state."""
-        return self._run(transitions.START, job, attempt=1, external=int(self.store.external))
+    def start(self, job: str, fingerprint: str = "", others: str = "") -> bytes | None:
+        """Take a shard of the job; return the job's state, or `elsewhere`.
+
+        Args:
+            job: its id.
+            fingerprint: the worker's.
+            others: those of other living workers, separated by spaces.
+        """
+        answer = self._run(
+            transitions.START,
+            job,
+            number=0,
+            attempt=1,
+            external=int(self.store.external),
+            fingerprint=fingerprint,
+            others=others,
+        )
+        return answer[0] if answer else None
 
     def progress(self, job: str, shard: int, least: int, image_steps: int) -> bool:
         """Report the step of the shard's least advanced image, and its image-steps done."""
@@ -75,9 +93,10 @@ class IdleWorker:
         pngs = [(index, png_of(index)) for index in indices]
         stored = zip(pngs, self.store.put(job, pngs), strict=True)
         images = [
-            (index, hashlib.sha256(png).hexdigest(), in_redis) for (index, png), in_redis in stored
+            (index, hashlib.sha256(png).hexdigest(), in_redis, len(png))
+            for (index, png), in_redis in stored
         ]
-        return bool(self._run(transitions.PUBLISH, job, images=images))
+        return bool(self._run(transitions.PUBLISH, job, field="", progress="", images=images))
 
     def show(self, job: str, index: int, shade: int = 77, lives_ms: int = 10_000) -> None:
         """Publish a preview.
@@ -90,6 +109,6 @@ class IdleWorker:
         """End the job as failed; return whether it had not ended yet."""
         return bool(self._run(transitions.FAIL, job, code=code, message=message))
 
-    def _run(self, script: Script, job: str, **args: Argument) -> bytes | None:
+    def _run(self, script: Script, job: str, **args: Argument) -> Any:
         priority = (self.redis.hget(job_key(job), "priority") or b"interactive").decode()
         return script.eval(self.redis, **transitions.transition_keys(job, priority), **args)

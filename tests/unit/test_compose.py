@@ -34,7 +34,21 @@ def test_the_gpu_file_is_the_cpu_file_and_the_gpu() -> None:
 def test_the_api_alone_is_published_and_on_loopback_unless_set_otherwise(name: str) -> None:
     services = read(name)["services"]
     ports = {service: body["ports"] for service, body in services.items() if "ports" in body}
-    assert ports == {"api": ["${DDPM_PUBLISH:-127.0.0.1:8000}:8000"]}
+    assert ports == {
+        "api": ["${DDPM_PUBLISH:-127.0.0.1:8000}:8000"],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
+
+
+@pytest.mark.parametrize("name", [GPU, CPU])
+def test_monitoring_starts_only_where_it_is_asked_for_and_its_files_are_there(name: str) -> None:
+    services = read(name)["services"]
+    asked_for = {service for service, body in services.items() if body.get("profiles")}
+    assert asked_for == {"prometheus", "grafana"}
+    mounts = [mount for service in asked_for for mount in services[service]["volumes"]]
+    files = [re.sub(r"\$\{\w+:-(.+?)\}", r"\1", mount).split(":")[0] for mount in mounts]
+    assert [file for file in files if file.startswith(".") and not (ROOT / file).exists()] == []
 
 
 @pytest.mark.parametrize("name", [GPU, CPU])
@@ -59,7 +73,30 @@ def test_every_setting_in_the_compose_files_exists() -> None:
     services = read(CPU)["services"]
     for service, settings in (("api", ApiSettings), ("worker", WorkerSettings)):
         known = {f"DDPM_{field}".upper() for field in settings.model_fields}
-        assert set(services[service]["environment"]) <= known
+        others = set(services[service]["environment"]) - known
+        # Boto's, for a results store.
+        assert {name for name in others if not name.startswith("AWS_")} == set()
+
+
+@pytest.mark.parametrize("name", [GPU, CPU])
+def test_every_container_has_a_limit_of_memory(name: str) -> None:
+    limits = {service: body["mem_limit"] for service, body in read(name)["services"].items()}
+    assert limits == {
+        "redis": "${DDPM_REDIS_MEMORY:-6g}",
+        "api": "${DDPM_API_MEMORY:-1g}",
+        "worker": "${DDPM_WORKER_MEMORY:-8g}",
+        "prometheus": "1g",
+        "grafana": "1g",
+    }
+
+
+def test_credentials_of_a_results_store_reach_those_who_open_it() -> None:
+    services = read(CPU)["services"]
+    for service in ("api", "worker"):
+        environment = services[service]["environment"]
+        assert environment["DDPM_RESULTS_URL"] is None
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+            assert environment[name] is None, "the host's, where it has one"
 
 
 @pytest.mark.parametrize("name", [GPU, CPU])
@@ -77,7 +114,7 @@ def test_the_page_on_containers_names_every_variable_that_compose_reads() -> Non
     passed_on = {
         name
         for body in read(CPU)["services"].values()
-        for name, value in body["environment"].items()
+        for name, value in body.get("environment", {}).items()
         if value is None
     }
     read_by_compose = set(re.findall(r"\$\{(\w+)", text)) | passed_on

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import platform
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from worker.backends.memory import (
-    CGROUP,
-    OWN_GROUPS,
-    group_folders,
-    host_memory_bytes,
-    text_of,
-)
+from worker.backends.cores import within_core_limits
+from worker.backends.memory import CGROUP, OWN_GROUPS, host_memory_bytes, text_of
 
 # parameters of mallopt, in malloc.h
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 # PyTorch's own count, before anybody sets it
 PHYSICAL_CORES = torch.get_num_threads()
+
+_COMPUTED_ON = ("cpu", "cuda")
 
 
 class UnusableDevice(ValueError):
@@ -54,6 +51,9 @@ def choose_device(asked: str) -> torch.device:
         device = torch.device(asked)
     except RuntimeError as error:
         raise UnusableDevice(asked, "is no device", any_device, _first_line(error)) from None
+    if device.type not in _COMPUTED_ON:
+        fact = "is a device of PyTorch's that nothing here computes on"
+        raise UnusableDevice(asked, fact, any_device, f"{device.type} is not supported")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -81,18 +81,36 @@ def available_cores(
         own: The file that names this process' groups.
     """
     physical = PHYSICAL_CORES if physical is None else physical
-    limits = [_core_limit(folder) for folder in group_folders("cpu", cgroup, own)]
-    return max(1, min(physical, *(physical if limit is None else limit for limit in limits)))
+    return within_core_limits(physical, cgroup, own)
 
 
-def _core_limit(group: Path) -> int | None:
-    """Return the cores' worth of time that a control group may use, rounded up."""
-    quota, _, period = text_of(group / "cpu.max").partition(" ")
-    if not quota:
-        quota = text_of(group / "cpu.cfs_quota_us")
-        period = text_of(group / "cpu.cfs_period_us")
-    # Without a limit it is `max`, or -1.
-    return math.ceil(int(quota) / int(period)) if quota.isdigit() and period.isdigit() else None
+@dataclass(frozen=True, slots=True)
+class HostShare:
+    """What a model may use of the machine that its worker runs on.
+
+    Attributes:
+        most_threads: CPU threads at most; None: as many as this process may use.
+        models: Models of the worker, which share a CPU's memory.
+    """
+
+    most_threads: int | None = None
+    models: int = 1
+
+    @property
+    def cores(self) -> int:
+        """Cores to compute on."""
+        return min(available_cores(), self.most_threads or available_cores())
+
+    def memory_bytes(self, device: torch.device) -> int:
+        """Return the memory to place the model by.
+
+        Of a GPU it is all that is free, because the models that came before have taken theirs.
+        """
+        return memory_bytes(device) // (1 if device.type == "cuda" else self.models)
+
+
+# of a model that shares the machine with no other
+WHOLE_HOST = HostShare()
 
 
 def memory_bytes(device: torch.device, cgroup: Path = CGROUP) -> int:
@@ -102,20 +120,12 @@ def memory_bytes(device: torch.device, cgroup: Path = CGROUP) -> int:
     return host_memory_bytes(cgroup)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether the device or the host had no memory for a tensor.
-
-    PyTorch has a class for the device's own memory only. Of pinned and of ordinary memory it says
-    the rest in words.
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in words)
-
-
-def description(device: torch.device) -> str:
+def description(device: torch.device, cores: int | None = None) -> str:
     """Name what times and bits depend on.
+
+    Args:
+        device: What is described.
+        cores: Cores to compute on. None: as many as this process may use.
 
     Returns:
         For example `AMD EPYC 9R14, AVX512, 8 cores`, or `NVIDIA H100 80GB HBM3`.
@@ -124,13 +134,21 @@ def description(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     named = re.search(r"^model name\s*: (.*)$", text_of(Path("/proc/cpuinfo")), re.MULTILINE)
     name = named[1] if named else platform.processor() or platform.machine()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {available_cores()} cores"
+    cores = cores or available_cores()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {cores} cores"
 
 
 def make_current(device: torch.device) -> None:
     """Make a GPU the calling thread's current one, whose streams, graphs and kernels it uses."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
+
+
+def give_back_memory() -> None:
+    """Give what this process has freed back to the system, if its C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 def keep_freed_memory() -> None:

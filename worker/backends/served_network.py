@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from models.checkpoints.diffusers_format import Checkpoint
-from models.networks.unet import UNet
+from models.networks.network import DenoisingNetwork
 from worker.backends.cpu.kernels import library
 from worker.backends.cpu.layers import pack
+from worker.backends.features import features_of
 from worker.backends.host import make_current
 from worker.jobs.domain import Precision
 from worker.redaction import client_reason
@@ -22,6 +23,8 @@ from worker.redaction import client_reason
 if TYPE_CHECKING:
     # imports Triton, which is not on every machine
     from worker.backends.cuda.unet import GpuUNet
+
+from worker.logs import event
 
 log = logging.getLogger(__name__)
 # x float32 (B, C, H, W) and time features (B, F) -> float32 (B, C, H, W)
@@ -33,14 +36,13 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class ServedNetwork:
-    """eps_theta with its time features as a table over t.
+    """eps_theta, with features of timesteps and classes that no batch changes.
 
-    The table saves time, and it keeps thin matrix products out of the step: these made batch sizes
-    disagree in the last bit. In bf16 the network's weights and activations are bf16; x, the plans'
-    rows and the noise stay float32.
+    In bf16 the network's weights and activations are bf16; x, the plans' rows and the noise stay
+    float32.
 
     Attributes:
-        features: The table, (T, F).
+        features: Computes the features (worker/backends/features.py).
         kernels: Whose kernels run. Which batch sizes agree to the bit depends on them.
     """
 
@@ -50,6 +52,7 @@ class ServedNetwork:
         device: torch.device,
         precision: Precision = "fp32",
         sizes: Sequence[int] = (1,),
+        class_rows: int = 0,
     ) -> None:
         """Copy the checkpoint's network to the device.
 
@@ -58,12 +61,15 @@ class ServedNetwork:
             device: Where to run it.
             precision: What its weights and activations are.
             sizes: Batch sizes whose kernels a GPU compiles now rather than at their first step.
+            class_rows: Rows of the network's embedding of classes; 0 if it takes none.
 
         Raises:
             torch.OutOfMemoryError: The network does not fit the GPU.
+            ValueError: The network has another number of rows of classes.
         """
         dtype = _DTYPES[precision]
-        self.features = _table(checkpoint).to(device, dtype)
+        T = checkpoint.schedule.T
+        self.features = features_of(checkpoint.net, T, dtype, device, class_rows)
         net = copy.deepcopy(checkpoint.net).to(device, dtype)
         # torch's stub lacks this overload
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -74,7 +80,8 @@ class ServedNetwork:
             # fp32 means float32 products
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
-            ours = by_our_kernels(net, self.features[:1], sizes)
+            first = torch.zeros(1, dtype=torch.long, device=device)
+            ours = by_our_kernels(net, self.features(first, first), sizes)
             if ours:
                 self.kernels = ours.kernels
             self._denoise: Denoiser = ours or _by_pytorch(net, dtype)
@@ -82,13 +89,25 @@ class ServedNetwork:
             pack(net)
             self._denoise = _by_pytorch(net, dtype)
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Run the network: x float32 (B, C, H, W), t int64 (B,) -> float32 (B, C, H, W)."""
-        return self._denoise(x, self.features[t])
+        self._divide_by_t = net.divide_by_t if net.divides_by_t else None
+
+    def __call__(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Run the network.
+
+        Args:
+            x: float32 (B, C, H, W).
+            t: int64 (B,).
+            rows: Rows of the embedding of classes, int64 (B,). None if the network takes none.
+
+        Returns:
+            float32 (B, C', H, W).
+        """
+        out = self._denoise(x, self.features(t, rows))
+        return out if self._divide_by_t is None else self._divide_by_t(out, t)
 
 
 @torch.inference_mode()
-def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> GpuUNet | None:
+def by_our_kernels(net: DenoisingNetwork, features: Tensor, sizes: Sequence[int]) -> GpuUNet | None:
     """Run a network by this project's kernels, which give the same bits in every batch.
 
     Args:
@@ -108,7 +127,7 @@ def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> GpuUNet
         from worker.backends.cuda.unet import GpuUNet
 
         denoise = GpuUNet(net)
-        shape = (net.cfg.in_channels, net.cfg.sample_size, net.cfg.sample_size)
+        shape = net.cfg.shape
 
         def run(size: int) -> None:
             x = torch.zeros(size, *shape, device=features.device)
@@ -132,12 +151,13 @@ def by_our_kernels(net: UNet, features: Tensor, sizes: Sequence[int]) -> GpuUNet
         log.warning(
             "the network runs by PyTorch's kernels, of which few batch sizes agree to the bit: %s",
             client_reason(error),
+            extra=event("kernels.missing"),
         )
         return None
     return denoise
 
 
-def _by_pytorch(net: UNet, dtype: torch.dtype) -> Denoiser:
+def _by_pytorch(net: DenoisingNetwork, dtype: torch.dtype) -> Denoiser:
     def denoise(x: Tensor, features: Tensor) -> Tensor:
         out: Tensor = net.denoise(x.to(dtype, memory_format=torch.channels_last), features)
         return out.to(torch.float32, memory_format=torch.contiguous_format)
@@ -159,18 +179,3 @@ def precisions(device: torch.device) -> tuple[Precision, ...]:
         mkldnn = torch.ops.mkldnn
         native = torch.backends.mkldnn.is_available() and mkldnn._is_mkldnn_bf16_supported()
     return ("fp32", "bf16") if native else ("fp32",)
-
-
-@torch.inference_mode()
-def _table(checkpoint: Checkpoint) -> Tensor:
-    """Compute the time features of all T timesteps, (T, F).
-
-    One CPU thread computes them, so that every worker starts from the same numbers: the products
-    are thin, and their bits would depend on the kernels.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return checkpoint.net.time_features(torch.arange(checkpoint.schedule.T))
-    finally:
-        torch.set_num_threads(threads)

@@ -18,10 +18,11 @@ from typing import Any
 from filelock import FileLock
 
 from worker.calibration.calibrate import Calibration
+from worker.logs import event
 
 log = logging.getLogger(__name__)
 # Raise this when older calibrations no longer hold, as kernels or the way to measure changed.
-_FORMAT = 10
+_FORMAT = 11
 
 
 class CalibrationCache:
@@ -83,6 +84,7 @@ class CalibrationCache:
                 "no calibration is kept: %s cannot be used (%s); set DDPM_CACHE_DIR",
                 self._folder,
                 error.strerror,
+                extra=event("calibration.not_kept"),
             )
             yield
             return
@@ -99,7 +101,8 @@ def _read(path: Path, key: str) -> Calibration | None:
     try:
         seconds = _seconds_by_size(saved["seconds"])
         by_fewer = _seconds_by_size(saved["by_fewer"])
-        return Calibration(seconds, int(saved["threads"]), int(saved["fewer"]), by_fewer)
+        threads, fewer = int(saved["threads"]), int(saved["fewer"])
+        return Calibration(seconds, threads, fewer, by_fewer, str(saved["fingerprint"]))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -122,4 +125,4 @@ def _write_json(path: Path, key: str, found: dict[str, Any]) -> None:
         part.write_text(json.dumps({"key": key, **found}))
         part.replace(path)
     except OSError as error:
-        log.info("the calibration is not kept: %s", error)
+        log.info("the calibration is not kept: %s", error, extra=event("calibration.not_kept"))

@@ -18,11 +18,15 @@ import torch
 from torch import Tensor
 
 from worker.backends.host import available_cores
+from worker.calibration.fingerprint import chains_of, fingerprint_of
 from worker.engine.pool import Pool, columns_of
+from worker.logs import event
 
 log = logging.getLogger(__name__)
 # seconds, of any origin
 Clock = Callable[[], float]
+# what is called between two steps of a measurement, so that other models' chains take theirs
+Between = Callable[[], object]
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 # On a CPU a size costs no memory of its own. Larger sizes in between gain nothing.
@@ -46,8 +50,6 @@ _FEWER_THREADS_GAIN = 1.15
 # If a step is this much faster than when it was calibrated, the machine was at other work then. The
 # other work on a shared machine seldom makes that much of a difference.
 _BEATEN = 2.0
-# p, q, bound, a, b, d, s: every part of a step takes part
-_ROW = (1.0, -0.5, 1.0, 0.5, 0.5, 0.1, 0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,14 @@ class Calibration:
         threads: Threads of a CPU that compute it; 0 elsewhere.
         fewer: Threads that give the same bits, for times when other processes want the CPU.
         by_fewer: What a step of each batch size takes by `fewer` threads.
+        fingerprint: Of the bits that all of this gives (`fingerprint_of`).
     """
 
     seconds: dict[int, float]
     threads: int = 0
     fewer: int = 0
     by_fewer: dict[int, float] = field(default_factory=dict)
+    fingerprint: str = ""
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -111,6 +115,7 @@ def calibrate(
     clock: Clock = time.perf_counter,
     cores: int | None = None,
     longest_step_s: float = LONGEST_STEP_S,
+    between: Between = lambda: None,
 ) -> Calibration:
     """Measure steps of a pool, whose chains are overwritten.
 
@@ -124,14 +129,16 @@ def calibrate(
         clock: Tells the time.
         cores: Cores that this process may use. None: as many as there are.
         longest_step_s: No larger batch is tried than one that takes half of this.
+        between: Is called before each step. It leaves the number of threads as it is.
 
     Raises:
         torch.OutOfMemoryError: Not even the smallest batch fits the GPU's memory.
     """
     fitting = [size for size in sorted(sizes) if size <= pool.capacity]
-    trial = _Trial(pool, T, fitting, clock, longest_step_s)
+    trial = _Trial(pool, T, fitting, clock, longest_step_s, between)
     if pool.device.type != "cpu":
-        return Calibration(trial.agreeing())
+        seconds = trial.agreeing()
+        return Calibration(seconds, fingerprint=fingerprint_of(pool, T, min(seconds)))
     for threads in _by_speed(trial, available_cores() if cores is None else cores):
         torch.set_num_threads(threads)
         seconds = trial.agreeing()
@@ -141,15 +148,42 @@ def calibrate(
             fewer = max(same, default=1)
             torch.set_num_threads(fewer)
             by_fewer = trial.seconds(seconds) if fewer < threads else {}
-            return Calibration(seconds, threads, fewer, by_fewer)
+            fingerprint = fingerprint_of(pool, T, min(seconds))
+            return Calibration(seconds, threads, fewer, by_fewer, fingerprint)
         log.info(
-            "with %d threads the network's bits are not those of one thread; trying fewer", threads
+            "with %d threads the network's bits are not those of one thread; trying fewer",
+            threads,
+            extra=event("calibration.threads"),
         )
     raise AssertionError("one thread is always among the choices")
 
 
+def draws_other_bits(pool: Pool, T: int, saved: Calibration) -> bool:
+    """Tell whether bits have changed since a calibration was saved.
+
+    Then nobody knows which sizes agree. The smallest and the largest one are asked.
+
+    The pool's chains are overwritten. The calling thread computes by the saved number of threads
+    afterwards.
+    """
+    saved.use()
+    # The largest goes first, so that the smallest needs no memory of its own.
+    sizes = (saved.batch_sizes[-1], saved.batch_sizes[0])
+    try:
+        return any(fingerprint_of(pool, T, size) != saved.fingerprint for size in sizes)
+    # Preparing the sizes will find out which still fit.
+    except torch.OutOfMemoryError:
+        return False
+
+
 @torch.inference_mode()
-def is_beaten(pool: Pool, T: int, saved: Calibration, clock: Clock = time.perf_counter) -> bool:
+def is_beaten(
+    pool: Pool,
+    T: int,
+    saved: Calibration,
+    clock: Clock = time.perf_counter,
+    between: Between = lambda: None,
+) -> bool:
     """Tell whether steps are so much faster now that a saved calibration must not stay.
 
     It must have been measured while the machine did other work as well. The smallest and the
@@ -161,7 +195,8 @@ def is_beaten(pool: Pool, T: int, saved: Calibration, clock: Clock = time.perf_c
     saved.use()
     sizes = {saved.batch_sizes[0], saved.batch_sizes[-1]}
     try:
-        now = _Trial(pool, T, sorted(sizes), clock, LONGEST_STEP_S).seconds(sizes)
+        trial = _Trial(pool, T, sorted(sizes), clock, LONGEST_STEP_S, between)
+        now = trial.seconds(sizes)
     # Other processes have the memory now. Preparing the sizes will find out which still fit.
     except torch.OutOfMemoryError:
         return False
@@ -189,16 +224,20 @@ class _Trial:
     """The same chains, stepped in batches of any size."""
 
     def __init__(
-        self, pool: Pool, T: int, sizes: Sequence[int], clock: Clock, longest_step_s: float
+        self,
+        pool: Pool,
+        T: int,
+        sizes: Sequence[int],
+        clock: Clock,
+        longest_step_s: float,
+        between: Between = lambda: None,
     ) -> None:
+        self._between = between
         self._pool = pool
         self._sizes = sizes
         self._clock = clock
         self._longest_step_s = longest_step_s
-        self._numbers = [
-            (i, i * (T - 1) // (_CHAINS - 1), 0, i, 1, *_ROW)
-            for i in range(min(_CHAINS, pool.capacity))
-        ]
+        self._numbers = chains_of(pool, T, _CHAINS)
         # The first step of all allocates memory, lays out weights and chooses kernels.
         self._time(sizes[0])
         self._image_s = self._time(sizes[0]) / sizes[0]
@@ -223,6 +262,7 @@ class _Trial:
                 "batches of %s give other bits than those of %s, and are not used",
                 others,
                 sorted(chosen),
+                extra=event("calibration.batches"),
             )
         return chosen
 
@@ -259,6 +299,7 @@ class _Trial:
                     "a batch of %d does not fit the memory of %s; smaller ones are used",
                     size,
                     self._pool.device,
+                    extra=event("memory.short"),
                 )
                 torch.cuda.empty_cache()
                 return
@@ -300,7 +341,10 @@ class _Trial:
 
     def _step(self, chains: Sequence[tuple[float, ...]], size: int) -> float:
         """Time one step of these chains, in seconds."""
-        columns = columns_of(chains, size, self._pool.dummy)
+        columns = columns_of(chains, size, self._pool.dummy, self._pool.width)
+        self._between()
+        # what other models have queued on a GPU is not this step's
+        self._pool.wait()
         start = self._clock()
         self._pool.step(columns)
         self._pool.wait()

@@ -15,13 +15,24 @@ from typing import Literal, cast
 
 import torch
 
+from models.checkpoints.catalog import ClassesCard
 from models.checkpoints.diffusers_format import Checkpoint
-from worker.backends.host import description, keep_freed_memory, memory_bytes
+from worker.backends.host import WHOLE_HOST, HostShare, description, keep_freed_memory
 from worker.backends.served_network import ServedNetwork, kernels_on_a_cpu, precisions
 from worker.calibration.cache import CalibrationCache
-from worker.calibration.calibrate import Calibration, Clock, calibrate, is_beaten, sizes_on
+from worker.calibration.calibrate import (
+    Between,
+    Calibration,
+    Clock,
+    calibrate,
+    draws_other_bits,
+    is_beaten,
+    sizes_on,
+)
+from worker.calibration.fingerprint import fingerprint_of
 from worker.engine.pool import Pool
 from worker.jobs.domain import SHARD_IMAGES, Precision
+from worker.logs import event
 
 log = logging.getLogger(__name__)
 # The pool's share of the memory, and its share if a shard needs more. The rest is the network's.
@@ -40,12 +51,14 @@ class TunedNetwork:
         calibration: The batch sizes and threads to use.
         precision: What it computes in.
         kernels: Whose kernels compute it.
+        fingerprint: The hash of the bits that it gives (`fingerprint_of`).
     """
 
     pool: Pool
     calibration: Calibration
     precision: Precision
     kernels: str
+    fingerprint: str
 
 
 def tune(
@@ -57,6 +70,9 @@ def tune(
     precision: Precision | Literal["auto"],
     cache: CalibrationCache | None = None,
     clock: Clock = time.perf_counter,
+    share: HostShare = WHOLE_HOST,
+    between: Between = lambda: None,
+    classes: ClassesCard | None = None,
 ) -> TunedNetwork:
     """Bring a checkpoint onto its device as it runs best there.
 
@@ -69,6 +85,9 @@ def tune(
         precision: What it computes in. `auto` is what is worth more here.
         cache: Where calibrations are saved. None: they are measured now.
         clock: Tells the time.
+        share: What it may use of the machine.
+        between: Is called between the steps that are measured.
+        classes: The classes of a conditional network.
 
     Raises:
         ValueError: The device does not compute the precision natively, or its memory is too small.
@@ -80,13 +99,18 @@ def tune(
             f" computes {' and '.join(offered)} only; use auto"
         )
     keep_freed_memory()
-    capacity = _capacity(capacity, shape, device)
-    candidates = _Candidates(loaded, weights, shape, device, capacity, cache, clock)
+    is_guided = classes is not None and classes.null is not None
+    capacity = _capacity(capacity, shape, device, share, 3 if is_guided else 2)
+    candidates = _Candidates(
+        loaded, weights, shape, device, capacity, cache, clock, share.cores, between, classes
+    )
     chosen = candidates.choose(offered) if precision == "auto" else precision
     candidates.make_sure(chosen)
     pool = candidates.pool(chosen)
     calibration = _prepared(pool, candidates.calibration(chosen))
-    return TunedNetwork(pool, calibration, chosen, candidates.kernels(chosen))
+    # Taken now, as it is served: the calibration may be an old one.
+    fingerprint = fingerprint_of(pool, loaded.schedule.T, calibration.batch_sizes[0])
+    return TunedNetwork(pool, calibration, chosen, candidates.kernels(chosen), fingerprint)
 
 
 class _Candidates:
@@ -101,7 +125,11 @@ class _Candidates:
         capacity: int,
         cache: CalibrationCache | None,
         clock: Clock,
+        cores: int,
+        between: Between,
+        classes: ClassesCard | None,
     ) -> None:
+        self._classes = classes
         self._loaded = loaded
         self._weights = weights
         self._shape = shape
@@ -109,6 +137,8 @@ class _Candidates:
         self._capacity = capacity
         self._cache = cache
         self._clock = clock
+        self._cores = cores
+        self._between = between
         self._sizes = sizes_on(device)
         self._found: dict[Precision, Calibration] = {}
         self._measured_now: set[Precision] = set()
@@ -130,7 +160,7 @@ class _Candidates:
         if self._cache is None or len(offered) == 1:
             return choose()
         kernels = kernels_on_a_cpu() if self._device.type == "cpu" else ""
-        machine = (description(self._device), torch.__version__, kernels)
+        machine = (description(self._device, self._cores), torch.__version__, kernels)
         return cast(Precision, self._cache.decide((self._weights, *machine, *offered), choose))
 
     def calibration(self, precision: Precision) -> Calibration:
@@ -140,29 +170,50 @@ class _Candidates:
         return self._found[precision]
 
     def make_sure(self, precision: Precision) -> None:
-        """Measure again what was saved of a precision, if it was measured beside other work."""
+        """Measure again what was saved of a precision, if it does not hold any more.
+
+        The bits have changed then, or it was measured beside other work.
+        """
         saved = self.calibration(precision)
         if precision in self._measured_now:
             return
-        if is_beaten(self.pool(precision), self._loaded.schedule.T, saved, self._clock):
+        pool, T = self.pool(precision), self._loaded.schedule.T
+        if draws_other_bits(pool, T, saved):
+            log.warning(
+                "this machine gives other bits than when it was calibrated: which batch sizes agree"
+                " is measured anew",
+                extra=event("calibration.outdated"),
+            )
+            self._found[precision] = self._recall(precision, beaten=saved)
+        elif is_beaten(pool, T, saved, self._clock, self._between):
             log.info(
                 "steps are much faster than when they were calibrated, perhaps beside other work:"
-                " they are calibrated anew"
+                " they are calibrated anew",
+                extra=event("calibration.outdated"),
             )
             self._found[precision] = self._recall(precision, beaten=saved)
 
     def _recall(self, precision: Precision, beaten: Calibration | None = None) -> Calibration:
         enough = str(self._capacity >= self._sizes[-1])
-        machine = (description(self._device), torch.__version__, self.kernels(precision))
+        machine = (description(self._device, self._cores), torch.__version__)
+        conditions = (self._weights, *machine, self.kernels(precision), precision, enough)
 
         def measure() -> Calibration:
             self._measured_now.add(precision)
             T = self._loaded.schedule.T
-            return calibrate(self.pool(precision), T, self._sizes, clock=self._clock)
+            pool = self.pool(precision)
+            return calibrate(
+                pool,
+                T,
+                self._sizes,
+                clock=self._clock,
+                cores=self._cores,
+                between=self._between,
+            )
 
         if self._cache is None:
             return measure()
-        return self._cache.recall((self._weights, *machine, precision, enough), measure, beaten)
+        return self._cache.recall(conditions, measure, beaten)
 
     def _made(self, precision: Precision) -> tuple[ServedNetwork, Pool]:
         if self._last is None or self._last[0] != precision:
@@ -171,8 +222,18 @@ class _Candidates:
             gc.collect()
             torch.cuda.empty_cache()
             fitting = [size for size in self._sizes if size <= self._capacity]
-            network = ServedNetwork(self._loaded, self._device, precision, fitting)
-            pool = Pool(network, self._shape, self._capacity, self._device)
+            rows = self._classes.rows if self._classes else 0
+            network = ServedNetwork(self._loaded, self._device, precision, fitting, rows)
+            pool = Pool(
+                network,
+                self._shape,
+                self._capacity,
+                self._device,
+                dynamic=self._loaded.process.clipping.is_dynamic,
+                learned=self._loaded.net.cfg.learns_variance,
+                class_rows=rows,
+                guided=self._classes is not None and self._classes.null is not None,
+            )
             self._last = (precision, network, pool)
         return self._last[1:]
 
@@ -206,7 +267,9 @@ def _prepared(pool: Pool, calibration: Calibration) -> Calibration:
             pool.prepare(size)
         except torch.OutOfMemoryError:
             log.warning(
-                "a batch of %d does not fit the memory any more; smaller ones are used", size
+                "a batch of %d does not fit the memory any more; smaller ones are used",
+                size,
+                extra=event("memory.short"),
             )
             continue
         ready[size] = seconds
@@ -221,28 +284,31 @@ def _prepared(pool: Pool, calibration: Calibration) -> Calibration:
     return replace(calibration, seconds=ready, by_fewer=by_fewer)
 
 
-def _capacity(asked: int, shape: tuple[int, int, int], device: torch.device) -> int:
-    """Limit the pool's chains to what the memory holds.
+def _capacity(
+    asked: int, shape: tuple[int, int, int], device: torch.device, share: HostShare, tensors: int
+) -> int:
+    """Limit the pool's chains, each of which has so many `tensors`, to what the memory holds.
 
     Raises:
         ValueError: Not even a shard of images fits, so the worker could never take one.
     """
-    memory = memory_bytes(device)
-    chain_bytes = 2 * 4 * math.prod(shape)
+    memory = share.memory_bytes(device)
+    chain_bytes = tensors * 4 * math.prod(shape)
     in_share = int(_POOL_SHARE * memory) // chain_bytes
     at_most = int(_MOST_SHARE * memory) // chain_bytes
     fit = max(in_share, min(SHARD_IMAGES, at_most))
     if fit < SHARD_IMAGES:
         needed = SHARD_IMAGES * chain_bytes / _MOST_SHARE
         raise ValueError(
-            f"half of the memory ({memory / 2**30:.1f} GiB) holds {fit} images of"
+            f"half of the model's memory ({memory / 2**30:.1f} GiB) holds {fit} images of"
             f" {'x'.join(map(str, shape))}, and a worker takes {SHARD_IMAGES} at once;"
-            f" give it {needed / 2**30:.1f} GiB or more"
+            f" give it {needed / 2**30:.1f} GiB or more, or name fewer models in DDPM_MODELS"
         )
     if fit < asked:
         log.info(
-            "the pool holds %d images instead of %d: the rest of the memory is for the network",
+            "the pool holds %d images instead of %d: the rest of the memory is for networks",
             fit,
             asked,
+            extra=event("memory.short"),
         )
     return min(asked, fit)

@@ -56,7 +56,8 @@ class BatchSizes:
         allowed = allowed or [self.size_for(1)]
         if waiting > 2 * allowed[-1]:
             return max(allowed, key=lambda size: size / self.seconds[size])
-        size = _first_of_rounds(waiting, tuple((size, self.seconds[size]) for size in allowed))
+        rounds = _rounds(tuple((size, self.seconds[size]) for size in allowed))
+        size = rounds.first(waiting)
         return min(size, waiting)
 
     def _swift(self, interactive: int) -> Sequence[int]:
@@ -66,12 +67,24 @@ class BatchSizes:
         return [size for size in self.sizes if self.seconds[size] <= limit_s]
 
 
-def _first_of_rounds(chains: int, costs: tuple[tuple[int, float], ...]) -> int:
-    """Find the largest batch of the cheapest set of batches that holds all chains."""
-    # for each number of chains: the seconds, and the largest batch
-    cheapest: list[tuple[float, int]] = [(0.0, 0)]
-    for n in range(1, chains + 1):
-        rest = ((cheapest[max(0, n - size)], size, seconds) for size, seconds in costs)
-        sets = ((spent + seconds, max(size, largest)) for (spent, largest), size, seconds in rest)
-        cheapest.append(min(sets))
-    return cheapest[chains][1]
+class _Rounds:
+    """The cheapest sets of batches that hold so many chains, found once for each number."""
+
+    def __init__(self, costs: tuple[tuple[int, float], ...]) -> None:
+        """Take the batch sizes that may be used, and the seconds of a step of each."""
+        self._costs = costs
+        # for each number of chains: the seconds, and the largest batch
+        self._cheapest: list[tuple[float, int]] = [(0.0, 0)]
+
+    def first(self, chains: int) -> int:
+        """Find the largest batch of the cheapest set of batches that holds all chains."""
+        cheapest = self._cheapest
+        for n in range(len(cheapest), chains + 1):
+            rest = ((cheapest[max(0, n - size)], size, seconds) for size, seconds in self._costs)
+            cheapest.append(
+                min((spent + seconds, max(size, most)) for (spent, most), size, seconds in rest)
+            )
+        return cheapest[chains][1]
+
+
+_rounds = lru_cache(64)(_Rounds)

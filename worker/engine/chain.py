@@ -23,6 +23,9 @@ class ChainRequest:
         index: The image's index in its job, which its noise depends on as well.
         owner: Whose job it is: owners get equal shares.
         interactive: Whether it goes before bulk work.
+        class_row: Row of the network's embedding of classes. Networks without classes ignore it.
+        null_row: The row that means no class, which guidance needs.
+        guidance: Weight w of the guidance. 1 is none, and costs one pass a step instead of two.
     """
 
     chain: Hashable
@@ -32,6 +35,14 @@ class ChainRequest:
     index: int
     owner: str = ""
     interactive: bool = True
+    class_row: int = 0
+    null_row: int = 0
+    guidance: float = 1.0
+
+    @property
+    def is_guided(self) -> bool:
+        """Tell whether a step takes a second pass, without a class."""
+        return self.guidance != 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class StepGraphs:
         self._recorded: dict[int, tuple[Tensor, Callable[[], None]]] = {}
 
     def replay(self, columns: Tensor) -> None:
-        """Take the step of these columns, float64 (12, B) on the host.
+        """Take the step of these columns, float64 (WIDTH, B) on the host.
 
         Raises:
             torch.OutOfMemoryError: A batch size that was not recorded yet does not fit.

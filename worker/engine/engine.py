@@ -13,12 +13,13 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from models.diffusion.sampling import to_bytes
 from worker.engine.batch_sizes import BatchSizes
 from worker.engine.chain import ChainRequest, Finished, Preview, Snapshot
 from worker.engine.pool import Pool, columns_of
-from worker.engine.scheduler import NOTHING_SERVED, ChainGroup, pick, waiting
+from worker.engine.scheduler import NOTHING_SERVED, ChainGroup, pick
 from worker.engine.transfers import HostCopy
 
 
@@ -29,18 +30,28 @@ class _Chain:
     group: ChainGroup
     admitted_at: int  # row
     row: int  # next row
+    rows: int  # of its plan
 
     @property
     def rows_left(self) -> int:
-        return len(self.request.plan) - self.row
+        return self.rows - self.row
 
     @property
     def numbers(self) -> tuple[float, ...]:
         """The chain's column in the next step (worker/engine/pool.py): address and plan row."""
         request = self.request
-        t, p, q, bound, a, b, d, s = request.plan.row(self.row)
-        address = self.slot, t, request.seed, request.index, self.row + 1
-        return (*address, p, q, bound, a, b, d, s)
+        t, *row = request.plan.row(self.row)
+        return (self.slot, t, request.seed, request.index, self.row + 1, *row)
+
+    @property
+    def numbers_with_class(self) -> tuple[float, ...]:
+        """The column for a conditional network."""
+        return (*self.numbers, self.request.class_row, self.request.guidance)
+
+    @property
+    def numbers_without_class(self) -> tuple[float, ...]:
+        """The column for the pass without a class, which takes no row of the plan."""
+        return (*self.numbers, self.request.null_row, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +66,10 @@ class _Leaving:
 
     def finished(self) -> list[Finished]:
         x = self.x.result()
-        finite = x.isfinite().flatten(1).all(1)
+        finite = x.isfinite().flatten(1).all(1).tolist()
+        pixels = to_bytes(x)
         return [
-            Finished(request, to_bytes(x[i]) if finite[i] else None)
+            Finished(request, pixels[i] if finite[i] else None)
             for i, request in self.places.values()
         ]
 
@@ -73,12 +85,19 @@ class Engine:
         """Take an empty pool, and the seconds of a step by batch size, of the sizes to use."""
         self.pool = pool
         self.batch_sizes = BatchSizes(seconds)
-        # steps of images since the start, padding not counted
+        # steps of images since the start, padding not counted; guided ones count twice
         self.image_steps = 0
+        # Images of each pass of the last step.
+        self.passes: tuple[int, ...] = ()
         self._chains: dict[Hashable, _Chain] = {}
         self._groups: dict[Hashable, ChainGroup] = {}
+        # Number of the chains that are interactive, and of those that are guided.
+        self._interactive = 0
+        self._guided = 0
         self._leaving: deque[_Leaving] = deque()
         self._free = list(range(pool.capacity))
+        # By slot: seed and index of chains whose x_T is not drawn yet.
+        self._unstarted: dict[int, tuple[int, int]] = {}
         self._served = NOTHING_SERVED
         self._moved: set[Hashable] = set()
 
@@ -90,7 +109,7 @@ class Engine:
     @property
     def is_interactive(self) -> bool:
         """True if any chain is interactive, here or on its way out."""
-        if any(group.interactive for group in self._groups.values()):
+        if self._interactive:
             return True
         leaving = (request for leaving in self._leaving for _, request in leaving.places.values())
         return any(request.interactive for request in leaving)
@@ -121,8 +140,7 @@ class Engine:
             ValueError: There are more than there is room for, or a name is in use.
         """
         slots = self._admit(requests, rows=[0] * len(requests))
-        if requests:
-            self.pool.start(slots, [r.seed for r in requests], [r.index for r in requests])
+        self._unstarted |= zip(slots, ((r.seed, r.index) for r in requests), strict=True)
 
     def restore(self, snapshots: Sequence[Snapshot]) -> None:
         """Admit chains as their snapshots hold them: their images come out as if never stopped.
@@ -130,11 +148,12 @@ class Engine:
         Raises:
             ValueError: There are more than there is room for, or a name is in use.
         """
+        if not snapshots:
+            return
         slots = self._admit([s.request for s in snapshots], [s.row for s in snapshots])
-        if snapshots:
-            x = torch.stack([s.x for s in snapshots])
-            x_0_hat = torch.stack([s.x_0_hat for s in snapshots])
-            self.pool.write(slots, x, x_0_hat)
+        x = torch.stack([s.x for s in snapshots])
+        x_0_hat = torch.stack([s.x_0_hat for s in snapshots])
+        self.pool.write(slots, x, x_0_hat)
 
     def snapshot(self, chains: Iterable[Hashable]) -> list[Snapshot]:
         """Copy chains as they are between two steps; they keep running.
@@ -144,6 +163,7 @@ class Engine:
         held = [self._chains[chain] for chain in chains]
         if not held:
             return []
+        self._start()
         slots = [c.slot for c in held]
         x = self.pool.read(slots)
         remembered = any(c.request.plan.remembers for c in held)
@@ -186,22 +206,45 @@ class Engine:
             picked = [self._chains[chain] for chain in only if chain in self._chains]
         if not picked:
             return self.settle()
+        self._start()
         del picked[self.batch_sizes.largest :]
-        size = self.batch_sizes.size_for(len(picked))
-        self.pool.step(columns_of([chain.numbers for chain in picked], size, self.pool.dummy))
+        self._run(picked)
         for chain in picked:
             chain.row += 1
             chain.group.rows_left -= 1
             self._moved.add(chain.request.chain)
-        self.image_steps += len(picked)
-        self._retire([chain for chain in picked if not chain.rows_left])
+        self.image_steps += sum(self.passes)
+        self._retire([chain for chain in picked if chain.row == chain.rows])
         return self._arrived()
+
+    def _run(self, picked: Sequence[_Chain]) -> None:
+        """Run the network for these chains, and take their rows."""
+        self.passes = (len(picked),)
+        if not self.pool.is_conditional:
+            self.pool.step(self._columns([chain.numbers for chain in picked]))
+            return
+        if guided := [chain for chain in picked if chain.request.is_guided]:
+            self.passes = (len(guided), len(picked))
+            columns = self._columns([chain.numbers_without_class for chain in guided])
+            self.pool.pass_without_class(columns)
+        self.pool.step(self._columns([chain.numbers_with_class for chain in picked]))
+
+    def _columns(self, numbers: Sequence[tuple[float, ...]]) -> Tensor:
+        size = self.batch_sizes.size_for(len(numbers))
+        return columns_of(numbers, size, self.pool.dummy, self.pool.width)
 
     def settle(self) -> list[Finished]:
         """Wait for the images on their way, so that every chain is in its slot or has left."""
         finished = [image for leaving in self._leaving for image in leaving.finished()]
         self._leaving.clear()
         return finished
+
+    def _start(self) -> None:
+        """Draw x_T of all chains that were submitted since the last step, together."""
+        if self._unstarted:
+            seeds, indices = zip(*self._unstarted.values(), strict=True)
+            self.pool.start(list(self._unstarted), seeds, indices)
+            self._unstarted.clear()
 
     def _admit(self, requests: Sequence[ChainRequest], rows: Sequence[int]) -> list[int]:
         names = [request.chain for request in requests]
@@ -215,9 +258,12 @@ class Engine:
                 "a chain of this name is in the engine; give every chain a name of its own"
             )
         for request, row in zip(requests, rows, strict=True):
-            chain = _Chain(request, self._free.pop(), self._group_of(request), row, row)
+            group, slot = self._group_of(request), self._free.pop()
+            chain = _Chain(request, slot, group, row, row, len(request.plan))
             self._chains[request.chain] = chain
             chain.group.join(request.chain, chain.rows_left)
+            self._interactive += request.interactive
+            self._guided += request.is_guided
         return [self._chains[name].slot for name in names]
 
     def _knows(self, name: Hashable) -> bool:
@@ -228,14 +274,18 @@ class Engine:
         return self._groups.setdefault(group.key, group)
 
     def _pick(self, within_s: float) -> list[_Chain]:
-        groups = list(self._groups.values())
-        interactive = waiting(groups, interactive=True)
-        bulk = waiting(groups, interactive=False)
-        places = self.batch_sizes.places(interactive, bulk, within_s)
+        bulk = len(self._chains) - self._interactive
+        if self._guided:
+            # Their step takes two passes.
+            within_s /= 2
+        places = self.batch_sizes.places(self._interactive, bulk, within_s)
         if places == len(self._chains):
             picked = list(self._chains.values())
         else:
-            picked = [self._chains[chain] for chain in pick(groups, places, self._served)]
+            picked = [
+                self._chains[chain]
+                for chain in pick(list(self._groups.values()), places, self._served)
+            ]
         interactive_picked = sum(chain.request.interactive for chain in picked)
         self._served = self._served.plus(len(picked), interactive_picked)
         return picked
@@ -258,6 +308,9 @@ class Engine:
     def _leave(self, name: Hashable) -> None:
         chain = self._chains.pop(name)
         self._moved.discard(name)
+        self._interactive -= chain.request.interactive
+        self._guided -= chain.request.is_guided
+        self._unstarted.pop(chain.slot, None)
         self._free.append(chain.slot)
         chain.group.leave(name, chain.rows_left)
         if not chain.group.chains:

@@ -76,3 +76,8 @@ class ModelScheduler(Generic[M]):
         """Count the seconds that a step of the model took."""
         if model in self._spent_s:
             self._spent_s[model] += seconds
+
+    def forget(self, model: M) -> None:
+        """Forget a model that does not step any more, so that its memory is free."""
+        self._spent_s.pop(model, None)
+        self._served = [served for served in self._served if served is not model]

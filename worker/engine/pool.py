@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import chain
 
@@ -16,34 +16,39 @@ import torch
 from torch import Tensor
 
 from models.diffusion.noise import normal
-from models.diffusion.sampling import Network
+from models.diffusion.sampling import split
 from worker.backends.host import make_current
 from worker.engine.cuda_graphs import CudaRecorder, Recorder, StepGraphs
-from worker.engine.step import WIDTH, fastest_on
+from worker.engine.step import OF_CLASSES, WIDTH, fastest_on, guided
 from worker.engine.transfers import HostCopy, to_device
 
+# x (B, C, H, W), t (B,), and rows of the embedding of classes (B,) if it has one -> (B, C', H, W)
+ServableNetwork = Callable[..., Tensor]
 # values of new chains' noise: drawing one takes some 40 bytes
 DRAWN_AT_ONCE = 1 << 20
 
 
-def columns_of(chains: Sequence[tuple[float, ...]], size: int, dummy: int) -> Tensor:
+def columns_of(
+    chains: Sequence[tuple[float, ...]], size: int, dummy: int, width: int = WIDTH
+) -> Tensor:
     """Describe a step on the host: one column a chain, so that one copy takes it to the device.
 
-    A column is the five numbers of ADDRESS and the seven of the plan's row. float64 holds every
+    A column is the numbers of ADDRESS and those of the plan's row. float64 holds every
     seed (below 2^53) and every float32 exactly.
 
     Args:
         chains: The columns, in any order.
         size: The batch size. Missing columns are the dummy chain's, whose row is zeros.
         dummy: The dummy chain's slot.
+        width: Numbers of a column, which the pool knows.
 
     Returns:
-        float64 (12, size).
+        float64 (width, size).
     """
-    padding = (dummy, *[0] * (WIDTH - 1))
+    padding = (dummy, *[0] * (width - 1))
     rows = zip(*chains, *[padding] * (size - len(chains)), strict=True)
     numbers = array("d", chain.from_iterable(rows))
-    return torch.frombuffer(numbers, dtype=torch.float64).view(WIDTH, size)
+    return torch.frombuffer(numbers, dtype=torch.float64).view(width, size)
 
 
 class Pool:
@@ -53,16 +58,23 @@ class Pool:
         x: x_t of every slot, float32 (capacity + 1, C, H, W).
         x_0_hat: The last x_0_hat of every slot, float32 (capacity + 1, C, H, W).
         dummy: The dummy chain's slot, the last one.
+        is_conditional: Whether the network takes a row of its embedding of classes for each chain.
+        width: Numbers of a chain's column.
     """
 
     def __init__(
         self,
-        network: Network,
+        network: ServableNetwork,
         shape: tuple[int, int, int],
         capacity: int,
         device: torch.device,
         record: Recorder | None = None,
         drawn_at_once: int = DRAWN_AT_ONCE,
+        *,
+        dynamic: bool = False,
+        learned: bool = False,
+        class_rows: int = 0,
+        guided: bool = False,
     ) -> None:
         """Allocate the slots.
 
@@ -73,6 +85,10 @@ class Pool:
             device: Where they lie. It becomes the calling thread's current GPU.
             record: How steps are recorded. None: as graphs on CUDA; elsewhere they just run.
             drawn_at_once: How many values of new chains' noise are drawn at once, about.
+            dynamic: Whether plans may threshold images.
+            learned: Whether the network returns a variance beside its estimate.
+            class_rows: Rows of the network's embedding of classes; 0 if it takes none.
+            guided: Whether chains may be guided, which takes a pass without a class before theirs.
         """
         self.network = network
         self.shape = shape
@@ -85,10 +101,16 @@ class Pool:
         make_current(device)
         if record is None and device.type == "cuda":
             record = CudaRecorder(device)
-        self.gather, self.advance = fastest_on(device)
-        self._step = self._whole_step
+        self.gather, self.advance = fastest_on(device, dynamic=dynamic, learned=learned)
+        self.class_rows = class_rows
+        self.is_conditional = class_rows > 0
+        self.width = WIDTH + len(OF_CLASSES) * self.is_conditional
+        self._null_out = torch.zeros_like(self.x) if guided else None
+        self._step, self._null_pass = self._whole_step, self._whole_null_pass
         if record:
             self._step = StepGraphs(self._whole_step, self.dummy, device, record).replay
+            of_null = StepGraphs(self._whole_null_pass, self.dummy, device, record)
+            self._null_pass = of_null.replay
 
     @torch.inference_mode()
     def start(self, slots: Sequence[int], seeds: Sequence[int], indices: Sequence[int]) -> None:
@@ -100,7 +122,7 @@ class Pool:
             self.x_0_hat[where] = 0
 
     def step(self, columns: Tensor) -> None:
-        """Take the next row of the chains that `columns_of` describes, float64 (12, B).
+        """Take the next row of the chains that `columns_of` describes, float64 (width, B).
 
         On CUDA a batch size's graph is recorded when the size is first met. If you step often,
         enter inference mode once: doing it here costs a step of one image half a per cent.
@@ -111,9 +133,34 @@ class Pool:
         with nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode():
             self._step(columns)
 
+    def pass_without_class(self, columns: Tensor) -> None:
+        """Estimate without a class for chains whose next step is guided.
+
+        Args:
+            columns: As for `step`; class_row is that of the null class.
+
+        Raises:
+            torch.OutOfMemoryError: A batch size that was not met before does not fit.
+        """
+        with nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode():
+            self._null_pass(columns)
+
     def _whole_step(self, columns: Tensor) -> None:
+        out = self._output(columns)
+        if self._null_out is not None:
+            out = guided(columns, out, self._null_out)
+        self.advance(columns, self.x, self.x_0_hat, out)
+
+    def _whole_null_pass(self, columns: Tensor) -> None:
+        assert self._null_out is not None
+        estimate, _ = split(self._output(columns), self.shape[0])
+        self._null_out[columns[0].long()] = estimate
+
+    def _output(self, columns: Tensor) -> Tensor:
         x, t = self.gather(columns, self.x)
-        self.advance(columns, self.x, self.x_0_hat, self.network(x, t))
+        return (
+            self.network(x, t, columns[WIDTH].long()) if self.is_conditional else self.network(x, t)
+        )
 
     @torch.inference_mode()
     def prepare(self, size: int) -> None:
@@ -122,7 +169,10 @@ class Pool:
         Raises:
             torch.OutOfMemoryError: The size does not fit.
         """
-        self.step(columns_of([], size, self.dummy))
+        columns = columns_of([], size, self.dummy, self.width)
+        self.step(columns)
+        if self._null_out is not None:
+            self.pass_without_class(columns)
 
     def wait(self) -> None:
         """Wait until the device has done everything queued."""

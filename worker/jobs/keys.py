@@ -1,14 +1,23 @@
 """The names of the keys in the job store, and what they hold.
 
-A job has four keys, each of which expires:
+Those that are not RQ's begin with `PREFIX`, which is `ddpm:` unless DDPM_KEY_PREFIX says otherwise.
+A job has four keys, each of which expires. The reaper prolongs those of an open job:
 
     ddpm:job:<id>         hash: the request, the state, times, the error; `p<k>` is the progress of
-                          shard k, and `k<k>` the image-steps of it that are saved
+                          shard k, and `k<k>` the image-steps of it that are saved; `fingerprint` of
+                          the workers that draw it, and `uniform` 0 if others drew some of it
     ddpm:job:<id>:sha256  hash: image index -> sha256 of its PNG, one field for a finished image
     ddpm:job:<id>:png     hash: image index -> PNG, unless the worker has a results store
                           (worker/results/store.py)
-    ddpm:job:<id>:chains  hash: shard number -> its unfinished chains as a worker last saved them,
-                          empty if they lie in the results store; deleted when the job ends
+    ddpm:job:<id>:chains  hash: shard number -> where its unfinished chains lie as a worker last
+                          saved them: `BUNDLE_REFERENCE` and the id of a bundle, or nothing if they
+                          lie in the results store; deleted when the job ends
+
+A bundle is one save of the chains of many small shards, or of one large shard:
+
+    ddpm:bundle:<id>      hash: `left` is the number of shards whose last save it is, `pieces` the
+                          number of its pieces, and `0`, `1`, ... are the pieces; deleted when no
+                          shard is left
 
 While clients look at its unfinished images, it also has keys that live for half a second:
 `preview_key` and `preview_asked_key`.
@@ -26,31 +35,69 @@ Every change of state is one script of worker/jobs/transitions.py. It publishes 
 
 from __future__ import annotations
 
+import os
 from hashlib import sha256
 
-# Hash: open job -> "<image-steps left to run> <count> <steps> <model> <owner>".
-LEFT = "ddpm:left"
-# Hash: owner -> image-steps left of all its open jobs. It empties itself, and so does LEFT.
-LOAD = "ddpm:load"
+DEFAULT_PREFIX = "ddpm:"
+# Read when this module is imported, as scripts and names are constants. The settings of the API and
+# of workers check it (worker/jobs/redis_url.py), and docs/decisions/0035 says why.
+PREFIX = os.environ.get("DDPM_KEY_PREFIX") or DEFAULT_PREFIX
+# Before the names of our RQ queues, which have none under the default prefix.
+QUEUE_NAMES = "" if PREFIX == DEFAULT_PREFIX else PREFIX
+
+# Hash: open job -> "<image-steps left to run, times their cost> <count> <steps> <model> <owner>".
+# The cost is the field `cost` of the job's record, or 1 (Card.cost_per_image_step).
+LEFT = f"{PREFIX}left"
+# Hash: owner -> sum of that over all its open jobs. It empties itself, and so does LEFT.
+LOAD = f"{PREFIX}load"
+# Hash: job whose images are kept -> "<bytes> <owner>" (lua/shared/kept.lua).
+KEPT = f"{PREFIX}kept"
+# Hash: owner -> sum of that over all its jobs. It empties itself, and so does KEPT.
+KEPT_BY_OWNER = f"{PREFIX}kept:owners"
+# Sorted set: job -> when its images are gone; looked at again then, if the job is open.
+KEPT_UNTIL = f"{PREFIX}kept:until"
 # Channel: "<job> <state>" of each change of a job's state.
-CHANGES = "ddpm:changes"
+CHANGES = f"{PREFIX}changes"
 # Channel: "<job> <index>" of an unfinished image that a client would like to see.
-PREVIEWS = "ddpm:previews"
+PREVIEWS = f"{PREFIX}previews"
 PREVIEW_LIVES_MS = 500
+# Channel: "<worker>\n<rotation>\n..." of a worker that has found nothing in these rotations.
+IDLE = f"{PREFIX}idle"
 # Sorted set: job -> when its objects in the results store are to be removed. It empties itself.
-EXPIRING = "ddpm:expiring"
-# Sorted set: job that has ended -> when its webhook is to be sent next. It empties itself.
-WEBHOOKS = "ddpm:webhooks"
+EXPIRING = f"{PREFIX}expiring"
+# Sorted set: job that has ended, until an API notices that its webhook is due -> when it ended.
+# The webhooks of jobs that were noticed are in the lanes of lua/shared/webhook_lanes.lua.
+WEBHOOKS = f"{PREFIX}webhooks"
+# Sorted set: owner -> when the first of the owner's webhooks is due.
+WEBHOOK_OWNERS = f"{PREFIX}webhooks:owners"
+# Sorted set for each owner: receiver, as the URLs have it -> when the first webhook to it is due.
+WEBHOOK_RECEIVERS_PREFIX = f"{PREFIX}webhooks:of:"
+# Sorted set for each owner and receiver, "<owner>:<receiver>": job -> when its webhook is due. Like
+# those before, it empties itself.
+WEBHOOK_LANE_PREFIX = f"{PREFIX}webhooks:to:"
 # Hash: model -> image-steps a second of one worker, as last measured (app/operation/waiting.py).
-PACES = "ddpm:paces"
-# Sorted set: "<shard>:<execution>" -> when the lease lapses, in the server's time.
-LEASES = "ddpm:leases"
+PACES = f"{PREFIX}paces"
+# Sorted set: "<shard>:<execution>" -> when the lease lapses, by LEASE_CLOCK.
+LEASES = f"{PREFIX}leases"
+# Hash: `time` of the leases, and when it was `seen` last, in the server's time
+# (lua/shared/lease_clock.lua).
+LEASE_CLOCK = f"{PREFIX}lease-clock"
 # Set: shards that lost every worker, until their jobs have been failed. It empties itself.
-FAILED_SHARDS = "ddpm:failed"
+FAILED_SHARDS = f"{PREFIX}failed"
 # Hash: RQ queue -> stones in it: ids of withdrawn shards (lua/shared/waiting.lua).
-STONES = "ddpm:stones"
+STONES = f"{PREFIX}stones"
 # Hash: worker's name -> when the entry lapses, and JSON of its WorkerInfo (worker_registry.py).
-WORKERS = "ddpm:workers"
+WORKERS = f"{PREFIX}workers"
+# String that readiness probes write, to see that the server takes writes. It expires at once.
+PROBE = f"{PREFIX}probe"
+# String: there while a worker loads its models or measures its machine (worker_registry.py).
+STARTING = f"{PREFIX}starting"
+
+# Hash: worker's name -> JSON of its WorkerCounters, for as long as it lives.
+WORKER_COUNTERS = f"{PREFIX}workers:counters"
+# Hash: what happened -> how often: "job <state> <error's code or -> <class> <model>",
+# "loss <outcome>" of a shard, "webhook <outcome>" of an attempt. It stays for good.
+COUNTS = f"{PREFIX}counts"
 
 # RQ's keys, as RQ names them: the set of its queues' keys, and what comes before the name of a
 # queue, a job or an execution. A started job's score in RQ's set is +inf, which RQ never cleans.
@@ -60,34 +107,43 @@ STARTED_PREFIX = "rq:wip:"
 SHARD_PREFIX = "rq:job:"
 EXECUTION_PREFIX = "rq:execution:"
 EXECUTIONS_PREFIX = "rq:executions:"
-RECORD_PREFIX = "ddpm:job:"
+RECORD_PREFIX = f"{PREFIX}job:"
+JOBS_PREFIX = f"{PREFIX}jobs:"
+BUNDLE_PREFIX = f"{PREFIX}bundle:"
+# What the field of a shard in `chains_key` begins with if its chains lie in a bundle.
+BUNDLE_REFERENCE = "bundle:"
 # Sorted set for each class and model: owner whose shards wait -> turn. It empties itself.
-ROTATION_PREFIX = "ddpm:rotation:"
+ROTATION_PREFIX = f"{PREFIX}rotation:"
 
 
 def job_key(job: str) -> str:
     """Return the key of a job's record."""
-    return f"ddpm:job:{job}"
+    return f"{PREFIX}job:{job}"
 
 
 def sha256_key(job: str) -> str:
     """Return the key of the hashes of a job's finished images."""
-    return f"ddpm:job:{job}:sha256"
+    return f"{PREFIX}job:{job}:sha256"
 
 
 def png_key(job: str) -> str:
     """Return the key of a job's PNGs."""
-    return f"ddpm:job:{job}:png"
+    return f"{PREFIX}job:{job}:png"
 
 
 def chains_key(job: str) -> str:
     """Return the key of a job's saved chains."""
-    return f"ddpm:job:{job}:chains"
+    return f"{PREFIX}job:{job}:chains"
+
+
+def bundle_key(bundle: str) -> str:
+    """Return the key of a bundle of saved chains."""
+    return f"{BUNDLE_PREFIX}{bundle}"
 
 
 def preview_key(job: str, index: int | str) -> str:
     """Return the key of a preview: a string, the PNG of x_0_hat, which expires at once."""
-    return f"ddpm:job:{job}:preview:{index}"
+    return f"{PREFIX}job:{job}:preview:{index}"
 
 
 def preview_asked_key(job: str, index: int) -> str:
@@ -97,12 +153,20 @@ def preview_asked_key(job: str, index: int) -> str:
 
 def owner_key(owner: str) -> str:
     """Return the key of an owner's jobs: a sorted set by time of creation."""
-    return f"ddpm:jobs:{owner}"
+    return f"{JOBS_PREFIX}{owner}"
+
+
+def state_key(owner: str, state: str) -> str:
+    """Return the key of an owner's jobs in a state: a sorted set by time of creation.
+
+    An owner's name has no colon.
+    """
+    return f"{JOBS_PREFIX}{owner}:{state}"
 
 
 def open_key(priority: str) -> str:
     """Return the key of the jobs that have not ended: a sorted set by time of creation."""
-    return f"ddpm:open:{priority}"
+    return f"{PREFIX}open:{priority}"
 
 
 def idempotency_key(owner: str, key: str) -> str:
@@ -110,22 +174,22 @@ def idempotency_key(owner: str, key: str) -> str:
 
     It is a string, "<job> <hash of the request>", that lives as long as the job's record.
     """
-    return f"ddpm:idempotency:{owner}:{sha256(key.encode()).hexdigest()}"
+    return f"{PREFIX}idempotency:{owner}:{sha256(key.encode()).hexdigest()}"
 
 
 def take_key(worker: str) -> str:
     """Return the key of a worker's last take: a string, its number and the ids of its shards."""
-    return f"ddpm:take:{worker}"
+    return f"{PREFIX}take:{worker}"
 
 
 def rotation_name(priority: str, model: str) -> str:
     """Return the name of the rotation of owners whose shards of a priority and a model wait."""
-    return f"{priority}:{model}"
+    return f"{QUEUE_NAMES}{priority}:{model}"
 
 
 def queue_name(priority: str, model: str, owner: str) -> str:
     """Return the name of the RQ queue for an owner's shards of a priority and a model."""
-    return f"{priority}:{model}:{owner}"
+    return f"{QUEUE_NAMES}{priority}:{model}:{owner}"
 
 
 def progress_field(shard: int) -> str:

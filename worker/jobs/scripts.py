@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
+from itertools import takewhile
 from typing import Any, Literal, cast
 
 from redis import Redis
@@ -46,12 +47,22 @@ from redis.exceptions import NoScriptError
 
 from worker.jobs.domain import SHARD_IMAGES
 from worker.jobs.keys import (
+    BUNDLE_PREFIX,
+    BUNDLE_REFERENCE,
     CHANGES,
+    COUNTS,
     EXECUTION_PREFIX,
     EXECUTIONS_PREFIX,
     FAILED_SHARDS,
+    IDLE,
+    JOBS_PREFIX,
+    KEPT,
+    KEPT_BY_OWNER,
+    KEPT_UNTIL,
+    LEASE_CLOCK,
     LEASES,
     PREVIEWS,
+    QUEUE_NAMES,
     QUEUE_PREFIX,
     QUEUES,
     RECORD_PREFIX,
@@ -59,6 +70,9 @@ from worker.jobs.keys import (
     SHARD_PREFIX,
     STARTED_PREFIX,
     STONES,
+    WEBHOOK_LANE_PREFIX,
+    WEBHOOK_OWNERS,
+    WEBHOOK_RECEIVERS_PREFIX,
 )
 from worker.jobs.policy import (
     FLOOR,
@@ -73,14 +87,24 @@ Argument = Value | None | Iterable[Value] | Iterable[Sequence[Value]]
 Client = Redis | AsyncRedis | Pipeline | AsyncPipeline
 
 CONSTANTS: Mapping[str, str | int] = {
+    "BUNDLE_PREFIX": BUNDLE_PREFIX,
+    "BUNDLE_REFERENCE": BUNDLE_REFERENCE,
     "CHANGES": CHANGES,
+    "COUNTS": COUNTS,
     "EXECUTIONS_PREFIX": EXECUTIONS_PREFIX,
     "EXECUTION_PREFIX": EXECUTION_PREFIX,
     "FAILED_SHARDS": FAILED_SHARDS,
     "FLOOR": FLOOR,
+    "IDLE": IDLE,
+    "JOBS_PREFIX": JOBS_PREFIX,
+    "KEPT": KEPT,
+    "KEPT_BY_OWNER": KEPT_BY_OWNER,
+    "KEPT_UNTIL": KEPT_UNTIL,
     "LEASES": LEASES,
+    "LEASE_CLOCK": LEASE_CLOCK,
     "PREVIEWS": PREVIEWS,
     "QUEUES": QUEUES,
+    "QUEUE_NAMES": QUEUE_NAMES,
     "QUEUE_PREFIX": QUEUE_PREFIX,
     "RECORD_PREFIX": RECORD_PREFIX,
     "RECORD_TTL_S": RECORD_TTL_S,
@@ -92,6 +116,9 @@ CONSTANTS: Mapping[str, str | int] = {
     "STARTED_PREFIX": STARTED_PREFIX,
     "STONES": STONES,
     "UNFINISHED_TTL_S": UNFINISHED_TTL_S,
+    "WEBHOOK_LANE_PREFIX": WEBHOOK_LANE_PREFIX,
+    "WEBHOOK_OWNERS": WEBHOOK_OWNERS,
+    "WEBHOOK_RECEIVERS_PREFIX": WEBHOOK_RECEIVERS_PREFIX,
 }
 FOLDER = files("worker.jobs") / "lua"
 
@@ -163,8 +190,8 @@ class Script:
         # redis-py's pipelines read these two.
         self.script = code
         self.sha = sha1(code.encode()).hexdigest()
-        self._keys = tuple(keys)
-        self._args = tuple(args)
+        self._keys = _bare_first(keys)
+        self._args = _bare_first(args)
         self._names = {parameter.name for parameter in (*keys, *args)}
 
     def call(self, client: Client, **named: Argument) -> Any:
@@ -203,6 +230,22 @@ class Script:
         """
         return client.eval(self.script, *self._positional(named))
 
+    def call_each(self, pipe: Pipeline, calls: Iterable[Mapping[str, Argument]]) -> None:
+        """Buffer a run of the script for each set of keys and arguments, in their order.
+
+        The first one sends the text, and so no other command has to ask whether the server knows
+        the script: all of them are one round trip. The answers are those of the pipeline.
+
+        Raises:
+            TypeError: a key or an argument is missing, or is not in the script's header.
+        """
+        for number, named in enumerate(calls):
+            arguments = self._positional(named)
+            if number:
+                pipe.evalsha(self.sha, *arguments)
+            else:
+                pipe.eval(self.script, *arguments)
+
     async def _call_async(self, client: AsyncRedis, arguments: Sequence[Any]) -> Any:
         try:
             return await cast("Any", client.evalsha(self.sha, *arguments))
@@ -218,10 +261,13 @@ class Script:
         return [len(keys), *keys, *args]
 
     def _values(
-        self, parameters: Sequence[Parameter], named: Mapping[str, Argument]
+        self, parameters: tuple[list[str], list[Parameter]], named: Mapping[str, Argument]
     ) -> list[Value]:
-        values: list[Any] = []
-        for parameter in parameters:
+        bare, others = parameters
+        values: list[Any] = [named.get(name) for name in bare]
+        if None in values:
+            raise TypeError(f"{self.name} is called without {bare[values.index(None)]}")
+        for parameter in others:
             name, kind, group = parameter.name, parameter.kind, parameter.group
             given: Any = named.get(name)
             if given is None:
@@ -237,6 +283,12 @@ class Script:
             else:
                 values.append(given)
         return values
+
+
+def _bare_first(parameters: Sequence[Parameter]) -> tuple[list[str], list[Parameter]]:
+    """Cut parameters into the names of those before the first one with `?` or `*`, and the rest."""
+    bare = list(takewhile(lambda parameter: not parameter.kind, parameters))
+    return [parameter.name for parameter in bare], list(parameters[len(bare) :])
 
 
 @cache

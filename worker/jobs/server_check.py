@@ -12,6 +12,8 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from worker.logs import event
+
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +35,7 @@ def check_server(redis: Redis) -> None:
         RedisError: Redis did not answer.
     """
     for fault in server_faults(redis):
-        log.warning("%s", fault)
+        log.warning("%s", fault, extra=event("redis.misconfigured"))
 
 
 def server_faults(redis: Redis) -> list[str]:
@@ -67,26 +69,46 @@ def server_faults(redis: Redis) -> list[str]:
             f"Redis' maxmemory-policy is {policy}: when it is full, it throws away jobs and "
             "images, which all have a time to live; set maxmemory-policy noeviction"
         )
-    if not info.get("aof_enabled", 1):
-        faults += _snapshot_faults(redis)
+    faults += _sync_faults(redis) if info.get("aof_enabled", 1) else _snapshot_faults(redis)
     return faults
+
+
+def _sync_faults(redis: Redis) -> list[str]:
+    """Tell what a server loses or delays that does not write its append-only file at once."""
+    match _setting(redis, "appendfsync"):
+        case "everysec":
+            return [
+                "Redis' appendfsync is everysec: each POST waits for up to a second until the job "
+                "is on the disk, and a server without WAITAOF loses the last second in a crash; "
+                "set appendfsync always"
+            ]
+        case "no":
+            return [
+                "Redis' appendfsync is no: a crash of its machine loses what was accepted in the "
+                "last half minute or so; set appendfsync always"
+            ]
+    return []
 
 
 def _snapshot_faults(redis: Redis) -> list[str]:
     """Tell what a server without an append-only file loses."""
-    try:
-        save = redis.config_get("save").get("save")
-    # Not for this user. DurabilityCheck of the API warns of what even saving loses.
-    except ResponseError:
+    if _setting(redis, "save") == "":
         return [
-            "Redis' appendonly is no: a restart loses what was accepted since its last snapshot, "
-            "if it makes any; set appendonly yes"
+            "Redis' appendonly is no and save is empty: a restart loses all jobs; set appendonly "
+            "yes"
         ]
-    if save:
-        return []
     return [
-        "Redis' appendonly is no and save is empty: a restart loses all jobs; set appendonly yes"
+        "Redis' appendonly is no: a restart loses what was accepted since its last snapshot, if it "
+        "makes any; set appendonly yes"
     ]
+
+
+def _setting(redis: Redis, name: str) -> str | None:
+    """Return a setting of the server, or None if this user may not ask."""
+    try:
+        return redis.config_get(name).get(name)
+    except ResponseError:
+        return None
 
 
 def _asked(redis: Redis, command: str) -> dict[str, str] | None:

@@ -16,8 +16,8 @@ from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from worker.jobs.domain import Priority, Shard
-from worker.jobs.keys import FAILED_SHARDS, SHARD_PREFIX, rotation_name
+from worker.jobs.domain import Origin, Priority, Shard
+from worker.jobs.keys import FAILED_SHARDS, QUEUE_NAMES, SHARD_PREFIX, rotation_name
 from worker.jobs.policy import UNFINISHED_TTL_S
 from worker.jobs.scripts import Client, load
 
@@ -31,6 +31,7 @@ FAILED_TTL_S = 3600
 _FUNC = "worker.sample"
 # RQ's queues need a connection to be made. This one never connects.
 _NO_CONNECTION = Redis()
+_NO_ORIGIN = Origin()
 _WITHDRAW = load("withdraw_shard")
 _REAP = load("reap_shards")
 _SWEEP = load("sweep_queues")
@@ -53,19 +54,24 @@ def make_queue(name: str, connection: Any) -> Queue:
 def shard_queues(redis: Redis) -> list[Queue]:
     """Return all queues that a shard was ever posted to, by name.
 
-    Those of models that are in no catalog any more are among them.
+    Those of models that are in no catalog any more are among them. So are other RQ applications'
+    whose names begin as ours do, such as `bulk:mail`.
     """
     keys = cast("set[bytes]", redis.smembers(Queue.redis_queues_keys))
     names = sorted(key.decode().removeprefix(Queue.redis_queue_namespace_prefix) for key in keys)
-    return [make_queue(name, redis) for name in names if name.partition(":")[0] in list(Priority)]
+    ours = tuple(rotation_name(priority, "") for priority in Priority)
+    return [make_queue(name, redis) for name in names if name.startswith(ours)]
 
 
-def enqueue(shards: Iterable[Shard], pipe: Any) -> None:
+def enqueue(shards: Iterable[Shard], pipe: Any, origin: Origin = _NO_ORIGIN) -> None:
     """Buffer the commands that post shards on a pipeline, sync or asyncio.
 
     The shards' owners must then be let wait for their turn: by `join_rotations`, or by the script
     that runs the commands. The caller decides whether they are one transaction.
     `Queue.enqueue_job` would call `pipe.multi()` in between, and its `unique` ignores the pipeline.
+
+    Workers log the `origin`. It is a field of RQ's job and not of the shard, because a worker of an
+    earlier version leaves a shard with an unknown field to others.
     """
     for shard in shards:
         data = Queue.prepare_data(
@@ -82,8 +88,10 @@ def enqueue(shards: Iterable[Shard], pipe: Any) -> None:
         )
         make_queue(shard.queue, _NO_CONNECTION).enqueue_many([data], pipeline=pipe)
         key = Job.key_for(shard.id)
-        # take_shards.lua reads these two.
-        pipe.hset(key, mapping={"owner": shard.owner, "images": len(shard.indices)})
+        about: dict[str, str | int] = {"owner": shard.owner, **origin.fields}
+        # take_shards.lua reads these, and the owner.
+        about |= {"images": len(shard.indices), "steps": shard.recipe.passes}
+        pipe.hset(key, mapping=about)
         # A shard that nobody ever runs expires as its job's record does.
         pipe.expire(key, UNFINISHED_TTL_S)
 
@@ -108,17 +116,23 @@ def withdraw(shard_id: str, client: Client) -> Any:
     return _WITHDRAW.eval(client, id=shard_id)
 
 
-def reap(redis: Redis) -> list[tuple[str, str]]:
+def reap(redis: Redis, lease_s: float = LEASE_S) -> list[tuple[str, str]]:
     """Put every shard whose lease has lapsed back at the front of its queue, or fail it.
 
     Any process may call it, and any number at once. RQ's own cleanup is not used: it may push a
     shard twice, and its lock outlives its holder.
+
+    Args:
+        redis: the job store.
+        lease_s: seconds after a heartbeat when a lease lapses. They pass only while heartbeats and
+            reapers are heard: an outage costs no lease.
 
     Returns:
         Pairs of the shard's id and "requeued" or "failed"; "dropped" for what was no lease.
     """
     flat: list[bytes] = _REAP.call(
         redis,
+        lease_s=lease_s,
         failed_ttl_s=FAILED_TTL_S,
         executions_template=WORKER_EXECUTIONS_KEY_TEMPLATE,
         most_losses=MAX_LOSSES,
@@ -143,23 +157,26 @@ def sweep(redis: Redis, lease_s: float = LEASE_S) -> list[str]:
             redis, lease_s=lease_s, most_moved=_MOVED_AT_ONCE, classes=list(Priority)
         )
         ids += more
-    models = {queue.name.split(":")[1] for queue in shard_queues(redis)}
+    names = (queue.name.removeprefix(QUEUE_NAMES) for queue in shard_queues(redis))
+    models = {name.split(":")[1] for name in names}
     for name in (rotation_name(priority, model) for priority in Priority for model in models):
         # Names of killed workers go once their hash has expired.
         worker_registration.clean_worker_registry(make_queue(name, redis))
     return [shard_id.decode() for shard_id in ids]
 
 
-def failed_shards(redis: Redis) -> list[tuple[str, str]]:
-    """Return the shards that lost every worker and have not been discarded.
-
-    Returns:
-        Pairs of the shard's id and the reason that its last worker gave, empty if it gave none.
-    """
+def failed_shards(redis: Redis) -> list[str]:
+    """Return the ids of the shards that lost every worker and have not been discarded."""
     ids = cast("set[bytes]", redis.smembers(FAILED_SHARDS))
-    return [(shard_id.decode(), _reason(redis, shard_id.decode())) for shard_id in sorted(ids)]
+    return sorted(shard_id.decode() for shard_id in ids)
 
 
-def _reason(redis: Redis, shard_id: str) -> str:
+def reason_of(redis: Redis, shard_id: str) -> str:
+    """Return why the shard's last worker gave it up, empty if it did not say."""
     reason = cast("bytes | None", redis.hget(SHARD_PREFIX + shard_id, "reason"))
     return (reason or b"").decode()
+
+
+def discard_failed(redis: Redis, shard_id: str) -> None:
+    """Forget an id among the failed shards that is none of a shard."""
+    redis.srem(FAILED_SHARDS, shard_id)

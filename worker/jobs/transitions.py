@@ -8,6 +8,7 @@ worker/jobs/keys.py says what a job's keys hold.
 
 from __future__ import annotations
 
+import logging
 from typing import cast
 
 from redis import Redis
@@ -24,7 +25,9 @@ from worker.jobs.keys import (
     sha256_key,
 )
 from worker.jobs.scripts import load
+from worker.logs import event
 
+log = logging.getLogger(__name__)
 START = load("start_job")
 PROGRESS = load("report_progress")
 SAVE = load("save_chains")
@@ -32,11 +35,12 @@ PUBLISH = load("publish_images")
 FAIL = load("fail_job")
 CANCEL = load("cancel_job")
 PREPARE_DELETION = load("prepare_deletion")
-FORGET_EXPIRED = load("forget_expired_jobs")
+TEND_OPEN = load("tend_open_jobs")
+RECONCILE_BYTES = load("reconcile_bytes")
 
 
 def transition_keys(job: str, priority: str) -> dict[str, str]:
-    """Return the keys that every script above takes, by name."""
+    """Return the keys that every script above but SAVE and RECONCILE_BYTES takes, by name."""
     return {
         "record": job_key(job),
         "hashes": sha256_key(job),
@@ -55,4 +59,11 @@ def fail_job(redis: Redis, job: str, code: str, message: str) -> None:
     priority = cast("bytes | None", redis.hget(job_key(job), "priority"))
     if priority is not None:
         keys = transition_keys(job, priority.decode())
-        FAIL.call(redis, **keys, code=code, message=message)
+        if FAIL.call(redis, **keys, code=code, message=message):
+            log.error(
+                "job %s failed (%s): %s",
+                job,
+                code,
+                message,
+                extra=event("job.failed", job=job, reason=code),
+            )

@@ -22,6 +22,7 @@ class ActiveShard:
         left: indices of the images that have not left the engine.
         copied_at: when its chains were last copied, in seconds of the loop's clock.
         saved_steps: image-steps in the snapshot that was saved last.
+        admitted_steps: image-steps that had been done when it was admitted.
     """
 
     lease: Lease
@@ -29,6 +30,7 @@ class ActiveShard:
     left: set[int]
     copied_at: float
     saved_steps: int = 0
+    admitted_steps: int = 0
 
     def chains(self) -> list[tuple[str, int]]:
         """Return the engine's names of the chains that are left."""
@@ -43,6 +45,10 @@ class ActiveShard:
         shard = self.lease.shard
         rows = [self.model.engine.rows_done(chain) for chain in self.chains()]
         return min(rows), sum(rows) + shard.recipe.steps * (shard.count - len(rows))
+
+    def is_parked(self) -> bool:
+        """Tell whether no chain of it has taken a step here."""
+        return self.progress()[1] == self.admitted_steps
 
     def is_suspect(self) -> bool:
         """Tell whether the shard may still end the worker, as it ended others.

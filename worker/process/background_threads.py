@@ -8,15 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from redis.exceptions import (
-    ConnectionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    TimeoutError,
-)
+from redis.exceptions import RedisError, ResponseError
 
 from worker.jobs.backoff import Backoff
+from worker.jobs.store.errors import is_transient, refusal_of
+from worker.jobs.worker_registry import WorkerCounters
+from worker.logs import event
 from worker.results.store import StoreFault
 
 log = logging.getLogger(__name__)
@@ -31,11 +28,13 @@ class BackgroundTask:
         name: the thread's name, with which its log lines begin.
         run_once: one round. It may wait for work for a moment, but not longer: a stop waits for it.
         every_s: pause between two rounds, in seconds.
+        to_the_end: whether it goes on while the worker stops, until that has closed.
     """
 
     name: str
     run_once: Callable[[], None]
     every_s: float = 0.0
+    to_the_end: bool = False
 
 
 class BackgroundThreads:
@@ -45,8 +44,11 @@ class BackgroundThreads:
     worker, and `failure` then holds the error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counters: WorkerCounters | None = None) -> None:
+        """Take where errors of the stores are counted."""
+        self._counters = counters or WorkerCounters()
         self.stopping = threading.Event()
+        self._closed = threading.Event()
         self.failure: BaseException | None = None
         self._stop_requested = False
         self._threads: list[threading.Thread] = []
@@ -67,8 +69,34 @@ class BackgroundThreads:
     def start(self, task: BackgroundTask) -> None:
         """Run the task in a thread of its own until the worker stops."""
         thread = threading.Thread(target=self._repeat, args=(task,), name=task.name, daemon=True)
-        self._threads.append(thread)
+        if not task.to_the_end:
+            self._threads.append(thread)
         thread.start()
+
+    def run_within(self, task: Callable[[], None], within_s: float) -> bool:
+        """Run the task in a thread of its own; False if it takes longer, and is left to itself.
+
+        Raises:
+            Exception: what the task raises in time.
+        """
+        errors: list[Exception] = []
+
+        def run() -> None:
+            try:
+                task()
+            except Exception as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(within_s)
+        if errors:
+            raise errors[0]
+        return not thread.is_alive()
+
+    def close(self) -> None:
+        """End the tasks that go on to the end."""
+        self._closed.set()
 
     def stop(self, within_s: float) -> None:
         """Stop all threads, and wait for them for `within_s` seconds at most."""
@@ -89,38 +117,54 @@ class BackgroundThreads:
                 turn()
                 return
             except (RedisError, StoreFault) as error:
-                if not _is_transient(error):
+                if isinstance(error, RedisError) and not _is_worth_waiting(error):
                     raise
                 if self.must_stop():
                     return
+                is_store = isinstance(error, StoreFault)
+                self._counters.store_errors += is_store
+                self._counters.redis_errors += not is_store
                 pause_s = pauses.next_s()
-                what = "" if isinstance(error, StoreFault) else "Redis does not answer: "
-                log.warning("%s: %s%s; again in %.1f s", name, what, error, pause_s)
+                log.warning(
+                    "%s: %s%s; again in %.1f s",
+                    name,
+                    _subject(error),
+                    error,
+                    pause_s,
+                    extra=event("store.retried" if is_store else "redis.retried", task=name),
+                )
             self.stopping.wait(pause_s)
 
     def _repeat(self, task: BackgroundTask) -> None:
         try:
-            while not self.stopping.is_set():
+            until = self._closed if task.to_the_end else self.stopping
+            while not until.is_set():
                 self.with_retry(task.name, task.run_once)
-                self.stopping.wait(task.every_s)
+                until.wait(task.every_s)
         # Whatever the error is, the process must not go on without this thread.
         except Exception as error:
             if not self.stopping.is_set():
-                log.exception("%s failed; the worker stops", task.name)
+                log.exception(
+                    "%s failed; the worker stops",
+                    task.name,
+                    extra=event("worker.failed", task=task.name),
+                )
                 self.failure = error
                 self.stopping.set()
 
 
-_TRANSIENT = (ConnectionError, TimeoutError, StoreFault, OutOfMemoryError, ReadOnlyError)
-# The Redis client has no classes for these.
-_TRANSIENT_WORDS = ("BUSY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN ")
+def _subject(error: RedisError | StoreFault) -> str:
+    """Return the beginning of a line about the error."""
+    if isinstance(error, StoreFault):
+        return ""
+    refusal = refusal_of(error)
+    return f"Redis {refusal.fact}: " if refusal else "Redis does not answer: "
 
 
-def _is_transient(error: RedisError | StoreFault) -> bool:
-    """Tell whether time mends the error.
+def _is_worth_waiting(error: RedisError) -> bool:
+    """Tell whether time or the operator may mend the error.
 
-    These are: no connection, no answer, and a server that loads its data, is full, or is a replica.
+    That holds for whatever the server answers, since leases are at stake. What the client itself
+    raises is a bug.
     """
-    if isinstance(error, _TRANSIENT):
-        return True
-    return any(word in str(error) for word in _TRANSIENT_WORDS)
+    return is_transient(error) or isinstance(error, ResponseError)

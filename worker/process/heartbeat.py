@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from redis import Redis
 
-from worker.jobs.keys import WORKERS
+from worker.jobs.keys import WORKER_COUNTERS, WORKERS
 from worker.jobs.reaper import REAP_EVERY_S
 from worker.jobs.shard_queue import LEASE_S
-from worker.jobs.worker_registry import ANNOUNCE_WORKER, WorkerInfo, parse_workers
+from worker.jobs.worker_registry import ANNOUNCE_WORKER, WorkerCounters, WorkerInfo, parse_workers
+from worker.logs import event
 from worker.process.messages import LeaseLost, MessageQueue
 from worker.process.shard_leases import ShardLeases
 
@@ -33,6 +34,7 @@ class Heartbeat:
         messages: MessageQueue,
         describe: Callable[[], WorkerInfo],
         file: Path | None = None,
+        counters: WorkerCounters | None = None,
     ) -> None:
         """Make a heartbeat that has not beaten yet.
 
@@ -42,22 +44,41 @@ class Heartbeat:
             messages: where lost leases are reported.
             describe: what the worker says of itself now.
             file: is touched whenever Redis has taken a heartbeat. docker/healthy.py reads its age.
+            counters: what the worker has done since its start.
         """
         self._redis = redis
         self._shards = shards
         self._messages = messages
         self._describe = describe
         self._file = file
+        self._counters = counters or WorkerCounters()
         # Names of the workers that this one was compared with.
         self._compared: set[str] = set()
+        # What the other workers said of themselves, at the last announcement and the one before.
+        self._others: Sequence[WorkerInfo] = ()
+        self._others_before: Sequence[WorkerInfo] = ()
 
     def run_once(self) -> None:
         """Prolong all leases, report the lost ones, announce the worker, and touch its file.
 
+        A worker that says that it takes no jobs gives back all that it holds. What it has finished
+        is sent all the same if it can be, before another worker has drawn it.
+
         Raises:
             RedisError: Redis did not answer, or refused.
         """
-        for lease in self._shards.heartbeat():
+        lost = self._shards.heartbeat()
+        fault, leases = self._describe().fault, self._shards.leases
+        if fault and leases:
+            log.warning(
+                "%s: %d shards go back, and none is taken",
+                fault,
+                len(leases),
+                extra=event("worker.at_fault"),
+            )
+            self._shards.hand_back(leases)
+            lost += leases
+        for lease in lost:
             self._messages.put(LeaseLost(lease))
         self.announce()
         self._touch()
@@ -70,9 +91,37 @@ class Heartbeat:
         """
         info = self._describe()
         living = ANNOUNCE_WORKER.call(
-            self._redis, workers=WORKERS, name=info.name, info=info.to_json(), lives_s=LEASE_S
+            self._redis,
+            workers=WORKERS,
+            counters=WORKER_COUNTERS,
+            name=info.name,
+            info=info.to_json(),
+            counted=self._counters.to_json(),
+            lives_s=LEASE_S,
         )
-        self._compare(info, parse_workers(living))
+        others = [other for other in parse_workers(living) if other.name != info.name]
+        self._others_before, self._others = self._others, others
+        self._compare(info, others)
+
+    def others_fingerprints(self, model: str) -> set[str]:
+        """Return the fingerprints of the other living workers that have a model.
+
+        Those of the last but one announcement count too. After an outage of Redis all workers are
+        known again only when each has announced itself.
+        """
+        return {
+            served.fingerprint
+            for other in (*self._others, *self._others_before)
+            if (served := other.models.get(model)) and served.fingerprint
+        }
+
+    def others_have(self, model: str, weights: str) -> bool:
+        """Tell whether another living worker has these weights of a model."""
+        return any(
+            served.weights == weights
+            for other in (*self._others, *self._others_before)
+            if (served := other.models.get(model))
+        )
 
     def sign_off(self) -> None:
         """Remove the worker from those that are known to live.
@@ -81,6 +130,7 @@ class Heartbeat:
             RedisError: Redis did not answer, or refused.
         """
         self._redis.hdel(WORKERS, self._shards.name)
+        self._redis.hdel(WORKER_COUNTERS, self._shards.name)
 
     def _touch(self) -> None:
         if self._file is None:
@@ -94,6 +144,7 @@ class Heartbeat:
                 "fails; name a file in a folder that the worker may write",
                 self._file,
                 error.strerror,
+                extra=event("heartbeat.unwritable"),
             )
             self._file = None
 
@@ -108,5 +159,6 @@ class Heartbeat:
                         "DDPM_PRECISION, and install them alike",
                         other.name,
                         difference,
+                        extra=event("worker.differs", other=other.name),
                     )
         self._compared = {other.name for other in others}

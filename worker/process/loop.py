@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from queue import Empty
 from typing import cast
@@ -14,10 +14,13 @@ import torch
 from redis.exceptions import RedisError
 from torch import Tensor
 
+from worker.calibration.calibrate import compute_by
 from worker.calibration.slowdown import Slowdown
 from worker.engine.chain import Finished
 from worker.engine.model_scheduler import ModelScheduler
 from worker.jobs.server_check import check_server
+from worker.jobs.worker_registry import WorkerCounters
+from worker.logs import bound, event
 from worker.process.active_shard import ActiveShard
 from worker.process.background_threads import BackgroundTask, BackgroundThreads
 from worker.process.heartbeat import Heartbeat
@@ -25,7 +28,17 @@ from worker.process.intake import Intake
 from worker.process.job_writer import JobWriter
 from worker.process.load import WorkerLoad
 from worker.process.loaded_model import CannotRun, LoadedModel
-from worker.process.messages import JobEnded, LeaseLost, Message, MessageQueue, ShardTaken
+from worker.process.messages import (
+    JobEnded,
+    LeaseLost,
+    Message,
+    MessageQueue,
+    ModelLeaves,
+    ModelRead,
+    ShardTaken,
+    WorkerIdle,
+)
+from worker.process.models.served_models import ServedModels
 from worker.process.previews import PreviewSender
 from worker.process.result_sender import PROGRESS_EVERY_S, ResultBatch, ResultSender
 from worker.process.shard_leases import Lease, ShardLeases
@@ -35,8 +48,13 @@ from worker.redaction import client_reason
 
 log = logging.getLogger(__name__)
 REPORT_ALL_EVERY_S = 1.0
+# How long a worker takes no more than a batch after another one had nothing.
+LEAN_S = 2.0
+# Each report is a write that goes to the disk, so those of many shards are further apart.
+REPORTS_PER_S = 1000
 _IDLE_S = 0.5
 _STOP_WITHIN_S = 3.0
+_FLUSH_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +63,7 @@ class WorkerParts:
 
     Attributes:
         tasks: what runs in threads of its own while the loop steps.
+        put_away: frees the memory of a model that holds no chains, by its key.
     """
 
     shards: ShardLeases
@@ -58,8 +77,22 @@ class WorkerParts:
     heartbeat: Heartbeat
     watchdog: Watchdog
     slowdown: Slowdown
+    counters: WorkerCounters
     threads: BackgroundThreads
     tasks: Sequence[BackgroundTask]
+    put_away: Callable[[str], object] = lambda key: None
+
+
+class _StepFailed(BaseException):
+    """A step failed while a model was loaded. The model is not to blame, and nobody may catch it.
+
+    Attributes:
+        error: what the step raised.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class WorkerLoop:
@@ -68,20 +101,20 @@ class WorkerLoop:
     Only one thread may call its methods, apart from `request_stop`.
 
     Attributes:
-        models: the models that the worker serves, by name.
+        models: the models that the worker has in memory.
         parts: the other objects of the worker.
     """
 
     def __init__(
         self,
-        models: Mapping[str, LoadedModel],
+        models: ServedModels,
         parts: WorkerParts,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make a loop that holds no shard yet.
 
         Args:
-            models: the models that the worker serves, by name.
+            models: the models that the worker has in memory.
             parts: the other objects of the worker.
             clock: the time in seconds, from any beginning.
         """
@@ -119,10 +152,11 @@ class WorkerLoop:
         """
         threads, name = self.parts.threads, self.parts.shards.name
         threads.with_retry("start", lambda: check_server(self.parts.shards.connection))
-        threads.with_retry("start", self.parts.shards.heartbeat)
+        # The first take needs to know who else lives.
+        threads.with_retry("start", self.parts.heartbeat.run_once)
         for task in self.parts.tasks:
             threads.start(task)
-        log.info("worker %s is ready", name)
+        log.info("worker %s is ready", name, extra=event("worker.ready"))
         try:
             while not threads.must_stop():
                 self.run_once()
@@ -131,15 +165,21 @@ class WorkerLoop:
         except Exception as error:
             self._break_off(error)
             raise
-        self.drain()
+        else:
+            self.drain()
+        finally:
+            threads.close()
 
     def run_once(self) -> None:
         """Make one turn: handle messages, step, report progress, and copy what is to be sent.
 
         With nothing to step, wait a moment for a message.
         """
+        self._run_once(block=not self._active)
+
+    def _run_once(self, block: bool) -> None:
         self.parts.watchdog.note_turn()
-        self._handle_waiting()
+        self._handle_waiting(block)
         began = self._clock()
         busy = [model for model in self.models.values() if len(model.engine)]
         promised_s = self._step_some(busy)
@@ -151,7 +191,7 @@ class WorkerLoop:
             self.parts.slowdown.note(self._clock() - began, promised_s)
 
     def handle(self, message: Message) -> None:
-        """Admit a shard, or drop shards that are not to be finished here."""
+        """Admit a shard, or part with shards that are not to be finished here."""
         match message:
             case ShardTaken(lease):
                 self._admit(message)
@@ -161,14 +201,27 @@ class WorkerLoop:
                 self._drop([active for active in self.active if active.lease.shard.job == job])
             case LeaseLost(lease):
                 self._drop([active for active in self.active if active.lease is lease])
+            case WorkerIdle(rotations):
+                self._hand_back(rotations)
+            case ModelRead(_, place):
+                self.parts.watchdog.note_load()
+                try:
+                    place(self._step_beside)
+                except _StepFailed as failed:
+                    raise failed.error from None
+                finally:
+                    self.parts.watchdog.note_turn()
+            case ModelLeaves(key, is_urgent):
+                self._leave(key, is_urgent)
 
     def report(self) -> None:
-        """Report the progress of the shards that have stepped, PROGRESS_EVERY_S apart.
+        """Report the progress of the shards that have stepped, PROGRESS_EVERY_S apart or more.
 
         Every REPORT_ALL_EVERY_S report all shards, because the answers say whose jobs have ended.
         """
         now = self._clock()
-        if not self._active or now - self._reported_at < PROGRESS_EVERY_S:
+        every_s = max(PROGRESS_EVERY_S, len(self._active) / REPORTS_PER_S)
+        if not self._active or now - self._reported_at < every_s:
             return
         self._reported_at = now
         moved = self._moved.union(*(model.moved() for model in self.models.values()))
@@ -194,14 +247,20 @@ class WorkerLoop:
         Without Redis the leases lapse, and other workers take the shards over.
         """
         name = self.parts.shards.name
+        self.parts.watchdog.note_stop()
         self.parts.threads.stop(_STOP_WITHIN_S)
         self._report_all()
-        for send in (self.save_all, self.parts.sender.flush):
+        for send in (self.save_all, self._flush):
             try:
                 send()
             # Whatever keeps chains from being saved, images are sent and shards are given back.
             except Exception as error:
-                log.warning("worker %s could not send everything: %s", name, client_reason(error))
+                log.warning(
+                    "worker %s could not send everything: %s",
+                    name,
+                    client_reason(error),
+                    extra=event("worker.unsent"),
+                )
                 # There is no time to wait for Redis twice.
                 if isinstance(error, RedisError):
                     break
@@ -210,11 +269,21 @@ class WorkerLoop:
             self.parts.heartbeat.sign_off()
             self.parts.shards.close()
         except RedisError as error:
-            log.warning("worker %s could not give back %d shards: %s", name, shards, error)
+            log.warning(
+                "worker %s could not give back %d shards: %s",
+                name,
+                shards,
+                error,
+                extra=event("worker.unreturned"),
+            )
         else:
             done = sum(model.engine.image_steps for model in self.models.values())
             log.info(
-                "worker %s gave back %d shards after %d image-steps in all", name, shards, done
+                "worker %s gave back %d shards after %d image-steps in all",
+                name,
+                shards,
+                done,
+                extra=event("worker.stopped"),
             )
 
     def _break_off(self, error: Exception) -> None:
@@ -222,12 +291,13 @@ class WorkerLoop:
 
         If nobody knows which shards are at risk, all count it.
         """
+        self.parts.watchdog.note_stop()
         self.parts.threads.stop(_STOP_WITHIN_S)
         reason = client_reason(error)
         farewells = (
             self._report_all,
             self.save_all,
-            self.parts.sender.flush,
+            self._flush,
             lambda: self.parts.shards.abandon(self._at_risk, reason),
             self.parts.heartbeat.sign_off,
             self.parts.shards.close,
@@ -237,12 +307,42 @@ class WorkerLoop:
                 farewell()
             # Whatever else fails, the process ends.
             except Exception as another:
-                log.warning("worker %s breaks off: %s", self.parts.shards.name, another)
+                log.warning(
+                    "worker %s breaks off: %s",
+                    self.parts.shards.name,
+                    another,
+                    extra=event("worker.broken_off"),
+                )
 
-    def _handle_waiting(self) -> None:
+    def _flush(self) -> None:
+        """Send what is finished. A store that hangs does not keep the shards from going back."""
+        if not self.parts.threads.run_within(self.parts.sender.flush, _FLUSH_WITHIN_S):
+            log.warning(
+                "worker %s could not send all that is finished within %.0f s; another worker draws "
+                "it again",
+                self.parts.shards.name,
+                _FLUSH_WITHIN_S,
+                extra=event("worker.unsent"),
+            )
+
+    def _step_beside(self) -> None:
+        """Make a turn while a model is loaded, between two steps that are measured of it.
+
+        Raises:
+            _StepFailed: the turn failed.
+        """
+        threads = torch.get_num_threads()
+        try:
+            self._run_once(block=False)
+        except Exception as error:
+            raise _StepFailed(error) from error
+        compute_by(threads)
+        self.parts.watchdog.note_load()
+
+    def _handle_waiting(self, block: bool) -> None:
         messages = self.parts.messages
         try:
-            message = messages.get(block=not self._active, timeout=_IDLE_S)
+            message = messages.get(block=block, timeout=_IDLE_S)
             while True:
                 self.handle(message)
                 message = messages.get_nowait()
@@ -259,9 +359,15 @@ class WorkerLoop:
         # We were stopped for longer than a lease, and the shard came back to us.
         if shard.id in self._active:
             self._drop([self._active[shard.id]])
-        model = self.models[shard.recipe.model]
+        model = self.models.find(shard.recipe)
+        # It was put away when the shard was on its way.
+        if model is None:
+            load.add(shard, -len(taken.indices))
+            self._send_back([lease])
+            return
         try:
-            model.admit(shard, taken.indices, taken.saved)
+            with bound(**lease.log_fields):
+                model.admit(shard, taken.indices, taken.saved)
         except CannotRun as error:
             sender.post(ResultBatch(lease, failure=(error.code, str(error)), last=True))
             load.add(shard, -len(taken.indices))
@@ -270,10 +376,32 @@ class WorkerLoop:
             self._at_risk = [lease]
             raise
         if taken.indices:
-            self._active[shard.id] = ActiveShard(lease, model, set(taken.indices), self._clock())
+            active = ActiveShard(lease, model, set(taken.indices), self._clock())
+            active.admitted_steps = active.progress()[1]
+            self._active[shard.id] = active
+            self._note_start(taken)
         # Its worker was lost between the last image and the end of the shard.
         else:
             sender.post(ResultBatch(lease, last=True))
+
+    def _note_start(self, taken: ShardTaken) -> None:
+        lease, shard = taken.lease, taken.lease.shard
+        continues = taken.saved is not None
+        self.parts.counters.rescues += continues
+        log.info(
+            "shard %s starts: %d images of %d steps, attempt %d",
+            shard.id,
+            len(taken.indices),
+            shard.recipe.steps,
+            lease.attempt,
+            extra=event(
+                "shard.started",
+                **lease.log_fields,
+                images=len(taken.indices),
+                attempt=lease.attempt,
+                continues=continues,
+            ),
+        )
 
     def _drop(self, shards: Iterable[ActiveShard]) -> None:
         """End shards that are not to be finished here."""
@@ -281,6 +409,55 @@ class WorkerLoop:
             active.model.engine.cancel(active.chains())
             self._release(active, len(active.left))
             self.parts.sender.post(ResultBatch(active.lease, last=True))
+
+    def _hand_back(self, rotations: Collection[str]) -> None:
+        """Part with shards that have not stepped, the last taken first, but keep batches full."""
+        load = self.parts.load
+        load.lean_until = self._clock() + LEAN_S
+        for model in self.models.values():
+            spare = len(model.engine) - model.engine.batch_sizes.largest
+            parked = [
+                active
+                for active in self.active
+                if active.model is model
+                and active.lease.shard.rotation in rotations
+                and active.is_parked()
+            ]
+            back: list[Lease] = []
+            for active in reversed(parked):
+                if len(active.left) <= spare:
+                    spare -= len(active.left)
+                    model.engine.cancel(active.chains())
+                    back.insert(0, active.lease)
+                    self._release(active, len(active.left))
+            self._send_back(back)
+
+    def _send_back(self, leases: list[Lease]) -> None:
+        if leases:
+            self.parts.load.parked.put(leases)
+            self.parts.load.changed.set()
+
+    def _leave(self, key: str, is_urgent: bool) -> None:
+        """Free a model's memory. Shards that have not stepped go back, and the others end first.
+
+        If it is urgent, those go back too of which steps are saved.
+        """
+        model = self.models.get(key)
+        if model is None:
+            return
+        held = [active for active in self.active if active.model is model]
+        back = [
+            active
+            for active in held
+            if active.is_parked() or (is_urgent and active.saved_steps > active.admitted_steps)
+        ]
+        for active in back:
+            model.engine.cancel(active.chains())
+            self._release(active, len(active.left))
+        self._send_back([active.lease for active in back])
+        if not len(model.engine) and len(back) == len(held):
+            self._model_scheduler.forget(model)
+            self.parts.put_away(key)
 
     def _step_some(self, busy: Sequence[LoadedModel]) -> float:
         """Step the models whose turn it is; return the seconds that calibration promised."""
@@ -295,17 +472,15 @@ class WorkerLoop:
     def _step(self, model: LoadedModel, within_s: float) -> float:
         """Step one model; return the seconds that calibration promised.
 
-        While there is a suspect nothing else steps. If it ends the worker again, no other shard is
+        While there are suspects nothing else steps. If one ends the worker again, no other shard is
         lost.
         """
-        suspect = self._suspect()
-        if suspect and suspect.model is not model:
+        suspects = self._suspects()
+        stepping = [active for active in suspects or self.active if active.model is model]
+        if not stepping:
             return 0.0
-        if suspect:
-            stepping, chains = [suspect], suspect.chains()
-        else:
-            stepping, chains = [active for active in self.active if active.model is model], None
-        done_before = model.engine.image_steps
+        chains = [chain for active in stepping for chain in active.chains()] if suspects else None
+        done_before, began = model.engine.image_steps, self._clock()
         try:
             finished = model.step(chains, within_s)
         except Exception:
@@ -313,19 +488,23 @@ class WorkerLoop:
             raise
         self._retire(model, finished)
         stepped = model.engine.image_steps - done_before
-        return model.promised_s(stepped) if stepped else 0.0
+        name = stepping[0].lease.shard.recipe.model
+        self.parts.counters.stepped(name, stepped, self._clock() - began)
+        return sum(map(model.promised_s, model.engine.passes)) if stepped else 0.0
 
-    def _suspect(self) -> ActiveShard | None:
-        """Return the suspect, until it has passed the point where workers were lost."""
-        lease = self.parts.load.suspect
-        active = self._active.get(lease.shard.id) if lease else None
-        # There is none, or it has not been admitted yet.
-        if lease is None or active is None or active.lease is not lease:
-            return None
-        if active.is_suspect():
-            return active
-        self.parts.load.clear_suspect(lease)
-        return None
+    def _suspects(self) -> list[ActiveShard]:
+        """Return the suspects that have not passed the point where workers were lost."""
+        suspects = []
+        for lease in self.parts.load.suspects:
+            active = self._active.get(lease.shard.id)
+            # It has not been admitted yet.
+            if active is None or active.lease is not lease:
+                continue
+            if active.is_suspect():
+                suspects.append(active)
+            else:
+                self.parts.load.clear_suspect(lease)
+        return suspects
 
     def _retire(self, model: LoadedModel, finished: Iterable[Finished]) -> None:
         """Send the images that have left the engine; fail the jobs of those that are not finite."""
@@ -336,6 +515,7 @@ class WorkerLoop:
                 self._fail(shard_id, index)
             else:
                 by_shard.setdefault(shard_id, []).append((index, image.pixels))
+        batches = []
         for shard_id, images in by_shard.items():
             active = self._active.get(shard_id)
             # Another image of the batch may just have failed the job.
@@ -345,7 +525,11 @@ class WorkerLoop:
             self._moved.add(shard_id)
             last = not active.left
             self._release(active, len(images), for_good=last)
-            self.parts.sender.post(ResultBatch(active.lease, images, model.precision, last=last))
+            batches.append(
+                ResultBatch(active.lease, images, model.precision, model.fingerprint, last=last)
+            )
+        if batches:
+            self.parts.sender.post_all(batches)
 
     def _fail(self, shard_id: str, index: int) -> None:
         active = self._active.get(shard_id)

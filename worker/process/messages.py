@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -15,7 +16,7 @@ class ShardTaken:
     Attributes:
         lease: this worker's hold on the shard.
         indices: the images of the shard that are not finished yet.
-        saved: the shard's chains as another worker saved them, packed; None without any.
+        saved: packed chains that another worker saved, the shard's among them; None without any.
     """
 
     lease: Lease
@@ -37,5 +38,38 @@ class LeaseLost:
     lease: Lease
 
 
-Message = ShardTaken | JobEnded | LeaseLost
+@dataclass(frozen=True, slots=True)
+class WorkerIdle:
+    """Another worker has room, and nothing waits in these rotations."""
+
+    rotations: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRead:
+    """A model's weights were read, and it is to be served.
+
+    Attributes:
+        name: the model's.
+        place: makes it ready to step. It calls what it is given between two steps that it measures.
+    """
+
+    name: str
+    place: Callable[[Callable[[], None]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLeaves:
+    """A model is to give its memory to another one.
+
+    Attributes:
+        key: its key among the served models.
+        is_urgent: whether shards that run go back, too, once their chains are saved.
+    """
+
+    key: str
+    is_urgent: bool = False
+
+
+Message = ShardTaken | JobEnded | LeaseLost | WorkerIdle | ModelRead | ModelLeaves
 MessageQueue = SimpleQueue[Message]

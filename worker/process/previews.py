@@ -17,9 +17,10 @@ from typing import cast
 from redis import Redis
 
 from models.diffusion.sampling import to_bytes
-from worker.backends.host import is_out_of_memory
+from models.networks.memory import is_out_of_memory
 from worker.engine.chain import Preview
 from worker.jobs.keys import PREVIEW_LIVES_MS, preview_key
+from worker.logs import event
 from worker.process.active_shard import ActiveShard
 from worker.process.job_writer import encode
 from worker.process.loaded_model import LoadedModel
@@ -109,7 +110,11 @@ class PreviewSender:
             # A preview is worth no chain.
             if not is_out_of_memory(error):
                 raise
-            log.warning("there is no memory left on the device to show %d images", most)
+            log.warning(
+                "there is no memory left on the device to show %d images",
+                most,
+                extra=event("memory.short"),
+            )
         if self._copies:
             self._work.set()
 
@@ -131,8 +136,15 @@ class PreviewSender:
         with self._redis.pipeline(transaction=False) as pipe:
             for active, preview in copies:
                 shard, index = active.lease.shard, preview.request.index
-                pixels = to_bytes(preview.x_0_hat())
-                png = encode(pixels, shard.recipe, index, active.model.precision, preview.row)
+                pixels, model = to_bytes(preview.x_0_hat()), active.model
+                png = encode(
+                    pixels,
+                    shard.recipe_of(index),
+                    index,
+                    model.precision,
+                    preview.row,
+                    model.fingerprint,
+                )
                 pipe.set(preview_key(shard.job, index), png, px=self._lives_ms)
             pipe.execute()
 

@@ -14,6 +14,7 @@ from redis import Redis
 
 from worker.jobs.keys import EXPIRING
 from worker.jobs.scripts import load
+from worker.logs import event
 from worker.results.store import ResultsStore
 
 log = logging.getLogger(__name__)
@@ -53,4 +54,8 @@ class ResultsCleanup:
             job, until = claimed
             self._store.remove_all(job.decode())
             _SETTLE.call(self._redis, expiring=EXPIRING, job=job, claimed_until=until)
-            log.info("removed the images of job %s from the results store", job.decode())
+            log.info(
+                "removed the images of job %s from the results store",
+                job.decode(),
+                extra=event("results.removed", job=job.decode()),
+            )

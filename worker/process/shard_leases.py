@@ -2,40 +2,129 @@
 
 No other file knows RQ's worker, whose `work()` runs one job at a time, in a fork. This class uses
 RQ's registration and keys, so that RQ's own tools see every execution. It moves shards by the
-scripts of worker/jobs/lua. A lease is an entry of `keys.LEASES`, in the server's time, so that
-clocks need not agree. In RQ's set of started jobs an execution never lapses.
+scripts of worker/jobs/lua. A lease is an entry of `keys.LEASES`. Its time passes while the server
+hears heartbeats (lua/shared/lease_clock.lua), so clocks need not agree. In RQ's
+set of started jobs an execution never lapses.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
+import time
+import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, cast
 from uuid import uuid4
 
 from redis import Redis
-from rq import Queue
-from rq.exceptions import DeserializationError
-from rq.executions import Execution
-from rq.job import Job
-from rq.registry import StartedJobRegistry
+from redis.client import Pipeline
 from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 from rq.worker import BaseWorker
 
-from worker.jobs.domain import SHARD_IMAGES, Priority, Shard
-from worker.jobs.keys import LEASES, QUEUES, take_key
-from worker.jobs.scripts import load
+from worker.jobs.domain import SHARD_IMAGES, Origin, Priority, Shard
+from worker.jobs.keys import (
+    EXECUTION_PREFIX,
+    EXECUTIONS_PREFIX,
+    LEASES,
+    QUEUES,
+    SHARD_PREFIX,
+    STARTED_PREFIX,
+    chains_key,
+    job_key,
+    rotation_name,
+    sha256_key,
+    take_key,
+)
+from worker.jobs.scripts import Argument, load
 from worker.jobs.shard_queue import LEASE_S, MAX_LOSSES, make_queue
+from worker.logs import event
 
 log = logging.getLogger(__name__)
 _TAKE = load("take_shards")
 _END = load("end_lease")
+_FINISH = load("finish_shard")
 _EXTEND = load("extend_leases")
 _ABANDON = load("abandon_shards")
+# When one of several suspects ends its worker, each of them is then tried alone, which takes time.
+SUSPECTS_AT_ONCE = 16
+Ending = Literal["finished", "lost", "unsettled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much a worker would take of one class of a model.
+
+    Another shard is taken while a whole one fits into the pool, and something is lacking or the
+    shard is of an owner of whom the worker holds nothing.
+
+    Attributes:
+        images: places that are free in the pool.
+        batch: images that are lacking to fill the largest batch.
+        image_steps: work that is lacking.
+        shards: how many of them are lacking.
+        newcomers: how many owners' shards are taken when nothing is lacking.
+        owners: those of whom the worker holds shards.
+    """
+
+    images: int
+    batch: int
+    image_steps: int = 0
+    shards: int = 0
+    newcomers: int = 0
+    owners: frozenset[str] = frozenset()
+
+    def arguments(self) -> tuple[int, int, int, int, int, str]:
+        """Return what take_shards.lua takes of it."""
+        # No owner's name has a colon, because it stands in the name of a queue.
+        owners = "".join(f"{owner}:" for owner in sorted(self.owners))
+        lacking = (self.batch, self.image_steps, self.shards)
+        return self.images, *lacking, self.newcomers, f":{owners}"
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """RQ's record that a worker holds a shard.
+
+    RQ's own classes are not used here: to make them takes longer than all else that is done to take
+    a shard.
+
+    Attributes:
+        id: its name among the shard's executions.
+        shard_id: the shard.
+        queue: name of the queue that the shard came from.
+        created_at: when the worker took the shard, in seconds since the epoch.
+    """
+
+    id: str
+    shard_id: str
+    queue: str
+    created_at: float = 0.0
+
+    @property
+    def composite_key(self) -> str:
+        """The member of `keys.LEASES`, and of RQ's set of started jobs, that it is."""
+        return f"{self.shard_id}:{self.id}"
+
+    @property
+    def shard_key(self) -> str:
+        """Key of the shard's hash, which is RQ's job."""
+        return SHARD_PREFIX + self.shard_id
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The keys that scripts take which end a lease, by name."""
+        return {
+            "started": STARTED_PREFIX + self.queue,
+            "shard": self.shard_key,
+            "index": EXECUTIONS_PREFIX + self.shard_id,
+            "execution": EXECUTION_PREFIX + self.composite_key,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +133,33 @@ class Lease:
 
     Attributes:
         shard: what is held.
-        job: RQ's job that carries the shard.
-        queue: the queue that the job came from.
         execution: RQ's record of this attempt.
+        retries_left: losses after which the shard fails.
+        retries: attempts before this one.
         reached: image-steps that were done when the shard was lost before.
+        origin: the request that posted the shard's job.
+        posted_at: when the shard was posted, in seconds since the epoch.
     """
 
     shard: Shard
-    job: Job
-    queue: Queue
     execution: Execution
+    retries_left: int = MAX_LOSSES
+    retries: int = 0
     reached: int = 0
+    origin: Origin = Origin()  # noqa: RUF009 (it is immutable)
+    posted_at: float = 0.0
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """The fields of log lines about the shard."""
+        shard = self.shard
+        about = {"job": shard.job, "shard": shard.id, "owner": shard.owner}
+        return about | self.origin.log_fields
 
     @property
     def attempt(self) -> int:
         """Number of this attempt, 1 for a shard that no worker has lost yet."""
-        return 1 + (self.job.number_of_retries or 0)
+        return 1 + self.retries
 
     @property
     def suspect(self) -> bool:
@@ -67,7 +167,7 @@ class Lease:
 
         The shard itself may then be at fault.
         """
-        return (self.job.retries_left or 0) < MAX_LOSSES
+        return self.retries_left < MAX_LOSSES
 
     @property
     def fence(self) -> tuple[str, str]:
@@ -185,22 +285,30 @@ class ShardLeases:
             return taken
         return None
 
-    def take_up_to(self, most: int, rooms: Mapping[str, int]) -> list[Lease | BadShard]:
+    def take_up_to(
+        self, most: int, rooms: Mapping[str, int | Room], *, asks: bool = False
+    ) -> list[Lease | BadShard]:
         """Take and lease the shards whose turn it is, in one round trip.
 
         One script does it, so that a kill at any moment loses no shard. After an error, the next
-        call finds the shards that this one may have got. A suspect is the last one, and so is the
-        shard with which they have the images of a whole one: large shards are left to others.
+        call finds the shards that this one may have got. After a shard with one loss come only
+        such, SUSPECTS_AT_ONCE in all, and after one with more none. The shard with which they have
+        the images of a whole one is the last: large shards are left to others.
 
         Args:
             most: shards to take at most.
-            rooms: rotations to take shards from, and images that there is room for. Another shard
-                is taken while the room is that of a whole one.
+            rooms: rotations to take shards from, and how much is taken of each. A number is room
+                for so many images, whatever their work.
+            asks: whether to ask other workers, if nothing waits, to hand back what they do not run.
 
         Returns:
             The leases, and a BadShard for each that is no shard of this version.
         """
-        wanted = [(name, rooms[name]) for name in self._turns if name in rooms]
+        wanted = [
+            (name, *(room if isinstance(room, Room) else Room(room, room)).arguments())
+            for name in self._turns
+            if (room := rooms.get(name)) is not None
+        ]
         while wanted or self._asking:
             if not self._asking:
                 self._number += 1
@@ -216,7 +324,9 @@ class ShardLeases:
                 iso_now=utcformat(now()),
                 most=most,
                 most_losses=MAX_LOSSES,
+                most_suspects=SUSPECTS_AT_ONCE,
                 since_bulk=self._since_bulk,
+                asks=int(asks),
                 wanted=wanted,
             )
             execution_id, self._asking = self._asking, None
@@ -229,6 +339,13 @@ class ShardLeases:
                 ]
         return []
 
+    def serve(self, rotations: Sequence[str]) -> None:
+        """Take shards from more rotations. RQ's tools show the first ones only.
+
+        The take that is under way may not see them.
+        """
+        self._turns.extend(name for name in rotations if name not in self._turns)
+
     def finish(self, lease: Lease) -> bool:
         """Delete every key of the shard.
 
@@ -236,6 +353,37 @@ class ShardLeases:
             False if the shard had been taken from us; then nothing was done.
         """
         return self._end(lease, "delete")
+
+    def finish_all(self, leases: Sequence[Lease]) -> list[Ending]:
+        """Delete every key of shards of which nothing is left to do, in one round trip.
+
+        Returns:
+            Of each shard `finished`, `lost` if it had been taken from us, or `unsettled` if one of
+            its images has no hash. In the last case the lease is still ours.
+        """
+        with self.connection.pipeline(transaction=False) as pipe:
+            _FINISH.call_each(pipe, map(self._finish_arguments, leases))
+            endings = [cast("Ending", ending.decode()) for ending in pipe.execute()]
+        with self._lock:
+            for lease, ending in zip(leases, endings, strict=True):
+                if ending != "unsettled":
+                    self._leases.pop(lease.execution.composite_key, None)
+        return endings
+
+    def _finish_arguments(self, lease: Lease) -> dict[str, Argument]:
+        shard, execution = lease.shard, lease.execution
+        return {
+            **execution.keys,
+            "executions": self.executions_key,
+            "record": job_key(shard.job),
+            "hashes": sha256_key(shard.job),
+            "chains": chains_key(shard.job),
+            "member": execution.composite_key,
+            "id": shard.id,
+            "number": shard.number,
+            "first": shard.first,
+            "count": shard.count,
+        }
 
     def give_back(self, lease: Lease, end: Literal["front", "back"] = "front") -> bool:
         """Put the shard into its queue for another worker, at the front unless `end` is "back".
@@ -246,6 +394,17 @@ class ShardLeases:
             False if the shard had been taken from us; then nothing was done.
         """
         return self._end(lease, end)
+
+    def hand_back(self, leases: Sequence[Lease]) -> None:
+        """Put shards at the front of their queues, in one round trip, the first one first."""
+        with self.connection.pipeline(transaction=False) as pipe:
+            for lease in reversed(leases):
+                self._fence(lease.execution, "front", pipe)
+            pipe.execute()
+        # Only now: until then heartbeats extend them.
+        with self._lock:
+            for lease in leases:
+                self._leases.pop(lease.execution.composite_key, None)
 
     def abandon(self, leases: Iterable[Lease] | None, reason: str) -> None:
         """Count this worker as lost, without waiting for the leases to lapse.
@@ -261,7 +420,7 @@ class ShardLeases:
             ]
         _ABANDON.call(
             self.connection,
-            shards=[lease.job.key for lease in lost],
+            shards=[lease.execution.shard_key for lease in lost],
             reason=reason,
             members=[lease.execution.composite_key for lease in lost],
         )
@@ -278,8 +437,8 @@ class ShardLeases:
             worker=self.key,
             executions=self.executions_key,
             shards=[
-                (lease.job.key, lease.execution.key, lease.job.execution_registry.key)
-                for lease in leases
+                (keys["shard"], keys["execution"], keys["index"])
+                for keys in (lease.execution.keys for lease in leases)
             ],
             worker_ttl_s=self.worker_ttl,
             lease_s=self.lease_s,
@@ -317,21 +476,29 @@ class ShardLeases:
     ) -> Lease | BadShard:
         rotation = queue_name.rpartition(":")[0]
         self._note_turn(rotation)
-        queue = make_queue(queue_name, self.connection)
-        execution = Execution(execution_id, shard_id, self.connection, self.name)
-        job = Job(shard_id, connection=self.connection, serializer=JSONSerializer)
+        execution = Execution(execution_id, shard_id, queue_name, time.time())
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         try:
-            job.restore(fields)
             lease = Lease(
-                Shard.from_json(job.kwargs), job, queue, execution, int(fields.get(b"reached", 0))
+                Shard.from_json(_arguments_of(fields.get(b"data", b""))),
+                execution,
+                int(fields.get(b"retries_left") or 0),
+                int(fields.get(b"number_of_retries") or 0),
+                int(fields.get(b"reached", 0)),
+                Origin.from_hash(fields),
+                datetime.fromisoformat(fields.get(b"created_at", b"").decode()).timestamp(),
             )
-        except (DeserializationError, KeyError, TypeError, ValueError) as error:
-            end = partial(self._fence, job, queue, execution)
-            # `Shard.from_json` raises these two; RQ has read the job by then.
+        except (KeyError, TypeError, ValueError) as error:
+            end = partial(self._fence, execution)
+            # `Shard.from_json` raises these two.
             kind = ForeignShard if isinstance(error, KeyError | TypeError) else BadShard
             if kind is BadShard:
-                log.exception("%s in %s is no shard", shard_id, queue_name)
+                log.exception(
+                    "%s in %s is no shard",
+                    shard_id,
+                    queue_name,
+                    extra=event("shard.unreadable", shard=shard_id),
+                )
             return kind(shard_id, rotation, partial(end, "delete"), partial(end, "back"))
         with self._lock:
             self._leases[execution.composite_key] = lease
@@ -342,24 +509,36 @@ class ShardLeases:
         if rotation in self._turns:
             self._turns.remove(rotation)
             self._turns.append(rotation)
-        is_bulk = rotation.startswith(Priority.BULK)
+        is_bulk = rotation.startswith(rotation_name(Priority.BULK, ""))
         self._since_bulk = 0 if is_bulk else self._since_bulk + 1
 
     def _end(self, lease: Lease, mode: Literal["delete", "front", "back"]) -> bool:
         with self._lock:
             self._leases.pop(lease.execution.composite_key, None)
-        return self._fence(lease.job, lease.queue, lease.execution, mode)
+        return self._fence(lease.execution, mode)
 
-    def _fence(self, job: Job, queue: Queue, execution: Execution, mode: str) -> bool:
+    def _fence(
+        self, execution: Execution, mode: str, client: Redis | Pipeline | None = None
+    ) -> bool:
         ended = _END.call(
-            self.connection,
-            started=StartedJobRegistry(queue=queue).key,
-            shard=job.key,
-            index=job.execution_registry.key,
-            execution=execution.key,
+            self.connection if client is None else client,
+            **execution.keys,
             executions=self.executions_key,
             member=execution.composite_key,
-            id=job.id,
+            id=execution.shard_id,
             mode=mode,
         )
         return bool(ended)
+
+
+def _arguments_of(data: bytes) -> Any:
+    """Return the arguments of the call that a job of RQ's holds as compressed JSON.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    try:
+        _, _, _, arguments = json.loads(zlib.decompress(data))
+    except (RecursionError, TypeError, ValueError, zlib.error) as error:
+        raise ValueError(f"it is no call in JSON: {error}") from error
+    return arguments

@@ -9,15 +9,17 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from worker.backends.host import is_out_of_memory
+from models.networks.memory import is_out_of_memory
 from worker.engine.chain import Snapshot
 from worker.engine.snapshot_codec import pack
+from worker.jobs.worker_registry import WorkerCounters
+from worker.logs import event
 from worker.process.active_shard import ActiveShard
-from worker.process.job_writer import JobWriter
+from worker.process.job_writer import COMMAND_BYTES, JobWriter, Save
 from worker.process.loaded_model import LoadedModel
 from worker.process.messages import JobEnded, MessageQueue
 from worker.process.shard_leases import ShardLeases
@@ -33,8 +35,18 @@ POLL_EVERY_S = 0.1
 TIME_SHARE = 0.01
 # Bytes that are copied together; at least one chain.
 COPY_BYTES = 64 * 1024 * 1024
-# Redis takes 5 ms for a megabyte and serves nobody meanwhile, so large chains are saved less often.
+# Redis takes 5 ms for a megabyte, so large chains are saved less often.
 REDIS_BYTES_PER_S = 10e6
+# A model needs a results store if the chains of a whole shard are more: to send them to Redis would
+# take longer than a lease lasts.
+REDIS_SHARD_BYTES = 15 * REDIS_BYTES_PER_S
+# What Redis holds at once of a worker's chains. Those of other shards are not saved meanwhile.
+REDIS_SAVED_BYTES = 256e6
+
+
+# Chains of small shards are packed together, as much as one command to Redis carries.
+BUNDLE_BYTES = COMMAND_BYTES - 4096
+_DESCRIPTION_BYTES = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,17 @@ class ShardCopy:
     active: ActiveShard
     snapshots: Sequence[Snapshot]
     image_steps: int
+
+    @property
+    def remembers(self) -> bool:
+        """Tell whether x_0_hat is saved as well."""
+        return self.snapshots[0].request.plan.remembers
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the packed chains, and some for what describes each."""
+        tensors = 2 if self.remembers else 1
+        return len(self.snapshots) * (tensors * self.snapshots[0].x.nbytes + _DESCRIPTION_BYTES)
 
 
 class SnapshotSaver:
@@ -68,9 +91,11 @@ class SnapshotSaver:
         *,
         time_share: float = TIME_SHARE,
         redis_bytes_per_s: float = REDIS_BYTES_PER_S,
+        redis_saved_bytes: float = REDIS_SAVED_BYTES,
         copy_bytes: int = COPY_BYTES,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.thread_time,
+        counters: WorkerCounters | None = None,
     ) -> None:
         """Make a saver that has copied nothing yet.
 
@@ -80,19 +105,23 @@ class SnapshotSaver:
             messages: where ended jobs are reported.
             time_share: part of the loop's time that copies may take.
             redis_bytes_per_s: packed chains that may be sent to Redis, in bytes a second.
+            redis_saved_bytes: packed chains that Redis may hold at once.
             copy_bytes: bytes that are copied together; at least one chain.
             clock: the time in seconds, from any beginning.
             cpu_clock: seconds of processor time of the calling thread. It measures what a copy
                 costs, because on a busy machine a copy is interrupted.
+            counters: where saved shards are counted.
         """
         self._shards = shards
         self._writer = writer
         self._messages = messages
         self._time_share = time_share
         self._redis_bytes_per_s = redis_bytes_per_s
+        self._redis_saved_bytes = redis_saved_bytes
         self._copy_bytes = copy_bytes
         # No copy has been made since the log spoke of memory.
         self._warned = False
+        self._counters = counters or WorkerCounters()
         self._clock = clock
         self._cpu_clock = cpu_clock
         self._copies: Sequence[ShardCopy] = ()
@@ -110,18 +139,18 @@ class SnapshotSaver:
         """Bytes that are copied together now."""
         return self._copy_bytes
 
-    def due(self, active: Iterable[ActiveShard]) -> list[ActiveShard]:
+    def due(self, active: Collection[ActiveShard]) -> list[ActiveShard]:
         """Return the shards to save now, those with the oldest copy first.
 
         A shard is due SAVE_EVERY_S after its last copy, a suspect after SUSPECT_EVERY_S, if it has
-        done a step since.
+        done a step since, and if Redis has room for it.
         """
         now = self._clock()
         if self._copies or now < self._not_before:
             return []
         self._not_before = now + POLL_EVERY_S
-        due = (s for s in _oldest_copy_first(active) if _is_due(s, now))
-        return list(_first_bytes(due, self._copy_bytes))
+        due = [s for s in _oldest_copy_first(active) if _is_due(s, now)]
+        return list(_first_bytes(self._fitting(due, active), self._copy_bytes))
 
     def save(self, shards: Sequence[ActiveShard]) -> None:
         """Copy the chains of the shards, and have them sent.
@@ -180,7 +209,26 @@ class SnapshotSaver:
                 "no time to save %d shards as they stand: their latest seconds are to be computed "
                 "again",
                 len(left),
+                extra=event("worker.unsent"),
             )
+
+    def _fitting(
+        self, due: Iterable[ActiveShard], active: Iterable[ActiveShard]
+    ) -> Iterator[ActiveShard]:
+        """Yield the shards that are in Redis already or that there is room for."""
+        room = self._redis_saved_bytes - sum(self._in_redis(s) for s in active if s.saved_steps)
+        for shard in due:
+            if not shard.saved_steps:
+                size_bytes = self._in_redis(shard)
+                if size_bytes > room:
+                    continue
+                room -= size_bytes
+            yield shard
+
+    def _in_redis(self, shard: ActiveShard) -> int:
+        """Return the bytes that the shard's chains take in Redis, at most."""
+        size_bytes = len(shard.left) * shard.model.chain_bytes
+        return 0 if self._writer.goes_to_store(size_bytes) else size_bytes
 
     def _copied(self, shards: Sequence[ActiveShard], now: float) -> list[ShardCopy] | None:
         """Copy the shards' chains; None if there is no memory for that."""
@@ -197,6 +245,7 @@ class SnapshotSaver:
                     "tried again with half as many at once; a smaller DDPM_POOL_IMAGES leaves more",
                     len(shards),
                     client_reason(error),
+                    extra=event("memory.short"),
                 )
             self._warned = True
             return None
@@ -208,24 +257,55 @@ class SnapshotSaver:
             # The other shards have ended meanwhile.
             copies = [copy for copy in self._copies if self._shards.holds(copy.active.lease)]
             began = self._clock()
-            blobs = [pack(copy.snapshots, copy.active.model.precision) for copy in copies]
-            self._delay_next(began, blobs)
-            entries = [
-                (copy.active.lease.shard, blob, copy.image_steps)
-                for copy, blob in zip(copies, blobs, strict=True)
-            ]
-            for copy, is_wanted in zip(copies, self._writer.save(entries), strict=True):
-                if is_wanted:
+            bundles = list(_bundles(copies))
+            saves = [_pack(bundle) for bundle in bundles]
+            self._delay_next(began, saves)
+            wanted = self._writer.save(saves)
+            for copy in copies:
+                shard = copy.active.lease.shard
+                if shard.id in wanted:
                     copy.active.saved_steps = copy.image_steps
+                    self._counters.snapshots += 1
                 else:
-                    self._messages.put(JobEnded(copy.active.lease.shard.job))
+                    self._messages.put(JobEnded(shard.job))
         finally:
             self._copies = ()
 
-    def _delay_next(self, began: float, blobs: Iterable[bytes]) -> None:
+    def _delay_next(self, began: float, saves: Iterable[Save]) -> None:
         """Delay the next copy by what these cost Redis, whether they arrive or not."""
-        size_bytes = sum(len(blob) for blob in blobs if not self._writer.goes_to_store(blob))
+        size_bytes = sum(
+            len(save.chains)
+            for save in saves
+            if len(save.shards) > 1 or not self._writer.goes_to_store(len(save.chains))
+        )
         self._not_before = max(self._not_before, began + size_bytes / self._redis_bytes_per_s)
+
+
+def _bundles(copies: Iterable[ShardCopy]) -> Iterator[Sequence[ShardCopy]]:
+    """Put copies together that are packed into one blob of at most BUNDLE_BYTES.
+
+    They are of one model, and the plans of all remember x_0_hat or none does. The copy of a large
+    shard stays alone.
+    """
+    open_bundles = defaultdict[tuple[LoadedModel, bool], list[ShardCopy]](list)
+    sizes = defaultdict[tuple[LoadedModel, bool], int](int)
+    for copy in copies:
+        alike = copy.active.model, copy.remembers
+        if sizes[alike] + copy.size_bytes > BUNDLE_BYTES and open_bundles[alike]:
+            yield open_bundles.pop(alike)
+            sizes[alike] = 0
+        open_bundles[alike].append(copy)
+        sizes[alike] += copy.size_bytes
+    yield from open_bundles.values()
+
+
+def _pack(copies: Sequence[ShardCopy]) -> Save:
+    model = copies[0].active.model
+    by_shard = {copy.active.lease.shard.id: copy.snapshots for copy in copies}
+    return Save(
+        pack(by_shard, model.precision, model.fingerprint),
+        [(copy.active.lease.shard, copy.image_steps) for copy in copies],
+    )
 
 
 def _oldest_copy_first(active: Iterable[ActiveShard]) -> list[ActiveShard]:

@@ -72,8 +72,9 @@ def _protocol(url: str) -> str:
         ) from None
     except ImportError:
         package = known_implementations[protocol]["class"].partition(".")[0]
+        # A plain install of an extra would replace an editable one, and skip the constraints.
+        ours = "make extra EXTRA=s3" if package == "s3fs" else f"pip install {package}"
         raise BadStoreUrl(
-            f"DDPM_RESULTS_URL={shown} needs the package {package}, which is absent; "
-            f"pip install {package}"
+            f"DDPM_RESULTS_URL={shown} needs the package {package}, which is absent; {ours}"
         ) from None
     return protocol

@@ -106,8 +106,8 @@ def start(data_dir: Path) -> Iterator[Callable[..., Up]]:
         yield _start
         for up in started:
             if up.process.poll() is None:
-                up.process.kill()
-                up.process.wait()
+                # Killed, it would leave its children running beside other tests.
+                up.stop()
 
 
 def test_a_supervisor_restarts_dead_children_stops_cleanly_and_keeps_its_data(

@@ -31,3 +31,40 @@ def test_images_are_kept_for_ten_years_at_most() -> None:
 def test_a_redis_url_of_another_kind_is_refused() -> None:
     with pytest.raises(ValidationError, match="redis_url"):
         ApiSettings(redis_url="http://127.0.0.1:6379")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("anonymous_hosts", "gpu-box:8000", "gpu-box.example.com, or \\*"),
+        ("anonymous_hosts", "http://gpu-box", "gpu-box.example.com, or \\*"),
+        ("anonymous_hosts", "*.example.com", "gpu-box.example.com, or \\*"),
+        ("anonymous_hosts", "ok, [::1]", "gpu-box.example.com, or \\*"),
+        ("root_path", "ddpm", "as in /ddpm"),
+        ("root_path", "/a b", "as in /ddpm"),
+        ("root_path", "/v1", "choose another"),
+        ("root_path", "/docs/ddpm", "choose another"),
+        ("trusted_proxies", "proxy.example", "networks such as"),
+        ("trusted_proxies", "10.0.0.1/8", "networks such as"),
+        ("cors_origins", "app.example.com", "https://app.example.com"),
+        ("cors_origins", "https://app.example.com/", "https://app.example.com"),
+        ("cors_origins", "https://App.example.com", "https://app.example.com"),
+        ("cors_origins", "https://*.example.com", "https://app.example.com"),
+    ],
+)
+def test_a_setting_that_would_never_match_is_refused_with_a_remedy(
+    name: str, value: str, remedy: str
+) -> None:
+    with pytest.raises(ValidationError, match=remedy):
+        ApiSettings(**{name: value})
+
+
+def test_settings_of_proxies_are_lists_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDPM_TRUSTED_PROXIES", "10.0.0.0/8, ::1,unix")
+    monkeypatch.setenv("DDPM_CORS_ORIGINS", "https://app.example.com,http://localhost:3000")
+    monkeypatch.setenv("DDPM_ROOT_PATH", "/team/ddpm/")
+    monkeypatch.setenv("DDPM_ANONYMOUS_HOSTS", "gpu-box, ::1, other.example.,*")
+    settings = ApiSettings()
+    assert settings.trusted_proxies == ("10.0.0.0/8", "::1", "unix")
+    assert settings.cors_origins == ("https://app.example.com", "http://localhost:3000")
+    assert settings.root_path == "/team/ddpm"

@@ -38,8 +38,13 @@ def test_a_wrong_setting_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -
     ("url", "shown", "expected"),
     [
         ("valkey://:hunter2@store:6379/0", "valkey://", "rediss"),
-        (":hunter2@store://", "", "relative URL"),
-        *[(f"redis://:hunter2{odd}hunter2@store:6379/0", "redis://", "valid URL") for odd in "/#?"],
+        (":hunter2@store://", "", "none of redis, rediss"),
+        *[(f"redis://:hunter2{odd}hunter2@store:6379/0", "redis://", "no URL") for odd in "/#?"],
+        *[
+            (f"redis+sentinel://:hunter2{odd}hunter2@store/main", "redis+sentinel://", "/SERVICE")
+            for odd in "/#?"
+        ],
+        ("rediss+sentinel://:hunter2@a,b", "rediss+sentinel://", "names no service"),
     ],
 )
 def test_a_wrong_url_is_named_without_the_password_in_it(

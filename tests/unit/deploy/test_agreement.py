@@ -14,7 +14,7 @@ from app.access.api_keys import new_key
 from app.access.public_paths import open_paths
 from app.main import create_app
 from app.settings import ApiSettings
-from cli.settings import check_access, keyring
+from cli.settings import check_access, keys_of
 from models.checkpoints.catalog import SHIPPED, Catalog
 from tests.support.kubernetes import (
     COMPONENT,
@@ -130,7 +130,9 @@ def test_probes_ask_paths_that_the_api_answers_without_a_key(manifests: list[Man
         probe: api[probe]["httpGet"]["path"]
         for probe in ("startupProbe", "readinessProbe", "livenessProbe")
     }
-    assert set(asked.values()) <= open_paths(keyring(ApiSettings(api_keys=SECRETS["api-keys"])))
+    assert set(asked.values()) <= open_paths(
+        bool(keys_of(ApiSettings(api_keys=SECRETS["api-keys"])))
+    )
     assert set(asked.values()) <= set(create_app(ApiSettings()).openapi()["paths"])
     assert asked["readinessProbe"] == "/readyz/api", "with no worker alive, jobs must still come in"
 
@@ -144,10 +146,8 @@ def test_workers_are_probed_by_a_module_of_the_image(manifests: list[Manifest]) 
 
 def test_processes_have_the_time_that_they_take_to_stop(manifests: list[Manifest]) -> None:
     found = workloads(manifests)
-    assert container(found["api"])["lifecycle"]["preStop"]["exec"]["command"] == [
-        "sleep",
-        str(PRE_STOP_S),
-    ]
+    settings = {each["name"]: each.get("value") for each in container(found["api"])["env"]}
+    assert settings["DDPM_STOP_PAUSE_S"] == str(PRE_STOP_S)
     assert pod(found["api"])["terminationGracePeriodSeconds"] > PRE_STOP_S + GRACEFUL_S
     assert pod(found["worker"])["terminationGracePeriodSeconds"] > DRAIN_S
 

@@ -93,6 +93,7 @@ def test_only_secrets_hold_passwords_and_keys(manifests: list[Manifest]) -> None
         ("ddpm", "redis-password"),
         ("ddpm", "api-keys"),
         ("ddpm", "webhook-secret"),
+        ("ddpm", "link-secret"),
         ("ddpm-keda", "token"),
     }
     for workload in workloads(manifests).values():

@@ -165,7 +165,7 @@ def test_commands_that_exist_are_let_through(command: str) -> None:
         "cd x && make sreve",
         "ddpm sample --sead 7",
         "ddpm smaple",
-        "ddpm train recipe.toml",
+        "ddpm train recipe.toml --outt run",
         "id=$(ddpm smaple)",
         "python -m bench.nothing_of_the_kind",
         "curl http://127.0.0.1:8000/v2/jobs",

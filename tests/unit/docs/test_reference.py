@@ -13,6 +13,8 @@ from tests.support.pages import ROOT
 REFERENCE = ROOT / "docs" / "reference"
 
 
+# the comparisons of models.md take half a minute of a core
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", PAGES)
 def test_the_page_is_what_the_code_makes_of_it(name: str) -> None:
     assert (REFERENCE / name).read_text() == PAGES[name](), "run `make docs-reference`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from redis import Redis
 from safetensors.torch import load_file, save_file
 
-from models.checkpoints import diffusers_format
+from models.checkpoints import layout
 from tests.support.folders import write_model
 from worker.__main__ import build, load_models, main
 from worker.process.loaded_model import LoadedModel
@@ -20,21 +21,19 @@ from worker.settings import WorkerSettings
 
 
 def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    path = folder / "unet" / diffusers_format.WEIGHTS
+    path = folder / "unet" / layout.WEIGHTS
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
 
 
 def truncate(folder: Path) -> None:
-    path = folder / "unet" / diffusers_format.WEIGHTS
+    path = folder / "unet" / layout.WEIGHTS
     path.write_bytes(path.read_bytes()[:-100])
 
 
 def pickle_only(folder: Path) -> None:
-    (folder / "unet" / diffusers_format.WEIGHTS).rename(
-        folder / "unet" / "diffusion_pytorch_model.bin"
-    )
+    (folder / "unet" / layout.WEIGHTS).rename(folder / "unet" / "diffusion_pytorch_model.bin")
 
 
 def other_weights(folder: Path) -> None:
@@ -52,7 +51,7 @@ def other_weights(folder: Path) -> None:
             other_weights,
             ["unet/diffusion_pytorch_model.safetensors has sha256", "its card says", "restore"],
         ),
-        (pickle_only, ["pickled weights are not read", "safe_serialization=True"]),
+        (pickle_only, ["holds no diffusion_pytorch_model.safetensors", "`ddpm models add`"]),
     ],
 )
 def test_a_checkpoint_unlike_its_card_ends_the_worker_with_file_and_remedy(
@@ -107,6 +106,46 @@ def test_a_model_that_is_too_large_keeps_a_worker_from_no_other(tmp_path, monkey
         served(tmp_path, monkeypatch, "large")
 
 
+def test_a_setting_limits_the_threads_of_every_model(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        write_model(tmp_path, name)
+    monkeypatch.setattr("worker.__main__.SHIPPED", tmp_path / "none")
+    monkeypatch.setattr("worker.backends.host.available_cores", lambda: 2)
+    monkeypatch.setenv("DDPM_THREADS", "1")
+    models = load_models(WorkerSettings(models_dir=tmp_path), torch.device("cpu"))
+    assert [model.calibration.threads for model in models.values()] == [1, 1]
+
+
+def enlarge(folder: Path, **shape: int) -> None:
+    """Let the card say that the model makes images of this shape."""
+    path = folder / "card.json"
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps(card | {"shape": shape}))
+
+
+def test_a_model_that_needs_a_results_store_keeps_a_worker_from_no_other(
+    tmp_path, monkeypatch, caplog
+):
+    for name in ("large", "tiny"):
+        write_model(tmp_path, name)
+    enlarge(tmp_path / "large", channels=3, height=512, width=512)
+    assert set(served(tmp_path, monkeypatch)) == {"tiny"}
+    (line,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert line.startswith(
+        "the model 'large' needs a results store: the chains of 64 images of 3x512x512 take 403 MB,"
+        " and Redis takes 150 MB at most; set DDPM_RESULTS_URL"
+    )
+    assert "serves its other models only" in line
+
+
+def test_a_model_of_large_images_is_served_where_there_is_a_results_store(tmp_path, monkeypatch):
+    write_model(tmp_path, "large")
+    enlarge(tmp_path / "large", channels=3, height=512, width=512)
+    monkeypatch.setenv("DDPM_RESULTS_URL", (tmp_path / "pictures").as_uri())
+    monkeypatch.setattr(LoadedModel, "__init__", lambda *_: None)
+    assert set(served(tmp_path, monkeypatch)) == {"large"}
+
+
 def test_a_wrong_url_is_reported_without_its_password(monkeypatch, caplog):
     monkeypatch.setenv("DDPM_REDIS_URL", "valkey://:hunter2@store:6379/0")
     assert main() == 1
@@ -122,5 +161,6 @@ def task_names(store) -> list[str]:
 
 def test_a_worker_cleans_up_only_results_that_lie_outside_redis(tmp_path):
     in_redis, in_files = task_names(InRedis()), task_names(open_store(tmp_path.as_uri()))
-    assert in_files == [*in_redis, "results cleanup"]
+    assert set(in_files) - set(in_redis) == {"results store", "results cleanup"}
+    assert set(in_redis) < set(in_files)
     assert len(set(in_files)) == len(in_files)

@@ -1,7 +1,8 @@
 // Functions for what PyTorch does slowly on a CPU:
 //
-// - GroupNorm of channels_last tensors, with the SiLU that may follow. PyTorch takes three times as
-//   long, and in bf16 makes a copy in another layout.
+// - GroupNorm of channels_last tensors, with the activation that may follow. PyTorch takes three
+//   times as long, and in bf16 makes a copy in another layout. Its activations compute the last
+//   values of a part in another way than the others, and a batch decides what is last.
 // - What a step does around the network. For a few images, PyTorch's calls take longer than the
 //   work.
 //
@@ -59,13 +60,10 @@ INLINED void store(void *out, long i, float y, int bf16) {
     }
 }
 
-// y / (1 + e^-y), where e^-y = 2^t = 2^n 2^f for an integer n and f in [-1/2, 1/2]. A polynomial
-// computes 2^f.
-INLINED float silu(float y) {
+// 2^t = 2^n 2^f for an integer n and f in [-1/2, 1/2]. A polynomial computes 2^f.
+INLINED float power_of_2(float t) {
     // 1.5 * 2^23. A sum with it has no bits left for a fraction.
     const float round = 12582912;
-    // log2(e)
-    float t = y * -1.44269504f;
     t = t < -126 ? -126 : t;
     t = t > 126 ? 126 : t;
     float sum = t + round, f = t - (sum - round);
@@ -74,7 +72,33 @@ INLINED float silu(float y) {
     power = power * f + 0.2402265070f;
     power = power * f + 0.6931471806f;
     power = power * f + 1;
-    return y / (1 + as_float(as_bits(power) + (as_bits(sum) << 23)));
+    return as_float(as_bits(power) + (as_bits(sum) << 23));
+}
+
+// y / (1 + e^-y), with log2(e)
+INLINED float silu(float y) { return y / (1 + power_of_2(y * -1.44269504f)); }
+
+// y tanh(log(1 + e^y)), which is y n / (n + 2) for n = e^y (e^y + 2). From 20 on it is y.
+INLINED float mish(float y) {
+    const float e = power_of_2(y * 1.44269504f), n = e * (e + 2);
+    return y > 20 ? y : y * (n / (n + 2));
+}
+
+// y times the normal distribution function
+INLINED float gelu(float y) { return 0.5f * y * (1 + erff(y * 0.70710678f)); }
+
+// as worker/backends/cpu/kernels.py counts them
+enum { NONE, SILU, MISH, GELU, RELU };
+
+INLINED float activate(float y, int activation) {
+    switch (activation) {
+        case SILU: return silu(y);
+        case MISH: return mish(y);
+        case GELU: return gelu(y);
+        // NaN stays NaN
+        case RELU: return y < 0 ? 0 : y;
+        default: return y;
+    }
 }
 
 // Sums `width` channels, from element `first` on, over all positions. If `mean` is given, sums the
@@ -111,7 +135,7 @@ INLINED void sum_all(
 // Normalises `channels` channels of one image, from element `first` on: whole groups of D channels.
 INLINED void normalise(
     const void *x, const float *weight, const float *bias, void *out, long first, long positions,
-    long C, long channels, long D, float eps, int with_silu, int bf16
+    long C, long channels, long D, float eps, int activation, int bf16
 ) {
     float mean[channels], scale[channels];
     double sums[channels];
@@ -130,30 +154,45 @@ INLINED void normalise(
     for (long p = 0; p < positions; p++)
         for (long c = 0; c < channels; c++) {
             float y = (load(x, first + p * C + c, bf16) - mean[c]) * scale[c] + bias[c];
-            store(out, first + p * C + c, with_silu ? silu(y) : y, bf16);
+            store(out, first + p * C + c, activate(y, activation), bf16);
         }
 }
 
-#define NORMALISE(name, with_silu, bf16)                                                           \
+#define NORMALISE(name, activation, bf16)                                                          \
     FOR_EACH_PROCESSOR static void name(                                                           \
         const void *x, const float *weight, const float *bias, void *out, long first,              \
         long positions, long C, long channels, long D, float eps                                   \
     ) {                                                                                            \
         normalise(                                                                                 \
-            x, weight, bias, out, first, positions, C, channels, D, eps, with_silu, bf16           \
+            x, weight, bias, out, first, positions, C, channels, D, eps, activation, bf16          \
         );                                                                                         \
     }
-NORMALISE(norm_fp32, 0, 0)
-NORMALISE(norm_silu_fp32, 1, 0)
-NORMALISE(norm_bf16, 0, 1)
-NORMALISE(norm_silu_bf16, 1, 1)
+NORMALISE(norm_fp32, NONE, 0)
+NORMALISE(norm_silu_fp32, SILU, 0)
+NORMALISE(norm_mish_fp32, MISH, 0)
+NORMALISE(norm_gelu_fp32, GELU, 0)
+NORMALISE(norm_relu_fp32, RELU, 0)
+NORMALISE(norm_bf16, NONE, 1)
+NORMALISE(norm_silu_bf16, SILU, 1)
+NORMALISE(norm_mish_bf16, MISH, 1)
+NORMALISE(norm_gelu_bf16, GELU, 1)
+NORMALISE(norm_relu_bf16, RELU, 1)
 
-// GroupNorm, with SiLU if asked for. x and out hold B images of `positions` rows of C channels,
-// float32 or bf16. weight and bias are float32 (C,).
+typedef void (*Norm)(
+    const void *, const float *, const float *, void *, long, long, long, long, long, float
+);
+
+// GroupNorm, then an activation. x and out hold B images of `positions` rows of C channels, float32
+// or bf16. weight and bias are float32: (C,) for all images, or (B, C) if each has its own.
 void group_norm(
     const void *x, const float *weight, const float *bias, void *out, long B, long positions,
-    long C, long groups, float eps, int with_silu, int bf16
+    long C, long groups, float eps, int each, int activation, int bf16
 ) {
+    static const Norm norms[2][5] = {
+        {norm_fp32, norm_silu_fp32, norm_mish_fp32, norm_gelu_fp32, norm_relu_fp32},
+        {norm_bf16, norm_silu_bf16, norm_mish_bf16, norm_gelu_bf16, norm_relu_bf16},
+    };
+    const Norm norm = norms[bf16][activation];
     const int threads = omp_get_max_threads();
     // Parts of an image's channels, so that all threads have as much to do.
     long parts = 1;
@@ -162,14 +201,12 @@ void group_norm(
 #pragma omp parallel for schedule(static)
     for (long i = 0; i < B * parts; i++) {
         const long c = i % parts * channels, first = i / parts * positions * C + c;
-        (bf16 ? with_silu ? norm_silu_bf16 : norm_bf16
-              : with_silu ? norm_silu_fp32 : norm_fp32)(
-            x, weight + c, bias + c, out, first, positions, C, channels, C / groups, eps
-        );
+        const long w = each ? i / parts * C + c : c;
+        norm(x, weight + w, bias + w, out, first, positions, C, channels, C / groups, eps);
     }
 }
 
-// Copies x and t of the chains in `columns`, which is 12 by B (worker/engine/pool.py). x is the
+// Copies x and t of the chains in `columns`, which is WIDTH by B (worker/engine/pool.py). x is the
 // pool's, with a row of `size` for each slot.
 void gather(const double *columns, const float *x, float *own_x, int64_t *t, long B, long size) {
     for (long i = 0; i < B; i++) {

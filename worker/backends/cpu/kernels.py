@@ -13,11 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.networks.unet import NormSiLU
+from models.networks.layers import ActivatedNorm
+from worker.logs import event
 
 log = logging.getLogger(__name__)
 LIBRARY = Path(__file__).with_name("libcpu_kernels.so")
 SOURCE = LIBRARY.with_name("kernels.c")
+# as kernels.c counts them
+_ACTIVATIONS = ("none", "silu", "mish", "gelu", "relu")
 _OPENMP = re.compile(r"/lib(gomp|iomp5|omp)\b[^/]*$")
 
 
@@ -31,7 +34,8 @@ def library() -> ctypes.CDLL | None:
     if sys.platform != "linux":
         log.info(
             "steps are slower than they could be:"
-            " worker/backends/cpu/kernels.c is compiled on Linux only"
+            " worker/backends/cpu/kernels.c is compiled on Linux only",
+            extra=event("kernels.missing"),
         )
         return None
     try:
@@ -41,6 +45,7 @@ def library() -> ctypes.CDLL | None:
             "steps are slower than they could be: %s;"
             " install this package again where GCC 12 or newer is",
             error,
+            extra=event("kernels.missing"),
         )
         return None
     return found
@@ -59,7 +64,8 @@ def load(library: Path, source: Path) -> ctypes.CDLL:
     if compiled != hashlib.sha256(source.read_bytes()).hexdigest():
         raise OSError(f"{library} was compiled of another {source.name}")
     at, size, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    found.group_norm.argtypes = [at, at, at, at, size, size, size, size, ctypes.c_float, flag, flag]
+    tensors, sizes = [at, at, at, at], [size, size, size, size]
+    found.group_norm.argtypes = [*tensors, *sizes, ctypes.c_float, flag, flag, flag]
     found.gather.argtypes = found.advance.argtypes = [at, at, at, at, size, size]
     found.group_norm.restype = found.gather.restype = found.advance.restype = None
     return found
@@ -84,7 +90,7 @@ def openmp(maps: str) -> str:
 
 
 class CompiledNorm(nn.Module):
-    """GroupNorm by the compiled function, with the SiLU that a NormSiLU has.
+    """GroupNorm by the compiled function, with the activation that an ActivatedNorm has.
 
     Whatever lies between x and the result is float32 or wider.
     """
@@ -96,17 +102,38 @@ class CompiledNorm(nn.Module):
         self.bias = norm.bias.detach().float().contiguous()
         self.groups = norm.num_groups
         self.eps = norm.eps
-        self.silu = isinstance(norm, NormSiLU)
+        named = norm.activation if isinstance(norm, ActivatedNorm) else "none"
+        self.activation = _ACTIVATIONS.index(named)
         self.bf16 = norm.weight.dtype == torch.bfloat16
         self.run = _functions().group_norm
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (B, C, H, W), float32 or bf16 as the weights were; channels_last."""
+    def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
+        """Normalise x (B, C, H, W), float32 or bf16 as the weights were; channels_last.
+
+        `modulation` (B, 2C) holds each image's scales - 1, then its shifts, which become its own
+        weights.
+        """
         B, C, H, W = x.shape
         x = x.contiguous(memory_format=torch.channels_last)
+        weight, bias = self.weight, self.bias
+        if modulation is not None:
+            scale, shift = modulation.float().chunk(2, dim=1)
+            weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
         out = torch.empty_like(x)
-        tensors = (tensor.data_ptr() for tensor in (x, self.weight, self.bias, out))
-        self.run(*tensors, B, H * W, C, self.groups, self.eps, self.silu, self.bf16)
+        self.run(
+            x.data_ptr(),
+            weight.data_ptr(),
+            bias.data_ptr(),
+            out.data_ptr(),
+            B,
+            H * W,
+            C,
+            self.groups,
+            self.eps,
+            modulation is not None,
+            self.activation,
+            self.bf16,
+        )
         return out
 
 

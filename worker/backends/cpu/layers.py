@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.networks.unet import Attention, Pointwise, UNet
+from models.networks.layers import Attention, Pointwise
+from models.networks.network import DenoisingNetwork
 from worker.backends.cpu.kernels import CompiledNorm, library
 
 
-def pack(net: UNet) -> None:
+def pack(net: DenoisingNetwork) -> None:
     """Replace the layers of a network in place. It cannot be trained afterwards.
 
     Its precision must be final.
     """
-    bf16 = net.conv_in.weight.dtype == torch.bfloat16
+    bf16 = next(net.parameters()).dtype == torch.bfloat16
     # Inner modules come first, as PackedAttention takes over the norm that its attention has.
     for module in reversed(list(net.modules())):
         for name, child in list(module.named_children()):
@@ -88,19 +89,20 @@ class PackedAttention(nn.Module):
         self.group_norm = attention.group_norm
         self.out = attention.to_out[0]
         parts = (attention.to_q, attention.to_k, attention.to_v)
+        self.divisor = attention.divisor
         self.weight = torch.cat([part.weight for part in parts]).detach()
         self.bias = torch.cat([part.bias for part in parts]).detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """Add to x (B, C, H, W) what its positions attend to."""
         B, C, H, W = x.shape
-        tokens = self.group_norm(x).permute(0, 2, 3, 1).reshape(B * H * W, C)
+        h = x if self.group_norm is None else self.group_norm(x)
+        tokens = h.permute(0, 2, 3, 1).reshape(B * H * W, C)
         qkv = F.linear(tokens, self.weight, self.bias)
-        qkv = qkv.view(B, H * W, 3, self.heads, C // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B * H * W, C)
+        q, k, v = qkv.view(B, H * W, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B * H * W, -1)
         added: Tensor = self.out(mixed).view(B, H, W, C).permute(0, 3, 1, 2)
-        return x + added
+        return x + added if self.divisor == 1 else (x + added) / self.divisor
 
 
 class ContiguousNorm(nn.Module):
@@ -114,7 +116,7 @@ class ContiguousNorm(nn.Module):
         super().__init__()
         self.norm = norm
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (B, C, H, W)."""
-        out: Tensor = self.norm(x.contiguous())
+    def forward(self, x: Tensor, *modulation: Tensor) -> Tensor:
+        """Normalise x (B, C, H, W), with what an ActivatedNorm takes beside it."""
+        out: Tensor = self.norm(x.contiguous(), *modulation)
         return out

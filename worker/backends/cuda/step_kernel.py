@@ -18,7 +18,7 @@ def advance(columns: Tensor, x: Tensor, x_0_hat: Tensor, out: Tensor) -> None:
     """Do in place what `worker.engine.step.advance` does in a hundred operations.
 
     Args:
-        columns: float64 (12, B), as `worker.engine.pool.columns_of` makes it.
+        columns: float64 (WIDTH, B), as `worker.engine.pool.columns_of` makes it.
         x: float32 (slots, C, H, W).
         x_0_hat: float32 (slots, C, H, W).
         out: The network's output, float32 (B, C, H, W).

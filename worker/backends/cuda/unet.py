@@ -14,15 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.networks.unet import (
-    Attention,
-    DownLevel,
-    Downsample,
-    ResidualBlock,
-    UNet,
-    UpLevel,
-    Upsample,
-)
+from models.networks.layers import Attention, Downsample, ResidualBlock, Upsample
+from models.networks.levels import DownLevel, UpLevel
+from models.networks.network import DenoisingNetwork
+from models.networks.unet import UNet
+from models.networks.unet_config import UNetConfig
 from worker.backends.cuda.layers import LayerWeights, convolution, normalised, patches
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -46,16 +42,21 @@ class GpuUNet:
 
     kernels = f"ours, triton {triton.__version__}"
 
-    def __init__(self, net: UNet) -> None:
+    def __init__(self, net: DenoisingNetwork) -> None:
         """Lay out the weights of a network that is on its device, in its precision.
 
         Raises:
-            ValueError: The kernels are not made for these channels, or the GPU lacks the tensor
-                cores that they need.
+            ValueError: The kernels are not made for this family of networks or these channels, or
+                the GPU lacks the tensor cores that they need.
         """
+        if not isinstance(net, UNet):
+            raise ValueError(f"they are not made for a {type(net).__name__}")
         for channels in net.cfg.block_out_channels:
             if channels % _MULTIPLE:
                 raise ValueError(f"{channels} channels are no multiple of {_MULTIPLE}")
+        if option := _not_made_for(net.cfg):
+            raise ValueError(f"they are not made for {option}")
+        assert net.mid_block is not None
         weight = net.conv_in.weight
         if weight.is_cuda and torch.cuda.get_device_capability(weight.device) < _OLDEST:
             raise ValueError("the GPU's compute capability is below 8.0")
@@ -84,6 +85,26 @@ class GpuUNet:
             for up in self.up:
                 h = up(h, skips, features)
             return convolution(self.norm_out([h], silu=True), self.conv_out, planes=True)
+
+
+def _not_made_for(cfg: UNetConfig) -> str | None:
+    """Name the first option that the kernels do not compute, if there is one."""
+    kinds = (*cfg.down_kinds, *cfg.up_kinds)
+    whole_heads = all(
+        channels % cfg.head_width(channels) == 0 for channels in cfg.block_out_channels
+    )
+    options = {
+        f"act_fn {cfg.act_fn}": cfg.activation != "silu",
+        "resnet_time_scale_shift scale_shift": cfg.resnet_time_scale_shift != "default",
+        "center_input_sample": cfg.center_input_sample,
+        "mid_block_type null": cfg.mid_block_type is None,
+        "mid_block_scale_factor": cfg.mid_block_scale_factor != 1,
+        "skip blocks": any(kind.skip for kind in kinds),
+        "resnet sampling": any(kind.sampling == "resnet" for kind in kinds)
+        or "resnet" in (cfg.downsample_type, cfg.upsample_type),
+        "heads that do not divide the channels": not whole_heads,
+    }
+    return next((option for option, is_used in options.items() if is_used), None)
 
 
 class _Norm:
@@ -119,6 +140,7 @@ class _Block:
 class _Attention:
     def __init__(self, attention: Attention) -> None:
         self.heads = attention.heads
+        assert isinstance(attention.group_norm, nn.GroupNorm)
         self.norm = _Norm(attention.group_norm)
         (out,) = _all(nn.Linear, attention.to_out)
         self.out = LayerWeights.from_layer(out)

@@ -13,7 +13,7 @@
 --   mode: 'front' or 'back' to put it there in its queue, 'delete' to delete it
 -- RESULT:
 --   1, or 0 if the lease had lapsed: the worker is late, and the shard is somebody else's by now
--- include: requeue, waiting
+-- include: lease_clock, requeue, waiting
 -- constants: LEASES
 
 local call = redis.call
@@ -21,6 +21,7 @@ local started, shard, index, execution, executions = unpack(KEYS)
 local member, id, mode = unpack(ARGV)
 
 if call('ZREM', LEASES, member) == 0 then return 0 end
+forget_lease_time_if_unused()
 call('ZREM', started, member)
 call('DEL', index, execution)
 call('SREM', executions, member)

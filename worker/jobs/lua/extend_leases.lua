@@ -14,7 +14,7 @@
 --   members*: the lease of each shard
 -- RESULT:
 --   {1 if the worker is registered else 0, then of each shard 'mine', 'lost' or 'cancelled'}
--- include: now
+-- include: now, lease_clock
 -- constants: LEASES
 
 local call = redis.call
@@ -30,13 +30,14 @@ if answer[1] == 1 then
   call('HSET', worker, 'last_heartbeat', iso_now, 'state', state)
   call('EXPIRE', worker, worker_ttl_s)
 end
+local lapses = string.format('%.3f', pass_lease_time(lease_s) + lease_s)
 for n = 1, #ARGV - 4 do
   local shard, execution, index = unpack(KEYS, 3 * n, 3 * n + 2)
   local member = ARGV[n + 4]
   if not call('ZSCORE', LEASES, member) then
     answer[n + 1] = 'lost'
   else
-    call('ZADD', LEASES, 'XX', string.format('%.3f', at + lease_s), member)
+    call('ZADD', LEASES, 'XX', lapses, member)
     if call('EXISTS', execution) == 1 then
       call('HSET', execution, 'last_heartbeat', string.format('%.6f', at))
     end

@@ -7,17 +7,18 @@
 -- An entry that is no lease of ours is dropped, and keeps no other from being reaped.
 --
 -- ARGV:
+--   lease_s: seconds until an extended lease lapses
 --   failed_ttl_s: seconds that a failed shard is kept
 --   executions_template: key of a worker's set of executions, with {0} for the worker's name
 --   most_losses: losses after which a shard fails
 -- RESULT:
 --   {id, 'requeued', 'failed' or 'dropped', ...}
--- include: now, requeue, waiting
+-- include: counts, now, lease_clock, requeue, waiting
 -- constants: EXECUTIONS_PREFIX, EXECUTION_PREFIX, FAILED_SHARDS, LEASES, QUEUES, QUEUE_PREFIX
 -- constants: RECORD_PREFIX, SHARD_PREFIX, STARTED_PREFIX
 
 local call = redis.call
-local failed_ttl_s, executions_template, most_losses = unpack(ARGV)
+local lease_s, failed_ttl_s, executions_template, most_losses = unpack(ARGV)
 local outcomes, back = {}, {}
 
 local function note(id, outcome)
@@ -76,7 +77,7 @@ local function reap(member)
   end
 end
 
-for _, member in ipairs(call('ZRANGEBYSCORE', LEASES, '-inf', now())) do
+for _, member in ipairs(call('ZRANGEBYSCORE', LEASES, '-inf', pass_lease_time(lease_s))) do
   -- first, since a full server refuses a script whose first write needs memory
   call('ZREM', LEASES, member)
   if not pcall(reap, member) then note(member, 'dropped') end
@@ -90,5 +91,7 @@ for _, lost in ipairs(back) do
   note(lost.id, pcall(put, lost.id, true) and 'requeued' or 'dropped')
 end
 
+forget_lease_time_if_unused()
 for i = 1, #outcomes, 2 do pcall(requeue_if_idle, outcomes[i]) end
+for i = 2, #outcomes, 2 do pcall(tally, 'loss ' .. outcomes[i]) end
 return outcomes

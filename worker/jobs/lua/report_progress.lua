@@ -5,14 +5,8 @@
 --   progress: the step of its least advanced image, a comma, and its image-steps that are done
 -- RESULT:
 --   1, or 0 if the job has ended or is gone: the worker drops its chains
--- include: transition
-
-local field, progress = unpack(ARGV)
-
-local function done(value) return tonumber(string.match(value or '', ',(%d+)')) or 0 end
+-- include: progress
 
 if not is_open() then return 0 end
-local before = redis.call('HGET', record, field)
-redis.call('HSET', record, field, progress)
-subtract(id, done(progress) - done(before))
+write_progress(unpack(ARGV))
 return 1

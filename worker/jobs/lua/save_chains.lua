@@ -1,18 +1,41 @@
--- Saves the unfinished chains of a shard, for the worker that takes it after a loss.
+-- Records where the unfinished chains of shards lie, for the workers that take them after a loss.
+-- This makes a bundle visible, all of whose pieces are there by now.
+-- A shard whose job has ended or is gone is left out.
 --
 -- ARGV:
---   shard: its number in the job
---   snapshot: bytes of the chains; empty if they lie in the results store
---   image_steps: image-steps of the shard that are done in the snapshot
+--   reference: what the fields of the shards are to hold: keys.BUNDLE_REFERENCE and the id of a
+--     bundle, or nothing for chains in the results store
+--   shards*(job, number, image_steps): each shard, and the image-steps of it that are saved
 -- RESULT:
---   1, or 0 if the job has ended or is gone
--- include: transition
--- constants: UNFINISHED_TTL_S
+--   {1, or 0 if the job has ended or is gone, of each shard}
+-- include: bundles
+-- constants: BUNDLE_PREFIX, BUNDLE_REFERENCE, RECORD_PREFIX, UNFINISHED_TTL_S
 
-local shard, snapshot, image_steps = unpack(ARGV)
+local call = redis.call
+local reference = ARGV[1]
+local bundle = nil
+if reference ~= '' then bundle = BUNDLE_PREFIX .. string.sub(reference, #BUNDLE_REFERENCE + 1) end
 
-if not is_open() then return 0 end
-redis.call('HSET', chains, shard, snapshot)
-redis.call('HSET', record, 'k' .. shard, image_steps)
-redis.call('EXPIRE', chains, UNFINISHED_TTL_S)
-return 1
+local answer = {}
+for i = 2, #ARGV, 3 do
+  local job, number, image_steps = unpack(ARGV, i, i + 2)
+  local record = RECORD_PREFIX .. job
+  local chains = record .. ':chains'
+  local state = call('HGET', record, 'state')
+  local is_open = state == 'queued' or state == 'running'
+  if is_open then
+    local before = bundle_of(chains, number)
+    if bundle and before ~= bundle then call('HINCRBY', bundle, 'left', 1) end
+    call('HSET', chains, number, reference)
+    if before and before ~= bundle then release(before) end
+    call('HSET', record, 'k' .. number, image_steps)
+    call('EXPIRE', chains, UNFINISHED_TTL_S)
+  end
+  answer[#answer + 1] = is_open and 1 or 0
+end
+if bundle and call('HGET', bundle, 'left') then
+  call('EXPIRE', bundle, UNFINISHED_TTL_S)
+elseif bundle then
+  call('DEL', bundle)
+end
+return answer

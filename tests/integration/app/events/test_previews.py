@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +14,17 @@ import pytest
 from fastapi import FastAPI
 from redis import Redis
 
+from app.events.previews import PreviewReader
 from app.main import create_app
+from app.operation import redis_client
+from app.records.notifier import Notifier
 from app.settings import ApiSettings
+from tests.support.jobs import make_recipe
 from tests.support.problems import problem
 from tests.support.processes import eventually
 from tests.support.server import serve
 from tests.support.worker import IdleWorker, png_of
-from worker.jobs.keys import PREVIEW_LIVES_MS, png_key, preview_key
+from worker.jobs.keys import PREVIEW_LIVES_MS, job_key, png_key, preview_key
 
 Post = Callable[..., dict[str, Any]]
 
@@ -193,3 +198,52 @@ def test_a_worker_that_does_not_answer_is_not_waited_for_long(
         answer = httpx.get(f"{url}/v1/jobs/{job}/images/0/preview", timeout=60)
         assert time.monotonic() - began >= 0.5
     assert "running" in problem(answer, 409)["detail"]
+
+
+def test_previews_of_one_owner_leave_room_for_those_of_others(
+    settings: ApiSettings, redis: Redis
+) -> None:
+    """The previews of more images than an owner's share are asked for one after the other."""
+
+    async def run() -> list[bytes | None]:
+        async with redis_client.connect(settings.redis_url) as client:
+            previews = PreviewReader(client, Notifier(client), within_s=60, share=2)
+            reads = [asyncio.create_task(previews.read(of_ann, "ann", n)) for n in range(4)]
+            await until(lambda: len(list(asked_for(redis, of_ann))) == 2)
+            other = asyncio.create_task(previews.read(of_bob, "bob", 0))
+            await until(lambda: len(list(asked_for(redis, of_bob))) == 1)
+            assert len(list(asked_for(redis, of_ann))) == 2
+            for job in (of_ann, of_bob):
+                for index in range(4):
+                    redis.set(preview_key(job, index), png_of(index))
+            return await asyncio.gather(*reads, other)
+
+    of_ann, of_bob = "a" * 32, "b" * 32
+    for job, owner in ((of_ann, "ann"), (of_bob, "bob")):
+        record = make_record(job, owner)
+        redis.hset(job_key(job), mapping=record | {"state": "running"})
+    assert asyncio.run(run()) == [*map(png_of, range(4)), png_of(0)]
+
+
+def make_record(job: str, owner: str) -> dict[str, Any]:
+    recipe = make_recipe()
+    return recipe.fields | {
+        "id": job,
+        "owner": owner,
+        "start": 0,
+        "count": 4,
+        "priority": "interactive",
+        "created_at": 1.0,
+        "attempts": 1,
+        "results_ttl_s": 60,
+    }
+
+
+def asked_for(redis: Redis, job: str) -> Iterator[bytes]:
+    return (key for key in redis.keys(f"ddpm:job:{job}:preview:*:asked"))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)

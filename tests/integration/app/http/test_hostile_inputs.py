@@ -209,6 +209,25 @@ def test_a_broken_body_is_answered_after_the_requests_before_it(url: str) -> Non
         assert pipelined.answer() is None
 
 
+@pytest.mark.parametrize("call", ["?wait=0.2", "/events"])
+def test_a_body_that_breaks_while_its_request_is_handled_ends_the_handler(
+    url: str, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    """The handler would answer on a connection whose answer has ended."""
+    job = httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}).json()["id"]
+    request = get(f"/v1/jobs/{job}{call}".encode(), b"Transfer-Encoding: chunked")
+    with connection(url) as broken:
+        broken.send(request + b"no length\r\n")
+        answer = broken.answer()
+        # A stream may have begun before the body broke.
+        assert answer is not None
+        assert answer.status == (400 if call != "/events" else answer.status)
+        # The handler's time is over when this one's is.
+        assert httpx.get(f"{url}/v1/jobs/{job}?wait=0.4").status_code == 200
+    httpx.post(f"{url}/v1/jobs/{job}/cancel").raise_for_status()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 @pytest.mark.parametrize("call", ["/grid", "?wait=0.3", "/events", "/images/0"])
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "in chunks"])
 def test_a_large_body_of_a_get_is_not_taken_for_a_client_that_left(

@@ -15,10 +15,10 @@ import httpx
 import pytest
 from redis import Redis
 
-from app.main import create_app
 from app.settings import ApiSettings
+from tests.support.cards import write_card_of
 from tests.support.problems import problem
-from tests.support.server import serve
+from tests.support.server import create_fresh_app, serve
 from tests.support.worker import IdleWorker
 from worker.jobs.keys import LEFT, LOAD, job_key, open_key
 from worker.jobs.reaper import Reaper
@@ -35,7 +35,7 @@ def bounded(settings: ApiSettings, redis: Redis) -> Iterator[list[httpx.Client]]
         update={"max_open_image_steps": 1000, "max_open_image_steps_per_key": 500}
     )
     with ExitStack() as stack:
-        urls = [stack.enter_context(serve(create_app(bounds))) for _ in range(2)]
+        urls = [stack.enter_context(serve(create_fresh_app(bounds))) for _ in range(2)]
         yield [stack.enter_context(httpx.Client(base_url=url, timeout=10)) for url in urls]
 
 
@@ -153,3 +153,98 @@ def test_a_job_whose_record_has_expired_is_counted_no_more(bounded, redis):
     Reaper(redis).run_once()
     assert open_image_steps(redis) == (100, 100)
     assert redis.zrange(open_key("interactive"), 0, -1) == [kept.encode()]
+
+
+@pytest.fixture
+def of_two_models(
+    settings: ApiSettings, redis: Redis, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
+    """A client of an API that queues 1000 image-steps, of `tiny` or of `large`, which costs 12."""
+    models_dir = write_card_of("tiny", tmp_path_factory.mktemp("models"))
+    write_card_of("large", models_dir, default=False, gflop_per_image_step=7.1)
+    changes = {
+        "models_dir": models_dir,
+        "max_open_image_steps": 1000,
+        "max_open_image_steps_per_key": 500,
+    }
+    with (
+        serve(create_fresh_app(settings.model_copy(update=changes))) as url,
+        httpx.Client(base_url=url, timeout=10) as client,
+    ):
+        yield client
+
+
+LARGE = {"model": "large", "count": 2, "steps": STEPS}
+
+
+def test_an_image_step_of_a_model_counts_as_what_it_costs(of_two_models, redis) -> None:
+    api = of_two_models
+    assert api.post("/v1/jobs", json=LARGE).status_code == 202
+    assert open_image_steps(redis) == (240, 240)
+    assert api.post("/v1/jobs", json=JOB).status_code == 202
+    assert open_image_steps(redis) == (340, 340)
+    refused = problem(api.post("/v1/jobs", json=LARGE), 429)
+    assert (
+        "with this job's 240 (20 of model 'large', of which each counts as 12)"
+        in (refused["detail"])
+    )
+    alone = problem(api.post("/v1/jobs", json=LARGE | {"count": 5}), 422)
+    assert "600 (50 of model 'large', of which each counts as 12) image-steps" in alone["detail"]
+
+
+def test_room_grows_and_is_given_back_by_what_image_steps_cost(
+    of_two_models, redis, worker: IdleWorker
+) -> None:
+    job = of_two_models.post("/v1/jobs", json=LARGE).json()["id"]
+    worker.start(job)
+    worker.progress(job, 0, 3, 6)
+    assert open_image_steps(redis) == (240 - 12 * 6,) * 2
+    metrics = of_two_models.get("/metrics").text
+    assert 'ddpm_waiting_image_steps{model="large"} 14.0' in metrics
+    assert f"ddpm_open_image_steps {240.0 - 12 * 6}" in metrics
+    worker.publish(job, range(2))
+    assert not redis.exists(LEFT, LOAD)
+
+
+def test_a_refused_client_waits_for_what_the_workers_do_of_such_image_steps(
+    of_two_models, redis, worker: IdleWorker
+) -> None:
+    fill(redis, "local", 500)
+    worker.announce(image_steps_per_s=5.0, models=("large",))
+    assert refused_for_s(of_two_models) == 2, "100 too many, at 5 times 12 a second"
+
+
+@pytest.fixture
+def of_few_jobs(settings: ApiSettings, redis: Redis) -> Iterator[httpx.Client]:
+    """A client of an API that lets one owner have three jobs, two of them open."""
+    bounds = {"max_open_jobs_per_key": 2, "max_kept_jobs_per_key": 3}
+    with (
+        serve(create_fresh_app(settings.model_copy(update=bounds))) as url,
+        httpx.Client(base_url=url, timeout=10) as client,
+    ):
+        yield client
+
+
+def test_an_owner_may_have_so_many_jobs_open_and_so_many_kept(of_few_jobs) -> None:
+    api = of_few_jobs
+    jobs = [api.post("/v1/jobs", json=JOB).json()["id"] for _ in range(2)]
+    refused = problem(api.post("/v1/jobs", json=JOB), 429)
+    assert refused["type"].endswith("too-many-jobs")
+    assert "you have 2 jobs open, and one key may have 2" in refused["detail"]
+    for job in jobs:
+        api.post(f"/v1/jobs/{job}/cancel")
+    assert api.post("/v1/jobs", json=JOB).status_code == 202
+    kept = problem(api.post("/v1/jobs", json=JOB), 429)
+    assert "you have 3 jobs kept, and one key may have 3" in kept["detail"]
+    assert api.get("/v1/me").json()["kept_jobs"] == {"most": 3, "used": 3, "left": 0}
+    api.delete(f"/v1/jobs/{jobs[0]}")
+    assert api.post("/v1/jobs", json=JOB).status_code == 202
+
+
+def test_jobs_that_are_forgotten_leave_room_for_others(of_few_jobs, redis) -> None:
+    jobs = [of_few_jobs.post("/v1/jobs", json=JOB).json()["id"] for _ in range(2)]
+    for job in jobs:
+        of_few_jobs.post(f"/v1/jobs/{job}/cancel")
+    assert of_few_jobs.post("/v1/jobs", json=JOB).status_code == 202
+    redis.delete(job_key(jobs[0]))
+    assert of_few_jobs.post("/v1/jobs", json=JOB).status_code == 202

@@ -5,15 +5,21 @@ There is one job then.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from typing import Any
 
 import httpx
 import pytest
 from redis import Redis
 
+from app.main import create_app
+from app.schemas.jobs import JobRequest
+from app.settings import ApiSettings
 from tests.support.problems import problem
+from tests.support.server import serve
 from tests.support.worker import IdleWorker
 from worker.jobs.keys import job_key
 
@@ -97,3 +103,91 @@ def test_a_malformed_key_is_refused_with_the_remedy(post_keyed: Post, key: str):
 
 def test_a_key_of_255_characters_is_accepted(post_keyed: Post):
     assert post_keyed("~" * 255).status_code == 202
+
+
+def test_a_job_is_found_after_a_bound_was_lowered_below_it(
+    settings: ApiSettings, redis: Redis, post_keyed: Post
+):
+    job = post_keyed(steps=10).json()["id"]
+    bounds = {"max_open_image_steps_per_key": 5, "max_open_jobs_per_key": 1}
+    lowered = settings.model_copy(update=bounds)
+    with serve(create_app(lowered)) as url, httpx.Client(base_url=url) as api:
+        headers = {"Idempotency-Key": "a-key"}
+        again = api.post("/v1/jobs", json=BODY | {"steps": 10}, headers=headers)
+        assert (again.status_code, again.json()["id"]) == (202, job)
+        other = api.post("/v1/jobs", json=BODY | {"steps": 11}, headers=headers)
+        assert problem(other, 422)["type"].endswith("idempotency-key-reused")
+        new = api.post("/v1/jobs", json=BODY | {"steps": 10}, headers={"Idempotency-Key": "b"})
+        assert problem(new, 422)["errors"][0]["field"] == "count"
+
+
+def test_a_key_of_a_version_that_hashed_all_fields_is_found(redis: Redis, post_keyed: Post):
+    job = post_keyed(start=0, eta=0.0, sampler="ddim").json()["id"]
+    [key] = redis.keys("ddpm:idempotency:*")
+    request = JobRequest.model_validate(BODY | {"sampler": "ddim", "eta": 0.0})
+    # Fields that came later were in no such hash.
+    before = request.model_dump_json(exclude={"label", "labels", "guidance"})
+    redis.set(key, f"{job} {sha256(before.encode()).hexdigest()}")
+    assert post_keyed(sampler="ddim", eta=0.0).json()["id"] == job
+    problem(post_keyed(sampler="ddim", eta=1.0), 422)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tiling": True, "border": [1, {"wide": None}]},
+        {"count": 5000},
+        {"sampler": "euler"},
+        {"sampler": "euler", "eta": 0},
+        {"steps": "many", "start": 3.0},
+    ],
+)
+def test_a_job_is_found_by_its_key_although_its_body_is_refused_by_now(
+    redis: Redis, post_keyed: Post, changes: dict[str, Any]
+) -> None:
+    posted = post_keyed()
+    (entry,) = redis.scan_iter("ddpm:idempotency:*")
+    # As an earlier version has kept it, which took such a body.
+    kept = BODY | changes | ({"start": 3} if "start" in changes else {})
+    kept |= {"eta": 0.0} if "eta" in changes else {}
+    text = json.dumps(kept, sort_keys=True)
+    redis.set(entry, f"{posted.json()['id']} {sha256(text.encode()).hexdigest()}")
+    again = post_keyed(**changes, priority="interactive", seed=None)
+    assert again.status_code == 202
+    assert again.json() == posted.json()
+    assert again.headers["location"] == posted.headers["location"]
+    assert problem(post_keyed(**changes, seed=8), 422)["type"].endswith("idempotency-key-reused")
+    assert problem(post_keyed("b", **changes), 422)["type"].endswith("invalid-request")
+
+
+def test_a_refused_body_with_a_key_that_has_posted_nothing_is_refused_as_without(
+    api: httpx.Client, post_keyed: Post
+) -> None:
+    deep: Any = None
+    for _ in range(300):
+        deep = [deep]
+    for changes in ({"count": 0}, {"deep": deep}, {f"f{i}": i for i in range(2000)}):
+        said = problem(post_keyed(**changes), 422)
+        assert said == problem(api.post("/v1/jobs", json=BODY | changes), 422)
+
+
+def test_a_fingerprint_is_of_what_was_sent_and_not_of_fields_that_others_may_send(
+    redis: Redis, post_keyed: Post
+):
+    post_keyed(seed=None, start=0)
+    [key] = redis.keys("ddpm:idempotency:*")
+    sent = b'{"count": 2, "model": "tiny"}'
+    assert redis.get(key).split()[1].decode() == sha256(sent).hexdigest()
+
+
+def test_a_post_beside_the_deletion_of_its_job_is_accepted(api: httpx.Client, post_keyed: Post):
+    def delete(job: str) -> int:
+        return api.delete(f"/v1/jobs/{job}").status_code
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(40):
+            job = post_keyed().json()["id"]
+            deleted = threads.submit(delete, job)
+            answers = [threads.submit(post_keyed) for _ in range(4)]
+            assert {answer.result().status_code for answer in answers} == {202}
+            assert deleted.result() == 204

@@ -295,8 +295,10 @@ def test_readiness_needs_a_live_worker(api: httpx.Client, worker: IdleWorker) ->
     response = api.get("/readyz")
     assert response.status_code == 200
     tiny = {"precision": "fp32", "kernels": "pytorch", "threads": 1, "seconds": {"1": 0.01}}
+    tiny |= {"fingerprint": "a1b2c3d4e5f6", "state": "loaded"}
     expected = {"name": "worker-1", "device": "cpu", "models": {"tiny": tiny}}
-    assert response.json()["workers"] == [expected | {"image_steps_per_s": 100.0}]
+    expected |= {"loading": [], "unserved": {}, "memory_bytes": 0, "memory_bound_bytes": 0}
+    assert response.json()["workers"] == [expected | {"image_steps_per_s": 100.0, "fault": ""}]
     assert api.get("/healthz").json() == {"status": "alive"}
 
 

@@ -13,6 +13,7 @@ import pytest
 from app.main import create_app
 from app.operation import redis_client
 from app.records.coalescing import JobReader
+from app.records.queue_reader import QueueReader
 from app.settings import ApiSettings
 from tests.support.processes import later
 from tests.support.proxy import Proxy, proxy
@@ -73,10 +74,14 @@ async def test_jobs_that_are_read_at_once_are_one_round_trip(between: Proxy, pos
     assert len(jobs) < JobReader.at_once
     between.topic = b"ddpm:job:"
     redis = redis_client.connect(between.url)
-    reader = JobReader(redis)
+    queue = QueueReader({})
+    reader = JobReader(redis, queue)
     asked = [*jobs, *jobs]
     answers = await asyncio.gather(*map(reader.read, asked))
-    counts = [stored.status(job, "local").count for job, stored in zip(asked, answers, strict=True)]
+    counts = [
+        stored.status(job, "local", queue.latest).count
+        for job, stored in zip(asked, answers, strict=True)
+    ]
     assert counts == [*range(1, 11)] * 2
     assert between.trips == 1
     await redis.aclose()
@@ -87,9 +92,10 @@ async def test_an_asker_that_leaves_cancels_no_other_askers_read(
 ) -> None:
     job = post()["id"]
     redis = redis_client.connect(valkey_url)
-    reader = JobReader(redis)
+    queue = QueueReader({})
+    reader = JobReader(redis, queue)
     leaves, stays = (asyncio.ensure_future(reader.read(job)) for _ in range(2))
     await asyncio.sleep(0)
     leaves.cancel()
-    assert (await stays).status(job, "local").id == job
+    assert (await stays).status(job, "local", queue.latest).id == job
     await redis.aclose()

@@ -16,9 +16,8 @@ from redis import Redis
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from app.main import create_app
 from app.settings import ApiSettings
-from tests.support.server import serve
+from tests.support.server import create_fresh_app, serve
 from tests.support.simulation import finished_at
 from tests.support.worker import publish_info
 from worker.jobs.domain import Shard, shard_count
@@ -143,7 +142,7 @@ def owners(settings: ApiSettings, redis: Redis) -> Iterator[list[httpx.Client]]:
     names = ("ann", "bob", "cy")
     keys = ",".join(f"{name}:{sha256(name.encode()).hexdigest()}" for name in names)
     with_keys = {"api_keys": keys, "key_requests_per_s": 1000}
-    app = create_app(ApiSettings(**settings.model_dump() | with_keys))
+    app = create_fresh_app(ApiSettings(**settings.model_dump() | with_keys))
     with serve(app) as url:
         clients = [
             httpx.Client(base_url=url, headers={"Authorization": f"Bearer {name}"}, timeout=10)

@@ -153,10 +153,12 @@ def resident_mb(process: subprocess.Popen[bytes]) -> float:
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
 
 
-async def all_wait(url: str, waiters: int) -> list[httpx.Response]:
+async def all_wait(url: str, waiters: int, seconds: float) -> list[httpx.Response]:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(timeout=60, limits=limits) as client:
-        return await asyncio.gather(*(client.get(url, params={"wait": 5}) for _ in range(waiters)))
+        return await asyncio.gather(
+            *(client.get(url, params={"wait": seconds}) for _ in range(waiters))
+        )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -165,8 +167,8 @@ def test_150_clients_that_wait_for_1024_images_cost_little_memory(
 ) -> None:
     path = f"/v1/jobs/{post(count=1024)['id']}"
     with served_apart(settings) as (url, process):
-        asyncio.run(all_wait(url + path, 1))
+        asyncio.run(all_wait(url + path, 1, 0.1))
         before = resident_mb(process)
-        answers = asyncio.run(all_wait(url + path, 150))
+        answers = asyncio.run(all_wait(url + path, 150, 5))
         assert [answer.status_code for answer in answers] == [200] * 150
         assert resident_mb(process) - before < 25

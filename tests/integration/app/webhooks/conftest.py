@@ -17,7 +17,7 @@ from app.webhooks.sender import Sender
 from app.webhooks.target import Reach
 from tests.support.receiver import Receiver, receiver
 from tests.support.server import serve
-from tests.support.webhooks import SECRET
+from tests.support.webhooks import OLD_SECRET, SECRET
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def sender() -> Sender:
 def app(with_webhooks: ApiSettings, sender: Sender) -> FastAPI:
     """An API that looks often for webhooks that are due."""
     app = create_app(with_webhooks)
-    app.state.delivery = Delivery(app.state.redis, sender, SECRET, poll_every_s=0.02)
+    app.state.delivery = Delivery(app.state.redis, sender, [SECRET, OLD_SECRET], poll_every_s=0.02)
     return app
 
 
@@ -57,5 +57,12 @@ def api(app: FastAPI, redis: Redis) -> Iterator[httpx.Client]:
 @pytest.fixture
 def hook() -> Iterator[Receiver]:
     """A receiver that answers 204."""
+    with receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def another_hook() -> Iterator[Receiver]:
+    """Another receiver that answers 204."""
     with receiver() as running:
         yield running

@@ -26,7 +26,7 @@ from worker.__main__ import build, connect
 from worker.jobs.domain import Shard
 from worker.jobs.keys import LEASES, rotation_name
 from worker.jobs.shard_queue import reap
-from worker.process.job_writer import JobWriter
+from worker.process.job_writer import JobWriter, Save
 from worker.process.loaded_model import LoadedModel
 from worker.process.shard_leases import Lease, ShardLeases
 from worker.results.in_redis import InRedis
@@ -87,7 +87,7 @@ def test_a_shard_that_was_lost_is_continued_from_its_snapshot_and_finished(
     lost = take(shards, results)
     assert api.get(f"/v1/jobs/{job}").json()["state"] == "running"
     assert results.progress([(lost.shard, 3, 6)]) == [True]
-    assert results.save([(lost.shard, b"chains", 6)]) == [True]
+    assert results.save([Save(b"chains", [(lost.shard, 6)])]) == {lost.shard.id}
 
     redis.zadd(LEASES, {lost.execution.composite_key: 0})
     assert reap(redis) == [(lost.shard.id, "requeued")]
@@ -95,8 +95,7 @@ def test_a_shard_that_was_lost_is_continued_from_its_snapshot_and_finished(
     again = take(shards, results)
     assert results.saved(again.shard) == b"chains"
     assert results.publish(again.shard, [(0, b"first"), (1, b"second")])
-    assert not shards.finish(lost)
-    assert shards.finish(again)
+    assert shards.finish_all([lost, again]) == ["lost", "finished"]
 
     assert api.get(f"/v1/jobs/{job}").json()["state"] == "finished"
     assert [api.get(f"/v1/jobs/{job}/images/{index}").content for index in (0, 1)] == [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from redis import Redis
 from redis import asyncio as aioredis
 
 from tests.support.processes import ROOT
+from tests.support.valkey import valkey_server
 from worker.jobs.scripts import Parameter, Script, load
 
 NAMES = sorted(path.stem for path in ROOT.glob("worker/jobs/lua/*.lua"))
@@ -23,6 +26,14 @@ def commands(redis: Redis) -> dict[str, int]:
     stats = redis.info("commandstats")
     names = ("eval", "evalsha", "script|exists", "script|load")
     return {name: stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in names}
+
+
+@pytest.fixture(scope="module")
+def shared_valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of this module's own, as its commands are counted."""
+    data = tmp_path_factory.mktemp("valkey")
+    with valkey_server(data, save="", appendonly="no") as server:
+        yield f"{server.connection_url}/0"
 
 
 @pytest.fixture

@@ -74,7 +74,18 @@ def test_a_server_that_keeps_nothing_on_disk_is_a_fault(start: Callable[..., str
     assert "appendonly is no and save is empty" in fault
     with Redis.from_url(url) as redis:
         redis.config_set("save", "60 1000")
-    assert faults(url) == []
+    (fault,) = faults(url)
+    assert "since its last snapshot" in fault
+
+
+@pytest.mark.parametrize(("appendfsync", "word"), [("everysec", "up to a second"), ("no", "crash")])
+def test_a_file_that_is_not_written_at_once_is_a_fault(
+    start: Callable[..., str], appendfsync: str, word: str
+) -> None:
+    (fault,) = faults(start(appendfsync=appendfsync))
+    assert f"appendfsync is {appendfsync}" in fault
+    assert word in fault
+    assert fault.endswith("set appendfsync always")
 
 
 def test_a_replica_is_a_fault(start: Callable[..., str]) -> None:
@@ -99,14 +110,19 @@ def test_a_server_that_does_not_answer_has_not_been_looked_at() -> None:
         check_server(Redis(port=9))
 
 
-@pytest.mark.parametrize("command", [API, WORKER], ids=["api", "worker"])
+@pytest.mark.parametrize(
+    ("command", "processes"),
+    [(API, "1"), (API, "2"), (WORKER, "")],
+    ids=["api", "two api processes", "worker"],
+)
 def test_a_process_does_not_start_on_a_node_of_a_cluster(
-    start: Callable[..., str], models_dir: Path, command: list[str]
+    start: Callable[..., str], models_dir: Path, command: list[str], processes: str
 ) -> None:
     url = start(cluster_enabled="yes")
     with Redis.from_url(url) as redis, pytest.raises(ClusterMode):
         check_server(redis)
     environment = os.environ | {
+        "DDPM_API_PROCESSES": processes,
         "DDPM_REDIS_URL": url,
         "DDPM_MODELS_DIR": str(models_dir),
         "DDPM_PORT": str(find_free_port(start_port=18_000)),

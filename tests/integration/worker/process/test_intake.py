@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,12 +14,27 @@ from redis.exceptions import TimeoutError
 from tests.support.clock import SimulatedClock
 from tests.support.jobs import state_of
 from tests.support.loaded import load_tiny
-from tests.support.parts import build_worker, post, raising, run_to_the_end, take
+from tests.support.parts import (
+    build_worker,
+    handle_all,
+    post,
+    raising,
+    run_to_the_end,
+    take,
+)
+from worker.engine.batch_sizes import BatchSizes
 from worker.jobs.domain import Priority, Shard
-from worker.jobs.keys import chains_key, rotation_name
-from worker.process.intake import FOREIGN_PAUSE_S, TAKEN_AT_ONCE, Intake
+from worker.jobs.keys import CHANGES, chains_key, rotation_name
+from worker.process.intake import (
+    ASKS_EVERY_S,
+    FOREIGN_PAUSE_S,
+    TAKEN_AT_ONCE,
+    ChangeListener,
+    Intake,
+)
 from worker.process.loaded_model import LoadedModel
-from worker.process.loop import WorkerLoop
+from worker.process.loop import LEAN_S, WorkerLoop
+from worker.process.messages import JobEnded, Message, WorkerIdle
 from worker.results.store import StoreFault
 
 
@@ -67,8 +83,8 @@ def test_owners_take_turns_however_many_jobs_one_of_them_has(redis, model, worke
 def test_many_small_shards_are_taken_and_started_in_two_round_trips(
     redis, model, worker, monkeypatch
 ):
-    for number in range(40):
-        post(redis, model, count=1, job=f"j{number:02}")
+    for number in range(3 * TAKEN_AT_ONCE):
+        post(redis, model, count=1, job=f"j{number:03}")
     intake, sent = intake_of(worker), []
     connection = type(redis.connection_pool.get_connection())
     send = connection.send_packed_command
@@ -81,17 +97,124 @@ def test_many_small_shards_are_taken_and_started_in_two_round_trips(
     monkeypatch.setattr(connection, "send_packed_command", counted)
     intake.run_once()
     assert len(sent) == 2
-    assert taken(worker) == [f"j{number:02}-0" for number in range(2 * TAKEN_AT_ONCE)]
+    assert taken(worker) == [f"j{number:03}-0" for number in range(2 * TAKEN_AT_ONCE)]
 
 
-def test_a_worker_takes_no_more_of_a_big_job_than_it_can_soon_run(redis, model, worker):
-    post(redis, model, count=16 * 64, steps=2)
+@pytest.fixture
+def slow(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a batch be 64 images, and a step of it take a second."""
+    monkeypatch.setattr(model.engine, "batch_sizes", BatchSizes({64: 1.0}))
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_slow_worker_takes_one_batch_of_a_big_job(redis, model, worker):
+    post(redis, model, count=16 * 64, steps=3)
     intake = intake_of(worker)
     for _ in range(6):
         intake.run_once()
-    held = worker.parts.load.images("tiny", Priority.BULK)
-    assert model.low_water <= held < model.low_water + 64
-    assert redis.llen("rq:queue:bulk:tiny:local") >= 12
+    assert worker.parts.load.images("tiny", Priority.INTERACTIVE) == 64
+    assert worker.parts.load.images("tiny", Priority.BULK) == 64
+    assert redis.llen("rq:queue:bulk:tiny:local") == 14
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_slow_worker_leaves_small_jobs_in_the_queue_that_a_fast_one_takes(redis, model, worker):
+    for number in range(256):
+        post(redis, model, count=1, steps=4, job=f"j{number}")
+    load = worker.parts.load
+    for slowed, most in ((1.0, 64), (0.001, 256 - 127)):
+        intake = intake_of(worker, slowed=lambda slowed=slowed: slowed)
+        for _ in range(32):
+            intake.run_once()
+        assert load.images("tiny", Priority.INTERACTIVE) == most
+
+
+@pytest.mark.usefixtures("slow")
+def test_an_owner_who_fills_what_is_at_hand_keeps_nobody_out(redis, model, worker):
+    for number in range(256):
+        post(redis, model, count=1, steps=1000, job=f"ann{number}", owner="ann")
+    intake = intake_of(worker)
+    for _ in range(32):
+        intake.run_once()
+    assert len(taken(worker)) == 64
+    for owner in ("bob", "cy"):
+        for number in range(3):
+            post(redis, model, count=1, owner=owner, job=f"{owner}{number}")
+    for _ in range(4):
+        intake.run_once()
+    assert taken(worker) == ["bob0-0", "cy0-0"]
+
+
+def heard_by(redis: Redis, worker: WorkerLoop, act: Callable[[], object]) -> list[Message]:
+    """Return what the worker's listener hears while something happens."""
+    parts = worker.parts
+    options = {"name": parts.shards.name, "poll_every_s": 0.1}
+    listener = ChangeListener(redis, parts.load, parts.messages, parts.previews, **options)
+    listener.run_once()
+    act()
+    redis.publish(CHANGES, "the-end cancelled")
+    heard = []
+    while not heard or not isinstance(heard[-1], JobEnded):
+        listener.run_once()
+        while not parts.messages.empty():
+            heard.append(parts.messages.get_nowait())
+    return heard[:-1]
+
+
+@pytest.mark.usefixtures("slow")
+def test_parked_shards_go_to_a_worker_that_has_nothing_at_no_loss(redis, model):
+    shards = [post(redis, model, count=32, steps=3, job=f"j{n}") for n in range(5)]
+    clock = SimulatedClock()
+    worker = build_worker(redis, model, clock=clock)
+    eager = intake_of(worker, slowed=lambda: 0.001, clock=clock)
+    for _ in range(3):
+        eager.run_once()
+    handle_all(worker)
+    assert len(worker.active) == 5
+    running = list(worker.active)[:2]
+    model.engine.step([chain for active in running for chain in active.chains()])
+
+    other = build_worker(redis, model)
+    idle = intake_of(other, clock=clock)
+    [message] = heard_by(redis, worker, idle.run_once)
+    worker.handle(message)
+    eager.run_once()
+    assert list(worker.active) == running
+    assert [lease.shard for lease in worker.parts.shards.leases] == shards[:2]
+    waits = redis.lrange(f"rq:queue:{shards[0].queue}", 0, -1)
+    assert waits == [shard.id.encode() for shard in shards[2:]], "in their order"
+
+    idle.run_once()
+    leases = other.parts.shards.leases
+    assert [lease.shard for lease in leases] == shards[2:4], "it takes a batch, which it runs"
+    assert {(lease.attempt, lease.suspect) for lease in leases} == {(1, False)}
+    eager.run_once()
+    assert len(worker.parts.shards.leases) == 2, "nothing goes to and fro"
+    clock.pass_s(LEAN_S)
+    eager.run_once()
+    assert [lease.shard for lease in worker.parts.shards.leases][2:] == shards[4:]
+    model.engine.cancel([chain for active in running for chain in active.chains()])
+
+
+@pytest.mark.usefixtures("slow")
+def test_only_a_worker_with_room_beside_others_that_hold_something_asks_for_more(
+    redis, model, worker
+):
+    other, clock = build_worker(redis, model), SimulatedClock()
+    intake = intake_of(worker, clock=clock)
+    assert heard_by(redis, other, intake.run_once) == [], "nobody holds anything"
+    clock.pass_s(ASKS_EVERY_S)
+    post(redis, model, count=64)
+    other.parts.shards.take([rotation_name("interactive", "tiny")])
+    rotations = frozenset(rotation_name(priority, "tiny") for priority in Priority)
+    assert heard_by(redis, other, intake.run_once) == [WorkerIdle(rotations)]
+    assert heard_by(redis, worker, intake.run_once) == [], "not so soon again"
+    clock.pass_s(ASKS_EVERY_S)
+    assert heard_by(redis, worker, intake.run_once) == [], "it does not hear itself"
+    post(redis, model, count=64, job="b" * 32)
+    intake.run_once()
+    clock.pass_s(ASKS_EVERY_S)
+    assert heard_by(redis, other, intake.run_once) == [], "its batch is full"
 
 
 def make_foreign(redis: Redis, shard: Shard) -> dict[bytes, bytes]:
@@ -136,7 +259,7 @@ def test_shards_of_another_version_hold_up_no_other_and_are_not_taken_all_the_ti
     monkeypatch.setattr(
         worker.parts.shards,
         "take_up_to",
-        lambda most, wanted: takes.append(wanted) or take_up_to(most, wanted),
+        lambda most, wanted, **_: takes.append(wanted) or take_up_to(most, wanted),
     )
     intake = intake_of(worker, clock=clock)
     for _ in range(20):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -152,13 +153,53 @@ def test_a_suspect_that_is_lost_before_its_admission_holds_up_nothing(redis, wor
     take(worker)
     let_lapse(redis, *parts.shards.leases)
     parts.intake.run_once()
-    let_lapse(redis, parts.load.suspect)
+    let_lapse(redis, parts.load.suspects[0])
     for lease in parts.shards.heartbeat():
         parts.messages.put(LeaseLost(lease))
     handle_all(worker)
     assert not worker.active
     parts.intake.run_once()
     assert parts.messages.get_nowait().lease.shard == shard
+
+
+def test_a_results_store_that_hangs_at_the_end_keeps_back_no_shard(
+    redis, worker, model, monkeypatch
+):
+    finished = post(redis, model, job="a" * 32)
+    take(worker)
+    while worker.active:
+        worker.run_once()
+    running = post(redis, model, job="b" * 32)
+    take(worker)
+    never = threading.Event()
+    monkeypatch.setattr(worker.parts.writer, "publish_all", lambda *_: never.wait())
+    monkeypatch.setattr("worker.process.loop._FLUSH_WITHIN_S", 0.1)
+    worker.drain()
+    waits = redis.lrange(f"rq:queue:{running.queue}", 0, -1)
+    assert waits == [finished.id.encode(), running.id.encode()]
+    never.set()
+    model.engine.cancel([chain for active in worker.active for chain in active.chains()])
+
+
+def test_shards_that_were_lost_together_step_together_and_nothing_else_does(redis, worker, model):
+    for number in range(3):
+        post(redis, model, job=f"lost{number}")
+    gone = ShardLeases(redis, [rotation_name("interactive", "tiny")])
+    for lease in gone.take_up_to(3, {rotation_name("interactive", "tiny"): 1024}):
+        redis.zadd(LEASES, {lease.execution.composite_key: 0})
+    reap(redis)
+    innocent = post(redis, model, job="innocent")
+    redis.lmove(f"rq:queue:{innocent.queue}", f"rq:queue:{innocent.queue}", "RIGHT", "LEFT")
+    take(worker)
+    assert len(worker.active) == 4
+    before = model.engine.image_steps
+    worker.run_once()
+    assert model.engine.image_steps - before == 3 * 3
+    assert {a.lease.suspect for a in worker.active if not a.is_parked()} == {True}
+    late = post(redis, model, job="late")
+    worker.parts.intake.run_once()
+    assert redis.lrange(f"rq:queue:{late.queue}", 0, -1) == [late.id.encode()]
+    run_to_the_end(worker)
 
 
 def test_images_that_are_finished_are_not_drawn_again(redis, worker, model):

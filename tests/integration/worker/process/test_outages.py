@@ -100,8 +100,7 @@ def hashes_of(redis: Redis, job: str) -> dict[bytes, bytes]:
 
 
 def wait_until_noticed(caplog: pytest.LogCaptureFixture) -> None:
-    noticed = "Redis does not answer"
-    eventually(lambda: noticed in caplog.text, WITHIN_S, "the worker has noticed")
+    eventually(lambda: "; again in " in caplog.text, WITHIN_S, "the worker has noticed")
 
 
 @pytest.mark.parametrize("fault", [stall, fill_up, make_a_replica])

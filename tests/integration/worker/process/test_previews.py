@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from io import BytesIO
-from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -29,7 +28,7 @@ from worker.process.load import WorkerLoad
 from worker.process.loaded_model import LoadedModel
 from worker.process.messages import MessageQueue
 from worker.process.previews import PreviewSender
-from worker.process.shard_leases import Lease
+from worker.process.shard_leases import Execution, Lease
 
 SEED, STEPS = 7, 6
 # A busy machine may take longer to look than a preview lives.
@@ -46,7 +45,7 @@ def make_sender(redis: Redis, **options: int) -> PreviewSender:
 
 
 def make_active(shard: Shard, model: LoadedModel) -> ActiveShard:
-    lease = Lease(shard, *cast("Any", (None, None, None)))
+    lease = Lease(shard, Execution("e", shard.id, shard.queue))
     return ActiveShard(lease, model, set(shard.indices), copied_at=0.0)
 
 
@@ -93,6 +92,7 @@ def test_a_preview_is_what_the_plain_loop_takes_the_image_for(
             pixels = np.array(picture).astype(int)
         assert (made_by["step"], made_by["index"], made_by["seed"]) == (row, index, SEED)
         assert made_by["precision"] == model.precision
+        assert made_by["fingerprint"] == model.fingerprint
         plan = compile_plan(model.schedule, STEPS)
         states = list(chain(model.engine.pool.network, plan, SEED, [index], (1, 8, 8)))
         expected = to_bytes(states[row - 1][1])[0, 0].numpy().astype(int)
@@ -200,7 +200,7 @@ def test_a_device_without_memory_for_a_preview_goes_on(
 
 def test_a_worker_hears_requests_for_previews(redis: Redis):
     sender, messages = make_sender(redis), MessageQueue()
-    listener = ChangeListener(redis, WorkerLoad(), messages, sender, poll_every_s=0.1)
+    listener = ChangeListener(redis, WorkerLoad(), messages, sender, "me", poll_every_s=0.1)
 
     def has_heard() -> bool:
         redis.publish(PREVIEWS, f"{JOB} 5")

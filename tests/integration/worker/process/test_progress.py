@@ -75,3 +75,22 @@ def test_progress_is_reported_of_shards_that_have_stepped_and_at_times_of_all(
     assert step([]) == [first.id, second.id]
     monkeypatch.undo()
     run_to_the_end(worker)
+
+
+def test_the_reports_of_many_shards_are_further_apart(redis, tmp_path, monkeypatch):
+    clock = SimulatedClock()
+    model = load_tiny(tmp_path)
+    worker = build_worker(redis, model, clock=clock)
+    begin(worker, parts.post(redis, model, count=1, steps=8), [0])
+    monkeypatch.setattr("worker.process.loop.REPORTS_PER_S", 2)
+    reported: list[int] = []
+    monkeypatch.setattr(
+        worker.parts.sender, "report", lambda reports: reported.append(len(list(reports)))
+    )
+    for _ in range(7):
+        model.engine.step()
+        clock.pass_s(0.2)
+        worker.report()
+    assert reported == [1, 1, 1], "at 0.2, 0.8 and 1.4 s: one shard, and two reports a second"
+    monkeypatch.undo()
+    run_to_the_end(worker)

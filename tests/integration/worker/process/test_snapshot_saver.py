@@ -22,7 +22,7 @@ from worker.calibration.calibrate import Calibration
 from worker.jobs import transitions
 from worker.jobs.domain import Shard
 from worker.jobs.keys import chains_key, sha256_key
-from worker.process.job_writer import LARGE_BYTES, JobWriter
+from worker.process.job_writer import LARGE_BYTES, JobWriter, Save
 from worker.process.loaded_model import LoadedModel
 from worker.process.loop import WorkerLoop
 from worker.process.messages import JobEnded
@@ -183,7 +183,7 @@ def test_chains_that_the_store_cannot_take_keep_no_others_out_of_redis(
     small = replace(large, number=1)
     monkeypatch.setattr(store, "put_blob", raising(StoreFault("away")))
     with pytest.raises(StoreFault):
-        worker.parts.writer.save([(large, bytes(100), 1), (small, b"chains", 1)])
+        worker.parts.writer.save([Save(bytes(100), [(large, 1)]), Save(b"chains", [(small, 1)])])
     assert worker.parts.writer.saved(small) == b"chains"
 
 
@@ -398,3 +398,22 @@ def test_large_chains_that_redis_was_too_slow_for_are_not_sent_again_at_once(
         worker.parts.saver.run_once()
     turn_later(worker, clock, 2.0)
     assert not worker.parts.saver.copies
+
+
+@pytest.mark.parametrize(("room_of_chains", "is_due"), [(2, False), (3, True)])
+def test_chains_that_redis_has_no_room_for_are_not_saved(
+    redis, models, clock, room_of_chains, is_due
+):
+    worker = worker_with(redis, models[0], clock=clock)
+    parts = worker.parts
+    saver = SnapshotSaver(
+        parts.shards,
+        parts.writer,
+        parts.messages,
+        redis_saved_bytes=room_of_chains * models[0].chain_bytes,
+        clock=clock,
+    )
+    begin(worker, post(redis, models[0], steps=STEPS), [0, 1, 2])
+    models[0].engine.step()
+    clock.pass_s(10)
+    assert bool(saver.due(worker.active)) == is_due

@@ -25,7 +25,7 @@ from tests.support.worker import IdleWorker, png_of
 from worker.jobs.domain import Recipe, Shard
 from worker.jobs.keys import EXPIRING, job_key, png_key
 from worker.jobs.policy import UNFINISHED_TTL_S
-from worker.process.job_writer import JobWriter
+from worker.process.job_writer import JobWriter, Start
 from worker.process.results_cleanup import ResultsCleanup
 from worker.results.store import ResultsStore, StoreFault
 from worker.results.url import open_store
@@ -322,7 +322,7 @@ def test_a_worker_killed_between_object_and_hash_leaves_the_image_to_the_next(
     store.put(shard.job, [(0, png_of(0))])
     assert api.get(f"/v1/jobs/{shard.job}").json()["state"] == "running"
     assert api.get(f"/v1/jobs/{shard.job}/images/0").status_code == 409
-    assert next_worker.start_all([(shard, 1, ())])[0].finished == set()
+    assert next_worker.start_all([Start(shard, 1)])[0].finished == set()
     next_worker.publish(shard, [(0, png_of(0))])
     assert api.get(f"/v1/jobs/{shard.job}").json()["state"] == "finished"
     assert api.get(f"/v1/jobs/{shard.job}/images/0").content == png_of(0)

@@ -208,7 +208,7 @@ def test_a_closing_worker_gives_shards_back_in_their_order_and_without_a_loss(
     given_back: list[Lease] = [leases.take(QUEUES) for _ in range(3)]
     leases.close()
     assert waiting(redis) == ["a-0", "b-0", "c-0", "d-0"]
-    assert int(redis.hget(given_back[0].job.key, "retries_left")) == MAX_LOSSES
+    assert int(redis.hget(given_back[0].execution.shard_key, "retries_left")) == MAX_LOSSES
     assert not redis.exists("rq:workers")
 
 

@@ -52,14 +52,14 @@ def test_progress_forgives_the_losses_before_it(redis: Redis, losses: int) -> No
     for reached in (64, 65):
         for _ in range(1 + losses):
             assert lose(redis, reached=reached)[1] == ["requeued"]
-    assert worker(redis).take(QUEUES).job.retries_left == MAX_LOSSES - losses
+    assert worker(redis).take(QUEUES).retries_left == MAX_LOSSES - losses
 
 
 def test_a_worker_that_saved_more_is_neither_counted_nor_forgiven(redis: Redis) -> None:
     post(redis, SHARD)
     for saved in (0, 10, 20, 30, 30):
         lose(redis, reached=64, saved=saved)
-    assert worker(redis).take(QUEUES).job.retries_left == MAX_LOSSES - 1
+    assert worker(redis).take(QUEUES).retries_left == MAX_LOSSES - 1
 
 
 def test_image_steps_that_were_saved_after_the_last_report_count_as_reached(redis: Redis) -> None:

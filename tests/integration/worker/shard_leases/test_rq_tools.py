@@ -9,14 +9,15 @@ from collections.abc import Callable
 
 import pytest
 from redis import Redis
+from rq.executions import Execution as RqExecution
+from rq.job import Job
 from rq.registry import StartedJobRegistry, clean_registries
 from rq.worker import BaseWorker
 
 from tests.support.processes import ROOT
 from tests.support.shards import QUEUES, post, shard, taken, waiting, worker
 from worker.jobs.keys import (
-    EXECUTION_PREFIX,
-    EXECUTIONS_PREFIX,
+    FAILED_SHARDS,
     LEASES,
     QUEUE_PREFIX,
     SHARD_PREFIX,
@@ -58,20 +59,22 @@ def clean_all(redis: Redis, url: str) -> None:
             assert execution.job_id
 
 
-@pytest.mark.parametrize("tool", [cleanup, clean_all, rq_info])
+# The fourth time failed the jobs. `rq info` is a process each time.
+@pytest.mark.parametrize(("tool", "times"), [(cleanup, 10), (clean_all, 10), (rq_info, 4)])
 def test_tools_of_rq_take_no_lease_count_no_loss_and_requeue_nothing(
-    redis: Redis, valkey_url: str, monkeypatch, tool: Callable[[Redis, str], object]
+    redis: Redis, valkey_url: str, monkeypatch, tool: Callable[[Redis, str], object], times: int
 ):
     monkeypatch.setattr("rq.registry.current_timestamp", lambda: int(time.time()) + AHEAD_S)
     post(redis, shard("a"), shard("b", "bulk"), shard("waits"))
     holder = worker(redis)
     leases = [holder.take(QUEUES), holder.take(QUEUES[1:])]
-    before = {lease.job.key: redis.hgetall(lease.job.key) for lease in leases}
-    for _ in range(10):
+    keys = [lease.execution.shard_key for lease in leases]
+    before = [redis.hgetall(key) for key in keys]
+    for _ in range(times):
         tool(redis, valkey_url)
     assert reap(redis) == []
     assert holder.heartbeat() == []
-    assert {lease.job.key: redis.hgetall(lease.job.key) for lease in leases} == before
+    assert [redis.hgetall(key) for key in keys] == before
     assert waiting(redis) == ["waits-0"]
     assert waiting(redis, "bulk") == []
     assert all(holder.finish(lease) for lease in leases)
@@ -82,7 +85,7 @@ def test_rq_info_shows_what_waits_and_what_runs(redis, valkey_url):
     holder = worker(redis)
     lease = holder.take(QUEUES)
     shown = rq_info(redis, valkey_url)
-    assert f"{lease.queue.name} " in shown
+    assert f"{lease.execution.queue} " in shown
     assert "2, 1 executing" in shown
     assert holder.name in shown
 
@@ -96,6 +99,16 @@ def test_an_entry_that_is_no_lease_strands_no_other(redis):
     assert ("a-0", "requeued") in reap(redis)
     assert waiting(redis) == ["a-0"]
     assert not redis.exists(LEASES)
+
+
+def test_a_failed_entry_that_is_no_shard_strands_no_other(redis):
+    post(redis, shard("a"), shard("b"))
+    lease = worker(redis).take(QUEUES)
+    redis.set(SHARD_PREFIX + "Strange-0", "no hash")
+    redis.sadd(FAILED_SHARDS, "", "Strange-0", "x", "a-0", lease.shard.id)
+    Reaper(redis).run_once()
+    assert not redis.exists(FAILED_SHARDS)
+    assert waiting(redis) == ["b-0"]
 
 
 def test_leases_of_before_they_had_a_key_of_their_own_are_reaped(redis):
@@ -127,11 +140,17 @@ def test_shards_that_rqs_own_worker_left_go_back(redis):
 def test_the_keys_of_rq_are_named_as_rq_names_them(redis):
     post(redis, shard("a"))
     lease = worker(redis).take(QUEUES)
-    assert (
-        lease.queue.redis_queues_keys,
-        lease.queue.redis_queue_namespace_prefix,
-    ) == (QUEUE_NAMES, QUEUE_PREFIX)
-    assert StartedJobRegistry(queue=lease.queue).key == STARTED_PREFIX + lease.queue.name
-    assert lease.job.key == SHARD_PREFIX + lease.shard.id
-    assert lease.execution.key == EXECUTION_PREFIX + lease.execution.composite_key
-    assert lease.job.execution_registry.key == EXECUTIONS_PREFIX + lease.shard.id
+    ours = lease.execution
+    queue, job = make_queue(ours.queue, redis), Job(lease.shard.id, connection=redis)
+    theirs = RqExecution(ours.id, lease.shard.id, redis, "a worker")
+    assert (queue.redis_queues_keys, queue.redis_queue_namespace_prefix) == (
+        QUEUE_NAMES,
+        QUEUE_PREFIX,
+    )
+    assert ours.composite_key == theirs.composite_key
+    assert ours.keys == {
+        "started": StartedJobRegistry(queue=queue).key,
+        "shard": job.key,
+        "index": job.execution_registry.key,
+        "execution": theirs.key,
+    }

@@ -28,8 +28,8 @@ from worker.jobs.domain import Priority, Shard
 from worker.jobs.keys import ROTATION_PREFIX, STONES, rotation_name
 from worker.jobs.policy import FLOOR
 from worker.jobs.reaper import Reaper
-from worker.jobs.shard_queue import sweep, withdraw
-from worker.process.shard_leases import ShardLeases
+from worker.jobs.shard_queue import MAX_LOSSES, sweep, withdraw
+from worker.process.shard_leases import SUSPECTS_AT_ONCE, ShardLeases
 
 LoseTheAnswer = Callable[..., None]
 
@@ -144,11 +144,40 @@ def test_a_take_of_large_shards_leaves_the_next_ones_to_other_workers(redis: Red
     assert takes == [[1, 63], [64], [64]]
 
 
-def test_a_suspect_is_the_last_one_of_a_take(redis: Redis) -> None:
+def test_a_shard_with_two_losses_is_the_last_one_of_a_take(redis: Redis) -> None:
     post(redis, *(replace(shard(job), count=1) for job in "abc"))
     redis.hset("rq:job:b-0", "retries_left", 1)
     leases = worker(redis).take_up_to(8, {QUEUES[0]: 1024})
     assert [(lease.shard.job, lease.suspect) for lease in leases] == [("a", False), ("b", True)]
+
+
+@pytest.mark.parametrize("losses_of_next", [0, 2])
+def test_shards_with_one_loss_are_taken_together_and_without_others(
+    redis: Redis, losses_of_next: int
+) -> None:
+    """All that a worker held when it was lost: one of them may be at fault."""
+    post(redis, *(replace(of("ann", f"ann{n}"), count=1) for n in range(40)))
+    post(redis, replace(of("bob", "bob"), count=1))
+    first, leases = worker(redis), worker(redis)
+    held = [first.take(QUEUES) for _ in range(41)]
+    assert {lease.shard.owner for lease in held} == {"ann", "bob"}
+    lapse(redis)
+    reap_all(redis)
+    redis.hset("rq:job:ann39-0", "retries_left", MAX_LOSSES - losses_of_next)
+    rooms = {QUEUES[0]: 1024}
+    takes = []
+    for _ in range(5):
+        taken = leases.take_up_to(64, rooms)
+        takes.append([lease.shard.job for lease in taken])
+        assert all(leases.finish(lease) for lease in taken)
+    assert [len(take) for take in takes] == [
+        SUSPECTS_AT_ONCE,
+        SUSPECTS_AT_ONCE,
+        40 - 2 * SUSPECTS_AT_ONCE,
+        1,
+        0,
+    ]
+    assert takes[3] == ["ann39"]
 
 
 def of(owner: str, job: str, model: str = MODEL, priority: str = "interactive") -> Shard:

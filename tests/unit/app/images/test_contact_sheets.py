@@ -23,7 +23,9 @@ RECORD = Record(
     priority=Priority.BULK,
     created_at=1.0,
 )
-IMAGES = [Image(index=index, state="finished", url="/", sha256="ab") for index in (0, 1)]
+IMAGES = [
+    Image(index=index, state="finished", url="/", sha256="ab", label=None) for index in (0, 1)
+]
 
 
 class HeldImages:

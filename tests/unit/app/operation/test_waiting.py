@@ -19,7 +19,13 @@ def worker(name: str, slowed: float = 1.0, **image_steps_per_s: float) -> Worker
 
 def test_image_steps_are_added_up_by_model_and_a_model_without_jobs_has_none():
     entries = [b"150 3 50 small ann", b"10 1 10 small bob", b"7 1 7 large ann"]
-    assert image_steps_left(entries, ["small", "idle"]) == {"small": 160, "idle": 0, "large": 7}
+    cards = {name: card_of(name) for name in ("small", "idle")}
+    assert image_steps_left(entries, cards) == {"small": 160, "idle": 0, "large": 7}
+
+
+def test_image_steps_of_a_model_that_costs_more_are_counted_singly():
+    cards = {"large": card_of("large", gflop_per_image_step=6)}
+    assert image_steps_left([b"500 1 50 large ann"], cards) == {"large": 50}
 
 
 def test_the_pace_is_the_mean_of_the_workers_that_have_the_model():

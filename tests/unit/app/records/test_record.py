@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from app.records.record import Record
 from app.schemas.jobs import JobError, QueuePlace
-from worker.jobs.domain import Priority, Recipe, State
+from worker.jobs.domain import Origin, Priority, Recipe, State
 
 QUEUED = Record(
     id="0" * 32,
@@ -22,7 +22,7 @@ QUEUED = Record(
 
 
 def read(record: Record, **more: str) -> Record:
-    fields = {**record.to_hash(results_ttl_s=60), **more}
+    fields = {**record.to_hash(60, Origin()), **more}
     return Record.from_hash(
         {str(name).encode(): str(value).encode() for name, value in fields.items()}
     )
@@ -33,6 +33,21 @@ def test_a_record_is_read_as_it_was_written() -> None:
     recipe = replace(QUEUED.recipe, variance="analytic", residual_variance="cd" * 32)
     analytic = replace(QUEUED, recipe=recipe)
     assert read(analytic) == analytic
+    labels = ",".join(["3", "0"] * 50)
+    guided = replace(QUEUED, recipe=replace(QUEUED.recipe, labels=labels, guidance=2.5))
+    assert read(guided) == guided
+    assert [guided.labels[place] for place in (0, 1, 99)] == [3, 0, 0]
+    parts = [shard.recipe.labels for shard in guided.shards]
+    assert parts == [",".join(["3", "0"] * 32), ",".join(["3", "0"] * 18)]
+
+
+def test_a_guided_job_is_estimated_by_its_passes() -> None:
+    guided = replace(
+        QUEUED, recipe=replace(QUEUED.recipe, labels="1", guidance=2.5), cost_per_image_step=6
+    )
+    work = guided.as_posted()
+    assert (work.steps, work.left, work.cost) == (20, 2000, 3)
+    assert work.left * work.cost == guided.cost
 
 
 def test_fields_that_workers_add_are_read_too() -> None:
@@ -60,11 +75,13 @@ def test_fields_that_workers_add_are_read_too() -> None:
     st.sets(st.integers(0, 99)),
     st.booleans(),
     st.none() | st.just(QueuePlace(position=1, eta_s=None)),
+    st.sampled_from(["", "3", ",".join(map(str, range(100)))]),
 )
 def test_a_status_is_the_job_as_its_schema_has_it(
-    state: State, finished: set[int], stored: bool, queue: QueuePlace | None
+    state: State, finished: set[int], stored: bool, queue: QueuePlace | None, labels: str
 ) -> None:
-    record = replace(QUEUED, state=state, started_at=1.0, done=((3, 70), None))
+    recipe = replace(QUEUED.recipe, labels=labels)
+    record = replace(QUEUED, recipe=recipe, state=state, started_at=1.0, done=((3, 70), None))
     digests = {b"%d" % (record.start + place): b"e3" * 32 for place in finished}
     expected = record.job(digests, stored, queue, 3.0).model_dump_json()
     assert record.json(digests, stored, queue, 3.0).decode() == expected

@@ -11,7 +11,7 @@ import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from app.webhooks.sender import AT_ONCE, Outcome, PinnedAddresses, Sender
+from app.webhooks.sender import AT_ONCE, MAX_ADDRESSES, Outcome, PinnedAddresses, Sender
 from app.webhooks.target import Reach, Target
 from tests.support.receiver import Receiver, receiver
 
@@ -254,3 +254,40 @@ def test_the_certificate_is_checked_for_the_name_though_the_address_is_connected
         assert refused == Outcome("no connection, or no valid certificate")
         assert asked == ["hooks.example", "other.example"]
         assert len(hook.received) == 1
+
+
+@contextmanager
+def endless(data: bytes) -> Iterator[int]:
+    """Answer one connection with `data` again and again; the port."""
+
+    def answer(listener: socket.socket) -> None:
+        with listener.accept()[0] as client, suppress(OSError):
+            client.settimeout(60)
+            while True:
+                client.sendall(data)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(60)
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n"]
+)
+def test_a_receiver_that_sends_informational_answers_for_ever_is_cut_off(head: bytes) -> None:
+    with endless(head * 100) as port:
+        outcome = post(f"http://127.0.0.1:{port}/")
+    assert outcome == Outcome("the connection broke, or the answer was no HTTP")
+
+
+def test_a_name_with_hundreds_of_addresses_has_eight_of_them_tried(hook: Receiver) -> None:
+    reach = Reach([ip_network("127.0.0.0/8")])
+    refusing = [f"127.0.1.{i}" for i in range(1, 200)]
+    few = [*refusing[: MAX_ADDRESSES - 1], "127.0.0.1"]
+    assert post(f"http://hooks.example:{hook.port}/", Names(few), reach).delivered
+    many = [*refusing[:MAX_ADDRESSES], "127.0.0.1"]
+    outcome = post(f"http://hooks.example:{hook.port}/", Names(many), reach)
+    assert outcome == Outcome("no connection, or no valid certificate")
+    assert post(f"http://hooks.example:{hook.port}/", Names([*few, "10.0.0.1"]), reach) == REFUSED

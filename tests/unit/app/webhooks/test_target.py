@@ -120,6 +120,19 @@ NOT_PUBLIC = [
     "ff02::1",
     "5f00::1",
     "4000::1",
+    "168.63.129.16",
+    "100.100.100.200",
+    "192.0.0.192",
+    "fd00:ec2::254",
+    "192.31.196.1",
+    "192.52.193.1",
+    "192.88.99.1",
+    "192.175.48.1",
+    "2001:1::1",
+    "2001:4:112::1",
+    "2001:20::1",
+    "2001:30::1",
+    "2620:4f:8000::1",
 ]
 
 
@@ -142,3 +155,14 @@ def test_a_network_that_is_allowed_is_within_reach_and_nothing_beside_it() -> No
         assert reach.allows(ip_address(address))
     for address in ("10.2.0.1", "fd13::1", "::ffff:10.1.2.3"):
         assert not reach.allows(ip_address(address))
+
+
+def test_a_network_that_is_denied_is_out_of_reach_although_public_or_allowed() -> None:
+    reach = Reach(
+        [ip_network("10.0.0.0/8")],
+        [ip_network("9.9.9.9"), ip_network("10.1.0.0/16"), ip_network("2606:4700:64::/96")],
+    )
+    for address in ("9.9.9.9", "10.1.2.3", "2606:4700:64::7f00:1"):
+        assert not reach.allows(ip_address(address))
+    for address in ("9.9.9.10", "10.2.0.1", "2606:4700::1111"):
+        assert reach.allows(ip_address(address))

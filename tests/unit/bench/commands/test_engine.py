@@ -19,7 +19,7 @@ def test_a_row_has_the_medians_of_all_its_rounds_and_not_of_the_turn_that_warms_
     write_model(tmp_path, "tiny")
     monkeypatch.setattr(
         "worker.calibration.tune.calibrate",
-        lambda pool, T, sizes, clock: Calibration({4: 2.0}, threads=1, fewer=1),
+        lambda pool, T, sizes, clock, cores, between: Calibration({4: 2.0}, threads=1, fewer=1),
     )
     bursts = itertools.count()
     # Each of the four bursts of turn n takes n seconds.

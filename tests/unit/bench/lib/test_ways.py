@@ -24,7 +24,9 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     monkeypatch.setattr("worker.calibration.tune.Pool", LatePool)
     monkeypatch.setattr(
         "worker.calibration.tune.calibrate",
-        lambda pool, T, sizes, clock: Calibration({1: 1.0, 4: 2.0}, threads=1, fewer=1),
+        lambda pool, T, sizes, clock, cores, between: Calibration(
+            {1: 1.0, 4: 2.0}, threads=1, fewer=1
+        ),
     )
     return Work(tmp_path / "tiny", "cpu", "fp32", images=12, steps=4)
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from cli.main import app
 from models.evaluate.likelihood import Evaluation, Terms
 from tests.support.folders import write_model
+from tests.support.recipes import write_recipe
 
 
 @pytest.fixture
@@ -189,7 +191,7 @@ def test_images_of_another_shape_and_unknown_models_are_reported_in_one_line(
     wide = tmp_path / "wide.npz"
     np.savez(wide, np.zeros((6, 9, 9), np.uint8))
     for model, images, fact in (
-        (tiny_model, wide, "(1, 9, 9)"),
+        (tiny_model, wide, "(6, 9, 9), the network takes (N, 8, 8)"),
         ("nowhere", data, "fashion-mnist-28"),
     ):
         result = ddpm_evaluate(model, data=images, images=6)
@@ -203,3 +205,65 @@ def test_a_network_that_blows_up_gives_no_figures(tmp_path: Path, data: Path) ->
     result = ddpm_evaluate(tmp_path / "blown", data=data, images=2, steps=3, out=out)
     assert (result.exit_code, "not finite" in result.stderr) == (1, True)
     assert not list(out.iterdir())
+
+
+def write_folder(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_a_picture_that_breaks_keeps_the_batches_before_it(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "pictures", 6)
+    real = Evaluation.terms
+
+    def breaking(evaluation: Evaluation, *rest: object) -> Terms:
+        for i in range(6):
+            (folder / f"{i}.png").write_bytes(b"broken")
+        return real(evaluation, *rest)
+
+    monkeypatch.setattr(Evaluation, "terms", breaking)
+    out = tmp_path / "out"
+    options = {"data": folder, "images": 6, "batch_size": 2, "steps": 2, "out": out}
+    result = ddpm_evaluate(tiny_model, **options)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "cannot be read as an image" in result.stderr
+    assert "the figures are of the 2 images before it" in result.stderr
+    assert saved_in(out)["images"] == 2
+
+
+def test_an_evaluation_halves_batches_that_do_not_fit(
+    tmp_path: Path, tiny_model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Evaluation.terms
+
+    def small(evaluation: Evaluation, pixels: Tensor, *rest: object) -> Terms:
+        if len(pixels) > 2:
+            raise MemoryError
+        return real(evaluation, pixels, *rest)
+
+    figures = []
+    for folder in (tmp_path / "whole", tmp_path / "halves"):
+        result = ddpm_evaluate(tiny_model, data=data, images=6, steps=3, out=folder)
+        assert result.exit_code == 0, result.output
+        figures.append(saved_in(folder)["bits_per_dimension"]["fixed_small"]["bits"])
+        monkeypatch.setattr(Evaluation, "terms", small)
+    assert figures[1] == pytest.approx(figures[0], rel=1e-6)
+
+
+def test_an_evaluation_on_as_many_pictures_as_were_trained_on_is_warned_of(
+    tmp_path: Path, data: Path
+) -> None:
+    recipe = write_recipe(tmp_path, updates=1)
+    out = tmp_path / "run"
+    words = ["train", str(recipe), "--out", str(out), "--device", "cpu"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    options = {"images": 2, "steps": 2, "out": tmp_path / "figures"}
+    result = ddpm_evaluate(out / "tiny", data=tmp_path / "data.npz", **options)
+    assert "these are the pictures that the network is trained on" in result.stderr
+    other = ddpm_evaluate(out / "tiny", data=write_folder(tmp_path / "o", 4), **options)
+    assert "trained on" not in other.stderr

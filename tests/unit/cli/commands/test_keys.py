@@ -44,7 +44,9 @@ def test_an_api_without_keys_starts_on_loopback_alone(
 @pytest.mark.parametrize(
     "publish", ["0.0.0.0:8000", "8000", "[::]:8000", "192.168.0.7:80", ":8000"]
 )
-@pytest.mark.parametrize("hosts", ["", "localhost"])
+@pytest.mark.parametrize(
+    "hosts", ["", "localhost", "localhost,", "Localhost", "localhost,127.0.0.1", " ::1 , localhost"]
+)
 def test_a_container_without_keys_starts_on_no_port_that_is_published_for_others(
     publish: str, hosts: str
 ) -> None:
@@ -82,11 +84,13 @@ def test_an_api_with_keys_or_names_starts_anywhere(
 ) -> None:
     started: list[str] = []
 
-    def run(server: Server) -> None:
+    def run(server: Server, sockets: None) -> None:
+        assert sockets is None
         server.started = True
         started.append(server.config.host)
 
     monkeypatch.setattr(Server, "run", run)
+    monkeypatch.setenv("DDPM_API_PROCESSES", "1")
     result = CliRunner().invoke(app, ["api", "--host", "0.0.0.0"], env=environment)
     assert (result.exit_code, started) == (0, ["0.0.0.0"]), result.stderr
 

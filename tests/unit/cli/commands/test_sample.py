@@ -33,6 +33,21 @@ def test_the_images_are_saved_under_seed_and_index(service: Played, tmp_path: Pa
     assert sum("/images/" in path for _, path, _ in service.asked) == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "body"),
+    [
+        (["--label", "cat"], {"label": "cat"}),
+        (["--labels", "cat, 3", "--guidance", "2"], {"labels": ["cat", "3"], "guidance": 2.0}),
+    ],
+)
+def test_labels_and_guidance_are_posted(
+    service: Played, tmp_path: Path, options: list[str], body: dict[str, Any]
+) -> None:
+    service.polls = [job("finished", 2)]
+    ddpm_sample(service, tmp_path, "--count", "2", *options)
+    assert service.asked[0] == ("POST", "/v1/jobs", {"count": 2} | body)
+
+
 def test_every_call_carries_the_key_from_the_environment(
     service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

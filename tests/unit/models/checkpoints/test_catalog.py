@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from models.checkpoints.catalog import (
+    SHIPPED,
     Card,
     Catalog,
     CatalogError,
@@ -22,7 +23,9 @@ from models.checkpoints.catalog import (
 )
 
 
-def add(root: Path, folder: str, name: str | None = None, **changes: object) -> Path:
+def add(
+    root: Path, folder: str, name: str | None = None, gflop: float = 0.1, **changes: object
+) -> Path:
     """Write a folder with a card and nothing else, which is all that a catalog reads."""
     card = Card(
         name=name or folder,
@@ -31,7 +34,7 @@ def add(root: Path, folder: str, name: str | None = None, **changes: object) -> 
         prediction="epsilon",
         defaults=Defaults(steps=100),
         parameters=1,
-        gflop_per_image_step=0.1,
+        gflop_per_image_step=gflop,
         data=DataCard(name="noise", licence="CC0-1.0"),
         licence="MIT",
         provenance="made up",
@@ -88,7 +91,7 @@ def test_a_root_without_any_model_is_named_with_the_remedy(tmp_path):
         ("name", "No Such"),
         ("prediction", "noise"),
         ("surplus", 1),
-        ("schedule", {"kind": "linear", "T": 1}),
+        ("schedule", {"kind": "linear", "T": 0}),
         ("schedule", {"kind": "linear", "T": 10, "beta_end": 1.5}),
         ("shape", {"channels": 0, "height": 1, "width": 1}),
         ("defaults", {"steps": 0}),
@@ -136,3 +139,13 @@ def test_reading_cards_loads_no_torch():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("gflop", "cost"), [(0.0, 1), (0.1, 1), (0.582, 1), (6.1, 10), (249, 415)])
+def test_an_image_step_costs_as_many_small_ones_as_it_has_their_arithmetic(tmp_path, gflop, cost):
+    card = read_card(add(tmp_path, "a", gflop=gflop))
+    assert card.cost_per_image_step == cost
+
+
+def test_an_image_step_of_the_shipped_model_counts_as_one():
+    assert all(card.cost_per_image_step == 1 for card in Catalog.read(SHIPPED).values())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoints.diffusers_format import BadCheckpoint
+from models.checkpoints.bad_checkpoint import BadCheckpoint
 from models.checkpoints.residual_variance import FILE, ResidualVariance
 
 WEIGHTS = "ab" * 32

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.diffusion.interpolation import encode, interpolate
 from models.diffusion.noise import normal
+from models.diffusion.options import CLIPPED, UNCLIPPED, Clipping
 from models.diffusion.plans import Plan, ddpm
 from models.diffusion.schedule import Schedule, linspace_grid
 from tests.support.networks import gaussian_eps, points_eps
@@ -15,7 +16,7 @@ from tests.support.networks import gaussian_eps, points_eps
 WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 
 
-def from_t(schedule: Schedule, t: int, steps: int, clip: bool = True) -> Plan:
+def from_t(schedule: Schedule, t: int, steps: int, clip: Clipping = CLIPPED) -> Plan:
     return ddpm(schedule, linspace_grid(steps, t + 1), "fixed_small", clip=clip)
 
 
@@ -34,7 +35,7 @@ def test_an_image_is_encoded_by_equation_4_with_the_noise_of_its_index(paper: Sc
 
 def test_a_linear_reverse_process_interpolates_on_a_straight_line(paper: Schedule):
     """Every step for Gaussian data is affine in x, and all weights share its noise."""
-    plan = from_t(paper, 500, 50, clip=False)
+    plan = from_t(paper, 500, 50, clip=UNCLIPPED)
     decoded = interpolate(gaussian_eps, paper, plan, pair(), WEIGHTS, 3)
     first, *between, second = decoded
     for weight, x in zip(WEIGHTS[1:-1], between, strict=True):

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.diffusion.options import CLIPPED, UNCLIPPED
 from models.diffusion.plans import COLUMNS, Plan, compile_plan, ddim, ddpm, dpmpp_2m
 from models.diffusion.schedule import Schedule, linspace_grid
 
@@ -57,7 +58,9 @@ def marginals(
     mean = np.array([start[0], 0.0])
     cov = np.diag([start[1], 0.0])
     seen = []
-    for t, (p, q, _, a, b, d, s) in zip(plan.t.tolist(), plan.rows.double().tolist(), strict=True):
+    for t, (p, q, _, a, b, d, s, *_) in zip(
+        plan.t.tolist(), plan.rows.double().tolist(), strict=True
+    ):
         slope, offset = data.eps(schedule.alpha_bar[t].item())
         x_0_hat = p + q * slope
         step = np.array([[a * x_0_hat + b, d], [x_0_hat, 0.0]])
@@ -73,15 +76,17 @@ def end(plan: Plan, data: GaussianData) -> tuple[float, float]:
 
 def analytic(K: int, data: GaussianData) -> Plan:
     residual = data.residual_variance(PAPER.alpha_bar)
-    return ddpm(PAPER, linspace_grid(K, 1000), "analytic", clip=False, residual_variance=residual)
+    return ddpm(
+        PAPER, linspace_grid(K, 1000), "analytic", clip=UNCLIPPED, residual_variance=residual
+    )
 
 
 def plan_named(name: str, K: int, data: GaussianData) -> Plan:
     if name == "analytic":
         return analytic(K, data)
     if name.startswith("fixed"):
-        return compile_plan(PAPER, K, "ddpm", variance=name, clip=False)
-    return compile_plan(PAPER, K, "ddim", eta=float(name.removeprefix("ddim ")), clip=False)
+        return compile_plan(PAPER, K, "ddpm", variance=name, clip=UNCLIPPED)
+    return compile_plan(PAPER, K, "ddim", eta=float(name.removeprefix("ddim ")), clip=UNCLIPPED)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +172,9 @@ def test_the_last_analytic_noise_of_images_is_capped(K):
     """The cap is two grey levels in the mean, or fixed_small if that is more."""
     residual = torch.full((1000,), 0.1, dtype=torch.float64)
     plan = compile_plan(PAPER, K, variance="analytic", residual_variance=residual)
-    exact = ddpm(PAPER, linspace_grid(K, 1000), "analytic", clip=False, residual_variance=residual)
+    exact = ddpm(
+        PAPER, linspace_grid(K, 1000), "analytic", clip=UNCLIPPED, residual_variance=residual
+    )
     drawn = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)).abs().mean() * 127.5
     visible = 2 / drawn
     capped = min(visible.item(), exact.rows[-2, S].item())
@@ -181,7 +188,7 @@ def test_the_last_analytic_noise_of_images_is_capped(K):
 
 @given(
     K=st.integers(1, 1000),
-    clip=st.booleans(),
+    clip=st.sampled_from([CLIPPED, UNCLIPPED]),
     prediction=st.sampled_from(["epsilon", "sample", "v_prediction"]),
 )
 def test_ddpm_with_fixed_small_is_ddim_with_eta_1(K, clip, prediction):
@@ -244,7 +251,7 @@ def order_of_convergence(sampler: str, Ks: tuple[int, ...]) -> float:
     schedule = Schedule(beta)
     errors = []
     for K in Ks:
-        plan = compile_plan(schedule, K, sampler, clip=False)
+        plan = compile_plan(schedule, K, sampler, clip=UNCLIPPED)
         first, last = (data.marginal(schedule.alpha_bar[t].item()) for t in (-1, 0))
         exact = last[0] + (1.5 - first[0]) * math.sqrt(last[1] / first[1])
         # the last row jumps to noise 0
@@ -266,7 +273,7 @@ def test_dpm_solver_2m_converges_with_order_2():
     sampler=st.sampled_from(["ddpm", "ddim", "dpmpp_2m"]),
     variance=st.sampled_from(["fixed_small", "fixed_large"]),
     eta=st.floats(0, 1),
-    clip=st.booleans(),
+    clip=st.sampled_from([CLIPPED, UNCLIPPED]),
 )
 def test_every_plan_starts_at_the_last_timestep_and_ends_with_x_0_hat_itself(
     K, sampler, variance, eta, clip
@@ -280,7 +287,7 @@ def test_every_plan_starts_at_the_last_timestep_and_ends_with_x_0_hat_itself(
     assert not plan.rows.isnan().any()
     last = dict(zip(COLUMNS, plan.rows[-1].tolist(), strict=True))
     assert (last["a"], last["b"], last["d"], last["s"]) == (1, 0, 0, 0)
-    assert set(plan.rows[:, COLUMNS.index("bound")].tolist()) == {1.0 if clip else math.inf}
+    assert set(plan.rows[:, COLUMNS.index("bound")].tolist()) == {clip.bound}
 
 
 @given(T=st.integers(2, 3000), cosine=st.booleans(), data=st.data())
@@ -303,4 +310,4 @@ def test_a_row_is_read_as_the_numbers_of_the_tensors(sampler: str):
     plan = compile_plan(Schedule.linear(), 7, sampler)
     expected = [(t, *row) for t, row in zip(plan.t.tolist(), plan.rows.tolist(), strict=True)]
     assert [plan.row(number) for number in range(len(plan))] == expected
-    assert len(plan.packed) == 7 * 36
+    assert len(plan.packed) == 7 * 52

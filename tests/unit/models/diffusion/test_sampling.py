@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion.noise import normal
+from models.diffusion.options import UNCLIPPED
 from models.diffusion.plans import compile_plan, ddpm
 from models.diffusion.sampling import chain, from_bytes, sample, to_bytes
 from models.diffusion.schedule import Schedule, linspace_grid
@@ -48,7 +49,7 @@ class GaussianNet:
 )
 def test_a_run_over_many_pixels_has_the_known_mean_and_variance(paper, name, mean, variance):
     sampler, kind = ("ddim", "fixed_small") if name == "ddim" else ("ddpm", name)
-    plan = compile_plan(paper, 1000, sampler, variance=kind, clip=False)
+    plan = compile_plan(paper, 1000, sampler, variance=kind, clip=UNCLIPPED)
     x = sample(GaussianNet(paper, 0.3, 0.25), plan, 3, range(4), (1, 32, 32)).double()
     # 4096: one standard error of the mean is .008, of the variance .0055
     n = x.numel()
@@ -60,9 +61,9 @@ def test_the_analytic_variance_is_right_in_ten_steps_and_fixed_small_is_far_off(
     residual = 0.25 * (1 - paper.alpha_bar) / (paper.alpha_bar * 0.25 + 1 - paper.alpha_bar)
     tau = linspace_grid(10, 1000)
     net = GaussianNet(paper, 0.3, 0.25)
-    analytic = ddpm(paper, tau, "analytic", clip=False, residual_variance=residual)
+    analytic = ddpm(paper, tau, "analytic", clip=UNCLIPPED, residual_variance=residual)
     exact = sample(net, analytic, 3, range(20), (1, 32, 32))
-    small = sample(net, ddpm(paper, tau, "fixed_small", clip=False), 3, range(20), (1, 32, 32))
+    small = sample(net, ddpm(paper, tau, "fixed_small", clip=UNCLIPPED), 3, range(20), (1, 32, 32))
     assert exact.var().item() == pytest.approx(0.25, abs=4 * 0.25 * math.sqrt(2 / exact.numel()))
     assert small.var().item() < 0.2
 
@@ -130,7 +131,7 @@ def test_the_chain_starts_from_draw_0_and_row_k_takes_draw_k_plus_1(paper):
     (x, _), *_ = chain(lambda x, t: torch.zeros_like(x), plan, 9, [6], (1, 4, 4))
     seed, index = torch.tensor([9]), torch.tensor([6])
     x_T, z = (normal(seed, index, torch.tensor([draw]), (1, 4, 4)) for draw in (0, 1))
-    p, _, _, a, b, _, s = plan.rows[0]
+    p, _, _, a, b, _, s, *_ = plan.rows[0]
     torch.testing.assert_close(x, a * (p * x_T).clamp(-1, 1) + b * x_T + s * z)
 
 

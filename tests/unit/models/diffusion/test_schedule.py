@@ -69,7 +69,7 @@ def test_cosine_is_the_schedule_of_diffusers():
         (torch.full((10,), 0.1), r"torch\.float32.*float64"),
         (torch.full((2, 5), 0.1, dtype=torch.float64), r"\(2, 5\).*\(T,\)"),
         (torch.tensor([0.1, 0.0], dtype=torch.float64), r"from 0 to 0\.1.*inside \(0, 1\)"),
-        (torch.tensor([0.1, 1.0], dtype=torch.float64), r"to 1; keep it inside"),
+        (torch.tensor([1.0, 0.1], dtype=torch.float64), r"to 1; keep it inside"),
         (torch.tensor([0.1, math.nan], dtype=torch.float64), "nan"),
     ],
 )

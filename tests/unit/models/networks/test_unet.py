@@ -10,7 +10,8 @@ from diffusers import UNet2DModel
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 
-from models.networks.unet import TimeEmbedding, UNet
+from models.networks.embeddings import Sinusoid
+from models.networks.unet import UNet
 from models.networks.unet_config import UNetConfig
 
 PUBLISHED = {
@@ -118,7 +119,7 @@ def test_the_sinusoid_is_that_of_diffusers_to_the_bit(small_config, flags):
     theirs = get_timestep_embedding(
         t, 16, flip_sin_to_cos=cfg.flip_sin_to_cos, downscale_freq_shift=cfg.freq_shift
     )
-    assert torch.equal(TimeEmbedding(cfg).sinusoid(t), theirs)
+    assert torch.equal(Sinusoid(cfg)(t), theirs)
 
 
 def test_a_table_of_time_features_gives_what_forward_gives(small_net):

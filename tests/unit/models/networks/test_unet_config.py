@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from diffusers import UNet2DModel
 
-from models.networks.unet_config import UNetConfig, UnsupportedConfig
+from models.networks.network_config import UnsupportedConfig
+from models.networks.unet_config import EMA_KEYS, UNetConfig
 
 
 def test_absent_keys_mean_what_they_mean_in_diffusers():
@@ -37,40 +38,57 @@ def test_a_pair_of_equal_sides_is_square():
             {"_class_name": "UNet2DConditionModel"},
             "_class_name='UNet2DConditionModel'.*UNet2DModel",
         ),
-        ({"class_embed_type": "timestep"}, "class_embed_type='timestep'.*None"),
-        ({"num_class_embeds": 10}, "num_class_embeds=10"),
         (
-            {"resnet_time_scale_shift": "scale_shift"},
-            "resnet_time_scale_shift='scale_shift'.*'default'",
+            {"resnet_time_scale_shift": "spatial"},
+            "resnet_time_scale_shift='spatial'.*'default' or 'scale_shift'",
         ),
-        ({"time_embedding_type": "fourier"}, "time_embedding_type='fourier'.*'positional'"),
-        ({"act_fn": "gelu"}, "act_fn='gelu'.*'silu'"),
+        ({"class_embed_type": "projection"}, "class_embed_type='projection'.*'timestep' or"),
+        ({"num_class_embeds": 0}, "num_class_embeds=0; give 1 to"),
+        ({"time_embedding_type": "learned"}, "'learned' needs num_train_timesteps, which is null"),
+        ({"time_embedding_dim": 0}, "time_embedding_dim=0"),
+        ({"act_fn": "tanh"}, "act_fn='tanh' is not supported; use silu, swish, mish, gelu, relu"),
+        ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type='UNetMidBlock2DCrossAttn'"),
+        ({"mid_block_scale_factor": 0}, "mid_block_scale_factor=0.0 divides"),
+        ({"downsample_type": "pool"}, "downsample_type='pool'"),
+        ({"attn_norm_num_groups": 48}, "attn_norm_num_groups=48 does not divide 896 channels"),
+        ({"attn_norm_num_groups": -1}, "attn_norm_num_groups=-1"),
+        ({"norm_num_groups": None}, "norm_num_groups=null is for networks of skip blocks only"),
         ({"mystery": 3}, "unknown key mystery=3"),
-        ({"sample_size": [32, 64]}, r"sample_size=\[32, 64\] is not square"),
-        ({"sample_size": None}, "sample_size=None; give"),
+        ({"sample_size": None}, "sample_size=None; give the image's side"),
         ({"sample_size": []}, "sample_size"),
         ({"sample_size": 30}, "sample_size=30 cannot be halved 3 times; use a multiple of 8"),
         ({"sample_size": 0}, "sample_size=0"),
-        ({"out_channels": 6}, "out_channels=6.*learned variances"),
+        ({"out_channels": 5}, "out_channels=5: the network takes more than a picture"),
         *(
             ({"in_channels": n, "out_channels": n}, f"in_channels={n} make no picture; only 1")
-            for n in (2, 4, 5)
+            for n in (0, 5)
         ),
         (
             {"down_block_types": ["DownBlock2D"]},
             "down_block_types names 1 levels, block_out_channels 4",
         ),
         (
-            {"down_block_types": ["SkipDownBlock2D", *["DownBlock2D"] * 3]},
-            "'SkipDownBlock2D'.*AttnDownBlock2D",
+            {"down_block_types": ["CrossAttnDownBlock2D", *["DownBlock2D"] * 3]},
+            "'CrossAttnDownBlock2D'.*AttnDownBlock2D",
         ),
         (
-            {"up_block_types": ["ResnetUpsampleBlock2D", *["UpBlock2D"] * 3]},
-            "'ResnetUpsampleBlock2D'",
+            {"down_block_types": ["DownBlock2D", "SkipDownBlock2D", *["DownBlock2D"] * 2]},
+            "holds a skip block below one that is none.*put the skip blocks first",
+        ),
+        (
+            {"up_block_types": ["SkipUpBlock2D", *["UpBlock2D"] * 3]},
+            "no skip block above one that is.*put the skip blocks last",
+        ),
+        (
+            {
+                "down_block_types": ["SkipDownBlock2D", *["DownBlock2D"] * 3],
+                "in_channels": 1,
+                "out_channels": 1,
+            },
+            "skip blocks carry a picture of 3 channels",
         ),
         ({"norm_num_groups": 48}, "norm_num_groups=48 does not divide 224 channels"),
         ({"norm_num_groups": 0}, "norm_num_groups=0"),
-        ({"attention_head_dim": 5}, "attention_head_dim=5 does not divide"),
         ({"attention_head_dim": 0}, "attention_head_dim=0"),
         ({"attention_head_dim": 4096}, "attention_head_dim=4096"),
         ({"block_out_channels": "wide"}, "block_out_channels"),
@@ -87,9 +105,8 @@ def test_a_pair_of_equal_sides_is_square():
         ({"downsample_padding": 5}, "downsample_padding=5 is not supported; only 0 and 1 are"),
         (
             {"freq_shift": 112},
-            "freq_shift=112 does not fit the 112 frequencies of t; give 0 to 111",
+            "freq_shift=112 does not fit the 112 frequencies of t; give less than 112",
         ),
-        ({"freq_shift": -1}, "freq_shift=-1"),
         ({"block_out_channels": []}, "block_out_channels holds 0 widths; give 1 to 12"),
         ({"block_out_channels": [2] * 13}, "block_out_channels holds 13 widths"),
         (
@@ -98,17 +115,29 @@ def test_a_pair_of_equal_sides_is_square():
         ),
         (
             {"block_out_channels": [33, 32, 32, 32]},
-            "block_out_channels begins with 33; give an even number",
+            "norm_num_groups=32 does not divide 33 channels",
         ),
         ({"layers_per_block": 10**9}, "layers_per_block=1000000000; give 1 to 64"),
         ({"sample_size": 2**20}, "sample_size=1048576; give 1 to 2048"),
-        ({"sample_size": [[8], [8]]}, r"sample_size=\[8\]; give the image's side"),
+        ({"sample_size": [[8], [8]]}, r"sample_size=\[\[8\], \[8\]\]; give the image's side"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
 def test_an_unsupported_option_is_refused_by_name(config, says):
     with pytest.raises(UnsupportedConfig, match=says):
         UNetConfig.from_diffusers({"sample_size": 64, **config})
+
+
+def test_keys_of_averaged_weights_are_passed_over():
+    ema = dict.fromkeys(EMA_KEYS, 1.0)
+    assert UNetConfig.from_diffusers({"sample_size": 64, **ema}) == UNetConfig(64)
+
+
+def test_a_size_that_is_stated_stands_in_for_one_that_is_not():
+    config = {"sample_size": None}
+    assert UNetConfig.from_diffusers(config, (64, 32)).shape == (3, 64, 32)
+    assert UNetConfig.from_diffusers({"sample_size": [64, 32]}).shape == (3, 64, 32)
+    assert UNetConfig.from_diffusers(config, (64, 64)).sample_size == 64
 
 
 def test_a_head_width_matters_only_for_levels_with_attention(small_config):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.train.data import ArrayImages
+from models.train.data.images import ArrayImages
 from models.train.recipe import TrainingRecipe
 from models.train.trainer import Trainer
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
-from models.checkpoints import diffusers_format
+from models.checkpoints import diffusers_format, layout
 from models.checkpoints.atomic_files import flush
 from models.checkpoints.catalog import Catalog, Defaults, sha256_of
 from models.checkpoints.residual_variance import FILE, ResidualVariance
@@ -62,7 +62,7 @@ def test_the_exported_scheduler_has_the_reverse_variance_of_the_card(
 ):
     recipe = make_recipe("card", defaults=Defaults(steps=20, variance=variance))
     folder = export(train(recipe, tmp_path / "out", only=1))
-    assert diffusers_format.read_variance(folder) == variance
+    assert diffusers_format.describe(folder).published.variance == variance
     pipeline = DDPMPipeline.from_pretrained(folder, local_files_only=True)
     assert pipeline.scheduler.config.variance_type == variance
 
@@ -74,7 +74,7 @@ def test_a_second_export_replaces_the_first(trainer):
         trainer.ema.averages["conv_in.bias"].add_(1)
     export(trainer)
     second = Catalog.read(trainer.out)["blobs-8"].sha256
-    assert first != second == sha256_of(folder / "unet" / diffusers_format.WEIGHTS)
+    assert first != second == sha256_of(folder / "unet" / layout.WEIGHTS)
     assert sorted(p.name for p in trainer.out.iterdir()) == ["blobs-8", "state.safetensors"]
 
 
@@ -136,7 +136,7 @@ def test_a_run_without_an_update_leaves_its_model_unless_the_card_is_reworded(
 
 @pytest.mark.parametrize(
     "path",
-    [f"unet/{diffusers_format.WEIGHTS}", "unet/config.json", "scheduler/scheduler_config.json"],
+    [f"unet/{layout.WEIGHTS}", "unet/config.json", "scheduler/scheduler_config.json"],
 )
 @pytest.mark.parametrize(
     "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])]

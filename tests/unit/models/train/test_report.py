@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from models.train.report import draw_loss, draw_samples
+from models.train.report.curves import draw_loss, write_losses
+from models.train.report.samples import draw_samples, in_batches_that_fit
 
 
 @pytest.fixture
@@ -50,3 +51,31 @@ def test_samples_are_of_the_averaged_weights(trainer):
     assert draw_samples(trainer, images=4).read_bytes() == first
     trainer.ema.averages["conv_out.bias"].add_(5)
     assert draw_samples(trainer, images=4).read_bytes() != first
+
+
+def test_a_sheet_is_drawn_in_the_batches_that_fit():
+    asked: list[range] = []
+
+    def draw(indices: range) -> torch.Tensor:
+        asked.append(indices)
+        if len(indices) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.tensor(indices)[:, None]
+
+    assert in_batches_that_fit(draw, 10, 8)[:, 0].tolist() == list(range(10))
+    assert [len(indices) for indices in asked] == [8, 4, 2, 2, 2, 2, 2]
+
+
+def test_a_sheet_of_which_no_image_fits_ends_with_the_error():
+    def draw(_: range) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        in_batches_that_fit(draw, 10, 8)
+
+
+def test_the_readings_are_a_csv(trainer):
+    trainer.counters.validation.append((50, 0.25))
+    lines = write_losses(trainer).read_text().splitlines()
+    assert lines[0] == "update,loss,validation_loss"
+    assert lines[-3:] == ["50,0.3,0.25", "100,0.2,", "150,0.1,"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.networks.unet import UNet
+from models.train.data.images import ArrayImages
 from models.train.ema import EMA
 from models.train.state import Counters, load_state, save_state
 
@@ -28,10 +29,12 @@ def test_moments_are_laid_out_as_their_parameters(tmp_path, make_run):
     for p in net.parameters():
         p.grad = torch.randn_like(p)
     optimizer.step()
-    save_state(tmp_path, Counters("recipe", "fp32"), net, ema, optimizer)
+    images = ArrayImages(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    counters = Counters("recipe", "fp32", data=images.identity)
+    save_state(tmp_path, counters, (), net, ema, optimizer)
 
     fresh, averages, resumed = make_run()
-    load_state(tmp_path, "recipe", "", fresh, averages, resumed)
+    load_state(tmp_path, "recipe", images, fresh, averages, resumed)
     assert not fresh.conv_in.weight.is_contiguous()
     for before, p in zip(net.parameters(), fresh.parameters(), strict=True):
         for name in ("exp_avg", "exp_avg_sq"):

@@ -14,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from models.train.data import BadData, open_images
+from models.train.data.folder import FolderOptions
+from models.train.data.images import BadData
+from models.train.data.source import open_images
 from models.train.output import BadOutput
-from models.train.state import FILE, BadState
+from models.train.state import FILE, BadState, read_names
 from models.train.trainer import LOG_EVERY, READ_S, Diverged, Trainer
 from tests.support.clock import SimulatedClock
 
@@ -43,7 +45,6 @@ def test_training_lowers_the_loss_and_its_average_follows(tmp_path, make_recipe,
     assert [update for update, _ in trainer.counters.losses] == [LOG_EVERY * i for i in range(1, 4)]
     # a network that returns zeros has a loss of 1
     assert losses[-1] < 0.6 * losses[0] < 0.6
-    assert trainer.recent_loss == pytest.approx(sum(losses) / 3)
     matrices = {name: p for name, p in trainer.parameters.items() if p.ndim > 1}
     averages = trainer.ema.averages
     close = [(averages[name] - p).norm() / p.norm() for name, p in matrices.items()]
@@ -71,7 +72,7 @@ def test_a_killed_run_goes_on_from_its_last_state_to_the_same_bits(
     code = f"""
 import torch
 from pathlib import Path
-from models.train.data import ArrayImages
+from models.train.data.images import ArrayImages
 from models.train.recipe import TrainingRecipe
 from models.train.trainer import Trainer
 torch.set_num_threads(1)
@@ -257,13 +258,58 @@ def test_a_run_goes_on_when_an_unreadable_image_is_replaced(tmp_path, make_recip
     )
     with pytest.raises(BadData, match=text):
         list(broken.run(spoil))
+    with pytest.raises(BadData, match=r"07\.png cannot be read as an image .*--skip-broken"):
+        begin(out)
+    # A file's format is found by its content, not by its name.
+    Image.open(BytesIO(whole)).save(folder / "07.png", "TIFF")
     saved = begin(out)
     assert saved.counters.update == saved.counters.losses[-1][0] == broken.counters.update >= 3
     assert_equal_runs(saved, broken)
-    # A file's format is found by its content, not by its name.
-    Image.open(BytesIO(whole)).save(folder / "07.png", "TIFF")
     list(saved.run())
     assert_equal_runs(saved, straight)
+
+
+def test_a_run_goes_on_without_pictures_that_are_skipped(tmp_path, make_recipe):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for level in range(6):
+        Image.new("L", (8, 8), 40 * level).save(folder / f"{level}.png")
+    recipe, out = make_recipe(), tmp_path / "out"
+    first = Trainer(recipe, open_images(folder, 8, 1), out, CPU)
+    list(first.run(lambda: first.counters.update == 5))
+    (folder / "2.png").write_bytes(b"broken")
+    Image.new("L", (8, 8)).save(folder / "new.png")
+    assert read_names(out) == [f"{level}.png" for level in range(6)]
+    options = FolderOptions(began_with=read_names(out), skip_broken=True)
+    second = Trainer(recipe, open_images(folder, 8, 1, options), out, CPU)
+    assert second.counters.update == 5
+    list(second.run(lambda: second.counters.update == 7))
+    assert read_names(out) == ["0.png", "1.png", "3.png", "4.png", "5.png"]
+    # The choice is kept: without the option the run still has five pictures.
+    options = FolderOptions(began_with=read_names(out))
+    third = Trainer(recipe, open_images(folder, 8, 1, options), out, CPU)
+    list(third.run())
+    assert third.counters.update == 12
+
+
+def test_a_run_goes_on_with_its_number_of_threads(tmp_path, make_recipe, train):
+    """Another number adds in another order, so the bits would be others."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        train(make_recipe(), tmp_path / "parts", only=5)
+        torch.set_num_threads(3)
+        resumed = train(make_recipe(), tmp_path / "parts")
+        assert torch.get_num_threads() == resumed.counters.threads == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_run_that_diverges_before_its_first_save_begins_anew(tmp_path, make_recipe, images):
+    bad = Trainer(make_recipe(), images, tmp_path / "out", CPU)
+    bad.update = lambda _: torch.tensor(math.nan)
+    with pytest.raises(Diverged, match="it begins anew, as no state was saved"):
+        list(bad.run())
 
 
 def test_progress_counts_to_the_last_update(tmp_path, make_recipe, images):
@@ -294,7 +340,9 @@ def test_a_run_in_short_parts_has_the_losses_and_seconds_of_each(tmp_path, make_
     assert [update for update, _ in trainer.counters.losses] == [5, 10, 12]
     whole = train(recipe, tmp_path / "whole")
     parts = [loss for _, loss in trainer.counters.losses]
-    assert (5 * parts[0] + 5 * parts[1] + 2 * parts[2]) / 12 == pytest.approx(whole.recent_loss)
+    assert (5 * parts[0] + 5 * parts[1] + 2 * parts[2]) / 12 == pytest.approx(
+        whole.counters.losses[-1][1]
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "auto"])
@@ -314,3 +362,45 @@ def test_the_choice_of_a_precision_changes_no_weight(tmp_path, make_recipe, imag
     for name, weights in fp32.parameters.items():
         assert torch.equal(auto.parameters[name], weights)
         assert auto.parameters[name].grad is None
+
+
+def test_held_out_pictures_are_never_trained_on(tmp_path, make_recipe, images):
+    recipe = make_recipe("data", held_out=0.25)
+    trainer = Trainer(recipe, images, tmp_path / "out", CPU)
+    seen: list[int] = []
+    original = images.batch
+    images.batch = lambda indices: (seen.extend(indices.tolist()), original(indices))[1]
+    for n in range(10):
+        trainer.batch(n)
+    assert len(set(seen)) == 15
+    trained = set(seen)
+    seen.clear()
+    first = trainer.validate()
+    assert set(seen) == set(range(20)) - trained
+    assert trainer.validate() is None
+    trainer.counters.validation.clear()
+    assert trainer.validate() == first
+
+
+def test_a_validation_changes_no_bit_of_the_run(tmp_path, make_recipe, images):
+    recipe = make_recipe("data", held_out=0.25)
+    runs = [Trainer(recipe, images, tmp_path / name, CPU) for name in ("plain", "validated")]
+    list(runs[0].run())
+    list(runs[1].run(lambda: bool(runs[1].validate()) and False))
+    assert len(runs[1].counters.validation) == 12
+    assert_equal_runs(*runs)
+
+
+def test_a_run_that_is_prolonged_keeps_its_warm_up(tmp_path, make_recipe, train):
+    train(make_recipe(updates=20, warmup_updates=None), tmp_path / "out", only=3)
+    longer = train(make_recipe(updates=40, warmup_updates=None), tmp_path / "out")
+    assert longer.warmup_updates == 2
+
+
+def test_a_run_without_classes_goes_on_from_states_of_older_versions(tmp_path, make_recipe, images):
+    """They are known by the same hash."""
+    trainer = Trainer(make_recipe(), images, tmp_path / "out", CPU)
+    assert (
+        trainer.counters.fingerprint
+        == "358b03c90472e2d8b6cf6e955201709634b4850fa5855ec7ecaecdbdf6715f6e"
+    )

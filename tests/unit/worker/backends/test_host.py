@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.networks.memory import is_out_of_memory
 from worker.backends.host import (
     UnusableDevice,
     available_cores,
     choose_device,
     description,
-    is_out_of_memory,
     memory_bytes,
 )
 from worker.backends.memory import host_memory_bytes
@@ -110,6 +110,9 @@ def test_a_device_is_chosen_by_its_name():
     ("asked", "text"),
     [
         ("gpu", "gpu is no device; use cpu, cuda, cuda:1 or auto"),
+        ("mps", "mps is a device of PyTorch's that nothing here computes on; use cpu, cuda"),
+        ("meta", "meta is a device of PyTorch's that nothing here computes on; use cpu, cuda"),
+        ("hip", "hip is a device of PyTorch's that nothing here computes on; use cpu, cuda"),
         ("cuda:99", r"cuda:99 but torch sees \d+ CUDA devices; use cpu or auto"),
     ],
 )

@@ -12,8 +12,12 @@ from torch import Tensor
 from models.checkpoints import diffusers_format
 from models.checkpoints.catalog import SHIPPED, ScheduleCard
 from models.checkpoints.diffusers_format import Checkpoint
+from models.diffusion.process import Process
+from models.diffusion.schedule import Schedule
+from models.networks.families import build
+from models.networks.linear_attention_config import LinearAttentionConfig
 from models.networks.unet_config import UNetConfig
-from tests.support.networks import TINY, random_unet
+from tests.support.networks import TINY, random_unet, without_zeros
 from worker.backends.served_network import ServedNetwork, by_our_kernels, precisions
 
 CPU = torch.device("cpu")
@@ -109,6 +113,46 @@ def test_no_step_lays_weights_out_anew(shipped: Checkpoint, capfd: pytest.Captur
     assert [line for line in calls if ",reorder," in line and "x3x3," in line] == []
 
 
+def linear_attention(side: int) -> Checkpoint:
+    """A checkpoint of the other family of networks, with both kinds of attention."""
+    cfg = LinearAttentionConfig(
+        sample_size=side,
+        in_channels=1,
+        out_channels=1,
+        base_channels=16,
+        stem_channels=16,
+        block_out_channels=(16, 32),
+        full_attention=(False, True),
+        attention_heads=(4, 4),
+        attention_head_dim=(16, 16),
+    )
+    torch.manual_seed(0)
+    return Checkpoint(without_zeros(build(cfg)), Process(Schedule.linear()), "0" * 64)
+
+
+@pytest.mark.parametrize("precision", precisions(CPU))
+@torch.inference_mode()
+def test_linear_attention_is_served_as_it_was_loaded_in_any_batch(precision):
+    loaded = linear_attention(16)
+    x, t = inputs(6, 16)
+    served = ServedNetwork(loaded, CPU, precision)
+    expected = loaded.net(x, t)
+    torch.set_num_threads(1)
+    out = served(x, t)
+    # the norms of the trunk are of every position, and so are their rounding errors in bf16
+    assert (out - expected).abs().max() <= 2 * CLOSE[precision] * expected.std()
+    for size in (1, 2, 3, 4):
+        assert torch.equal(served(x[:size], t[:size]), out[:size]), size
+
+
+def test_linear_attention_is_left_to_pytorch_on_a_gpu(caplog: pytest.LogCaptureFixture):
+    pytest.importorskip("triton", reason="Triton is not made for this system")
+    net = linear_attention(8).net
+    features = net.time_features(torch.zeros(1, dtype=torch.int64))
+    assert by_our_kernels(net, features, (1, 2)) is None
+    assert "ValueError: they are not made for a LinearAttentionUNet" in caplog.text
+
+
 def test_a_network_that_our_kernels_cannot_run_is_left_to_pytorch(caplog: pytest.LogCaptureFixture):
     pytest.importorskip("triton", reason="Triton is not made for this system")
     net = random_unet(cfg=TINY)
@@ -116,3 +160,29 @@ def test_a_network_that_our_kernels_cannot_run_is_left_to_pytorch(caplog: pytest
     assert by_our_kernels(net, features, (1, 2)) is None
     reason = "few batch sizes agree to the bit: ValueError: 8 channels are no multiple of 16"
     assert reason in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"act_fn": "gelu"}, "act_fn gelu"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift scale_shift"),
+        ({"center_input_sample": True}, "center_input_sample"),
+        ({"mid_block_type": None}, "mid_block_type null"),
+        ({"mid_block_scale_factor": 2.0}, "mid_block_scale_factor"),
+        ({"attention_head_dim": 12}, "heads that do not divide the channels"),
+        ({"downsample_type": "resnet"}, "resnet sampling"),
+        (
+            {"down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D")},
+            "resnet sampling",
+        ),
+    ],
+)
+def test_an_option_that_our_kernels_are_not_made_for_is_named(
+    option: dict, named: str, caplog: pytest.LogCaptureFixture
+):
+    pytest.importorskip("triton", reason="Triton is not made for this system")
+    net = random_unet(cfg=replace(TINY, block_out_channels=(16, 32), norm_num_groups=8, **option))
+    features = net.time_features(torch.zeros(1, dtype=torch.int64))
+    assert by_our_kernels(net, features, (1, 2)) is None
+    assert f"ValueError: they are not made for {named}" in caplog.text

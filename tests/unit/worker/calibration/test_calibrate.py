@@ -11,7 +11,7 @@ from torch import Tensor
 from models.diffusion.sampling import Network
 from tests.support.clock import SimulatedClock
 from tests.support.networks import SHAPE, gaussian_eps
-from worker.calibration.calibrate import Calibration, calibrate, is_beaten
+from worker.calibration.calibrate import Calibration, calibrate, draws_other_bits, is_beaten
 from worker.engine.pool import Pool
 
 CPU = torch.device("cpu")
@@ -162,3 +162,19 @@ def test_a_calibration_is_beaten_by_small_or_large_steps_that_are_much_faster(
 
     assert is_beaten(pool(network), 1000, Calibration(saved, threads=1), clock) == beaten
     assert torch.get_num_threads() == 1, "the saved calibration is of one thread"
+
+
+@pytest.mark.parametrize(("other_at", "changed"), [(2, True), (8, True), (4, False), (16, False)])
+def test_bits_of_the_smallest_and_the_largest_saved_size_are_compared(other_at: int, changed: bool):
+    saved = calibrated(pool(), 2, 4, 8, cores=1)
+    odd = with_other_bits(lambda x: len(x) == other_at)
+    assert draws_other_bits(pool(odd), 1000, saved) == changed
+
+
+def test_a_size_that_does_not_fit_any_more_says_nothing_of_bits():
+    saved = calibrated(pool(), 2, 4, cores=1)
+
+    def full(x: Tensor, t: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert not draws_other_bits(pool(full), 1000, saved)

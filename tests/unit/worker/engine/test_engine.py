@@ -207,3 +207,22 @@ def test_an_engine_is_interactive_until_its_last_interactive_image_is_out():
     out = next(step for step, (_, chains) in enumerate(seen) if "interactive" in chains)
     assert out > 1, "later than its last step"
     assert [interactive for interactive, _ in seen] == [step <= out for step in range(len(seen))]
+
+
+def test_a_chain_that_is_dropped_before_its_first_step_leaves_its_slot_clean():
+    e = engine(capacity=1)
+    e.submit([request("dropped", seed=1)])
+    e.cancel(["dropped"])
+    kept = request("kept", seed=2)
+    e.submit([kept])
+    assert torch.equal(drain(e)["kept"], plain(kept))
+
+
+def test_chains_are_copied_as_noise_before_their_first_step():
+    e = engine()
+    requests = [request(name, seed=name) for name in range(3)]
+    e.submit(requests)
+    other = engine()
+    other.restore(e.snapshot(range(3)))
+    images = drain(other)
+    assert all(torch.equal(images[r.chain], plain(r)) for r in requests)

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from models.diffusion.plans import compile_plan
 from tests.support.networks import SCHEDULE, SHAPE
 from worker.engine.chain import ChainRequest, Snapshot
-from worker.engine.snapshot_codec import BadSnapshot, pack, unpack
+from worker.engine.snapshot_codec import BadSnapshot, SavedChains, pack
 
 PLANS = {"ddpm": compile_plan(SCHEDULE, 20), "dpmpp_2m": compile_plan(SCHEDULE, 20, "dpmpp_2m")}
 
@@ -26,10 +26,23 @@ def snapshots(sampler: str, rows: list[int]) -> list[Snapshot]:
     ]
 
 
+def unpack(
+    blob: bytes,
+    requests: dict[int, ChainRequest],
+    shard: str = "job-0",
+    fingerprint: str = "",
+) -> list[Snapshot]:
+    return SavedChains(blob).of(shard, requests, SHAPE, "fp32", fingerprint)
+
+
+def packed(chains: list[Snapshot]) -> bytes:
+    return pack({"job-0": chains}, "fp32")
+
+
 @given(st.sampled_from(sorted(PLANS)), st.lists(st.integers(0, 19), min_size=1, max_size=64))
 def test_chains_come_back_to_the_bit(sampler, rows):
     saved = snapshots(sampler, rows)
-    back = unpack(pack(saved, "fp32"), {s.request.index: s.request for s in saved}, SHAPE, "fp32")
+    back = unpack(packed(saved), {s.request.index: s.request for s in saved})
     assert [(s.request, s.row) for s in back] == [(s.request, s.row) for s in saved]
     assert all(torch.equal(a.x, b.x) for a, b in zip(back, saved, strict=True))
     if PLANS[sampler].remembers:
@@ -38,13 +51,17 @@ def test_chains_come_back_to_the_bit(sampler, rows):
 
 def test_images_that_were_finished_since_are_left_out():
     saved = snapshots("ddpm", [3, 4, 5])
-    back = unpack(pack(saved, "fp32"), {8: saved[1].request}, SHAPE, "fp32")
+    back = unpack(packed(saved), {8: saved[1].request})
     assert [(s.request.index, s.row) for s in back] == [(8, 4)]
 
 
 def spoilt(**changes: object) -> bytes:
-    """Pack one chain at row 4, with some tensors changed, or removed if None."""
-    tensors = load(pack(snapshots("dpmpp_2m", [4]), "fp32")) | changes
+    """Pack one chain at row 4 as versions before bundles did, with some tensors changed.
+
+    Those that are None are removed.
+    """
+    changes = {"shards": None, "shard": None, "checksum": None} | changes
+    tensors = load(packed(snapshots("dpmpp_2m", [4]))) | changes
     return save({name: tensor for name, tensor in tensors.items() if tensor is not None})
 
 
@@ -69,6 +86,11 @@ def spoilt(**changes: object) -> bytes:
             "it was made in bf16, this worker computes in fp32",
         ),
         (spoilt(precision=torch.tensor([[1.5]])), "TypeError"),
+        (
+            spoilt(fingerprint=torch.tensor(list(b"bbb"), dtype=torch.uint8)),
+            "its worker's fingerprint is bbb, this one's is aaa",
+        ),
+        (spoilt(fingerprint=torch.tensor([[1.5]])), "TypeError"),
         (spoilt(x_0_hat=None), "no x_0_hat, which the plan needs"),
         (
             spoilt(
@@ -83,12 +105,46 @@ def spoilt(**changes: object) -> bytes:
 def test_chains_of_something_else_are_refused(blob, says):
     (chain,) = snapshots("dpmpp_2m", [4])
     with pytest.raises(BadSnapshot, match=says):
-        unpack(blob, {7: chain.request}, SHAPE, "fp32")
+        unpack(blob, {7: chain.request}, fingerprint="aaa")
+
+
+@pytest.mark.parametrize("blob", [spoilt(), spoilt(fingerprint=None)], ids=["empty", "none"])
+def test_chains_of_a_version_without_fingerprints_are_read(blob):
+    (chain,) = snapshots("dpmpp_2m", [4])
+    assert len(unpack(blob, {7: chain.request}, fingerprint="aaa")) == 1
 
 
 @pytest.mark.parametrize(
-    "blob", [b"", b"\0" * 100, b"not safetensors", pack(snapshots("ddpm", [1]), "fp32")[:-9]]
+    "blob", [b"", b"\0" * 100, b"not safetensors", packed(snapshots("ddpm", [1]))[:-9]]
 )
 def test_garbage_is_refused(blob):
     with pytest.raises(BadSnapshot):
-        unpack(blob, {}, SHAPE, "fp32")
+        unpack(blob, {})
+
+
+def test_chains_that_a_version_before_bundles_packed_come_back():
+    (chain,) = unpack(spoilt(), {7: snapshots("dpmpp_2m", [4])[0].request})
+    assert chain.row == 4
+
+
+def test_one_blob_gives_each_shard_its_own_chains():
+    shards = {f"job-{n}": snapshots("ddpm", [n, n + 1]) for n in range(3)}
+    chains = SavedChains(pack(shards, "fp32"))
+    assert chains.holds_several
+    for name, saved in shards.items():
+        back = chains.of(name, {s.request.index: s.request for s in saved}, SHAPE, "fp32")
+        assert [s.row for s in back] == [s.row for s in saved]
+        assert all(torch.equal(a.x, b.x) for a, b in zip(back, saved, strict=True))
+    with pytest.raises(BadSnapshot, match="no chain of this shard"):
+        chains.of("job-7", {}, SHAPE, "fp32")
+
+
+def test_a_damaged_chain_costs_its_own_shard_and_no_other():
+    shards = {f"job-{n}": snapshots("ddpm", [5]) for n in range(2)}
+    tensors = load(pack(shards, "fp32"))
+    tensors["x"][1, 0, 0, 0] += 1e-6
+    blob = save(tensors)
+    requests = {7: shards["job-0"][0].request}
+    assert [s.row for s in unpack(blob, requests)] == [5]
+    with pytest.raises(BadSnapshot, match="its bytes are not those that were saved"):
+        unpack(blob, requests, shard="job-1")

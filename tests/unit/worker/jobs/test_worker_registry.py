@@ -2,12 +2,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from worker.jobs.worker_registry import ModelInfo, Pace, WorkerInfo, parse_workers
+from worker.jobs.worker_registry import (
+    ModelInfo,
+    Pace,
+    WorkerCounters,
+    WorkerInfo,
+    labels,
+    parse_counters,
+    parse_workers,
+)
 
 MODEL = ModelInfo("fp32", "pytorch", 2, {1: 0.1, 10: 0.2})
+LABELS = {"a": "box-cpu", "b": "box-cpu", "c": ""}
 INFO = WorkerInfo("worker-1", "cuda:1", {"tiny": MODEL}, 1.0)
 
 
@@ -50,6 +60,25 @@ def test_workers_of_other_bits_differ_by_model(other: WorkerInfo, there: str) ->
     assert difference == f"tiny in {there}, this one in fp32 on cuda by pytorch"
 
 
+def printed(fingerprint: str, **fields: Any) -> WorkerInfo:
+    return replace(INFO, models={"tiny": replace(MODEL, fingerprint=fingerprint, **fields)})
+
+
+def test_workers_of_one_fingerprint_do_not_differ_whatever_they_compute_by() -> None:
+    assert list(printed("aaa").differences(printed("aaa", kernels="ours"))) == []
+
+
+def test_workers_of_two_fingerprints_differ_though_nothing_else_does() -> None:
+    made = "fp32 on cuda by pytorch (fingerprint"
+    (difference,) = printed("aaa").differences(printed("bbb"))
+    assert difference == f"tiny in {made} bbb), this one in {made} aaa)"
+
+
+def test_a_worker_without_a_fingerprint_is_compared_by_what_it_computes_by() -> None:
+    assert list(INFO.differences(printed("aaa"))) == []
+    assert list(INFO.differences(printed("aaa", precision="bf16")))
+
+
 def test_models_that_only_one_worker_runs_are_no_difference() -> None:
     other = replace(INFO, models={"large": replace(MODEL, precision="bf16")})
     assert list(INFO.differences(other)) == []
@@ -64,3 +93,18 @@ def test_workers_are_read_by_name_without_those_of_another_version(
     infos = [json.dumps(newer), second.to_json(), INFO.to_json()]
     assert parse_workers([info.encode() for info in infos]) == [INFO, second]
     assert "a worker of another version is not counted" in caplog.text
+
+
+def test_a_label_stays_and_two_workers_of_one_label_are_told_apart():
+    named = [replace(INFO, name=name, label=label) for name, label in LABELS.items()]
+    assert labels(named) == {"a": "box-cpu", "b": "box-cpu-2", "c": "c"}
+
+
+def test_counters_survive_the_way_through_the_job_store():
+    counters = WorkerCounters(rescues=2)
+    counters.stepped("tiny", 8, 0.5)
+    counters.stepped("tiny", 4, 0.25)
+    entries = {b"w": counters.to_json().encode(), b"old": b"{", b"new": b'{"more": 1}'}
+    assert parse_counters(entries) == {"w": counters, "new": WorkerCounters()}
+    assert (counters.image_steps, counters.steps) == ({"tiny": 12}, {"tiny": 2})
+    assert counters.step_s == {"tiny": 0.75}

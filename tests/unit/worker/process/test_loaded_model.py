@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.checkpoints.bad_checkpoint import BadCheckpoint
 from models.checkpoints.catalog import Catalog, write_card
-from models.checkpoints.diffusers_format import BadCheckpoint
 from models.checkpoints.residual_variance import ResidualVariance
 from models.diffusion.plans import compile_plan
 from tests.support.folders import write_model
@@ -36,7 +36,7 @@ def model(
     write_model(tmp_path, "tiny")
     monkeypatch.setattr(
         "worker.calibration.tune.calibrate",
-        lambda pool, T, sizes, clock: Calibration(
+        lambda pool, T, sizes, clock, cores, between: Calibration(
             {1: 1e-9}, threads=2, fewer=1, by_fewer={1: 2e-9}
         ),
     )

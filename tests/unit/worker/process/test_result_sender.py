@@ -11,15 +11,16 @@ import torch
 
 from tests.support.jobs import make_recipe, make_shard
 from worker.jobs.domain import Shard
+from worker.process.job_writer import ShardResults
 from worker.process.result_sender import ResultBatch, ResultSender
-from worker.process.shard_leases import Lease
+from worker.process.shard_leases import Execution, Lease
 from worker.results.store import StoreFault
 
 SHARD = make_shard(make_recipe(steps=1), job="job", count=1)
 
 
 def lease_of(shard: Shard) -> Lease:
-    return Lease(shard, *cast("Any", (None, None, None)))
+    return Lease(shard, Execution("e", shard.id, shard.queue))
 
 
 def one_image() -> list[tuple[int, torch.Tensor]]:
@@ -29,35 +30,36 @@ def one_image() -> list[tuple[int, torch.Tensor]]:
 class Writer:
     """A job writer whose results store is away for a number of calls."""
 
+    external = False
+
     def __init__(self, away_calls: int = 0) -> None:
         self.away_calls = away_calls
         self.published = 0
         self.reported: list[list[tuple[str, int, int]]] = []
+        self.results: list[list[ShardResults]] = []
 
     def progress(self, reports: list[tuple[Shard, int, int]]) -> list[bool]:
         self.reported.append([(shard.id, least, steps) for shard, least, steps in reports])
         return [True] * len(reports)
 
-    def settled(self, _shard: Shard) -> bool:
-        return self.published > 0
+    def forget_stored(self, _shard: Shard) -> None: ...
 
-    def forget(self, _shard: Shard) -> None: ...
-
-    def publish(self, _shard: Shard, _images: object, _last: bool) -> bool:
+    def publish_all(self, results: list[ShardResults]) -> list[bool]:
         self.away_calls -= 1
         if self.away_calls >= 0:
             raise StoreFault("the results store is away")
         self.published += 1
-        return True
+        self.results.append(results)
+        return [True] * len(results)
 
 
 class Shards:
     def __init__(self) -> None:
         self.finished: list[Lease] = []
 
-    def finish(self, lease: Lease) -> bool:
-        self.finished.append(lease)
-        return True
+    def finish_all(self, leases: list[Lease]) -> list[str]:
+        self.finished += leases
+        return ["finished"] * len(leases)
 
 
 def sender_to(writer: Writer, **options: Any) -> tuple[ResultSender, Shards]:
@@ -122,14 +124,42 @@ def test_progress_is_reported_between_the_batches_of_a_slow_store(
     writer = Writer()
     sender, _ = sender_to(writer, progress_every_s=0)
     other = lease_of(replace(SHARD, number=1))
-    publish = writer.publish
+    monkeypatch.setattr(writer, "external", True)
+    publish_all = writer.publish_all
 
-    def slow(*batch: Any) -> bool:
+    def slow(results: list[ShardResults]) -> list[bool]:
         sender.report([(other, writer.published, 0)])
-        return publish(*batch)
+        return publish_all(results)
 
-    monkeypatch.setattr(writer, "publish", slow)
+    monkeypatch.setattr(writer, "publish_all", slow)
     for _ in range(2):
         sender.post(ResultBatch(other, one_image()))
     sender.run_once()
     assert [least for reports in writer.reported for _, least, _ in reports] == [0, 1, 2]
+
+
+def test_batches_that_wait_are_sent_together_and_those_of_a_shard_as_one() -> None:
+    writer = Writer()
+    sender, shards = sender_to(writer)
+    other = lease_of(replace(SHARD, number=1, count=2))
+    sender.post(ResultBatch(other, [(1, torch.zeros(1, 4, 4, dtype=torch.uint8))]))
+    sender.post(ResultBatch(other, [(2, torch.ones(1, 4, 4, dtype=torch.uint8))], last=True))
+    sender.run_once()
+    [together] = writer.results
+    assert [(r.shard.id, [i for i, _ in r.images], r.last) for r in together] == [
+        ("job-0", [0], True),
+        ("job-1", [1, 2], True),
+    ]
+    assert [lease.shard.id for lease in shards.finished] == ["job-0", "job-1"]
+
+
+def test_a_worker_that_stops_sends_nothing_more_when_its_time_is_up() -> None:
+    writer = Writer()
+    ticks = iter(range(1000))
+    sender, shards = sender_to(writer, clock=lambda: float(next(ticks)), together=1)
+    for number in range(1, 9):
+        sender.post(ResultBatch(lease_of(replace(SHARD, number=number)), one_image(), last=True))
+    sender.flush(within_s=6.0)
+    assert 0 < len(shards.finished) < 9
+    sender.flush(within_s=100.0)
+    assert len(shards.finished) == 9

@@ -2,6 +2,7 @@
 -- A job is running while a worker holds a shard of it.
 -- So every script that takes a shard from its worker ends with this function.
 -- It sets the shard's job back to queued if the job runs and no worker holds a shard of it.
+-- include: listing
 -- constants: CHANGES, RECORD_PREFIX, SHARD_IMAGES, SHARD_PREFIX
 
 local function requeue_if_idle(shard)
@@ -13,6 +14,6 @@ local function requeue_if_idle(shard)
     local status = redis.call('HGET', SHARD_PREFIX .. job .. '-' .. number, 'status')
     if status == 'started' then return end
   end
-  redis.call('HSET', RECORD_PREFIX .. job, 'state', 'queued')
+  set_state(job, 'queued')
   redis.call('PUBLISH', CHANGES, job .. ' queued')
 end

@@ -12,7 +12,7 @@
 --   left: hash from open job to the image-steps that are left of it, and what they are of
 --   load: hash from owner to the image-steps that are left of all its open jobs
 --   webhooks: sorted set of the jobs whose webhook is to be sent
--- include: now
+-- include: bundles, counts, kept, listing, now
 -- constants: CHANGES, RECORD_TTL_S
 
 local record, hashes, pngs, open, chains = unpack(KEYS, 1, 5)
@@ -31,6 +31,11 @@ end
 local function is_external() return redis.call('HGET', record, 'external') end
 
 local function remove_objects_at(due) redis.call('ZADD', expiring, math.floor(due), id) end
+
+-- Returns the owner of an open job, whose record may be gone.
+local function owner_of_open(job)
+  return string.match(redis.call('HGET', left, job) or '', '^%S+ %S+ %S+ %S+ (.*)$')
+end
 
 -- Subtracts image-steps from what is left of the job, and from its owner's sum.
 -- Without `image_steps` it subtracts all that is left and removes the job's entry.
@@ -53,12 +58,15 @@ end
 -- Ends the job in the final state `to`.
 local function finish(to)
   local ttl = tonumber(redis.call('HGET', record, 'results_ttl_s'))
-  redis.call('HSET', record, 'state', to, 'finished_at', stamp())
+  set_state(id, to)
+  redis.call('HSET', record, 'finished_at', stamp())
   redis.call('EXPIRE', pngs, ttl)
   redis.call('EXPIRE', record, ttl + RECORD_TTL_S)
   redis.call('EXPIRE', hashes, ttl + RECORD_TTL_S)
   if is_external() then remove_objects_at(now() + ttl) end
-  redis.call('DEL', chains)
+  local owner, bytes = unpack(redis.call('HMGET', record, 'owner', 'bytes'))
+  if owner then keep_bytes(id, owner, tonumber(bytes or 0), now() + ttl) end
+  forget_all_chains(chains)
   redis.call('ZREM', open, id)
   local idempotency = redis.call('HGET', record, 'idempotency')
   if idempotency then redis.call('EXPIRE', idempotency, ttl + RECORD_TTL_S) end
@@ -69,4 +77,7 @@ local function finish(to)
     redis.call('EXPIRE', webhooks, RECORD_TTL_S)
   end
   redis.call('PUBLISH', CHANGES, id .. ' ' .. to)
+  local about = redis.call('HMGET', record, 'error_code', 'priority', 'model')
+  for i = 1, 3 do about[i] = about[i] or '-' end
+  tally('job ' .. to .. ' ' .. table.concat(about, ' '))
 end

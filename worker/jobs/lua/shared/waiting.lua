@@ -1,13 +1,18 @@
 -- Functions on shards that wait.
 -- There is a list, RQ's queue, for each class, model and owner. Its name is
--- "<class>:<model>:<owner>", and the field `origin` of a shard says in which queue it belongs.
+-- "<class>:<model>:<owner>" behind `QUEUE_NAMES`. The field `origin` of a shard says in which queue
+-- it belongs.
 -- For each class and model there is a rotation of owners: a sorted set, in which the owner with the
 -- least score has the next turn. An owner is in it exactly while the owner's queue has entries.
 -- The id of a withdrawn shard may stay in a long queue as a stone, which takes step over.
--- constants: QUEUES, QUEUE_PREFIX, ROTATION_PREFIX, SHARD_PREFIX, STONES
+-- constants: QUEUES, QUEUE_NAMES, QUEUE_PREFIX, ROTATION_PREFIX, SHARD_PREFIX, STONES
 
--- Returns "<class>:<model>" and the owner; nothing for a queue of before there was one an owner.
-local function parts_of(queue) return string.match(queue, '^(%a+:.+):([^:]*)$') end
+-- Returns "<class>:<model>" behind `QUEUE_NAMES`, and the owner. It returns nothing for a queue of
+-- before there was one an owner.
+local function parts_of(queue)
+  local name, owner = string.match(queue, '^(%a+:.+):([^:]*)$', #QUEUE_NAMES + 1)
+  if name then return QUEUE_NAMES .. name, owner end
+end
 
 -- Gives an owner the next turn, or the last one.
 local function set_turn(rotation, owner, is_next)

@@ -19,13 +19,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.checkpoints import diffusers_format
 from models.checkpoints.catalog import SHIPPED
 from models.diffusion.noise import normal
 from models.diffusion.plans import COLUMNS
-from models.networks.unet import NormSiLU
+from models.networks.layers import ActivatedNorm, activate
+from models.networks.unet_config import Activation
 from tests.support.networks import random_unet
 from worker.backends.cpu import kernels
 from worker.backends.cpu.kernels import CompiledNorm, library
@@ -56,7 +56,9 @@ def threads_as_before():
 
 
 def case(
-    shape: tuple[int, int, int, int, int], dtype: torch.dtype, kind: type[nn.GroupNorm] = NormSiLU
+    shape: tuple[int, int, int, int, int],
+    dtype: torch.dtype,
+    kind: type[nn.GroupNorm] = ActivatedNorm,
 ) -> tuple[Tensor, nn.GroupNorm]:
     B, groups, D, H, W = shape
     torch.manual_seed(B + groups + D + H + W)
@@ -67,12 +69,15 @@ def case(
     return x.to(dtype).to(memory_format=torch.channels_last), norm.to(dtype)
 
 
-def exact(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+def exact(x: Tensor, norm: nn.GroupNorm, modulation: Tensor | None = None) -> Tensor:
     groups = x.double().unflatten(1, (norm.num_groups, -1))
     variance, mean = torch.var_mean(groups, dim=(2, 3, 4), correction=0, keepdim=True)
     y = ((groups - mean) / (variance + norm.eps).sqrt()).flatten(1, 2)
     y = y * norm.weight.double()[:, None, None] + norm.bias.double()[:, None, None]
-    return F.silu(y) if isinstance(norm, NormSiLU) else y
+    if modulation is not None:
+        scale, shift = modulation.double()[:, :, None, None].chunk(2, dim=1)
+        y = y * (1 + scale) + shift
+    return activate(y, norm.activation) if isinstance(norm, ActivatedNorm) else y
 
 
 def can_compile() -> bool:
@@ -95,7 +100,7 @@ def test_the_library_is_compiled_wherever_it_can_be():
 
 
 @compiled
-@pytest.mark.parametrize("kind", [nn.GroupNorm, NormSiLU])
+@pytest.mark.parametrize("kind", [nn.GroupNorm, ActivatedNorm])
 @given(shape=shapes)
 def test_float32_is_the_exact_result_within_a_few_roundings(
     kind: type[nn.GroupNorm], shape: tuple[int, int, int, int, int]
@@ -107,7 +112,7 @@ def test_float32_is_the_exact_result_within_a_few_roundings(
 
 
 @compiled
-@pytest.mark.parametrize("kind", [nn.GroupNorm, NormSiLU])
+@pytest.mark.parametrize("kind", [nn.GroupNorm, ActivatedNorm])
 @given(shape=shapes)
 def test_bf16_is_the_exact_result_rounded_once(
     kind: type[nn.GroupNorm], shape: tuple[int, int, int, int, int]
@@ -147,14 +152,38 @@ def test_values_that_are_not_finite_stay_so_and_stay_in_their_image(
 
 
 @compiled
+@pytest.mark.parametrize(
+    ("activation", "smallest"), [("silu", 1e-30), ("mish", 1e-30), ("gelu", 1e-6), ("relu", 1e-30)]
+)
+@pytest.mark.parametrize("scale", [1.0, 20.0, 1e4])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_silu_holds_for_the_smallest_and_the_largest(dtype: torch.dtype):
-    norm = NormSiLU(1, 1, eps=1e-5).to(dtype)
-    nn.init.constant_(norm.weight, 1e4)
+def test_an_activation_holds_for_the_smallest_and_the_largest(
+    dtype: torch.dtype, scale: float, activation: Activation, smallest: float
+):
+    norm = ActivatedNorm(1, 1, 1e-5, activation).to(dtype)
+    nn.init.constant_(norm.weight, scale)
     x = torch.linspace(-1, 1, 64).to(dtype).view(1, 1, 8, 8)
     torch.testing.assert_close(
-        CompiledNorm(norm)(x).double(), exact(x, norm), rtol=2**-7, atol=1e-30
+        CompiledNorm(norm)(x).double(), exact(x, norm), rtol=2**-7, atol=smallest
     )
+
+
+@compiled
+@pytest.mark.parametrize("activation", ["silu", "mish", "gelu", "relu"])
+@given(shape=shapes)
+def test_a_modulation_is_each_images_own(
+    activation: Activation, shape: tuple[int, int, int, int, int]
+):
+    x, norm = case(shape, torch.float32)
+    assert isinstance(norm, ActivatedNorm)
+    norm.activation = activation
+    modulation = torch.randn(len(x), 2 * x.shape[1])
+    ours = CompiledNorm(norm)
+    together = ours(x, modulation)
+    expected = exact(x, norm, modulation)
+    torch.testing.assert_close(together.double(), expected, rtol=1e-5, atol=1e-4)
+    alone = [ours(x[i : i + 1], modulation[i : i + 1]) for i in range(len(x))]
+    assert torch.equal(together, torch.cat(alone))
 
 
 @compiled
@@ -189,8 +218,8 @@ def batch(size: int, count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Ten
 def test_a_step_is_pytorchs_to_a_rounding(seed: int, remembers: bool, noisy: bool, size: int):
     columns, x, x_0_hat, out = batch(size, seed=seed)
     out[0, ..., 0] = [math.nan, math.inf, -math.inf, 1e30][seed % 4]
-    columns[-2] *= remembers
-    columns[-1] *= noisy
+    columns[len(ADDRESS) + COLUMNS.index("d")] *= remembers
+    columns[len(ADDRESS) + COLUMNS.index("s")] *= noisy
     ours = [x.clone(), x_0_hat.clone()]
     theirs = [x.clone(), x_0_hat.clone()]
     kernels.advance(columns, *ours, out)
@@ -206,7 +235,7 @@ def test_a_step_is_pytorchs_to_a_rounding(seed: int, remembers: bool, noisy: boo
 def test_noise_is_that_of_its_address(size: int):
     columns, x, x_0_hat, out = batch(size, count=5)
     columns[len(ADDRESS) :] = 0
-    columns[-1] = 1  # which is s
+    columns[len(ADDRESS) + COLUMNS.index("s")] = 1
     kernels.advance(columns, x, x_0_hat, out)
     slots, _, *address = columns[: len(ADDRESS)].long()
     assert (x[slots] - normal(*address, (1, 1, size))).abs().max() <= 3e-7

@@ -1,0 +1,1 @@
+"""The whole service around networks that cost nothing, or a given time."""

@@ -1,0 +1,1 @@
+"""What a connection that means harm costs others."""

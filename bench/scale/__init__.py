@@ -1,0 +1,1 @@
+"""A fleet in a time that passes by calculation: how many workers a traffic needs."""

@@ -1,0 +1,1 @@
+"""Files of other trainers, which hold weights without a configuration, as folders."""

@@ -1,0 +1,1 @@
+"""Images to train on and to evaluate with, as uint8 pixels."""
