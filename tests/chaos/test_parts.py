@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from io import BytesIO
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tests.chaos.commit_before import NoHistory, check_out
-from tests.chaos.verdict import is_same_picture
+from tests.chaos.storm import PLANNED
+from tests.chaos.verdict import Verdict, is_same_picture
 
 
 def picture(recipe: str, brightness: int = 9) -> bytes:
@@ -51,3 +53,33 @@ def test_a_commit_s_code_is_written_to_a_folder_of_its_own(tmp_path: Path) -> No
     except NoHistory as reason:
         pytest.skip(str(reason))
     assert (folder / "worker" / "__main__.py").exists()
+
+
+def verdict(*, computed: int, kills: int) -> Verdict:
+    """Return one on 1000 image-steps that took 10 s in peace."""
+    return Verdict(
+        seed=1,
+        undisturbed=(),
+        stormy=(),
+        happened=PLANNED + Counter({"kill worker": kills}),
+        setbacks=Counter(),
+        needed=1000,
+        peaceful=1000,
+        computed=computed,
+        peace_s=10.0,
+        storm_s=20.0,
+        left=(),
+    )
+
+
+def test_a_loss_is_judged_by_seconds_of_the_fleet_whatever_the_number_of_kills() -> None:
+    calm, wild = verdict(computed=1190, kills=1), verdict(computed=1950, kills=9)
+    assert [calm.lost_s, wild.lost_s] == pytest.approx([0.95, 0.95])
+    assert not [fault for fault in (*calm.faults(), *wild.faults()) if "cost" in fault]
+    (lost,) = [fault for fault in verdict(computed=1210, kills=1).faults() if "cost" in fault]
+    assert lost == "the loss of a worker cost 1.05 s of the fleet's work"
+
+
+def test_a_storm_says_the_share_that_was_computed_twice_where_it_is_bounded() -> None:
+    faults = verdict(computed=1110, kills=9).faults(twice_at_most=0.1)
+    assert "11.0% of the image-steps were computed twice" in faults
