@@ -130,12 +130,11 @@ def read_classes(folder: Path) -> ClassesCard | None:
     Raises:
         BadState: The state is damaged.
     """
-    path = folder / FILE
-    if not path.exists():
+    counters = _read_counters(folder)
+    if counters is None or counters.classes is None:
         return None
-    with _readable(path), safe_open(path, framework="pt") as file:
-        classes = _counters(file.metadata()).classes
-        return None if classes is None else ClassesCard.model_validate(classes)
+    with _readable(folder / FILE):
+        return ClassesCard.model_validate(counters.classes)
 
 
 def read_identity(folder: Path) -> str | None:
@@ -144,11 +143,8 @@ def read_identity(folder: Path) -> str | None:
     Raises:
         BadState: The state is damaged.
     """
-    path = folder / FILE
-    if not path.exists():
-        return None
-    with _readable(path), safe_open(path, framework="pt") as file:
-        return _counters(file.metadata()).data
+    counters = _read_counters(folder)
+    return None if counters is None else counters.data
 
 
 def load_state(
@@ -237,3 +233,11 @@ def _joined(names: Sequence[str]) -> bytes:
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _read_counters(folder: Path) -> Counters | None:
+    path = folder / FILE
+    if not path.exists():
+        return None
+    with _readable(path), safe_open(path, framework="pt") as file:
+        return _counters(file.metadata())
