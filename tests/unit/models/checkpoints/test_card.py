@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.checkpoints import diffusers_format, layout
 from models.checkpoints.bad_checkpoint import BadCheckpoint
@@ -23,9 +26,12 @@ from models.checkpoints.catalog import (
     write_card,
 )
 from models.checkpoints.residual_variance import FILE, ResidualVariance
+from models.networks.families import build
+from models.networks.linear_attention_config import LinearAttentionConfig
 from models.networks.unet import UNet
 from models.networks.unet_config import UNetConfig
 from models.train.recipe import TrainingRecipe
+from tests.support.networks import TINY
 
 WORDS = {
     "data": DataCard(name="noise", licence="CC0-1.0"),
@@ -79,6 +85,27 @@ def test_the_gflop_of_the_papers_cifar10_network_are_counted_with_its_attention(
     with torch.device("meta"):
         net = UNet(config)
     assert gflop_per_image_step(net) == pytest.approx(12.108 + attention, abs=0.01)
+
+
+def test_the_gflop_are_counted_without_loading_the_compiler():
+    """It takes seconds, of each `ddpm models add`."""
+    program = (
+        "import sys; from models.checkpoints.card import gflop_per_image_step; "
+        "from models.networks.unet import UNet; from tests.support.networks import TINY; "
+        "assert gflop_per_image_step(UNet(TINY)) > 0; "
+        "assert 'torch._dynamo' not in sys.modules; assert 'sympy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    "cfg", [TINY, LinearAttentionConfig(sample_size=16)], ids=["unet", "linear"]
+)
+def test_the_gflop_are_those_that_pytorch_s_own_counter_finds(cfg):
+    net = build(cfg).eval().to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, *cfg.shape, device="meta"), torch.zeros(1, device="meta").long())
+    assert gflop_per_image_step(build(cfg).eval()) == counter.get_total_flops() / 1e9
 
 
 def test_the_count_is_the_same_on_any_device(small_net):
