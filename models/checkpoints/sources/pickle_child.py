@@ -88,6 +88,9 @@ def _writes(args: tuple[Any, ...]) -> bool:
 def find_weights(content: object) -> tuple[dict[str, Tensor], str, list[str]]:
     """Find the weights among what a trainer saved.
 
+    DDIM's trainer saves a list: the network, the optimizer, two counters, and last the averages
+    where it has them (Song et al., 2021; `runners/diffusion.py`).
+
     Returns:
         The tensors by name, the path of keys to them, and the keys beside that path.
 
@@ -96,6 +99,12 @@ def find_weights(content: object) -> tuple[dict[str, Tensor], str, list[str]]:
     """
     place: list[str] = []
     beside: list[str] = []
+    if isinstance(content, list | tuple):
+        states = [index for index, held in enumerate(content) if _is_state(held)]
+        if states:
+            beside = [str(index) for index in range(len(content)) if index != states[-1]]
+            place.append(f"item {states[-1]} of {len(content)}")
+            content = content[states[-1]]
     while isinstance(content, Mapping):
         chosen = next((p for p in _PLACES if isinstance(content.get(p), Mapping)), None)
         if chosen is None:
@@ -111,6 +120,15 @@ def find_weights(content: object) -> tuple[dict[str, Tensor], str, list[str]]:
         raise Refused(f"it holds no weights of a network, but {keys}")
     beside += [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     return tensors, ".".join(place), beside
+
+
+def _is_state(held: object) -> bool:
+    """Tell whether these are the weights of a network, and nothing else."""
+    return (
+        isinstance(held, Mapping)
+        and len(held) > 0
+        and all(isinstance(value, Tensor) for value in held.values())
+    )
 
 
 def check_sizes(tensors: Mapping[str, Tensor], size_bytes: int) -> None:

@@ -26,6 +26,20 @@ def test_averaged_weights_are_taken_before_others_and_the_rest_is_named(tmp_path
     assert torch.equal(load_file(tmp_path / "out.safetensors")["a"], WEIGHT)
 
 
+@pytest.mark.parametrize(
+    ("averages", "place", "beside"),
+    [([{"a": WEIGHT}], "item 4 of 5", ["0", "1", "2", "3"]), ([], "item 0 of 4", ["1", "2", "3"])],
+)
+def test_of_a_list_that_ddim_s_trainer_saved_the_averages_come_first(
+    averages: list[object], place: str, beside: list[str]
+) -> None:
+    network = {"a": torch.zeros(2, 3) if averages else WEIGHT}
+    optimizer = {"state": {0: {"step": 1}}, "param_groups": [{"lr": 1e-3}]}
+    tensors, found, rest = find_weights([network, optimizer, 7, 1000, *averages])
+    assert (found, rest) == (place, beside)
+    assert torch.equal(tensors["a"], WEIGHT)
+
+
 def test_tensors_that_share_memory_are_written_each_with_its_own(tmp_path: Path) -> None:
     torch.save({"a": WEIGHT, "b": WEIGHT, "c": WEIGHT.T}, tmp_path / "model.pt")
     answer = convert(tmp_path / "model.pt", tmp_path / "out.safetensors")

@@ -12,6 +12,7 @@ from torch import nn
 
 from models.checkpoints import diffusers_format
 from models.checkpoints.bad_checkpoint import BadCheckpoint
+from models.checkpoints.layout import WEIGHTS
 from models.checkpoints.sources.opening import open_source
 from tests.support.trainers.pytorch_diffusion import PaperUNet
 
@@ -72,6 +73,19 @@ def test_the_papers_models_are_known_by_their_shapes(tmp_path, changes, side, va
     assert described.config.shape == (3, side, side)
     assert described.published.variance == variance
     assert any("by its shape" in note and variance in note for note in source.notes)
+
+
+def test_a_checkpoint_of_ddim_s_trainer_is_its_averages(tmp_path):
+    averaged = saved(PaperUNet(**SMALL), tmp_path / "averaged.safetensors").state_dict()
+    raw = {f"module.{name}": torch.zeros_like(tensor) for name, tensor in averaged.items()}
+    torch.save([raw, {"state": {}, "param_groups": []}, 3, 5000, averaged], tmp_path / "ckpt.pth")
+    source = open_source(str(tmp_path / "ckpt.pth"), tmp_path / "scratch")
+    assert "in ckpt.pth the weights are item 4 of 5" in source.notes
+    alone = open_source(str(tmp_path / "averaged.safetensors"), tmp_path / "other")
+    for one, other in zip(
+        *(load_file(s.folder / "unet" / WEIGHTS).values() for s in (source, alone)), strict=True
+    ):
+        assert torch.equal(one, other)
 
 
 def test_another_size_is_asked_for_and_the_process_is_said_to_be_assumed(tmp_path):
