@@ -14,7 +14,7 @@ from torch import Tensor
 from models.checkpoints.diffusers_format import Checkpoint
 from models.networks.network import DenoisingNetwork
 from worker.backends.cpu.kernels import library
-from worker.backends.cpu.layers import pack
+from worker.backends.cpu.layers import has_bf16, pack
 from worker.backends.features import features_of
 from worker.backends.host import make_current
 from worker.jobs.domain import Precision
@@ -176,6 +176,5 @@ def precisions(device: torch.device) -> tuple[Precision, ...]:
         with torch.cuda.device(device):
             native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        mkldnn = torch.ops.mkldnn
-        native = torch.backends.mkldnn.is_available() and mkldnn._is_mkldnn_bf16_supported()
+        native = has_bf16()
     return ("fp32", "bf16") if native else ("fp32",)

@@ -22,17 +22,24 @@ def pack(net: DenoisingNetwork) -> None:
     Its precision must be final.
     """
     bf16 = next(net.parameters()).dtype == torch.bfloat16
+    packs = _can_pack() and (has_bf16() or not bf16)
     # Inner modules come first, as PackedAttention takes over the norm that its attention has.
     for module in reversed(list(net.modules())):
         for name, child in list(module.named_children()):
             if isinstance(child, Attention):
                 setattr(module, name, PackedAttention(child))
-            elif isinstance(child, nn.Conv2d) and not isinstance(child, Pointwise) and _can_pack():
+            elif isinstance(child, nn.Conv2d) and not isinstance(child, Pointwise) and packs:
                 setattr(module, name, PackedConv(child))
             elif isinstance(child, nn.GroupNorm) and library():
                 setattr(module, name, CompiledNorm(child))
             elif isinstance(child, nn.GroupNorm) and bf16:
                 setattr(module, name, ContiguousNorm(child))
+
+
+def has_bf16() -> bool:
+    """Tell whether oneDNN computes in bf16 natively on this CPU."""
+    mkldnn = torch.ops.mkldnn
+    return torch.backends.mkldnn.is_available() and bool(mkldnn._is_mkldnn_bf16_supported())
 
 
 def _can_pack() -> bool:
