@@ -144,6 +144,25 @@ class _Candidates:
         self._measured_now: set[Precision] = set()
         self._last: tuple[Precision, ServedNetwork, Pool] | None = None
 
+    @property
+    def _form(self) -> tuple[str, ...]:
+        """What models of the same weights may differ in, and steps or their bits depend on."""
+        return (
+            "x".join(map(str, self._shape)),
+            f"T={self._loaded.schedule.T}",
+            "dynamic" if self._loaded.process.clipping.is_dynamic else "",
+            f"{self._rows} classes",
+            "guided" if self._is_guided else "",
+        )
+
+    @property
+    def _rows(self) -> int:
+        return self._classes.rows if self._classes else 0
+
+    @property
+    def _is_guided(self) -> bool:
+        return self._classes is not None and self._classes.null is not None
+
     def pool(self, precision: Precision) -> Pool:
         """Make the pool of a precision, or return it if it was the last one made."""
         return self._made(precision)[1]
@@ -196,7 +215,14 @@ class _Candidates:
     def _recall(self, precision: Precision, beaten: Calibration | None = None) -> Calibration:
         enough = str(self._capacity >= self._sizes[-1])
         machine = (description(self._device, self._cores), torch.__version__)
-        conditions = (self._weights, *machine, self.kernels(precision), precision, enough)
+        conditions = (
+            self._weights,
+            *self._form,
+            *machine,
+            self.kernels(precision),
+            precision,
+            enough,
+        )
 
         def measure() -> Calibration:
             self._measured_now.add(precision)
@@ -222,8 +248,7 @@ class _Candidates:
             gc.collect()
             torch.cuda.empty_cache()
             fitting = [size for size in self._sizes if size <= self._capacity]
-            rows = self._classes.rows if self._classes else 0
-            network = ServedNetwork(self._loaded, self._device, precision, fitting, rows)
+            network = ServedNetwork(self._loaded, self._device, precision, fitting, self._rows)
             pool = Pool(
                 network,
                 self._shape,
@@ -231,8 +256,8 @@ class _Candidates:
                 self._device,
                 dynamic=self._loaded.process.clipping.is_dynamic,
                 learned=self._loaded.net.cfg.learns_variance,
-                class_rows=rows,
-                guided=self._classes is not None and self._classes.null is not None,
+                class_rows=self._rows,
+                guided=self._is_guided,
             )
             self._last = (precision, network, pool)
         return self._last[1:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,18 @@ def test_other_kernels_have_a_calibration_of_their_own(tiny, measured, monkeypat
     for kernels in ("ours", "pytorch", "ours"):
         monkeypatch.setattr(tune_module, "kernels_on_a_cpu", lambda kernels=kernels: kernels)
         tuned(tiny, "fp32", CalibrationCache(tmp_path))
+    assert len(measured) == 2
+
+
+def test_models_that_share_weights_have_each_a_calibration_of_its_own(
+    tiny, measured, tmp_path: Path
+):
+    """Steps with a dynamic threshold give other bits, and would make the other's outdated."""
+    clipping = replace(tiny.process.clipping, ratio=0.995)
+    dynamic = replace(tiny, process=replace(tiny.process, clipping=clipping))
+    assert clipping.is_dynamic
+    for checkpoint in (tiny, dynamic, tiny, dynamic):
+        tuned(checkpoint, "fp32", CalibrationCache(tmp_path))
     assert len(measured) == 2
 
 
