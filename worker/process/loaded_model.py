@@ -67,6 +67,7 @@ class LoadedModel:
             images.
         capacity: images that the pool holds.
         engine: steps the chains.
+        chain_bytes: bytes of x and x_0_hat of one chain.
         plan: compiles the plan of a sampler, steps, variance and eta, or finds it in its cache.
     """
 
@@ -127,6 +128,7 @@ class LoadedModel:
             for n in (self.calibration.threads, self.calibration.fewer)
         }
         self.engine = Engine(tuned.pool, self.calibration.seconds)
+        self.chain_bytes = 2 * tuned.pool.x[0].nbytes
         self.plan = PlanCache(self._plan)
         # The packed chains that were read last, if they are those of several shards.
         self._saved: tuple[bytes, SavedChains] | None = None
@@ -208,11 +210,6 @@ class LoadedModel:
         They are for as many threads as took the last step.
         """
         return self.engine.batch_sizes.seconds[self.engine.batch_sizes.size_for(chains)]
-
-    @property
-    def chain_bytes(self) -> int:
-        """Bytes of x and x_0_hat of one chain."""
-        return 2 * self.engine.pool.x[0].nbytes
 
     def admit(self, shard: Shard, indices: list[int], saved: bytes | None) -> None:
         """Submit the shard's images to the engine, each from where it was saved.
