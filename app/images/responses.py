@@ -60,7 +60,7 @@ def png_response(request: Request, png: bytes, sha256: str, *, final: bool) -> R
         final: Whether the image can never change.
     """
     headers = _headers(sha256, final)
-    return _not_modified(request, headers) or PngResponse(png, headers=headers)
+    return not_modified(request, headers) or PngResponse(png, headers=headers)
 
 
 async def zip_response(request: Request, archive: Archive, name: str) -> Response:
@@ -79,7 +79,7 @@ async def zip_response(request: Request, archive: Archive, name: str) -> Respons
     }
     parts = archive.parts()
     first = await anext(parts)
-    return _not_modified(request, headers) or ZipResponse(_chain(first, parts), headers=headers)
+    return not_modified(request, headers) or ZipResponse(_chain(first, parts), headers=headers)
 
 
 async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -92,9 +92,13 @@ def _headers(sha256: str, final: bool) -> dict[str, str]:
     return {"ETag": f'"{sha256}"', "Cache-Control": _FINAL if final else "no-cache"}
 
 
-def _not_modified(request: Request, headers: Mapping[str, str]) -> Response | None:
-    """Compare `If-None-Match`, a list of tags or a star, weakly (RFC 9110, 13.1.2)."""
-    sent = request.headers.get("if-none-match", "")
+def not_modified(request: Request, headers: Mapping[str, str]) -> Response | None:
+    """Answer with 304 if the client has what `headers` describe, by its `ETag`.
+
+    `If-None-Match` is a list of tags or a star, may come in several lines, and is compared weakly
+    (RFC 9110, 13.1.2).
+    """
+    sent = ",".join(request.headers.getlist("if-none-match"))
     tags = [tag.strip().removeprefix("W/") for tag in sent.split(",")]
     if "*" in tags or headers["ETag"] in tags:
         return Response(status_code=304, headers=headers)

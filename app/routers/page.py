@@ -14,6 +14,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.staticfiles import StaticFiles
 
 from app.access.public_paths import PAGE_PATHS
+from app.images.responses import not_modified
 from app.problems.problems import UnknownRoute
 from app.records.links import ROOT_PATH
 
@@ -59,9 +60,9 @@ async def openapi_json(request: Request) -> Response:
     """Answer with the API's description, or with 304 where the client has it."""
     text, etag = _document(request.app, ROOT_PATH.get())
     headers = {"Cache-Control": "no-cache", "ETag": etag}
-    if etag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    return Response(text, media_type="application/json", headers=headers)
+    return not_modified(request, headers) or Response(
+        text, media_type="application/json", headers=headers
+    )
 
 
 @router.get("/static/{name}")
@@ -91,8 +92,12 @@ def _document(app: FastAPI, root_path: str) -> tuple[bytes, str]:
 async def _file(request: Request, name: str) -> Response:
     """Answer with the whole file, or with 304 where the client has it."""
     scope = request.scope
-    # Starlette answers a bad Range header in text/plain, so it sees none.
-    scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
-    response = await _FILES.get_response(name, scope)
+    # Starlette answers a bad Range in text/plain, and 304 for dates that are none: it sees neither.
+    response = await _FILES.get_response(name, {**scope, "headers": []})
     response.headers.update(_HEADERS)
-    return response
+    # What a client has is told by the ETag alone.
+    del response.headers["Last-Modified"]
+    answer = not_modified(request, {"ETag": response.headers["ETag"], **_HEADERS}) or response
+    # The response reads it while it is sent.
+    scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
+    return answer
