@@ -28,7 +28,7 @@ RUN pip --python /opt/venv install -c constraints.txt ${TORCH_INDEX:+--extra-ind
  && cd /opt/venv/lib/python3*/site-packages/torch && rm -rf include test \
  && find bin -type f ! -name torch_shm_manager -delete
 COPY pyproject.toml ./
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['s3'], sep='\n')" > requirements.txt \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['s3'], *p['optional-dependencies']['otel'], sep='\n')" > requirements.txt \
  && pip --python /opt/venv install -c constraints.txt -r requirements.txt
 COPY README.md LICENSE hatch_build.py ./
 COPY app app

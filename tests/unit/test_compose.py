@@ -74,8 +74,8 @@ def test_every_setting_in_the_compose_files_exists() -> None:
     for service, settings in (("api", ApiSettings), ("worker", WorkerSettings)):
         known = {f"DDPM_{field}".upper() for field in settings.model_fields}
         others = set(services[service]["environment"]) - known
-        # Boto's, for a results store.
-        assert {name for name in others if not name.startswith("AWS_")} == set()
+        # Boto's, for a results store, and OpenTelemetry's, for traces.
+        assert {name for name in others if not name.startswith(("AWS_", "OTEL_"))} == set()
 
 
 @pytest.mark.parametrize("name", [GPU, CPU])
@@ -97,6 +97,17 @@ def test_credentials_of_a_results_store_reach_those_who_open_it() -> None:
         assert environment["DDPM_RESULTS_URL"] is None
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
             assert environment[name] is None, "the host's, where it has one"
+
+
+def test_variables_of_opentelemetry_reach_whoever_makes_spans_and_the_image_sends() -> None:
+    api, worker = (read(CPU)["services"][name]["environment"] for name in ("api", "worker"))
+    passed = {name: value for name, value in api.items() if name.startswith("OTEL_")}
+    assert passed == {name: value for name, value in worker.items() if name.startswith("OTEL_")}
+    assert set(passed.values()) == {None}, "the host's, where it has one"
+    assert {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_EXPORTER", "OTEL_SDK_DISABLED"} <= {*passed}
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    extras = re.findall(r"\['optional-dependencies'\]\['(\w+)'\]", dockerfile)
+    assert extras == ["s3", "otel"]
 
 
 @pytest.mark.parametrize("name", [GPU, CPU])
