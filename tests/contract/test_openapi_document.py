@@ -33,3 +33,17 @@ def test_keys_webhooks_and_other_models_change_nothing_in_the_document(models_di
     )
     committed = json.loads((REFERENCE / "openapi.json").read_text(encoding="utf-8"))
     assert create_app(settings).openapi() == committed
+
+
+def test_a_content_has_no_word_that_openapi_3_1_does_not_know() -> None:
+    """openapi-generator refuses a document that has one."""
+    document = json.loads((REFERENCE / "openapi.json").read_text(encoding="utf-8"))
+    assert document["openapi"].startswith("3.1")
+    contents = [
+        content
+        for operations in document["paths"].values()
+        for operation in operations.values()
+        for answer in operation["responses"].values()
+        for content in answer.get("content", {}).values()
+    ]
+    assert {word for content in contents for word in content} == {"schema"}

@@ -40,7 +40,7 @@ def exact(
         _only_of("analytic", estimated, default),
         _only_of("learned", learned, default),
     ]
-    # What generators take for an event's data: only its itemSchema is exact.
+    # It is of an event's data, and not of the stream.
     stream = made["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]
     del stream["content"]["text/event-stream"]["schema"]
     if keyed:
