@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -34,13 +35,13 @@ _ANY_HOST = "*"
 REFUSED_AFTER_S = 0.1
 # What proxies add to a request that they hand on.
 _PROXY_HEADERS = (
-    "forwarded",
-    "via",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-forwarded-prefix",
-    "x-real-ip",
+    b"forwarded",
+    b"via",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-proto",
+    b"x-forwarded-prefix",
+    b"x-real-ip",
 )
 
 
@@ -129,10 +130,11 @@ class Gate:
         bind(owner=LOCAL.name)
         if _ANY_HOST in self._hosts:
             return LOCAL
-        if is_loopback_host(name):
-            proxied = next((header for header in _PROXY_HEADERS if header in headers), None)
+        if _is_loopback(name):
+            sent = {header for header, _ in headers.raw}
+            proxied = next((header for header in _PROXY_HEADERS if header in sent), None)
             if proxied:
-                raise ThroughProxy(proxied, host)
+                raise ThroughProxy(proxied.decode(), host)
             return LOCAL
         if name in self._hosts:
             return LOCAL
@@ -157,6 +159,11 @@ def host_names(text: str) -> frozenset[str]:
     return frozenset(name.strip().lower() for name in text.split(",") if name.strip())
 
 
+# Clients ask for few names. What strangers send for one is forgotten again.
+_is_loopback = lru_cache(maxsize=64)(is_loopback_host)
+
+
+@lru_cache(maxsize=64)
 def _name(host: str) -> str:
     """Return the name in a Host header: without the port, in lower case."""
     try:

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 # The store or the rate limit: the same request will be answered later.
 _PASSING = {429, 503}
 _LONGEST_MS = 60_000
+_ACCEPTS_EVENTS = (b"accept", b"text/event-stream")
 
 
 class EventSourceErrors:
@@ -26,13 +27,17 @@ class EventSourceErrors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand the request on, and change its answer if it is such an error."""
-        if scope["type"] == "http" and _is_event_source(Headers(scope=scope)):
+        if scope["type"] == "http" and _is_event_source(scope):
             send = _with_errors_as_events(send)
         await self.app(scope, receive, send)
 
 
-def _is_event_source(headers: Headers) -> bool:
+def _is_event_source(scope: Scope) -> bool:
     """Return whether a browser asks for a stream. Libraries that read events name themselves."""
+    # Nearly no request has this header, and to look for a pair decodes nothing.
+    if _ACCEPTS_EVENTS not in scope["headers"]:
+        return False
+    headers = Headers(scope=scope)
     wanted = headers.get("accept", "")
     return wanted == "text/event-stream" and headers.get("user-agent", "").startswith("Mozilla/")
 

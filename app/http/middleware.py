@@ -109,6 +109,8 @@ class AnswerHeaders:
 
 def add_headers(headers: MutableHeaders) -> None:
     """Add what `AnswerHeaders` adds."""
-    headers["X-Content-Type-Options"] = "nosniff"
-    if "json" in headers.get("content-type", ""):
-        headers.setdefault("Cache-Control", "no-store")
+    sent = dict(headers.raw)
+    if b"x-content-type-options" not in sent:
+        headers.raw.append((b"x-content-type-options", b"nosniff"))
+    if b"json" in sent.get(b"content-type", b"") and b"cache-control" not in sent:
+        headers.raw.append((b"cache-control", b"no-store"))

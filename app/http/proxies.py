@@ -52,6 +52,8 @@ class TrustedProxies:
         """Return whether a connection from `address`, or through a socket, is a proxy's."""
         if address is None:
             return self.unix
+        if not self.networks:
+            return False
         try:
             where = ip_address(address)
         except ValueError:
