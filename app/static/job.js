@@ -32,7 +32,7 @@ export class JobView {
     does(".archive", () => save(job.links.archive, `${job.id}.zip`));
     does(".cancel", () => ask(job.links.cancel, { method: "POST" }));
     does(".delete", () => this.#mayDelete() && ask(job.links.self, { method: "DELETE" }));
-    this.#part(".again").addEventListener("click", () => again(job));
+    does(".again", () => again(this.#job));
     this.update(job);
   }
 

@@ -59,6 +59,17 @@ function showClasses(classes) {
   show(".guided", (classes?.null ?? null) !== null);
 }
 
+/** Offer the labels of a job's images, and choose them. Those of a job without classes are null. */
+function offerLabels(labels) {
+  if (labels.includes(null)) return;
+  form.label.add(new Option("as in that job", JSON.stringify(labels), false, true));
+}
+
+/** Have classes drawn where labels of a job are chosen, which are for another number of images. */
+function dropLabels() {
+  if (form.label.value.startsWith("[")) form.label.value = "";
+}
+
 /**
  * Show the sampler's own options only.
  */
@@ -79,13 +90,14 @@ function show(selector, isShown) {
 
 /** Make the body of POST /v1/jobs from the form. */
 function jobRequest() {
+  const label = JSON.parse(form.label.value || "null"); // or a list, one for each image
   const number = (name) => (form[name].value === "" ? null : Number(form[name].value));
   return {
     ...Object.fromEntries(["model", "sampler", "priority"].map((name) => [name, form[name].value])),
     ...Object.fromEntries(["count", "steps", "seed", "start"].map((name) => [name, number(name)])),
     ...(form.sampler.value === "ddpm" && form.variance.value && { variance: form.variance.value }),
     ...(form.sampler.value === "ddim" && { eta: number("eta") }),
-    ...(!form.label.disabled && { label: number("label") }),
+    ...(!form.label.disabled && { [Array.isArray(label) ? "labels" : "label"]: label }),
     ...(!form.guidance.disabled && { guidance: number("guidance") }),
   };
 }
@@ -96,14 +108,17 @@ function changed() {
   wake();
 }
 
-/** Put a job's recipe into the form. */
-function again(job) {
-  if (!cards.has(job.model)) return showProblem(new Problem(404, `${job.model} is no longer served.`));
+/** Put a job's recipe into the form. The list of jobs lacks the labels of images that differ. */
+async function again(job) {
+  if (!cards.has(job.model)) throw new Problem(404, `${job.model} is no longer served.`);
+  const differ = cards.get(job.model).classes && job.label === null;
+  const { images } = differ && !job.images ? await json(job.links.self) : job;
   form.model.value = job.model;
   showCard();
   for (const name of ["sampler", "steps", "count", "seed", "start", "priority"]) form[name].value = job[name];
   for (const name of ["variance", "eta", "guidance"]) form[name].value = job[name] ?? form[name].value;
   form.label.value = job.label ?? "";
+  if (differ) offerLabels(images.map(({ label }) => label));
   showOptions();
   form.scrollIntoView({ behavior: "smooth" });
   form.count.focus();
@@ -166,6 +181,7 @@ async function follow() {
 
 form.model.addEventListener("change", showCard);
 form.sampler.addEventListener("change", showOptions);
+form.count.addEventListener("change", dropLabels);
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = form.querySelector("button");

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from zipfile import ZipFile
 
+import httpx
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
@@ -330,6 +331,30 @@ def test_the_form_offers_classes_and_guidance_where_the_model_has_them(
         expect(label).to_have_value("1")
         expect(guidance).to_have_value("2.5")
         service.http.delete(f"/v1/jobs/{job}")
+
+
+def test_again_repeats_the_class_of_each_image(
+    service: Service, opened: Callable[[str], Page], tmp_path: Path
+) -> None:
+    write_card_of("guided", tmp_path, classes=ClassesCard(count=3, null=3))
+    settings = ApiSettings(redis_url=service.redis_url, models_dir=tmp_path)
+    with serve(create_app(settings)) as url:
+        body = {"model": "guided", "count": 3, "labels": [2, 0, 2], "guidance": 1.5}
+        first = httpx.post(f"{url}/v1/jobs", json=body).json()["id"]
+        page = opened(url)
+        page.locator(f"#job-{first} .again").click()
+        label = page.locator("#new [name=label]")
+        expect(label.locator("option:checked")).to_have_text("as in that job")
+        with page.expect_response(lambda answer: answer.request.method == "POST") as accepted:
+            page.click("#new button")
+        second = accepted.value.headers["location"].rpartition("/")[2]
+        images = httpx.get(f"{url}/v1/jobs/{second}").json()["images"]
+        assert [image["label"] for image in images] == [2, 0, 2]
+        page.locator("#new [name=count]").fill("4")
+        page.locator("#new [name=count]").blur()
+        expect(label.locator("option:checked")).to_have_text("drawn")
+        for job in (first, second):
+            service.http.delete(f"/v1/jobs/{job}")
 
 
 def test_a_service_with_keys_gets_the_key_of_the_page(
