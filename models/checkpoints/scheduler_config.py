@@ -114,6 +114,9 @@ _FIXED_KEYS: dict[str, Any] = {
     "sigma_min": None,
     "sigma_max": None,
 }
+# What sets a scheduler of several processes to flow matching.
+_FLOWS: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+_OTHER_PROCESS = "is of another process than DDPMScheduler's; only that one is sampled"
 # Keys that say how diffusers steps, which leave the process as it is.
 _SOLVER_KEYS = frozenset(
     {
@@ -245,10 +248,10 @@ class _Reader:
         self._config = config
         name = config.get("_class_name", "DDPMScheduler")
         if name not in list(SCHEDULERS):
-            raise BadCheckpoint(
-                f"{path}: _class_name={name!r} is of another process than DDPMScheduler's;"
-                " only that one is sampled"
-            )
+            raise self._fault("_class_name", _OTHER_PROCESS)
+        for key, value in _FLOWS.items():
+            if config.get(key) == value:
+                raise self._fault(key, _OTHER_PROCESS)
         self._class = SCHEDULERS[name]
 
     def published(self) -> Published:

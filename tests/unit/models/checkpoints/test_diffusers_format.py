@@ -304,7 +304,7 @@ def fault(folder: Path, kind: str) -> None:
         case "unknown schedule":
             edit(scheduler, beta_schedule="exp")
         case "unknown prediction":
-            edit(scheduler, prediction_type="flow_prediction")
+            edit(scheduler, prediction_type="velocity")
         case "wide clip":
             edit(scheduler, clip_sample_range=-2.0)
         case "zero snr":
@@ -390,7 +390,7 @@ def fault(folder: Path, kind: str) -> None:
         (
             "unknown prediction",
             "scheduler/scheduler_config.json",
-            "prediction_type='flow_prediction'.*use epsilon",
+            "prediction_type='velocity'.*use epsilon",
         ),
         (
             "wide clip",
