@@ -93,8 +93,8 @@ async def _faults(port: int, case: Case, tally: FuzzTally, patience_s: float) ->
         if case.manner in (Manner.LEAVES, Manner.RESET):
             return []
         received, closed = await _receive(reader, case, patience_s)
-    except ConnectionError:
-        # The server has closed before it was sent all of it.
+    except OSError:
+        # The server has closed before it was sent all of it: ENOTCONN is no ConnectionError.
         received += bytes(getattr(reader, "_buffer", b""))
         closed = True
     finally:

@@ -118,7 +118,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             publish(root / name, family)
             add(root / name, service.models_dir)
         service.models = ",".join(FAMILIES)
-        service.add_worker(precision="fp32")
+        service.add_worker(precision="fp32", pool_images="192")
         yield service
 
 

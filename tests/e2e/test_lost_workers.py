@@ -53,7 +53,7 @@ def test_a_killed_worker_costs_seconds_and_no_byte_of_any_samplers_images(
 def test_a_worker_suspended_past_its_lease_drops_the_shard_and_does_new_work(
     calm: Service,
 ) -> None:
-    recipe = {"count": 20, "seed": 4, "steps": 500}
+    recipe = {"count": 20, "seed": 4, "steps": 250}
     for _ in range(2):
         calm.add_worker("tests.support.short_leases")
     job = calm.post(**recipe)["id"]

@@ -83,7 +83,7 @@ def draw_again(found: dict[str, Any], analytic: bool) -> torch.Tensor:
 
 
 def test_polling_shows_the_progress_of_the_steps(service: Service) -> None:
-    job = service.post(count=32, steps=1000)
+    job = service.post(count=16, steps=400)
     steps = []
     while (now := service.job(job["id"]))["state"] in ("queued", "running"):
         steps.append(now["progress"]["step"])

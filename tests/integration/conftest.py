@@ -55,6 +55,12 @@ def post(api: httpx.Client) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
+def without_reconciliation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave jobs running whose shards nobody holds: `IdleWorker` has no leases."""
+    monkeypatch.setattr("worker.jobs.reaper.RECONCILE_EVERY", 10**9)
+
+
+@pytest.fixture
 def asked(redis: Redis) -> Iterator[Callable[[], list[str]]]:
     """A call that returns the previews that workers have been asked for so far."""
     with redis.pubsub(ignore_subscribe_messages=True) as subscription:

@@ -15,6 +15,9 @@ from app.http.server import Server
 from app.main import create_app
 from app.settings import ApiSettings
 
+# On a busy machine the store's answer may take longer than the second that the API waits for it.
+_PATIENCE_S = 20.0
+
 
 def create_fresh_app(settings: ApiSettings) -> FastAPI:
     """Build the API, which reads all open work for each answer, not once a second."""
@@ -24,11 +27,18 @@ def create_fresh_app(settings: ApiSettings) -> FastAPI:
 
 
 @contextmanager
-def serve(app: FastAPI, **options: Any) -> Iterator[str]:
+def serve(app: FastAPI, patient: bool = True, **options: Any) -> Iterator[str]:
     """Serve `app` on a free port, as `ddpm api` does, and yield its base URL.
 
-    `options` are those of `Server`, which hands uvicorn's on.
+    Args:
+        app: The API.
+        patient: Wait for the store's answers as long as a busy machine needs. Tests of a store that
+            does not answer switch it off.
+        **options: Those of `Server`, which hands uvicorn's on.
     """
+    if patient:
+        for client in (app.state.redis, app.state.durable_redis):
+            client.connection_pool.connection_kwargs["socket_timeout"] = _PATIENCE_S
     server = Server(app, port=0, log_level="warning", timeout_graceful_shutdown=1, **options)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -6,9 +6,5 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def without_reconciliation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave jobs running whose shards nobody holds: `IdleWorker` has no leases.
-
-    tests/integration/worker/jobs has the tests of the reconciliation.
-    """
-    monkeypatch.setattr("worker.jobs.reaper.RECONCILE_EVERY", 10**9)
+def _without_reconciliation(without_reconciliation: None) -> None:
+    """tests/integration/worker/jobs has the tests of the reconciliation."""

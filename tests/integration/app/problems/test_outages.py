@@ -65,7 +65,7 @@ def site(tmp_path: Path, models_dir: Path) -> Iterator[Site]:
     server.start()
     app = create_app(ApiSettings(redis_url=server.url, models_dir=models_dir))
     with (
-        serve(app) as url,
+        serve(app, patient=False) as url,
         httpx.Client(base_url=url, timeout=20) as api,
         Redis.from_url(server.url) as redis,
     ):

@@ -78,7 +78,7 @@ def store() -> Iterator[ErrorServer]:
 @contextmanager
 def api_before(url: str, **settings: object) -> Iterator[httpx.Client]:
     app = create_app(ApiSettings(redis_url=url, **settings))
-    with serve(app) as base, httpx.Client(base_url=base, timeout=20) as api:
+    with serve(app, patient=False) as base, httpx.Client(base_url=base, timeout=20) as api:
         yield api
 
 

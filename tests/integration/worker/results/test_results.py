@@ -31,6 +31,8 @@ from worker.results.store import ResultsStore, StoreFault
 from worker.results.url import open_store
 
 Post = Callable[..., dict[str, Any]]
+# Its shards are held by no lease.
+pytestmark = pytest.mark.usefixtures("without_reconciliation")
 
 
 @pytest.fixture(scope="module", params=["redis", "file", "s3"])
