@@ -17,10 +17,10 @@ class Sinusoid(nn.Module):
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.width = cfg.block_out_channels[0]
+        self.width = cfg.timestep_width
 
     def forward(self, t: Tensor) -> Tensor:
-        """Compute sines and cosines of t (B,): (B, base channels)."""
+        """Compute sines and cosines of t (B,): (B, width)."""
         half = self.width // 2
         # In any other order of operations, this is off by 6e-5 from diffusers at t near 1000, where
         # the angles are large.
@@ -39,7 +39,7 @@ class Fourier(nn.Module):
 
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
-        self.width = 2 * cfg.block_out_channels[0]
+        self.width = cfg.timestep_width
         self.weight = nn.Parameter(torch.zeros(cfg.block_out_channels[0]), requires_grad=False)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ class Looked(nn.Embedding):
     """A learned vector for each timestep."""
 
     def __init__(self, cfg: UNetConfig) -> None:
-        super().__init__(cfg.num_train_timesteps or 0, cfg.block_out_channels[0])
-        self.width = cfg.block_out_channels[0]
+        super().__init__(cfg.num_train_timesteps or 0, cfg.timestep_width)
+        self.width = cfg.timestep_width
 
 
 def projection(cfg: UNetConfig) -> Sinusoid | Fourier | Looked:

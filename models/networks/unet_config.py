@@ -1,6 +1,6 @@
 """The options of diffusers' `UNet2DModel`, read from config.json and checked.
 
-What this U-Net cannot be is refused by name.
+What this U-Net cannot be is refused by name. One option is our own: `timestep_input_dim`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 # far beyond what anybody trains on pixels
 _LARGEST = {"layers_per_block": 64, "norm_num_groups": 8192}
+# numbers of anything but channels of a level
+_COUNTS = ("time_embedding_dim", "timestep_input_dim", "num_class_embeds", "num_train_timesteps")
 # the second is its name before diffusers 0.2
 _CLASSES = ("UNet2DModel", "UNetUnconditionalModel")
 
@@ -82,11 +84,17 @@ class UNetConfig(NetworkConfig):
     """The options of `UNet2DModel`, with diffusers' names and defaults.
 
     Options that make no network raise UnsupportedConfig.
+
+    Attributes:
+        timestep_input_dim: Numbers that a timestep is turned into; None: as many as the first level
+            has channels. diffusers lacks the option, which guided-diffusion's network for 512
+            pixels needs.
     """
 
     center_input_sample: bool = False
     time_embedding_type: Literal["positional", "fourier", "learned"] = "positional"
     time_embedding_dim: int | None = None
+    timestep_input_dim: int | None = None
     freq_shift: int = 0
     flip_sin_to_cos: bool = True
     down_block_types: tuple[str, ...] = (
@@ -174,18 +182,25 @@ class UNetConfig(NetworkConfig):
 
     def _check_embeddings(self) -> None:
         """Refuse embeddings of the timestep and of classes that would not run."""
-        half = self.block_out_channels[0] // 2
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= 10**6:
+                raise UnsupportedConfig(f"{name}={value}; give 1 to 1000000, or null")
+        stated = self.timestep_input_dim
+        if stated is not None and self.time_embedding_type == "fourier":
+            raise UnsupportedConfig(
+                f"timestep_input_dim={stated} does not fit time_embedding_type='fourier', which"
+                " takes two numbers for each channel of the first level; leave it out"
+            )
+        half = self.timestep_width // 2
         if half < 1:
-            raise UnsupportedConfig("block_out_channels begins with 1; give 2 channels or more")
+            named = "timestep_input_dim is 1" if stated else "block_out_channels begins with 1"
+            raise UnsupportedConfig(f"{named}; give 2 channels or more")
         if self.time_embedding_type == "positional" and not self.freq_shift < half:
             raise UnsupportedConfig(
                 f"freq_shift={self.freq_shift} does not fit the {half} frequencies of t;"
                 f" give less than {half}"
             )
-        for name in ("time_embedding_dim", "num_class_embeds", "num_train_timesteps"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= 10**6:
-                raise UnsupportedConfig(f"{name}={value}; give 1 to 1000000, or null")
         if self.time_embedding_type == "learned" and self.num_train_timesteps is None:
             raise UnsupportedConfig(
                 "time_embedding_type='learned' needs num_train_timesteps, which is null"
@@ -261,8 +276,13 @@ class UNetConfig(NetworkConfig):
         return read_options(cls, config, size, {*EMA_KEYS, *_LABEL_KEYS})
 
     def to_diffusers(self) -> dict[str, Any]:
-        """Make the config.json from which diffusers reads the same network."""
+        """Make the config.json from which diffusers reads the same network.
+
+        diffusers refuses the weights of a network with a `timestep_input_dim` by their shape.
+        """
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if self.timestep_input_dim is None:
+            del options["timestep_input_dim"]
         return {"_class_name": "UNet2DModel", "_diffusers_version": "0.35.0", **options}
 
     @property
@@ -294,6 +314,13 @@ class UNetConfig(NetworkConfig):
         if self.add_attention and self.mid_block_type is not None:
             attending.add(widths[-1])
         return attending
+
+    @property
+    def timestep_width(self) -> int:
+        """Count the numbers that a timestep is turned into."""
+        if self.time_embedding_type == "fourier":
+            return 2 * self.block_out_channels[0]
+        return self.timestep_input_dim or self.block_out_channels[0]
 
     @property
     def time_width(self) -> int:

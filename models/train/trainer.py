@@ -45,6 +45,8 @@ VALIDATED_IMAGES = 256
 # Draws of these have seeds that no update and no epoch has.
 _VALIDATION = -(2**62)
 _SPLIT = _VALIDATION + 1
+# Runs that began before the network had these do not name them.
+_NEWER_OPTIONS = ("timestep_input_dim",)
 
 
 class Diverged(RuntimeError):
@@ -412,11 +414,13 @@ def _identity(recipe: TrainingRecipe) -> str:
     if not recipe.data.classes:
         about.add("classes")
         free.add("label_dropout")
+    # options of networks that older versions did not have
+    newer = {name for name in _NEWER_OPTIONS if getattr(recipe.network, name) is None}
     training = recipe.training
     if training.warmup_updates is None:
         training = training.model_copy(update={"warmup_updates": OLD_WARMUP_UPDATES})
     return recipe.model_copy(update={"training": training}).model_dump_json(
-        exclude={"card": True, "data": about, "training": free}
+        exclude={"card": True, "data": about, "network": newer, "training": free}
     )
 
 

@@ -3,6 +3,9 @@
 Nichol and Dhariwal (2021), Dhariwal and Nichol (2021). Their network is `UNet2DModel`'s with
 `scale_shift`, by other names: `input_blocks`, `middle_block`, `output_blocks`. Its shape is read
 from the weights, the rest from the flags of the training.
+
+The network for 512 pixels embeds timesteps by more channels than its first level has, which
+`UNet2DModel` lacks: `timestep_input_dim` says it.
 """
 
 from __future__ import annotations
@@ -88,7 +91,9 @@ def write_folder(tensors: Mapping[str, Tensor], text: str | None, folder: Path) 
     config = _config(tensors, shape, flags)
     renamed = _rename(tensors, shape, flags, config)
     if flags.rescale_timesteps:
-        renamed["time_proj.weight"] = _rescaled_sinusoids(shape.widths[0], flags.diffusion_steps)
+        renamed["time_proj.weight"] = _rescaled_sinusoids(
+            tensors["time_embed.0.weight"].shape[1], flags.diffusion_steps
+        )
     scheduler = _scheduler(config, flags)
     write(renamed, folder / "unet" / WEIGHTS)
     (folder / "scheduler").mkdir()
@@ -156,13 +161,12 @@ def _on_the_way_up(
 
 def _config(tensors: Mapping[str, Tensor], shape: _Shape, flags: TrainerFlags) -> dict[str, Any]:
     first = tensors["input_blocks.0.0.weight"]
-    base = tensors["time_embed.0.weight"].shape[1]
-    if first.shape[0] != base or shape.widths[0] != base:
+    if first.shape[0] != shape.widths[0]:
         raise BadCheckpoint(
-            f"its timesteps are embedded by {base} channels and its first level has"
-            f" {shape.widths[0]}: channel_mult begins with another number than 1, which"
-            " UNet2DModel lacks; it is not served"
+            f"its first convolution puts out {first.shape[0]} channels, and its first level has"
+            f" {shape.widths[0]}; the file is damaged"
         )
+    inner, base = tensors["time_embed.0.weight"].shape
     features = tensors["input_blocks.1.0.emb_layers.1.weight"].shape[0]
     sampling = "resnet" if shape.residual_sampling else "conv"
     classes = tensors.get("label_emb.weight")
@@ -185,8 +189,10 @@ def _config(tensors: Mapping[str, Tensor], shape: _Shape, flags: TrainerFlags) -
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "time_embedding_type": "learned" if flags.rescale_timesteps else "positional",
+        "time_embedding_dim": inner,
+        **({} if base == shape.widths[0] else {"timestep_input_dim": base}),
         "num_train_timesteps": flags.diffusion_steps if flags.rescale_timesteps else None,
-        "resnet_time_scale_shift": "scale_shift" if features == 2 * base else "default",
+        "resnet_time_scale_shift": "scale_shift" if features == 2 * shape.widths[0] else "default",
         "num_class_embeds": None if classes is None else classes.shape[0],
     }
 

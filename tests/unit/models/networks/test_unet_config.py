@@ -46,6 +46,16 @@ def test_a_pair_of_equal_sides_is_square():
         ({"num_class_embeds": 0}, "num_class_embeds=0; give 1 to"),
         ({"time_embedding_type": "learned"}, "'learned' needs num_train_timesteps, which is null"),
         ({"time_embedding_dim": 0}, "time_embedding_dim=0"),
+        ({"timestep_input_dim": 0}, "timestep_input_dim=0; give 1 to"),
+        ({"timestep_input_dim": 1}, "timestep_input_dim is 1; give 2 channels or more"),
+        (
+            {"timestep_input_dim": 8, "freq_shift": 4},
+            "freq_shift=4 does not fit the 4 frequencies of t",
+        ),
+        (
+            {"timestep_input_dim": 448, "time_embedding_type": "fourier"},
+            "timestep_input_dim=448 does not fit time_embedding_type='fourier'",
+        ),
         ({"act_fn": "tanh"}, "act_fn='tanh' is not supported; use silu, swish, mish, gelu, relu"),
         ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type='UNetMidBlock2DCrossAttn'"),
         ({"mid_block_scale_factor": 0}, "mid_block_scale_factor=0.0 divides"),

@@ -196,6 +196,13 @@ def test_a_stop_saves_nothing_that_is_no_number(tmp_path, make_recipe, train, im
     assert (tmp_path / "out" / FILE).read_bytes() == before
 
 
+def test_a_recipe_is_known_by_the_hash_that_older_versions_saved(tmp_path, make_recipe, images):
+    trainer = Trainer(make_recipe(), images, tmp_path / "out", torch.device("cpu"))
+    assert trainer.counters.fingerprint == (
+        "358b03c90472e2d8b6cf6e955201709634b4850fa5855ec7ecaecdbdf6715f6e"
+    )
+
+
 def test_a_run_that_diverged_is_resumed_with_what_the_remedy_names(tmp_path, make_recipe, train):
     train(make_recipe(updates=2), tmp_path / "out")
     resumed = train(make_recipe(updates=3, learning_rate=1e-4, gradient_clip=0.5), tmp_path / "out")

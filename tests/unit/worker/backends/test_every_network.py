@@ -48,6 +48,7 @@ CONFIGURATIONS: dict[str, Options] = {
     "skips": SKIPS,
     "fourier": {"time_embedding_type": "fourier"},
     "classes": {"num_class_embeds": 5, "resnet_time_scale_shift": "scale_shift"},
+    "wide timesteps": {"timestep_input_dim": 48, "num_class_embeds": 5},
     "numbered classes": {"class_embed_type": "timestep", "act_fn": "gelu"},
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -78,6 +79,9 @@ def test_a_network_of_guided_diffusion_gives_its_numbers(
         {"channel_mult": (1, 1, 2, 3), "attention_resolutions": (4, 8), "num_res_blocks": 1},
         {"channel_mult": (1, 2), "attention_resolutions": (1,), "out_channels": 3},
         {"channel_mult": (1,), "attention_resolutions": (), "num_res_blocks": 3},
+        # as the network for 512 pixels, whose first level is narrower than its embedding
+        {"channel_mult": (0.5, 1, 1), "model_channels": 64, "use_scale_shift_norm": True},
+        {"channel_mult": (2, 1), "attention_resolutions": (1,)},
     ],
 )
 def test_levels_and_attention_are_read_from_the_weights(tmp_path, changes):
@@ -87,9 +91,16 @@ def test_levels_and_attention_are_read_from_the_weights(tmp_path, changes):
     assert differences(ours, theirs) < 1e-5
 
 
-@pytest.mark.parametrize(("T", "scale"), [(1000, 1.0), (4000, 0.25)])
-def test_a_network_of_improved_diffusion_gives_its_numbers(tmp_path, T, scale):
-    net = UNetModel(num_heads=4, use_scale_shift_norm=True, **SHAPE)
+@pytest.mark.parametrize(
+    ("T", "scale", "changes"),
+    [
+        (1000, 1.0, {}),
+        (4000, 0.25, {}),
+        (4000, 0.25, {"channel_mult": (0.5, 1, 1), "model_channels": 64}),
+    ],
+)
+def test_a_network_of_improved_diffusion_gives_its_numbers(tmp_path, T, scale, changes):
+    net = UNetModel(num_heads=4, use_scale_shift_norm=True, **(SHAPE | changes))
     theirs = saved(net, tmp_path / "ema.safetensors")
     flags = f"--image_size 16 --num_heads 4 --diffusion_steps {T} --noise_schedule cosine"
     ours = converted(tmp_path / "ema.safetensors", f"{flags} --rescale_timesteps=True")
@@ -150,17 +161,21 @@ def test_flags_that_weights_do_not_show_are_asked_for(tmp_path, flags, says):
         open_source(str(tmp_path / "model.safetensors"), tmp_path / "scratch", flags=flags)
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"attention_resolutions": (1, 2)}, "heads of different widths at \\[32, 64\\]"),
-        ({"channel_mult": (0.5, 1)}, "channel_mult begins with another number than 1"),
-    ],
-)
-def test_a_network_that_diffusers_cannot_express_is_refused(tmp_path, changes, says):
-    shape = SHAPE | {"model_channels": 64} if "channel_mult" in changes else SHAPE
-    saved(UNetModel(num_heads=4, **(shape | changes)), tmp_path / "model.safetensors")
-    with pytest.raises(BadCheckpoint, match=says):
+def test_diffusers_loads_no_network_whose_embedding_of_timesteps_is_wider(tmp_path):
+    shape = GUIDED | {"channel_mult": (0.5, 1, 1), "model_channels": 64}
+    saved(UNetModel(**shape), tmp_path / "model.safetensors")
+    source = open_source(str(tmp_path / "model.safetensors"), tmp_path / "s", flags=FLAGS + HEADS)
+    cfg = diffusers_format.describe(source.folder).config
+    assert (cfg.timestep_input_dim, cfg.block_out_channels) == (64, (32, 64, 64))
+    assert type(cfg).from_diffusers(cfg.to_diffusers()) == cfg
+    with pytest.raises(RuntimeError, match=r"size mismatch for time_embedding\.linear_1\.weight"):
+        UNet2DModel.from_pretrained(source.folder / "unet", low_cpu_mem_usage=False)
+
+
+def test_heads_of_several_widths_are_refused(tmp_path):
+    shape = SHAPE | {"attention_resolutions": (1, 2)}
+    saved(UNetModel(num_heads=4, **shape), tmp_path / "model.safetensors")
+    with pytest.raises(BadCheckpoint, match="heads of different widths at \\[32, 64\\]"):
         open_source(
             str(tmp_path / "model.safetensors"), tmp_path / "scratch", flags=FLAGS + "--num_heads 4"
         )
@@ -183,6 +198,10 @@ def renamed(old: str, new: str) -> Any:
         (without("output_blocks.8."), "levels have different numbers of blocks"),
         (without("input_blocks.8."), "8 input_blocks do not fit 9 output_blocks"),
         (without("input_blocks.4.1."), "level 1 has attention in some of its blocks only"),
+        (
+            lambda held: held | {"input_blocks.0.0.weight": torch.zeros(16, 3, 3, 3)},
+            "first convolution puts out 16 channels, and its first level has 32",
+        ),
         (renamed("time_embed.2", "time_embed.3"), r"time_embed\.3\.\w+ belongs to no network"),
         (renamed("out_layers.0", "out_layers.7"), r"out_layers\.7\.\w+ belongs to no network"),
     ],
