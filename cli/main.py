@@ -323,6 +323,10 @@ def interpolate(
     label: Annotated[
         str | None, typer.Option(help="Class of what is drawn, of a network with classes")
     ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="0 to 100, where the model has a null class; 1 is none; default: 1"),
+    ] = None,
     device: Device = "auto",
     out: Annotated[Path, typer.Option(help="PNG for the sheet")] = Path("interpolation.png"),
 ) -> None:
@@ -333,7 +337,8 @@ def interpolate(
     """
     from cli.commands.interpolate import draw as run
 
-    run(model, first, second, t or [500], between, steps, variance, seed, device, out, label)
+    ts = t or [500]
+    run(model, first, second, ts, between, steps, variance, seed, device, out, label, guidance)
 
 
 @keys_app.command()

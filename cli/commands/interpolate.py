@@ -15,17 +15,18 @@ from cli.commands.measure import errors_as_faults, find_model
 from cli.device import device_option
 from cli.faults import Fault
 from models.checkpoints import diffusers_format
-from models.checkpoints.catalog import read_classes
+from models.checkpoints.catalog import ClassesCard, read_classes
 from models.checkpoints.diffusers_format import Checkpoint, Description
 from models.checkpoints.images import sheet
 from models.diffusion.interpolation import interpolate
 from models.diffusion.options import PublishedVariance
 from models.diffusion.plans import Plan, ddpm
-from models.diffusion.sampling import Network, from_bytes, to_bytes
+from models.diffusion.sampling import Network, from_bytes, of_class, to_bytes
 from models.diffusion.schedule import linspace_grid
-from models.networks.network import DenoisingNetwork
 from models.train.data.images import listed
 from models.train.data.picture import read_picture
+
+_MOST_GUIDANCE = 100
 
 
 def draw(
@@ -40,6 +41,7 @@ def draw(
     device: str,
     out: Path,
     label: str | None = None,
+    guidance: float | None = None,
 ) -> None:
     """Draw a sheet as in Fig. 8 of the paper, with a row for each timestep t.
 
@@ -59,6 +61,8 @@ def draw(
         device: Device to compute on.
         out: File of the sheet.
         label: Name or number of the class of the mixtures, of a network with classes.
+        guidance: Weight of classifier-free guidance, of a network with a null class. None or 1 is
+            none; any other takes two passes a step.
 
     Raises:
         Fault: The model, an image, an option or `out` cannot be used.
@@ -76,12 +80,11 @@ def draw(
                 for path in (first, second)
             ]
         )
-        row = _row(folder, loaded, label)
+        net = _network(folder, loaded, target, label, 1.0 if guidance is None else guidance)
         if variance is None:
             leaves_out = steps and steps <= max(ts)
             variance = _published(described, bool(leaves_out))
         plans = [_plan(loaded, variance, t, steps) for t in ts]
-        net = _network(loaded.net.to(target), row)
         x_0 = from_bytes(pair.to(target))
         weights = torch.linspace(0, 1, between + 2).tolist()
         rows = []
@@ -103,18 +106,39 @@ def draw(
     )
 
 
-def _row(folder: Path, loaded: Checkpoint, label: str | None) -> int | None:
-    """Return the embedding's row of a class; None for a network without classes.
+def _network(
+    folder: Path, loaded: Checkpoint, device: torch.device, label: str | None, guidance: float
+) -> Network:
+    """Put the network on its device, with the class and the guidance of what is drawn.
+
+    Raises:
+        Fault: The label is missing or is none of the model's, or guidance does not fit it.
+        CatalogError: The card does not say which classes there are.
+    """
+    if not 0 <= guidance <= _MOST_GUIDANCE:
+        raise Fault(f"--guidance {guidance:g} is out of range; give 0 to {_MOST_GUIDANCE}")
+    net = loaded.net.to(device)
+    if not net.cfg.is_conditional:
+        given = ("--label", label) if label is not None else ("--guidance", f"{guidance:g}")
+        if label is not None or guidance != 1:
+            raise Fault(f"{' '.join(given)} is for a network with classes; leave it out")
+        return net
+    classes = read_classes(folder, loaded.sha256)
+    row = _row(classes, label)
+    if guidance != 1 and classes.null is None:
+        raise Fault(
+            f"--guidance {guidance:g} needs a null class, and the model has none; leave it out, or"
+            " name the model's null class with `ddpm models add --null-class`"
+        )
+    return of_class(net, row, classes.null, guidance)
+
+
+def _row(classes: ClassesCard, label: str | None) -> int:
+    """Return the embedding's row of a class.
 
     Raises:
         Fault: The label is missing, or is none of the model's.
-        CatalogError: The card does not say which classes there are.
     """
-    if not loaded.net.cfg.is_conditional:
-        if label is not None:
-            raise Fault(f"--label {label} is for a network with classes; leave it out")
-        return None
-    classes = read_classes(folder, loaded.sha256)
     names = list(classes.names or ()) or [str(number) for number in range(classes.count)]
     if label in names:
         return classes.row(names.index(label))
@@ -122,12 +146,6 @@ def _row(folder: Path, loaded: Checkpoint, label: str | None) -> int | None:
         return classes.row(int(label))
     fact = "the model needs a --label" if label is None else f"--label {label} is no class of it"
     raise Fault(f"{fact}; give one of its {classes.count} classes, {listed(names)}")
-
-
-def _network(net: DenoisingNetwork, row: int | None) -> Network:
-    if row is None:
-        return net
-    return lambda x, t: net(x, t, torch.full((len(x),), row, device=x.device))
 
 
 def _check_out(out: Path) -> None:

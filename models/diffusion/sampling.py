@@ -64,6 +64,39 @@ def split(out: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     return out[:, :channels], out[:, channels:]
 
 
+def of_class(
+    net: Callable[[Tensor, Tensor, Tensor], Tensor],
+    row: int,
+    null_row: int | None = None,
+    guidance: float = 1.0,
+) -> Network:
+    """Make a network of one class out of a conditional one, with guidance (Ho and Salimans 2022).
+
+    The estimate is null + w (conditional - null), and a learned variance is that of the class.
+
+    Args:
+        net: Maps x (B, C, H, W), t int64 (B,) and rows of classes int64 (B,) to its output.
+        row: The class, as a row of the embedding.
+        null_row: The row that means no class, which guidance needs.
+        guidance: The weight w. 1 is none, and takes one pass instead of two.
+
+    Raises:
+        ValueError: There is to be guidance, and no row means no class.
+    """
+    if guidance != 1 and null_row is None:
+        raise ValueError(f"guidance={guidance:g} needs a null class, and there is none; leave 1")
+
+    def conditional(x: Tensor, t: Tensor) -> Tensor:
+        return net(x, t, torch.full_like(t, row))
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        estimate, v = split(conditional(x, t), x.shape[1])
+        null, _ = split(net(x, t, torch.full_like(t, null_row or 0)), x.shape[1])
+        return torch.cat([null + guidance * (estimate - null), v], dim=1)
+
+    return conditional if guidance == 1 else guided
+
+
 @torch.inference_mode()
 def sample(
     net: Network,

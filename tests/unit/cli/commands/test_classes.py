@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,40 @@ def test_the_class_between_two_pictures_is_named(root, model, tmp_path):
         assert result.exit_code == 0, result.output
         drawn.append((tmp_path / "sheet.png").read_bytes())
     assert drawn[0] != drawn[1]
+
+
+def test_the_class_between_two_pictures_is_guided(root, model, tmp_path):
+    pictures = (root / "pets" / "cat" / "0.png", root / "pets" / "dog" / "0.png")
+    out = ("--t", 50, "--steps", 2, "--between", 1, "--out", tmp_path / "sheet.png", *CPU)
+    words = ("interpolate", model, *pictures, "--label", "cat", *out)
+    drawn = {}
+    for guidance in (None, 1, 0, 4):
+        result = ddpm(*words, *(() if guidance is None else ("--guidance", guidance)))
+        assert result.exit_code == 0, result.output
+        drawn[guidance] = (tmp_path / "sheet.png").read_bytes()
+    assert drawn[None] == drawn[1]
+    assert len(set(drawn.values())) == 3
+
+
+@pytest.mark.parametrize("guidance", ["-1", "101", "nan"])
+def test_guidance_out_of_range_is_refused(root, model, guidance):
+    picture = root / "pets" / "cat" / "0.png"
+    words = ("interpolate", model, picture, picture, "--label", "cat", "--guidance", guidance)
+    assert_fault(ddpm(*words, *CPU), f"--guidance {guidance} is out of range; give 0 to 100")
+
+
+def test_guidance_is_refused_where_no_class_is_null(root, model, tiny_model, tmp_path):
+    picture = root / "pets" / "cat" / "0.png"
+    words = (picture, picture, "--guidance", 2, *CPU)
+    plain = ddpm("interpolate", tiny_model, *words)
+    assert_fault(plain, "--guidance 2 is for a network with classes; leave it out")
+    folder = shutil.copytree(model, tmp_path / "every-row-a-class")
+    text = (folder / "card.json").read_text()
+    card = json.loads(text)
+    card["classes"] = {"count": 3}
+    (folder / "card.json").write_text(json.dumps(card))
+    every = ddpm("interpolate", folder, *words, "--label", 2)
+    assert_fault(every, "--guidance 2 needs a null class, and the model has none; leave it out")
 
 
 def test_a_recipe_says_itself_whether_there_are_classes(tmp_path):

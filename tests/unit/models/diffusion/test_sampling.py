@@ -11,7 +11,7 @@ from torch import Tensor
 from models.diffusion.noise import normal
 from models.diffusion.options import UNCLIPPED
 from models.diffusion.plans import compile_plan, ddpm
-from models.diffusion.sampling import chain, from_bytes, sample, to_bytes
+from models.diffusion.sampling import chain, from_bytes, of_class, sample, to_bytes
 from models.diffusion.schedule import Schedule, linspace_grid
 from tests.support.networks import points_eps
 
@@ -169,3 +169,21 @@ def test_every_byte_survives_the_way_to_minus_one_and_one_and_back():
 def test_bytes_are_rounded_and_values_outside_are_clipped():
     x = torch.tensor([-3.0, -1.0, 0.4 / 127.5 - 1, 0.6 / 127.5 - 1, 1.0, 1.7])
     assert to_bytes(x).tolist() == [0, 0, 0, 1, 255, 255]
+
+
+def by_row(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+    """An estimate and a variance of 10 times the row and of its square, plus x."""
+    own = rows[:, None, None, None] * torch.ones_like(x)
+    return torch.cat([x + 10 * own, own.square()], dim=1)
+
+
+@pytest.mark.parametrize(("guidance", "added"), [(1.0, 30.0), (0.0, 50.0), (2.0, 10.0)])
+def test_guidance_goes_on_from_the_null_class_and_keeps_the_variance(guidance, added):
+    x, t = torch.randn(4, 3, 2, 2), torch.arange(4)
+    out = of_class(by_row, 3, null_row=5, guidance=guidance)(x, t)
+    torch.testing.assert_close(out, torch.cat([x + added, torch.full_like(x, 9)], dim=1))
+
+
+def test_guidance_needs_a_null_class():
+    with pytest.raises(ValueError, match="guidance=2 needs a null class"):
+        of_class(by_row, 3, guidance=2.0)
