@@ -166,7 +166,10 @@ def _not_in_a_recipe(model: Description) -> str | None:
     """Say what a model has that no recipe can state. None: nothing."""
     cfg, published = model.config, model.published
     if not isinstance(cfg, UNetConfig):
-        return "its network is none of UNet2DModel, which recipes describe"
+        return (
+            f"its network is of the family {model.network['_class_name']}, and a recipe's"
+            " [network] describes a UNet2DModel"
+        )
     if cfg.class_embed_type is not None:
         return f"class_embed_type={cfg.class_embed_type!r} is no embedding of classes"
     if cfg.learns_variance:

@@ -515,4 +515,8 @@ def test_the_file_of_another_trainer_becomes_a_model_like_any_other(
     checked = ddpm("models", "check", "lucid")
     assert checked.exit_code == 0, checked.stderr
     training = ddpm("train", "--from", "lucid", "--data", tmp_path, "--out", tmp_path / "run")
-    assert "its network is none of UNet2DModel" in training.stderr
+    assert (
+        "lucid cannot be trained on: its network is of the family LinearAttentionUNet, and a"
+        " recipe's [network] describes a UNet2DModel; name another model"
+    ) in training.stderr
+    assert not (tmp_path / "run").exists()
