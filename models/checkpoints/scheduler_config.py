@@ -27,6 +27,7 @@ from models.diffusion.options import (
 )
 from models.diffusion.process import Process
 from models.diffusion.schedule import LINEAR_END, LINEAR_START, LINEAR_T, Schedule
+from models.networks.network_config import shown
 
 Value = TypeVar("Value")
 
@@ -116,6 +117,7 @@ _FIXED_KEYS: dict[str, Any] = {
 }
 # What sets a scheduler of several processes to flow matching.
 _FLOWS: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+_LARGEST_NUMBER = 1e9
 _OTHER_PROCESS = "is of another process than DDPMScheduler's; only that one is sampled"
 # Keys that say how diffusers steps, which leave the process as it is.
 _SOLVER_KEYS = frozenset(
@@ -276,12 +278,12 @@ class _Reader:
             "timestep_spacing", {name: name for name in get_args(Spacing)}, self._class.spacing
         )
         offset = self._number("steps_offset", 0, 0, card.T - 1)
+        if offset != int(offset):
+            raise self._fault("steps_offset", "is no whole number")
         return Published(card, process, variance, spacing, int(offset), ignored, dict(self._config))
 
     def _fault(self, key: str, text: str) -> BadCheckpoint:
-        value = self._config.get(key)
-        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:50]}..."
-        return BadCheckpoint(f"{self._path}: {key}={shown} {text}")
+        return BadCheckpoint(f"{self._path}: {key}={shown(self._config.get(key))} {text}")
 
     def _ignored(self) -> tuple[str, ...]:
         """List the solver's keys, and refuse those that nobody knows."""
@@ -319,7 +321,7 @@ class _Reader:
             key = {"T": "num_train_timesteps", "zero_snr": "rescale_betas_zero_snr"}
             where = str(fault["loc"][0]) if fault["loc"] else "beta_start"
             raise BadCheckpoint(
-                f"{self._path}: {key.get(where, where)}={fault['input']!r}: {fault['msg']};"
+                f"{self._path}: {key.get(where, where)}={shown(fault['input'])}: {fault['msg']};"
                 " correct it"
             ) from None
         try:
@@ -382,7 +384,9 @@ class _Reader:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # No number of a process is larger. A float cannot hold every whole number of a file.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER
 
 
 def schedule_of(card: ScheduleCard, betas: list[float] | None = None) -> Schedule:

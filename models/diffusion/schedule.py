@@ -96,7 +96,8 @@ class Schedule:
         """Shift and scale sqrt(alpha_bar) so that it ends at 0 (Lin et al., 2023, Algorithm 1).
 
         Raises:
-            ValueError: There is one timestep, which would be nothing but noise.
+            ValueError: There is one timestep, which would be nothing but noise, or alpha_bar does
+                not fall from step to step.
         """
         if self.T == 1:
             raise ValueError("one timestep cannot end at zero SNR; use two or more")
@@ -104,6 +105,12 @@ class Schedule:
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
         alpha_bar = root.square()
         before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        if not bool((before > 0).all()):
+            ends = f"{self.alpha_bar[0]:g} to {self.alpha_bar[-1]:g}"
+            raise ValueError(
+                f"alpha_bar goes from {ends} and cannot be rescaled to zero SNR;"
+                " use fewer timesteps, or other betas"
+            )
         return Schedule(1 - alpha_bar / before)
 
     @property

@@ -46,7 +46,7 @@ class LinearAttentionConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         check_widths(self.block_out_channels)
-        check_widths((self.stem_channels,))
+        check_widths((self.stem_channels,), "stem_channels")
         levels = len(self.block_out_channels)
         for name in ("full_attention", "attention_heads", "attention_head_dim"):
             given = asdict(self)[name]

@@ -11,6 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 # L, LA, RGB and RGBA
 MOST_CHANNELS = 4
 _LONGEST_SIDE = 2048
+# far beyond any option of a network
+_LARGEST_NUMBER = 10**9
+_LONGEST_SHOWN = 60
 _WIDEST = 8192
 _DEEPEST = 12
 
@@ -97,21 +100,27 @@ class NetworkConfig:
             )
 
 
-def check_widths(widths: tuple[int, ...]) -> None:
+def shown(value: object) -> str:
+    """Write a value of a file into an error, shortened where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 10]}..."
+
+
+def check_widths(widths: tuple[int, ...], key: str = "block_out_channels") -> None:
     """Refuse too many levels, and levels of too many channels.
+
+    Args:
+        widths: Channels of each level.
+        key: The key that they come from.
 
     Raises:
         UnsupportedConfig: There are.
     """
     if not 1 <= len(widths) <= _DEEPEST:
-        raise UnsupportedConfig(
-            f"block_out_channels holds {len(widths)} widths; give 1 to {_DEEPEST}"
-        )
+        raise UnsupportedConfig(f"{key} holds {len(widths)} widths; give 1 to {_DEEPEST}")
     for width in widths:
         if not 1 <= width <= _WIDEST:
-            raise UnsupportedConfig(
-                f"block_out_channels holds {width}; give 1 to {_WIDEST} channels"
-            )
+            raise UnsupportedConfig(f"{key} holds {width}; give 1 to {_WIDEST} channels")
 
 
 def read_options(
@@ -135,7 +144,11 @@ def read_options(
     for key, value in config.items():
         if not key.startswith("_") and key not in known and key not in ignored:
             raise UnsupportedConfig(
-                f"unknown key {key}={value!r}; remove it or convert the checkpoint"
+                f"unknown key {key}={shown(value)}; remove it or convert the checkpoint"
+            )
+        if key in known and _is_beyond(value):
+            raise UnsupportedConfig(
+                f"{key}={shown(value)} is too large; give at most {_LARGEST_NUMBER:,}"
             )
     given = {k: v for k, v in config.items() if k in known}
     try:
@@ -148,8 +161,13 @@ def read_options(
         # without a key, the text is from __post_init__
         text = fault["msg"].removeprefix("Value error, ")
         if key:
-            text = f"{key}={fault['input']!r}: {fault['msg']}"
+            text = f"{key}={shown(fault['input'])}: {fault['msg']}"
         raise UnsupportedConfig(text) from None
+
+
+def _is_beyond(value: object) -> bool:
+    numbers = value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(one, int) and abs(one) > _LARGEST_NUMBER for one in numbers)
 
 
 def _size_of(stated: Any, size: tuple[int, int] | None) -> int | tuple[int, int]:
@@ -163,6 +181,6 @@ def _size_of(stated: Any, size: tuple[int, int] | None) -> int | tuple[int, int]
         if all(isinstance(side, int) and not isinstance(side, bool) for side in stated):
             return height if height == width else (height, width)
     raise UnsupportedConfig(
-        f"sample_size={stated!r}; give the image's side in pixels, or height and width"
+        f"sample_size={shown(stated)}; give the image's side in pixels, or height and width"
         + (" (`ddpm models add` takes --size)" if stated is None else "")
     )

@@ -14,6 +14,7 @@ from models.networks.network_config import (
     UnsupportedConfig,
     check_widths,
     read_options,
+    shown,
 )
 
 # What an average of weights keeps beside the network's options (diffusers' `EMAModel`).
@@ -146,7 +147,7 @@ class UNetConfig(NetworkConfig):
             for block in blocks:
                 if _plain(block) not in known:
                     raise UnsupportedConfig(
-                        f"{name} holds {block!r}; this U-Net has {', '.join(known)}"
+                        f"{name} holds {shown(block)}; this U-Net has {', '.join(known)}"
                     )
         self.check_size(levels - 1)
         self.check_channels()
@@ -177,7 +178,7 @@ class UNetConfig(NetworkConfig):
             )
         if self.act_fn.lower() not in _ACTIVATIONS:
             raise UnsupportedConfig(
-                f"act_fn={self.act_fn!r} is not supported; use {', '.join(_ACTIVATIONS)}"
+                f"act_fn={shown(self.act_fn)} is not supported; use {', '.join(_ACTIVATIONS)}"
             )
 
     def _check_embeddings(self) -> None:
@@ -271,7 +272,7 @@ class UNetConfig(NetworkConfig):
         """
         if config.get("_class_name", "UNet2DModel") not in _CLASSES:
             raise UnsupportedConfig(
-                f"_class_name={config['_class_name']!r}; this loader reads UNet2DModel"
+                f"_class_name={shown(config['_class_name'])}; this loader reads UNet2DModel"
             )
         return read_options(cls, config, size, {*EMA_KEYS, *_LABEL_KEYS})
 

@@ -148,6 +148,9 @@ def test_a_process_has_1_to_100_000_timesteps(read, T):
         ({"variance_type": ["learned"]}, r"variance_type=\['learned'\] is not supported"),
         ({"timestep_spacing": "quad"}, "timestep_spacing='quad' is not supported; use linspace"),
         ({"steps_offset": 1000}, "steps_offset=1000 is not from 0 to 999"),
+        ({"steps_offset": 1.5}, "steps_offset=1.5 is no whole number"),
+        ({"steps_offset": 10**400}, r"steps_offset=10+\.\.\. is not from 0 to 999"),
+        ({"clip_sample_range": 10**400}, r"clip_sample_range=10+\.\.\. is not from"),
         ({"clip_sample": "yes"}, "clip_sample='yes' is neither true nor false"),
         ({"clip_sample_range": None}, "clip_sample_range=None is not from"),
         (
@@ -173,6 +176,21 @@ def test_a_process_has_1_to_100_000_timesteps(read, T):
             {"rescale_betas_zero_snr": True, "num_train_timesteps": 1},
             "one timestep cannot end at zero SNR",
         ),
+        (
+            {
+                "rescale_betas_zero_snr": True,
+                "prediction_type": "sample",
+                "num_train_timesteps": 100_000,
+                "beta_end": 0.3,
+            },
+            "alpha_bar goes from 0.9999 to .* and cannot be rescaled to zero SNR; use fewer",
+        ),
+        (
+            {"rescale_betas_zero_snr": True, "prediction_type": "sample", "beta_schedule": "linear"}
+            | {"trained_betas": [1e-18, 1e-18], "num_train_timesteps": 2},
+            "alpha_bar goes from 1 to 1 and cannot be rescaled to zero SNR",
+        ),
+        ({"num_train_timesteps": 10**400}, r"num_train_timesteps=10+\.\.\.: "),
         ({"num_train_timesteps": 0}, "num_train_timesteps=0: "),
         ({"num_train_timesteps": 100_001}, "num_train_timesteps=100001: "),
         (

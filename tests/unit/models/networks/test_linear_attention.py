@@ -52,7 +52,7 @@ def test_class_names_tell_the_family():
         ({"out_channels": 4}, "only 3 channels out, or 6 with learned variances"),
         ({"in_channels": 5, "out_channels": 5}, "in_channels=5 make no picture"),
         ({"block_out_channels": [16] * 13}, "block_out_channels holds 13 widths"),
-        ({"stem_channels": 10**6}, "block_out_channels holds 1000000; give 1 to 8192"),
+        ({"stem_channels": 10**6}, "stem_channels holds 1000000; give 1 to 8192"),
         ({"theta": "long"}, "theta='long': Input should be a valid number"),
         ({"dropout": 0.1}, "unknown key dropout=0.1"),
         ({"sample_size": True}, "sample_size=True; give the image's side in pixels"),
