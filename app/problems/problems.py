@@ -177,6 +177,19 @@ class UnknownModel(Problem):
         super().__init__(unknown_model(model, known))
 
 
+class NoSheet(Problem):
+    """The model has no sheet of samples."""
+
+    status = HTTPStatus.NOT_FOUND
+    name = "no-sheet"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"{model!r} has no sheet of samples; draw images of your own with POST /v1/jobs, or "
+            "have the operator add the model again without `--no-draw`."
+        )
+
+
 class MethodNotAllowed(Problem):
     """The path is there, but not for this method."""
 

@@ -8,6 +8,11 @@ from contextvars import ContextVar
 ROOT_PATH: ContextVar[str] = ContextVar("root path", default="")
 
 
+def model_path(model: str) -> str:
+    """Give the path of a model."""
+    return f"{ROOT_PATH.get()}/v1/models/{model}"
+
+
 def job_path(job: str) -> str:
     """Give the path of a job."""
     return f"{ROOT_PATH.get()}/v1/jobs/{job}"

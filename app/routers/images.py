@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 from starlette.convertors import StringConvertor, register_url_convertor
@@ -24,6 +24,7 @@ from app.problems.problems import (
     UnknownJob,
     problems,
 )
+from app.routers.binary import NOT_MODIFIED, PNG, ZIP
 from app.routers.dependencies import Caller, Cost, Images
 from app.routers.jobs import JobId, client_gone
 from worker.jobs.domain import MAX_INDEX
@@ -41,17 +42,7 @@ Index = Annotated[
 ]
 
 
-def _binary(media_type: str) -> dict[int | str, dict[str, Any]]:
-    """Return the response 200 of bytes, as generators of clients know it."""
-    schema = {"type": "string", "format": "binary"}
-    return {200: {"content": {media_type: {"schema": schema}}}}
-
-
-_PNG, _ZIP = _binary("image/png"), _binary("application/zip")
 _UNREACHABLE = (*STORE_AWAY, ResultsUnreachable)
-_NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
-    304: {"description": "`If-None-Match` has its ETag"}
-}
 
 
 class _Digits(StringConvertor):
@@ -70,8 +61,8 @@ register_url_convertor("index", _Digits())
     responses=problems(
         UnknownJob, UnknownImage, InvalidRequest, NotFinished, Expired, *_UNREACHABLE
     )
-    | _NOT_MODIFIED
-    | _PNG,
+    | NOT_MODIFIED
+    | PNG,
 )
 async def get_image(
     job_id: JobId, index: Index, images: Images, caller: Caller, request: Request
@@ -89,8 +80,8 @@ async def get_image(
     responses=problems(
         UnknownJob, UnknownImage, InvalidRequest, NoPreview, Expired, *_UNREACHABLE, StoreFull
     )
-    | _NOT_MODIFIED
-    | _PNG,
+    | NOT_MODIFIED
+    | PNG,
 )
 async def get_preview(
     job_id: JobId, index: Index, images: Images, caller: Caller, request: Request
@@ -105,7 +96,7 @@ async def get_preview(
     description="A contact sheet of the images finished so far, each in its place; at most 2048 "
     "pixels wide.",
     response_class=PngResponse,
-    responses=problems(UnknownJob, NotFinished, Expired, *_UNREACHABLE) | _NOT_MODIFIED | _PNG,
+    responses=problems(UnknownJob, NotFinished, Expired, *_UNREACHABLE) | NOT_MODIFIED | PNG,
 )
 async def get_grid(
     job_id: JobId, images: Images, caller: Caller, cost: Cost, request: Request
@@ -127,8 +118,8 @@ async def get_grid(
     "/archive",
     response_class=ZipResponse,
     responses=problems(UnknownJob, NotEnded, NotFinished, Expired, *_UNREACHABLE)
-    | _NOT_MODIFIED
-    | _ZIP,
+    | NOT_MODIFIED
+    | ZIP,
 )
 async def get_archive(
     job_id: JobId, images: Images, caller: Caller, cost: Cost, request: Request

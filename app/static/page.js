@@ -13,6 +13,7 @@ const SENDABLE = /^[!-~]+$/; // in a header; fetch throws at all else
 const form = document.querySelector("form#new");
 const keyForm = document.querySelector("form#key");
 const service = document.querySelector("#service");
+const sheet = document.querySelector("#sheet");
 const jobs = document.querySelector("#jobs");
 const views = new Map();
 let cards = new Map();
@@ -37,7 +38,7 @@ async function listModels() {
 
 /** Offer what the model's card allows, as the form's choices. */
 function showCard() {
-  const { samplers, defaults, schedule, residual_variance, learned_variance, classes } = cards.get(form.model.value);
+  const { samplers, defaults, schedule, residual_variance, learned_variance, classes, links } = cards.get(form.model.value);
   const variances = ["fixed_small", "fixed_large"];
   if (residual_variance) variances.push("analytic");
   if (learned_variance) variances.push("learned");
@@ -46,8 +47,20 @@ function showCard() {
   form.variance.replaceChildren(new Option("the model's", ""), ...variances.map((name) => new Option(name)));
   form.steps.max = schedule.T;
   showClasses(classes);
+  showSheet(links.sheet);
   for (const name of ["sampler", "steps", "eta"]) form[name].value = defaults[name];
   showOptions();
+}
+
+/** Show the model's sheet of samples, if it has one. One that cannot be fetched is left out. */
+async function showSheet(path) {
+  sheet.hidden = true;
+  URL.revokeObjectURL(sheet.src);
+  if (!path) return;
+  const png = await ask(path).then((answer) => answer.blob(), () => null);
+  // another model may have been chosen in between
+  if (!png || cards.get(form.model.value).links.sheet !== path) return;
+  Object.assign(sheet, { src: URL.createObjectURL(png), alt: `samples of ${form.model.value}`, hidden: false });
 }
 
 /** Offer the model's classes, if it has any: one that is drawn for each image comes first. */

@@ -302,6 +302,23 @@ def test_the_reference_has_every_call_tries_it_and_loads_nothing_from_elsewhere(
     assert all(url.removeprefix("blob:").startswith(f"{base}/") for url in loaded), loaded
 
 
+def test_the_form_shows_the_sheet_of_the_chosen_model(
+    service: Service, opened: Callable[[str], Page], tmp_path: Path
+) -> None:
+    write_card_of("drawn", tmp_path)
+    write_card_of("plain", tmp_path, default=False)
+    Image.new("RGB", (24, 16), (200, 100, 50)).save(tmp_path / "drawn" / "samples.png")
+    settings = ApiSettings(redis_url=service.redis_url, models_dir=tmp_path)
+    with serve(create_app(settings)) as url:
+        page = opened(url)
+        sheet = page.locator("#sheet")
+        expect(sheet).to_be_visible()
+        expect(sheet).to_have_attribute("alt", "samples of drawn")
+        assert sheet.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [24, 16]
+        page.select_option("[name=model]", "plain")
+        expect(sheet).to_be_hidden()
+
+
 def test_the_form_offers_classes_and_guidance_where_the_model_has_them(
     service: Service, opened: Callable[[str], Page], tmp_path: Path
 ) -> None:
