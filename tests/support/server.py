@@ -17,6 +17,9 @@ from app.settings import ApiSettings
 
 # On a busy machine the store's answer may take longer than the second that the API waits for it.
 _PATIENCE_S = 20.0
+# As `ddpm api` has it. Uvicorn's 5 s are also httpx's, and a connection that one closes while the
+# other uses it again is an error that a busy machine meets.
+_KEEP_ALIVE_S = 75
 
 
 def create_fresh_app(settings: ApiSettings) -> FastAPI:
@@ -39,6 +42,7 @@ def serve(app: FastAPI, patient: bool = True, **options: Any) -> Iterator[str]:
     if patient:
         for client in (app.state.redis, app.state.durable_redis):
             client.connection_pool.connection_kwargs["socket_timeout"] = _PATIENCE_S
+    options.setdefault("timeout_keep_alive", _KEEP_ALIVE_S)
     server = Server(app, port=0, log_level="warning", timeout_graceful_shutdown=1, **options)
     thread = threading.Thread(target=server.run)
     thread.start()

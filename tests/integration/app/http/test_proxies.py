@@ -28,7 +28,7 @@ def settings_behind(settings: ApiSettings) -> Callable[..., ApiSettings]:
 @pytest.fixture(scope="module")
 def behind(settings_behind: Callable[..., ApiSettings]) -> Iterator[str]:
     """An API as the how-to has it started, but without keys."""
-    with serve(create_app(settings_behind(**PROXIED)), timeout_keep_alive=75) as url:
+    with serve(create_app(settings_behind(**PROXIED))) as url:
         yield url
 
 

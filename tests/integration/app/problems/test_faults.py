@@ -38,7 +38,7 @@ REQUESTS: list[Callable[[httpx.Client], httpx.Response]] = [
 
 def _assert_503_within_2_s(redis_url: str, models_dir: Path) -> None:
     app = create_app(ApiSettings(redis_url=redis_url, models_dir=models_dir))
-    with serve(app) as url, httpx.Client(base_url=url, timeout=10) as client:
+    with serve(app, patient=False) as url, httpx.Client(base_url=url, timeout=10) as client:
         for request in REQUESTS:
             response = problem_within(2, 503, partial(request, client))
             assert int(response.headers["retry-after"]) > 0
@@ -56,17 +56,20 @@ def test_a_redis_that_is_gone_is_a_503_within_2_s(models_dir: Path) -> None:
     _assert_503_within_2_s(f"redis://127.0.0.1:{port}/0", models_dir)
 
 
-def test_a_redis_that_pauses_is_a_503_and_then_well_again(api: httpx.Client, redis: Redis) -> None:
-    redis.client_pause(60_000, all=False)
-    try:
-        problem(api.post("/v1/jobs", json={"model": "tiny"}), 503)
-    finally:
-        redis.client_unpause()
-    eventually(
-        lambda: api.post("/v1/jobs", json={"model": "tiny"}).status_code == 202,
-        10,
-        "a job is accepted again",
-    )
+def test_a_redis_that_pauses_is_a_503_and_then_well_again(
+    settings: ApiSettings, redis: Redis
+) -> None:
+    with serve(create_app(settings), patient=False) as url:
+
+        def post() -> httpx.Response:
+            return httpx.post(f"{url}/v1/jobs", json={"model": "tiny"}, timeout=60)
+
+        redis.client_pause(60_000, all=False)
+        try:
+            problem(post(), 503)
+        finally:
+            redis.client_unpause()
+        eventually(lambda: post().status_code == 202, 10, "a job is accepted again")
 
 
 @pytest.fixture
