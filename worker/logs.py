@@ -15,9 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
+from select import PIPE_BUF
 from types import MappingProxyType, TracebackType
 from typing import Annotated, Literal
 from urllib.parse import quote, unquote, urlsplit
@@ -47,6 +48,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 log = logging.getLogger(__name__)
 _fields: ContextVar[Mapping[str, object]] = ContextVar("fields", default=MappingProxyType({}))
+# Where the lines of a block are gathered that are written together.
+_gathered: ContextVar[list[str] | None] = ContextVar("gathered", default=None)
 # Fields of every line of this process.
 _process: dict[str, object] = {}
 
@@ -78,6 +81,25 @@ def bind(**fields: object) -> None:
 def bound_fields() -> Mapping[str, object]:
     """Return the fields that lines of this thread or task have."""
     return _fields.get()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Write the lines of the block at its end, in few calls.
+
+    After each call a thread waits for its turn to run Python, so the block is to be short, and to
+    call nothing that waits.
+    """
+    lines: list[str] = []
+    token = _gathered.set(lines)
+    try:
+        yield
+    finally:
+        _gathered.reset(token)
+        # As in `_ToStderr.emit`.
+        with suppress(Exception):
+            for piece in _pieces(lines):
+                sys.stderr.write(piece)
 
 
 def configure(
@@ -222,10 +244,26 @@ class _ToStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record, in one call: several processes may share a pipe."""
         try:
-            sys.stderr.write(self.format(record) + "\n")
+            line = self.format(record) + "\n"
+            if (gathered := _gathered.get()) is not None:
+                gathered.append(line)
+            else:
+                sys.stderr.write(line)
         # Whatever is wrong with a line, it must not end what it tells of.
         except Exception:
             self.handleError(record)
+
+
+def _pieces(lines: Iterable[str]) -> Iterator[str]:
+    """Put lines together that a pipe takes in one piece; a longer line stays alone."""
+    piece = ""
+    for line in lines:
+        if piece and len(piece) + len(line) > PIPE_BUF:
+            yield piece
+            piece = ""
+        piece += line
+    if piece:
+        yield piece
 
 
 def _time(seconds: float) -> str:

@@ -6,7 +6,6 @@ the network: PyTorch's operations on a few images take longer to call than to ru
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -15,7 +14,6 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from models.diffusion.noise import normal
 from models.diffusion.sampling import split
 from worker.backends.host import make_current
 from worker.engine.cuda_graphs import CudaRecorder, Recorder, StepGraphs
@@ -24,8 +22,6 @@ from worker.engine.transfers import HostCopy, to_device
 
 # x (B, C, H, W), t (B,), and rows of the embedding of classes (B,) if it has one -> (B, C', H, W)
 ServableNetwork = Callable[..., Tensor]
-# values of new chains' noise: drawing one takes some 40 bytes
-DRAWN_AT_ONCE = 1 << 20
 
 
 def columns_of(
@@ -69,7 +65,6 @@ class Pool:
         capacity: int,
         device: torch.device,
         record: Recorder | None = None,
-        drawn_at_once: int = DRAWN_AT_ONCE,
         *,
         dynamic: bool = False,
         learned: bool = False,
@@ -84,7 +79,6 @@ class Pool:
             capacity: How many chains fit.
             device: Where they lie. It becomes the calling thread's current GPU.
             record: How steps are recorded. None: as graphs on CUDA; elsewhere they just run.
-            drawn_at_once: How many values of new chains' noise are drawn at once, about.
             dynamic: Whether plans may threshold images.
             learned: Whether the network returns a variance beside its estimate.
             class_rows: Rows of the network's embedding of classes; 0 if it takes none.
@@ -95,13 +89,14 @@ class Pool:
         self.device = device
         self.capacity = capacity
         self.dummy = capacity
-        self._drawn_at_once = drawn_at_once
         self.x = torch.zeros(capacity + 1, *shape, device=device)
         self.x_0_hat = torch.zeros_like(self.x)
         make_current(device)
         if record is None and device.type == "cuda":
             record = CudaRecorder(device)
-        self.gather, self.advance = fastest_on(device, dynamic=dynamic, learned=learned)
+        self.draw_x_T, self.gather, self.advance = fastest_on(
+            device, dynamic=dynamic, learned=learned
+        )
         self.class_rows = class_rows
         self.is_conditional = class_rows > 0
         self.width = WIDTH + len(OF_CLASSES) * self.is_conditional
@@ -115,11 +110,8 @@ class Pool:
     @torch.inference_mode()
     def start(self, slots: Sequence[int], seeds: Sequence[int], indices: Sequence[int]) -> None:
         """Put x_T of new chains into their slots. It is draw 0 of their noise."""
-        addresses = to_device(self.device, torch.tensor([slots, seeds, indices]))
-        at_once = max(1, self._drawn_at_once // math.prod(self.shape))
-        for where, seed, index in addresses.split(at_once, dim=1):
-            self.x[where] = normal(seed, index, torch.zeros_like(index), self.shape)
-            self.x_0_hat[where] = 0
+        chains = to_device(self.device, torch.tensor([slots, seeds, indices]))
+        self.draw_x_T(chains, self.x, self.x_0_hat)
 
     def step(self, columns: Tensor) -> None:
         """Take the next row of the chains that `columns_of` describes, float64 (width, B).

@@ -1,4 +1,7 @@
-"""Work of a step around the network: gathering chains, then applying their plan rows and noise."""
+"""Work of a step around the network: gathering chains, then applying their plan rows and noise.
+
+And what comes before a chain's first step: its x_T.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,30 @@ from worker.backends.cpu.kernels import library
 from worker.logs import event
 
 log = logging.getLogger(__name__)
+Start = Callable[[Tensor, Tensor, Tensor], None]
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Advance = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+# values of new chains' noise: drawing one by PyTorch takes some 40 bytes
+DRAWN_AT_ONCE = 1 << 20
 ADDRESS = ("slot", "t", "seed", "index", "draw")
 WIDTH = len(ADDRESS) + len(COLUMNS)
 # What follows in the columns of a conditional network: a row of its embedding of classes, and w.
 OF_CLASSES = ("class_row", "guidance")
+
+
+def start(chains: Tensor, x: Tensor, x_0_hat: Tensor, drawn_at_once: int = DRAWN_AT_ONCE) -> None:
+    """Put x_T of new chains into the pool. It is draw 0 of their noise.
+
+    Args:
+        chains: int64 (3, B): slots, seeds and indices.
+        x: As for `advance`.
+        x_0_hat: As for `advance`.
+        drawn_at_once: How many values are drawn at once, about.
+    """
+    C, H, W = x.shape[1:]
+    for where, seed, index in chains.split(max(1, drawn_at_once // (C * H * W)), dim=1):
+        x[where] = normal(seed, index, torch.zeros_like(index), (C, H, W))
+        x_0_hat[where] = 0
 
 
 def gather(columns: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,8 +119,8 @@ def guided(columns: Tensor, out: Tensor, null_out: Tensor) -> Tensor:
 
 def fastest_on(
     device: torch.device, *, dynamic: bool = False, learned: bool = False
-) -> tuple[Gather, Advance]:
-    """Choose the fastest `gather` and `advance` that work on the device.
+) -> tuple[Start, Gather, Advance]:
+    """Choose the fastest `start`, `gather` and `advance` that work on the device.
 
     On a CPU they are the compiled functions, if there are any. On CUDA a single kernel advances, if
     Triton can make it; otherwise the log says why not. None of them knows the last four columns of
@@ -110,13 +131,12 @@ def fastest_on(
         dynamic: Whether any chain may be thresholded.
         learned: Whether the network returns a variance beside its estimate.
     """
-    compiled = device.type == "cpu" and library() is not None
-    if dynamic or learned:
-        return kernels.gather if compiled else gather, partial(advance, dynamic=dynamic)
-    if compiled:
-        return kernels.gather, kernels.advance
-    if device.type != "cuda":
-        return gather, advance
+    by_pytorch = partial(advance, dynamic=dynamic) if dynamic or learned else advance
+    if device.type == "cpu" and library() is not None:
+        takes_rows = by_pytorch if dynamic or learned else kernels.advance
+        return kernels.start, kernels.gather, takes_rows
+    if device.type != "cuda" or dynamic or learned:
+        return start, gather, by_pytorch
     try:
         from worker.backends.cuda import step_kernel
 
@@ -131,5 +151,5 @@ def fastest_on(
             error,
             extra=event("kernels.missing"),
         )
-        return gather, advance
-    return gather, step_kernel.advance
+        return start, gather, advance
+    return start, gather, step_kernel.advance

@@ -20,7 +20,7 @@ from worker.engine.chain import Finished
 from worker.engine.model_scheduler import ModelScheduler
 from worker.jobs.server_check import check_server
 from worker.jobs.worker_registry import WorkerCounters
-from worker.logs import bound, event
+from worker.logs import bound, event, together
 from worker.process.active_shard import ActiveShard
 from worker.process.background_threads import BackgroundTask, BackgroundThreads
 from worker.process.heartbeat import Heartbeat
@@ -124,6 +124,8 @@ class WorkerLoop:
         # By the shard's id.
         self._active: dict[str, ActiveShard] = {}
         self._model_scheduler = ModelScheduler[LoadedModel]()
+        # Shards that were admitted and are not in the log yet.
+        self._started: list[ShardTaken] = []
         # The shards that count the loss if the step at hand throws.
         self._at_risk: Sequence[Lease] = ()
         self._reported_at = -math.inf
@@ -348,6 +350,8 @@ class WorkerLoop:
                 message = messages.get_nowait()
         except Empty:
             return
+        finally:
+            self._log_starts()
 
     def _admit(self, taken: ShardTaken) -> None:
         lease, shard = taken.lease, taken.lease.shard
@@ -379,29 +383,31 @@ class WorkerLoop:
             active = ActiveShard(lease, model, set(taken.indices), self._clock())
             active.admitted_steps = active.progress()[1]
             self._active[shard.id] = active
-            self._note_start(taken)
+            self._started.append(taken)
+            self.parts.counters.rescues += taken.saved is not None
         # Its worker was lost between the last image and the end of the shard.
         else:
             sender.post(ResultBatch(lease, last=True))
 
-    def _note_start(self, taken: ShardTaken) -> None:
-        lease, shard = taken.lease, taken.lease.shard
-        continues = taken.saved is not None
-        self.parts.counters.rescues += continues
-        log.info(
-            "shard %s starts: %d images of %d steps, attempt %d",
-            shard.id,
-            len(taken.indices),
-            shard.recipe.steps,
-            lease.attempt,
-            extra=event(
-                "shard.started",
-                **lease.log_fields,
-                images=len(taken.indices),
-                attempt=lease.attempt,
-                continues=continues,
-            ),
-        )
+    def _log_starts(self) -> None:
+        with together():
+            for taken in self._started:
+                lease, shard = taken.lease, taken.lease.shard
+                log.info(
+                    "shard %s starts: %d images of %d steps, attempt %d",
+                    shard.id,
+                    len(taken.indices),
+                    shard.recipe.steps,
+                    lease.attempt,
+                    extra=event(
+                        "shard.started",
+                        **lease.log_fields,
+                        images=len(taken.indices),
+                        attempt=lease.attempt,
+                        continues=taken.saved is not None,
+                    ),
+                )
+        self._started.clear()
 
     def _drop(self, shards: Iterable[ActiveShard]) -> None:
         """End shards that are not to be finished here."""

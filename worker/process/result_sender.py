@@ -19,7 +19,7 @@ from itertools import islice
 from torch import Tensor
 
 from worker.jobs.domain import Precision
-from worker.logs import event
+from worker.logs import event, together
 from worker.process.job_writer import JobWriter, ShardResults, encode
 from worker.process.messages import JobEnded, MessageQueue
 from worker.process.shard_leases import Lease, ShardLeases
@@ -323,13 +323,18 @@ class ResultSender:
             What became of each.
         """
         endings = self._shards.finish_all(leases)
-        for lease, ending in zip(leases, endings, strict=True):
-            if ending == "finished":
+        finished = [
+            lease for lease, ending in zip(leases, endings, strict=True) if ending == "finished"
+        ]
+        with together():
+            for lease in finished:
                 log.info(
                     "shard %s is finished",
                     lease.shard.id,
                     extra=event("shard.finished", **lease.log_fields),
                 )
+        for lease, ending in zip(leases, endings, strict=True):
+            if ending == "finished":
                 self._writer.forget_stored(lease.shard)
             elif ending == "unsettled" and self._shards.give_back(lease):
                 log.warning(

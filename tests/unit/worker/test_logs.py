@@ -6,10 +6,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from select import PIPE_BUF
+from types import SimpleNamespace
 
 import pytest
 
-from worker.logs import ConsoleFormatter, JsonFormatter, Scrubber, bound, configure, event
+from worker.logs import (
+    ConsoleFormatter,
+    JsonFormatter,
+    Scrubber,
+    bound,
+    configure,
+    event,
+    together,
+)
 
 log = logging.getLogger("worker.of_a_test")
 
@@ -98,6 +108,33 @@ def test_fields_are_bound_to_a_thread_for_the_length_of_a_block(lines: Lines):
     }
 
 
+def test_lines_of_a_block_are_written_at_its_end_in_pieces_that_pipes_take(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+):
+    configure("json", "info")
+    written: list[str] = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append))
+
+    def fail_at_the_end() -> None:
+        with together():
+            for number in range(40):
+                log.info("line %d", number)
+            log.info("x" * 2 * PIPE_BUF)
+            assert written == []
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_at_the_end()
+    log.info("after")
+    assert [json.loads(line)["message"] for line in "".join(written).splitlines()] == [
+        *(f"line {number}" for number in range(40)),
+        "x" * 2 * PIPE_BUF,
+        "after",
+    ]
+    assert len(written) <= 5
+    assert sum(len(piece) > PIPE_BUF for piece in written) == 1
+
+
 def test_a_configuration_takes_the_place_of_the_one_before(lines: Lines):
     configure("json", "info")
     configure("json", "info")
@@ -164,10 +201,12 @@ raise ValueError("redis://me:hunter2@host is wrong")
 def test_a_closed_stderr_ends_nothing():
     program = """
 import logging, os
-from worker.logs import configure, event
+from worker.logs import configure, event, together
 configure("json", "info")
 os.close(2)
 logging.getLogger("app").info("unheard", extra=event("test.seen"))
+with together():
+    logging.getLogger("app").info("unheard", extra=event("test.seen"))
 print("alive")
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

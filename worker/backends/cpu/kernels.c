@@ -241,7 +241,36 @@ INLINED void box_muller(uint32_t words[4][BLOCK], long count, float z[4][BLOCK])
         }
 }
 
-// Advances up to BLOCK lanes of chain i. A lane has four values, a quarter of an image apart.
+// Draws the values of up to BLOCK lanes of an image. A lane has four, a quarter of an image apart.
+INLINED void draw_block(
+    uint64_t seed, uint32_t index, uint32_t draw, uint32_t lane, long count, float z[4][BLOCK]
+) {
+    uint32_t words[4][BLOCK];
+    philox(seed, index, draw, lane, count, words);
+    box_muller(words, count, z);
+}
+
+// Puts x_T, which is draw 0, into the slots of new chains, and zeros where x_0_hat will be. `chains`
+// is 3 by B: slots, seeds and indices. x and x_0_hat have a row of `size` for each slot.
+void start(const int64_t *chains, float *x, float *x_0_hat, long B, long size) {
+    const long lanes = (size + 3) / 4;
+#pragma omp parallel for collapse(2) schedule(static)
+    for (long i = 0; i < B; i++)
+        for (long lane = 0; lane < lanes; lane += BLOCK) {
+            const long count = lanes - lane < BLOCK ? lanes - lane : BLOCK;
+            float z[4][BLOCK];
+            draw_block(chains[B + i], chains[2 * B + i], 0, lane, count, z);
+            for (int quarter = 0; quarter < 4; quarter++) {
+                const long first = quarter * lanes + lane;
+                const long left = size - first < count ? size - first : count;
+                float *restrict own_x = x + chains[i] * size + first;
+                float *restrict own_x_0_hat = x_0_hat + chains[i] * size + first;
+                for (long k = 0; k < left; k++) own_x[k] = z[quarter][k], own_x_0_hat[k] = 0;
+            }
+        }
+}
+
+// Advances up to BLOCK lanes of chain i.
 static void advance_block(
     const double *columns, float *x, float *x_0_hat, const float *out, long B, long size, long i,
     long lane, long lanes
@@ -252,12 +281,8 @@ static void advance_block(
     const float a = row[3], b = row[4], d = row[5], s = row[6];
     const long count = lanes - lane < BLOCK ? lanes - lane : BLOCK;
     const long slot = columns[i];
-    uint32_t words[4][BLOCK];
     float z[4][BLOCK];
-    if (s) {
-        philox(columns[2 * B + i], columns[3 * B + i], columns[4 * B + i], lane, count, words);
-        box_muller(words, count, z);
-    }
+    if (s) draw_block(columns[2 * B + i], columns[3 * B + i], columns[4 * B + i], lane, count, z);
     for (int quarter = 0; quarter < 4; quarter++) {
         const long first = quarter * lanes + lane;
         const long left = size - first < count ? size - first : count;

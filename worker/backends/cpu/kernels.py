@@ -67,7 +67,9 @@ def load(library: Path, source: Path) -> ctypes.CDLL:
     tensors, sizes = [at, at, at, at], [size, size, size, size]
     found.group_norm.argtypes = [*tensors, *sizes, ctypes.c_float, flag, flag, flag]
     found.gather.argtypes = found.advance.argtypes = [at, at, at, at, size, size]
-    found.group_norm.restype = found.gather.restype = found.advance.restype = None
+    found.start.argtypes = [at, at, at, size, size]
+    for function in (found.group_norm, found.start, found.gather, found.advance):
+        function.restype = None
     return found
 
 
@@ -135,6 +137,13 @@ class CompiledNorm(nn.Module):
             self.bf16,
         )
         return out
+
+
+def start(chains: Tensor, x: Tensor, x_0_hat: Tensor) -> None:
+    """Do what `worker.engine.step.start` does, by the compiled function."""
+    chains = chains.contiguous()
+    tensors = (tensor.data_ptr() for tensor in (chains, x, x_0_hat))
+    _functions().start(*tensors, chains.shape[1], x.stride(0))
 
 
 def gather(columns: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from models.diffusion.plans import Plan, compile_plan
 from models.diffusion.sampling import sample, to_bytes
 from tests.support.engines import PLANS, SECONDS, drain, engine, plain, plain_x_0_hat, request
 from tests.support.networks import SCHEDULE, SHAPE, LatePool, gaussian_eps, one_by_one, random_unet
+from worker.engine import step
 from worker.engine.chain import ChainRequest
 from worker.engine.cuda_graphs import Recorder
 from worker.engine.engine import Engine
@@ -28,13 +29,12 @@ def test_a_cpu_may_be_named_with_its_number(device: str):
 
 def test_new_chains_are_drawn_some_at_a_time_and_are_the_same():
     """Drawing a shard of large images at once would take more memory than the pool."""
-    cpu = torch.device("cpu")
-    at_once = Pool(gaussian_eps, SHAPE, 8, cpu, drawn_at_once=1 << 20)
-    by_threes = Pool(gaussian_eps, SHAPE, 8, cpu, drawn_at_once=3 * 24)
-    for pool in (at_once, by_threes):
-        pool.start([5, 0, 7, 2, 1, 3, 6], [9] * 7, range(7))
-    assert torch.equal(at_once.x, by_threes.x)
-    assert at_once.x[:8].flatten(1).any(1).sum() == 7
+    chains = torch.tensor([[5, 0, 7, 2, 1, 3, 6], [9] * 7, range(7)])
+    at_once, by_threes = torch.zeros(2, 8, *SHAPE)
+    step.start(chains, at_once, torch.zeros(8, *SHAPE), drawn_at_once=1 << 20)
+    step.start(chains, by_threes, torch.zeros(8, *SHAPE), drawn_at_once=3 * 24)
+    assert torch.equal(at_once, by_threes)
+    assert at_once.flatten(1).any(1).sum() == 7
 
 
 @pytest.mark.parametrize("record", [None, one_by_one], ids=["at once", "recorded"])

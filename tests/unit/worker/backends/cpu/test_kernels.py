@@ -242,6 +242,19 @@ def test_noise_is_that_of_its_address(size: int):
 
 
 @compiled
+@given(size=st.integers(1, 600), seed=st.integers(0, 2**53 - 1), index=st.integers(0, 2**32 - 1))
+def test_a_chain_starts_as_by_pytorch_whatever_was_in_its_slot(size: int, seed: int, index: int):
+    chains = torch.tensor([[4, 0, 2], [seed, seed, 1], [index, 0, 3]])
+    ours, theirs = (torch.full((2, 5, 1, 1, size), math.nan) for _ in range(2))
+    kernels.start(chains, *ours)
+    step.start(chains, *theirs)
+    # the last bit of a logarithm may differ
+    torch.testing.assert_close(ours[0], theirs[0], rtol=3e-7, atol=1e-6, equal_nan=True)
+    assert torch.equal(ours[1].isnan(), theirs[1].isnan())
+    assert not ours[1][[0, 2, 4]].any()
+
+
+@compiled
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 600), threads=st.integers(1, 3))
 def test_a_chain_steps_the_same_in_any_batch_by_any_number_of_threads(
     seed: int, size: int, threads: int
@@ -313,7 +326,7 @@ def test_a_step_without_the_library_is_pytorchs_and_the_log_names_the_remedy(
     try:
         with caplog.at_level(logging.WARNING):
             net = ServedNetwork(diffusers_format.load(SHIPPED / "fashion-mnist-28"), CPU, "fp32")
-        assert step.fastest_on(CPU) == (step.gather, step.advance)
+        assert step.fastest_on(CPU) == (step.start, step.gather, step.advance)
         assert net.kernels == kernels_on_a_cpu() == BY_PYTORCH
         assert "install this package again where GCC 12 or newer is" in caplog.text
         assert net(torch.zeros(1, 1, 28, 28), torch.tensor([5])).isfinite().all()
