@@ -33,6 +33,7 @@ from app.jobs.images import JobImages
 from app.jobs.queries import JobQueries
 from app.operation import redis_client
 from app.operation.api_metrics import ApiMetrics, sampling
+from app.operation.background import noting_failures
 from app.operation.readiness import WriteProbe
 from app.operation.reaper import ReaperTask
 from app.operation.server_check import ServerCheck
@@ -164,6 +165,7 @@ def _assemble(state: State, settings: ApiSettings) -> None:
     redis_url = settings.redis_url
     state.root_path = settings.root_path
     state.stopping = False
+    state.failed_loops = []
     state.supervisor = settings.supervisor
     state.openapi_json = {}
     models_dirs = [settings.models_dir] if settings.models_dir else []
@@ -219,15 +221,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     # What webhooks say of a job comes from no request.
     ROOT_PATH.set(app.state.root_path)
     try:
-        async with (
-            app.state.server_check.running(),
-            app.state.notifier.running(),
-            app.state.watcher.running(),
-            app.state.reaper.running(),
-            app.state.delivery.running(),
-            sampling(app.state.metrics),
-        ):
-            yield
+        with noting_failures(app.state.failed_loops):
+            async with (
+                app.state.server_check.running(),
+                app.state.notifier.running(),
+                app.state.watcher.running(),
+                app.state.reaper.running(),
+                app.state.delivery.running(),
+                sampling(app.state.metrics),
+            ):
+                yield
     finally:
         app.state.contact_sheets.close()
         app.state.image_reader.close()

@@ -15,6 +15,7 @@ its answer, as every other error does. Without this, uvicorn
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -33,12 +34,20 @@ from app.problems.problems import (
     HeadTooLarge,
     NotHttp,
     Problem,
+    RepeatedHeader,
     SlowRequest,
     TooManyConnections,
+    WrongTransferEncoding,
 )
 
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_HEADERS = 100
+# Proxies and servers do not agree on which of two counts.
+_ONCE = {
+    name.lower().encode(): name
+    for name in ("Host", "Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
+}
+_WHOLE_URL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?([^/?#]*)")
 _MAX_TRAILER_BYTES = 4 * 1024
 # The parser cannot stop within what it is given. So it is given little, and stops behind that.
 _PARSED_AT_ONCE_BYTES = 512
@@ -201,13 +210,16 @@ class Connection(HttpToolsProtocol):
         """Take a header. Trailers are dropped.
 
         Raises:
-            ValueError: There are too many. The parser then gives up.
+            ValueError: It is one too many, or in a coding that nobody reads. The parser gives up.
         """
         if not self._in_head:
             return
         if len(self.headers) == _MAX_HEADERS:
             self._fault = HeadTooLarge(_MAX_HEAD_BYTES, _MAX_HEADERS)
             raise ValueError("too many headers")
+        if fault := self._fault_of(name.lower(), value):
+            self._fault = fault
+            raise ValueError(fault.name)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -218,10 +230,24 @@ class Connection(HttpToolsProtocol):
         """
         self._in_head = False
         self._limits.capacity.is_busy(self)
+        self._take_host_of_url()
         super().on_headers_complete()
         # What would follow an upgrade is another protocol, which nobody here speaks.
         self._persistent &= self.cycle.keep_alive and not self.parser.should_upgrade()
         self.cycle.keep_alive = False
+
+    def _fault_of(self, name: bytes, value: bytes) -> Problem | None:
+        if name in _ONCE and any(other == name for other, _ in self.headers):
+            return RepeatedHeader(_ONCE[name])
+        if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            return WrongTransferEncoding(value.decode("latin-1"))
+        return None
+
+    def _take_host_of_url(self) -> None:
+        """Let the host of a whole URL count, and not the header (RFC 9112, section 3.2.2)."""
+        if self.url[:1] != b"/" and (whole := _WHOLE_URL.match(self.url)):
+            self.headers[:] = [header for header in self.headers if header[0] != b"host"]
+            self.headers.append((b"host", whole[1]))
 
     def on_chunk_header(self) -> None:
         """Begin a chunk, which is the last one if no body follows."""

@@ -1,4 +1,4 @@
-"""Steps of every request: a limit on its body, HEAD as GET, headers of every answer."""
+"""Steps of every request: what its body may be, HEAD as GET, headers of every answer."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.problems.exception_handlers import render
-from app.problems.problems import BodyTooLarge
+from app.problems.problems import BodyTooLarge, Problem, WrongContentEncoding
 
 # Nobody reads a body of these. An error raised while a handler waits for the client to leave
 # would be taken for the client's leaving.
 _WITHOUT_BODY = {"GET", "HEAD"}
+_UNENCODED = {"", "identity"}
 
 
 class BodyLimit:
-    """Refuses to read more than `max_bytes` of a body, whatever its Content-Length.
+    """Refuses to read a compressed body, or more than `max_bytes` of one.
 
     FastAPI's own `max_body_size` answers in text/plain, even where a handler for its error is set.
     """
@@ -24,23 +25,29 @@ class BodyLimit:
         self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a body whose declared length is too large, and count the bytes of any other.
+        """Refuse a body by what is declared of it, and count the bytes of any other.
 
         Raises:
             BodyTooLarge: the body turns out to be too large while it is read.
         """
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-        elif self._is_declared_too_large(scope):
-            await render(BodyTooLarge(self.max_bytes))(scope, receive, send)
+        elif problem := self._by_what_is_declared(scope):
+            await render(problem)(scope, receive, send)
         elif scope["method"] in _WITHOUT_BODY:
             await self.app(scope, receive, send)
         else:
             await self.app(scope, self._counted(receive), send)
 
-    def _is_declared_too_large(self, scope: Scope) -> bool:
-        declared = Headers(scope=scope).get("content-length", "")
-        return declared.isdecimal() and int(declared) > self.max_bytes
+    def _by_what_is_declared(self, scope: Scope) -> Problem | None:
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self.max_bytes:
+            return BodyTooLarge(self.max_bytes)
+        encoding = headers.get("content-encoding", "")
+        if encoding.strip().lower() in _UNENCODED:
+            return None
+        return WrongContentEncoding(encoding)
 
     def _counted(self, receive: Receive) -> Receive:
         size = 0

@@ -80,6 +80,29 @@ class NotHttp(Problem):
         )
 
 
+class RepeatedHeader(Problem):
+    """A header that says one thing stands there twice."""
+
+    status = HTTPStatus.BAD_REQUEST
+    name = "repeated-header"
+
+    def __init__(self, header: str) -> None:
+        super().__init__(f"the request has two {header} headers; send one.")
+
+
+class WrongTransferEncoding(Problem):
+    """The body is sent in a coding that nobody here reads."""
+
+    status = HTTPStatus.BAD_REQUEST
+    name = "wrong-transfer-encoding"
+
+    def __init__(self, transfer_encoding: str) -> None:
+        super().__init__(
+            f"transfer-encoding={_cut(transfer_encoding)} is not read here; send `chunked` alone, "
+            "or a Content-Length."
+        )
+
+
 class Unauthorized(Problem):
     """The request has no API key, or one that is not known or has expired."""
 
@@ -298,6 +321,21 @@ class WrongContentType(Problem):
         super().__init__(f"{fact}; send `Content-Type: application/json`.")
 
 
+class WrongContentEncoding(Problem):
+    """The body is compressed."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    name = "wrong-content-encoding"
+    # RFC 9110, section 15.5.16
+    with_headers: ClassVar[Mapping[str, str]] = {"Accept-Encoding": "identity"}
+
+    def __init__(self, content_encoding: str) -> None:
+        super().__init__(
+            f"content-encoding={_cut(content_encoding)} is not read here; send the body as it is, "
+            "without a Content-Encoding."
+        )
+
+
 class WrongHost(Problem):
     """The service has no API keys and answers under its own names only; `Host` is another."""
 
@@ -471,6 +509,19 @@ class Internal(Problem):
 
     def __init__(self) -> None:
         super().__init__("the server failed on this request, which is a bug; its log says more.")
+
+
+class LoopEnded(Problem):
+    """A part of this process has ended by a bug of the service. A restart brings it back."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    name = "loop-ended"
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(
+            f"{', '.join(names)} of this process has ended by a bug of the service; restart the "
+            "API, and report what its log says (event loop.ended)."
+        )
 
 
 class NotOnDisk(Problem):

@@ -24,6 +24,7 @@ from app.problems.problems import (
 )
 from app.routers.dependencies import Caller, Cost, Previews, Watcher
 from app.routers.jobs import JobId
+from app.schemas.numbers import PLAIN_INT
 from worker.jobs.domain import MAX_INDEX
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -38,7 +39,7 @@ LastEventId = Annotated[
     ),
 ]
 PreviewIndices = Annotated[
-    list[Annotated[int, Field(ge=0, le=MAX_INDEX)]],
+    list[Annotated[int, Field(ge=0, le=MAX_INDEX), PLAIN_INT]],
     Query(
         default_factory=list,
         max_length=MAX_IMAGES,

@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from app.operation.metrics import scrape
 from app.problems.problems import (
     STORE_AWAY,
+    LoopEnded,
     NoWorker,
     Stopping,
     StoreFull,
@@ -36,11 +37,18 @@ class PrometheusText(Response):
 
 @router.get(
     "/healthz",
-    description="Whether this process answers. Says nothing of Redis or the workers: restarting "
-    "the API would not help those.",
+    description="Whether this process answers, and is whole. Says nothing of Redis or the workers: "
+    "restarting the API would not help those.",
+    responses=problems(LoopEnded),
 )
-async def healthz() -> Health:
-    """Answer that this process is alive."""
+async def healthz(request: Request) -> Health:
+    """Answer that this process is alive.
+
+    Raises:
+        LoopEnded: it answers, but something that it does beside that has ended.
+    """
+    if failed := request.app.state.failed_loops:
+        raise LoopEnded(failed)
     return Health()
 
 

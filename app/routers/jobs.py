@@ -29,6 +29,7 @@ from app.problems.problems import (
     TooManyJobs,
     TooManyStreams,
     UnknownJob,
+    WrongContentEncoding,
     WrongContentType,
     problems,
 )
@@ -36,6 +37,7 @@ from app.records.cursor import CURSOR_PATTERN, Cursor
 from app.records.links import job_path
 from app.routers.dependencies import Caller, Commands, Cost, Queries, json_only
 from app.schemas.jobs import JOB_EXAMPLE, IdempotencyKey, Job, JobPage, JobRequest
+from app.schemas.numbers import PLAIN_FLOAT, PLAIN_INT
 from worker.jobs.domain import ANY_OWNER, State
 
 
@@ -78,11 +80,14 @@ Wait = Annotated[
         description="Answer at the next change of state, after this many seconds at most; after "
         "50 in any case, as proxies give up at 60",
     ),
+    PLAIN_FLOAT,
 ]
 OfState = Annotated[
     State | None, Query(description="Only jobs in this state", examples=["running"])
 ]
-Limit = Annotated[int, Query(ge=1, le=100, description="Jobs a page, at most", examples=[20])]
+Limit = Annotated[
+    int, Query(ge=1, le=100, description="Jobs a page, at most", examples=[20]), PLAIN_INT
+]
 OfOwner = Annotated[
     str | None,
     Query(
@@ -100,7 +105,14 @@ _BODIES: dict[str, Example] = {
     "sixteen images": {"value": {"count": 16, "seed": 7}},
     "fast": {"value": {"count": 16, "seed": 7, "sampler": "ddim", "steps": 20, "eta": 0.0}},
 }
-_BAD_REQUESTS = (BrokenBody, BodyTooLarge, WrongContentType, InvalidRequest, KeyReused)
+_BAD_REQUESTS = (
+    BrokenBody,
+    BodyTooLarge,
+    WrongContentType,
+    WrongContentEncoding,
+    InvalidRequest,
+    KeyReused,
+)
 _REFUSALS = (QuotaExceeded, TooManyJobs, TooManyBytes, QueueFull, NotOnDisk, *STORE_AWAY, StoreFull)
 _ACCEPTED = {
     "description": "Accepted; to be polled at `Location`",

@@ -24,6 +24,7 @@ from app.records.links import ROOT_PATH
 from app.routers.dependencies import Caller, Cost, Links, Queries
 from app.routers.jobs import JobId
 from app.schemas.links import ImageLink, SignedLinks
+from app.schemas.numbers import PLAIN_INT
 from worker.jobs.domain import MAX_COUNT, MAX_INDEX
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
@@ -38,9 +39,10 @@ Ttl = Annotated[
         description="Seconds that the links are good for, rounded up to whole minutes",
         examples=[3600],
     ),
+    PLAIN_INT,
 ]
 ImageIndices = Annotated[
-    list[Annotated[int, Field(ge=0, le=MAX_INDEX)]],
+    list[Annotated[int, Field(ge=0, le=MAX_INDEX), PLAIN_INT]],
     Query(
         default_factory=list,
         max_length=MAX_COUNT,

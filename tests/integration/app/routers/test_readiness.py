@@ -35,6 +35,25 @@ def test_a_worker_that_has_started_no_longer_says_so(redis: Redis) -> None:
     assert not thread.is_alive()
 
 
+def test_a_process_without_one_of_its_loops_is_not_healthy(
+    settings: ApiSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("worker.jobs.reaper.Reaper.run_once", broken)
+    with serve(create_app(settings)) as url:
+
+        def is_ill() -> bool:
+            return httpx.get(f"{url}/healthz").status_code == 500
+
+        eventually(is_ill, 20, "the process says that it is ill")
+        told = problem(httpx.get(f"{url}/healthz"), 500)
+        assert told["type"].endswith(":loop-ended")
+        assert "ReaperTask" in told["detail"]
+        assert httpx.get(f"{url}/v1/models").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("supervisor", "remedy"),
     [

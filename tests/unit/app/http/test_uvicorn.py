@@ -40,7 +40,7 @@ OF_THE_PROTOCOL = {
     "shutdown",
     "timeout_keep_alive_handler",
 }
-OF_ITS_STATE = {"cycle", "flow", "headers", "loop", "parser", "pipeline", "transport"}
+OF_ITS_STATE = {"cycle", "flow", "headers", "loop", "parser", "pipeline", "transport", "url"}
 
 
 def test_uvicorns_http_protocol_is_the_one_that_was_read() -> None:

@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from app.operation.background import background
+from app.operation.background import background, noting_failures
 
 
 async def for_ever(seen: list[str]) -> None:
@@ -31,11 +31,26 @@ async def test_a_loop_that_fails_is_in_the_log_at_once_and_the_others_go_on(
         raise ZeroDivisionError
 
     seen: list[str] = []
-    async with background(fails(), for_ever(seen)):
-        while "ZeroDivisionError" not in caplog.text:
-            await asyncio.sleep(0)
-        assert seen == []
+    names: list[str] = []
+    with noting_failures(names):
+        async with background(fails(), for_ever(seen)):
+            while "ZeroDivisionError" not in caplog.text:
+                await asyncio.sleep(0)
+            assert seen == []
     assert seen == ["ended"]
+    (name,) = names
+    assert name.endswith("fails")
+
+
+async def test_loops_that_end_by_themselves_or_with_the_block_have_not_failed():
+    async def is_done() -> None:
+        """End at once."""
+
+    names: list[str] = []
+    with noting_failures(names):
+        async with background(is_done(), for_ever([])):
+            await asyncio.sleep(0.01)
+    assert names == []
 
 
 async def test_a_loop_that_loses_a_cancellation_is_asked_again():
