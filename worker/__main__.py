@@ -161,7 +161,9 @@ def build(
     writer = writer or JobWriter(redis, watched)
     names = dict.fromkeys([*models, *(sorted(offered.offers.names) if offered else ())])
     shards = ShardLeases(redis, [rotation_name(p, name) for p in Priority for name in names])
-    sender = ResultSender(shards, writer, messages, clock=clock, tracing=tracing)
+    sender = ResultSender(
+        shards, writer, messages, has_room=load.changed.set, clock=clock, tracing=tracing
+    )
     saver = SnapshotSaver(
         shards, writer, messages, clock=clock, cpu_clock=cpu_clock, counters=counters
     )

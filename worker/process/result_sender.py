@@ -107,6 +107,7 @@ class ResultSender:
         full_images: int = FULL_IMAGES,
         together: int = _TOGETHER,
         encoders: int = ENCODERS,
+        has_room: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         tracing: Tracing | None = None,
     ) -> None:
@@ -121,6 +122,7 @@ class ResultSender:
             full_images: images with which the sender is full.
             together: batches that are sent together at most.
             encoders: threads that encode images.
+            has_room: is called when the sender is full no longer.
             clock: the time in seconds, from any beginning.
             tracing: makes spans of shards; None where nobody asks for them.
         """
@@ -132,6 +134,7 @@ class ResultSender:
         self._full_bytes = full_bytes
         self._full_images = full_images
         self._together = together
+        self._has_room = has_room
         self._clock = clock
         # zlib lets other threads run. The threads start when they are first needed.
         self._encoders = ThreadPoolExecutor(encoders, "encoder")
@@ -283,11 +286,15 @@ class ResultSender:
             outcomes = self._end_shards(ended)
             if self._tracing:
                 self._trace(encodings, ended, outcomes)
+        was_full = self.is_full()
         with self._lock:
             for encoding in encodings:
                 self._batches.popleft()
                 self._images -= len(encoding.batch.images)
                 self._image_bytes -= encoding.size_bytes
+        # Without this the intake, which takes nothing meanwhile, would find out when it asks again.
+        if was_full and not self.is_full():
+            self._has_room()
 
     def _trace(
         self, encodings: Iterable[_Encoding], ended: Iterable[Lease], outcomes: Iterable[str]

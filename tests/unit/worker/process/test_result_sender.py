@@ -88,6 +88,18 @@ def test_a_sender_is_full_of_bytes_until_the_store_has_them() -> None:
     assert not sender.is_full()
 
 
+def test_a_sender_says_once_that_it_is_full_no_longer() -> None:
+    """An intake that waits for it would else find out when it asks again."""
+    said: list[str] = []
+    sender, _ = sender_to(Writer(), full_images=1, has_room=lambda: said.append("room"))
+    assert said == []
+    sender.run_once()
+    assert said == ["room"]
+    sender.post(ResultBatch(lease_of(SHARD), last=True))
+    sender.run_once()
+    assert said == ["room"]
+
+
 @pytest.mark.parametrize(("full_images", "is_full"), [(1, True), (2, False)])
 def test_a_sender_is_full_of_many_small_images(full_images: int, is_full: bool) -> None:
     sender, _ = sender_to(Writer(), full_images=full_images)
