@@ -24,7 +24,7 @@ from app.problems.problems import (
 )
 from app.routers.dependencies import Caller, Cost, Previews, Watcher
 from app.routers.jobs import JobId
-from app.schemas.numbers import PLAIN_INT
+from app.schemas.plain_numbers import PLAIN_INT
 from worker.jobs.domain import MAX_INDEX
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])

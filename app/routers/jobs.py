@@ -37,7 +37,7 @@ from app.records.cursor import CURSOR_PATTERN, Cursor
 from app.records.links import job_path
 from app.routers.dependencies import Caller, Commands, Cost, Queries, json_only
 from app.schemas.jobs import JOB_EXAMPLE, IdempotencyKey, Job, JobPage, JobRequest
-from app.schemas.numbers import PLAIN_FLOAT, PLAIN_INT
+from app.schemas.plain_numbers import PLAIN_FLOAT, PLAIN_INT
 from worker.jobs.domain import ANY_OWNER, State
 
 

@@ -24,7 +24,7 @@ from app.records.links import ROOT_PATH
 from app.routers.dependencies import Caller, Cost, Links, Queries
 from app.routers.jobs import JobId
 from app.schemas.links import ImageLink, SignedLinks
-from app.schemas.numbers import PLAIN_INT
+from app.schemas.plain_numbers import PLAIN_INT
 from worker.jobs.domain import MAX_COUNT, MAX_INDEX
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])

@@ -1,6 +1,7 @@
 """The options of diffusers' `UNet2DModel`, read from config.json and checked.
 
-What this U-Net cannot be is refused by name. One option is our own: `timestep_input_dim`.
+What this U-Net cannot be is refused by name. Two options are not among diffusers' own for this
+network: `timestep_input_dim` and `num_attention_heads`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,15 @@ _ACTIVATIONS: dict[str, Activation] = {
 # far beyond what anybody trains on pixels
 _LARGEST = {"layers_per_block": 64, "norm_num_groups": 8192}
 # numbers of anything but channels of a level
-_COUNTS = ("time_embedding_dim", "timestep_input_dim", "num_class_embeds", "num_train_timesteps")
+_COUNTS = (
+    "time_embedding_dim",
+    "timestep_input_dim",
+    "num_attention_heads",
+    "num_class_embeds",
+    "num_train_timesteps",
+)
+# options that diffusers' UNet2DModel lacks; where they are null they are not written
+OUR_OPTIONS = ("timestep_input_dim", "num_attention_heads")
 # the second is its name before diffusers 0.2
 _CLASSES = ("UNet2DModel", "UNetUnconditionalModel")
 
@@ -90,6 +99,9 @@ class UNetConfig(NetworkConfig):
         timestep_input_dim: Numbers that a timestep is turned into; None: as many as the first level
             has channels. diffusers lacks the option, which guided-diffusion's network for 512
             pixels needs.
+        num_attention_heads: Heads of every attention, in place of `attention_head_dim`, which is
+            None then. diffusers' conditional networks have the option. improved-diffusion's
+            networks for ImageNet need it, as they attend at several widths.
     """
 
     center_input_sample: bool = False
@@ -120,6 +132,7 @@ class UNetConfig(NetworkConfig):
     dropout: float = 0.0
     act_fn: str = "silu"
     attention_head_dim: int | None = 8
+    num_attention_heads: int | None = None
     norm_num_groups: int | None = 32
     attn_norm_num_groups: int | None = None
     norm_eps: float = 1e-5
@@ -153,13 +166,24 @@ class UNetConfig(NetworkConfig):
         self.check_channels()
         self._check_skips()
         self._check_groups()
-        head = self.attention_head_dim
-        for width in self._attending_widths():
-            if head is not None and not 1 <= head <= width:
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        """Refuse heads of attention that do not fit the channels."""
+        width, heads = self.attention_head_dim, self.num_attention_heads
+        if width is not None and heads is not None:
+            raise UnsupportedConfig(
+                f"attention_head_dim={width} and num_attention_heads={heads} say the same in two"
+                " ways; make one of them null"
+            )
+        for channels in self._attending_widths():
+            if width is not None and not 1 <= width <= channels:
                 raise UnsupportedConfig(
-                    f"attention_head_dim={head} leaves no head of {width} channels;"
-                    f" give 1 to {width}, or null for one head"
+                    f"attention_head_dim={width} leaves no head of {channels} channels;"
+                    f" give 1 to {channels}, or null for one head"
                 )
+            if heads is not None:
+                divide(channels, heads, "num_attention_heads")
 
     def _check_numbers(self) -> None:
         """Refuse numbers with which the network would not run, or would return NaN."""
@@ -279,11 +303,13 @@ class UNetConfig(NetworkConfig):
     def to_diffusers(self) -> dict[str, Any]:
         """Make the config.json from which diffusers reads the same network.
 
-        diffusers refuses the weights of a network with a `timestep_input_dim` by their shape.
+        diffusers refuses the weights of a network with a `timestep_input_dim` by their shape. It
+        does not know `num_attention_heads` of this network, and warns of it.
         """
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        if self.timestep_input_dim is None:
-            del options["timestep_input_dim"]
+        for name in OUR_OPTIONS:
+            if options[name] is None:
+                del options[name]
         return {"_class_name": "UNet2DModel", "_diffusers_version": "0.35.0", **options}
 
     @property
@@ -334,11 +360,13 @@ class UNetConfig(NetworkConfig):
 
     def heads(self, channels: int) -> int:
         """Count the heads of attention over so many channels."""
-        return 1 if self.attention_head_dim is None else channels // self.attention_head_dim
+        if self.attention_head_dim is None:
+            return self.num_attention_heads or 1
+        return channels // self.attention_head_dim
 
     def head_width(self, channels: int) -> int:
         """Count the channels of a head. Heads that do not divide the channels leave some out."""
-        return channels if self.attention_head_dim is None else self.attention_head_dim
+        return self.attention_head_dim or max(1, channels // self.heads(channels))
 
 
 def skip_groups(channels: int) -> int:

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from models.checkpoints import scheduler_config
 from models.diffusion.sampling import Network, from_bytes
 from models.networks.unet import UNet
+from models.networks.unet_config import OUR_OPTIONS
 from models.train.classes import check_classes, choose_classes, network_of, rows_of
 from models.train.data.images import BadData, Images
 from models.train.ema import EMA
@@ -45,8 +46,6 @@ VALIDATED_IMAGES = 256
 # Draws of these have seeds that no update and no epoch has.
 _VALIDATION = -(2**62)
 _SPLIT = _VALIDATION + 1
-# Runs that began before the network had these do not name them.
-_NEWER_OPTIONS = ("timestep_input_dim",)
 
 
 class Diverged(RuntimeError):
@@ -415,7 +414,8 @@ def _identity(recipe: TrainingRecipe) -> str:
         about.add("classes")
         free.add("label_dropout")
     # options of networks that older versions did not have
-    newer = {name for name in _NEWER_OPTIONS if getattr(recipe.network, name) is None}
+    # A run that began before the network had these does not name them.
+    newer = {name for name in OUR_OPTIONS if getattr(recipe.network, name) is None}
     training = recipe.training
     if training.warmup_updates is None:
         training = training.model_copy(update={"warmup_updates": OLD_WARMUP_UPDATES})

@@ -5,7 +5,8 @@ Nichol and Dhariwal (2021), Dhariwal and Nichol (2021). Their network is `UNet2D
 from the weights, the rest from the flags of the training.
 
 The network for 512 pixels embeds timesteps by more channels than its first level has, which
-`UNet2DModel` lacks: `timestep_input_dim` says it.
+`UNet2DModel` lacks: `timestep_input_dim` says it. Those of improved-diffusion for ImageNet have as
+many heads at every width, which it lacks too: `num_attention_heads` says it.
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ def _config(tensors: Mapping[str, Tensor], shape: _Shape, flags: TrainerFlags) -
         "up_block_types": [_block("Up", attends, sampling) for attends in shape.attends[::-1]],
         "downsample_type": sampling,
         "upsample_type": sampling,
-        "attention_head_dim": _head_width(shape, flags),
+        **_heads(shape, flags),
         "norm_num_groups": _GROUPS,
         "attn_norm_num_groups": _GROUPS,
         "norm_eps": 1e-5,
@@ -205,22 +206,19 @@ def _block(way: str, attends: bool, sampling: str) -> str:
     return f"{way}Block2D"
 
 
-def _head_width(shape: _Shape, flags: TrainerFlags) -> int:
-    """Return the channels of a head, which `UNet2DModel` has one number for."""
+def _heads(shape: _Shape, flags: TrainerFlags) -> dict[str, int | None]:
+    """Say how attention is parted: by the channels of a head, or by their number at any width."""
     widths = {w for w, attends in zip(shape.widths, shape.attends, strict=True) if attends}
     widths.add(shape.widths[-1])
     if flags.num_head_channels is not None:
-        return flags.num_head_channels
+        return {"attention_head_dim": flags.num_head_channels}
     heads = flags.num_heads or 1
+    for width in sorted(widths):
+        if width % heads:
+            raise BadCheckpoint(f"--num_heads {heads} does not divide {width} channels; correct it")
     if len(widths) > 1:
-        raise BadCheckpoint(
-            f"--num_heads {heads} gives heads of different widths at {sorted(widths)} channels,"
-            " and UNet2DModel has one width for all; it is not served"
-        )
-    width = widths.pop()
-    if width % heads:
-        raise BadCheckpoint(f"--num_heads {heads} does not divide {width} channels; correct it")
-    return width // heads
+        return {"attention_head_dim": None, "num_attention_heads": heads}
+    return {"attention_head_dim": widths.pop() // heads}
 
 
 def _rename(
@@ -235,7 +233,7 @@ def _rename(
             renamed["class_embedding.weight"] = tensor
         else:
             place, part = _place(name, shape)
-            renamed |= _of_part(place, part, tensor, config["attention_head_dim"], flags)
+            renamed |= _of_part(place, part, tensor, flags)
     return renamed
 
 
@@ -262,9 +260,7 @@ def _place(name: str, shape: _Shape) -> tuple[str, str]:
     return f"up_blocks.{level}.{kind}.{j if kind == 'attentions' else 0}", part
 
 
-def _of_part(
-    place: str, part: str, tensor: Tensor, head_width: int, flags: TrainerFlags
-) -> dict[str, Tensor]:
+def _of_part(place: str, part: str, tensor: Tensor, flags: TrainerFlags) -> dict[str, Tensor]:
     stem, _, kind = part.rpartition(".")
     if stem in _RESIDUAL:
         return {f"{place}.{_RESIDUAL[stem]}.{kind}": tensor}
@@ -277,7 +273,7 @@ def _of_part(
     if stem == "proj_out":
         return {f"{place}.to_out.0.{kind}": flat}
     if stem == "qkv":
-        three = _split(flat, head_width, flags.use_new_attention_order)
+        three = _split(flat, flags)
         return {f"{place}.{to}.{kind}": t for to, t in zip(_QKV, three, strict=True)}
     raise BadCheckpoint(f"{place}: {part} belongs to no network of the two trainers")
 
@@ -285,12 +281,13 @@ def _of_part(
 _QKV = ("to_q", "to_k", "to_v")
 
 
-def _split(qkv: Tensor, head_width: int, new_order: bool) -> list[Tensor]:
+def _split(qkv: Tensor, flags: TrainerFlags) -> list[Tensor]:
     """Part queries, keys and values: rows of heads lie together, or heads lie in each third."""
-    if new_order:
+    if flags.use_new_attention_order:
         return list(qkv.chunk(3))
-    heads = qkv.shape[0] // (3 * head_width)
-    parted = qkv.reshape(heads, 3, head_width, *qkv.shape[1:])
+    channels = qkv.shape[0] // 3
+    width = flags.num_head_channels or channels // (flags.num_heads or 1)
+    parted = qkv.reshape(channels // width, 3, width, *qkv.shape[1:])
     return [parted[:, i].flatten(0, 1) for i in range(3)]
 
 

@@ -101,6 +101,12 @@ def test_a_pair_of_equal_sides_is_square():
         ({"norm_num_groups": 0}, "norm_num_groups=0"),
         ({"attention_head_dim": 0}, "attention_head_dim=0"),
         ({"attention_head_dim": 4096}, "attention_head_dim=4096"),
+        ({"num_attention_heads": 4}, "say the same in two ways; make one of them null"),
+        (
+            {"attention_head_dim": None, "num_attention_heads": 0},
+            "num_attention_heads=0; give 1 to",
+        ),
+        ({"attention_head_dim": None, "num_attention_heads": 3}, "num_attention_heads=3"),
         ({"block_out_channels": "wide"}, "block_out_channels"),
         ({"block_out_channels": None}, "block_out_channels=None"),
         ({"norm_eps": None}, "norm_eps=None"),

@@ -41,6 +41,12 @@ CONFIGURATIONS: dict[str, Options] = {
         "up_block_types": ["AttnUpBlock2D", "ResnetUpsampleBlock2D"],
     },
     "heads that do not divide": {"attention_head_dim": 12},
+    "so many heads at every width": {
+        "attention_head_dim": None,
+        "num_attention_heads": 4,
+        "down_block_types": ["AttnDownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D"],
+    },
     "no middle": {"mid_block_type": None},
     "divided middle": {"mid_block_scale_factor": 1.5, "attn_norm_num_groups": 16},
     "centred": {"center_input_sample": True, "in_channels": 4, "out_channels": 4},

@@ -172,12 +172,24 @@ def test_diffusers_loads_no_network_whose_embedding_of_timesteps_is_wider(tmp_pa
         UNet2DModel.from_pretrained(source.folder / "unet", low_cpu_mem_usage=False)
 
 
-def test_heads_of_several_widths_are_refused(tmp_path):
+@pytest.mark.parametrize("new_order", [True, False])
+def test_a_number_of_heads_holds_at_every_width(tmp_path, new_order):
+    """improved-diffusion's networks for ImageNet are so."""
+    shape = SHAPE | {"attention_resolutions": (1, 2), "channel_mult": (1, 2, 3)}
+    net = UNetModel(num_heads=4, use_new_attention_order=new_order, **shape)
+    theirs = saved(net, tmp_path / "model.safetensors")
+    flags = f"{FLAGS} --num_heads 4 --use_new_attention_order {new_order}"
+    ours = converted(tmp_path / "model.safetensors", flags)
+    assert (ours.cfg.num_attention_heads, ours.cfg.attention_head_dim) == (4, None)
+    assert differences(ours, theirs) < 1e-5
+
+
+def test_a_number_of_heads_that_divides_no_width_is_refused(tmp_path):
     shape = SHAPE | {"attention_resolutions": (1, 2)}
     saved(UNetModel(num_heads=4, **shape), tmp_path / "model.safetensors")
-    with pytest.raises(BadCheckpoint, match="heads of different widths at \\[32, 64\\]"):
+    with pytest.raises(BadCheckpoint, match="--num_heads 5 does not divide 32 channels"):
         open_source(
-            str(tmp_path / "model.safetensors"), tmp_path / "scratch", flags=FLAGS + "--num_heads 4"
+            str(tmp_path / "model.safetensors"), tmp_path / "scratch", flags=FLAGS + "--num_heads 5"
         )
 
 
