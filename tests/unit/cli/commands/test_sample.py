@@ -38,9 +38,12 @@ def test_the_images_are_saved_under_seed_and_index(service: Played, tmp_path: Pa
     [
         (["--label", "cat"], {"label": "cat"}),
         (["--labels", "cat, 3", "--guidance", "2"], {"labels": ["cat", "3"], "guidance": 2.0}),
+        (["--start", "4"], {"start": 4}),
+        (["--priority", "bulk"], {"priority": "bulk"}),
+        (["--webhook", "https://a.example/x"], {"webhook": "https://a.example/x"}),
     ],
 )
-def test_labels_and_guidance_are_posted(
+def test_options_are_posted_as_fields_of_the_job(
     service: Played, tmp_path: Path, options: list[str], body: dict[str, Any]
 ) -> None:
     service.polls = [job("finished", 2)]
