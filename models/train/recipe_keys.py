@@ -37,9 +37,8 @@ _MEANINGS = {
     " left out",
     "network.timestep_input_dim": "numbers that t is turned into, 2 or more; as many as the first"
     " width if left out. diffusers does not read such a network",
-    "network.num_attention_heads": 'heads of every attention, where `attention_head_dim` is `"one"`'
-    " head; must divide the width of every level that has attention. diffusers does not read such a"
-    " network",
+    "network.num_attention_heads": "heads of every attention, each width of which they divide, in"
+    f' place of `attention_head_dim`, which is then `"{ONE_HEAD}"`. diffusers does not know it',
     "network.mid_block_type": 'the middle block, `"UNetMidBlock2D"`',
     "network.mid_block_scale_factor": "what the middle block's sums are divided by",
     "network.downsample_type": '`"conv"` or `"resnet"`: what halves the sides of `AttnDownBlock2D`',
